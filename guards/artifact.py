@@ -1,0 +1,267 @@
+"""The on-disk form of a guard: a folder with `manifest.json` and `tensors.safetensors`, nothing else.
+
+One validating reader, one atomic writer; `artifacts/README.md` is the specification. No pickle, ever. The same
+guard gives the same bytes: keys are sorted and nothing in the file depends on the time or the machine.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from guards.errors import ArtifactError
+from guards.verdict import Scope
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TENSORS_NAME = "tensors.safetensors"
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_TENSORS_BYTES = 4 << 30
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys, coerced types and non-finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelIdentity(Strict):
+    """The model a guard was calibrated on. All that is set must agree with the model that is served."""
+
+    architecture: str
+    layers: Annotated[int, Field(ge=1)]
+    d_model: Annotated[int, Field(ge=1)]
+    d_ff: Annotated[int, Field(ge=1)]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    weights_sha256: Sha256 | None
+    """Digest of the weight files (`guards.identity`); None for an imported artifact not yet bound to a model."""
+
+
+class Rate(Strict):
+    """A proportion with its two-sided 95 % Clopper-Pearson interval."""
+
+    hits: Count
+    total: Count
+    rate: float
+    low: float
+    high: float
+
+
+class SourceRecord(Strict):
+    """One data source that calibration read."""
+
+    role: Literal["forget", "retain"]
+    name: str
+    sha256: Sha256
+    examples: Count
+    tokens: Count
+
+
+class CalibrationRecord(Strict):
+    """How a guard came to be, for whoever has to trust it."""
+
+    tool: str
+    frames: tuple[str, ...]
+    """Prompt frames in the order they were fitted: "chat", "bare", or a template holding {text}."""
+    template_sha256: Sha256 | None
+    """Digest of the chat template when "chat" is among the frames."""
+    sources: tuple[SourceRecord, ...]
+    recall: Rate | None
+    """Held-out forget examples on which the guard fires, in any of its frames."""
+    false_abstention: Rate | None
+    """Held-out retain examples on which the guard fires, in any of its frames."""
+    notes: tuple[str, ...] = ()
+
+
+class Canary(Strict):
+    """A prompt whose readings are known. At start the live engine must give them again.
+
+    `scores` holds, for a detector, one score per part (cube) at the last prompt token; for an intervention the
+    number of neurons shifted there. `fires` says whether the guard acts on this prompt.
+    """
+
+    token_ids: tuple[Count, ...] = Field(min_length=1)
+    scores: tuple[float, ...] = Field(min_length=1)
+    fires: bool
+
+
+class Manifest(Strict):
+    """The whole of `manifest.json`. `parameters` is the method's own record, validated by its loader."""
+
+    format: Literal["skillguard-artifact"] = "skillguard-artifact"
+    version: Literal[1] = 1
+    method: str
+    skill: Name
+    scope: Scope = Field(strict=False)
+    model: ModelIdentity
+    parameters: dict[str, Any]
+    calibration: CalibrationRecord
+    canaries: tuple[Canary, ...]
+    tensors_sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A validated artifact in memory. `digest` covers both files."""
+
+    name: str
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    digest: str
+
+    @property
+    def parameters_json(self) -> str:
+        """The method's own record, for its strict validation (JSON lists become tuples)."""
+        return json.dumps(self.manifest.parameters)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    data = manifest.model_dump(mode="json")
+    text = json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> str:
+    """Writes an artifact atomically, replacing an older artifact of that name, and returns its digest.
+
+    `manifest.tensors_sha256` is filled in here. Raises ArtifactError when a tensor is not finite, or when
+    `folder` exists and is no artifact.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{folder}: tensor {name!r} holds a non-finite value; nothing was written")
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+        raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
+    blob = save_tensors({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+    manifest = manifest.model_copy(update={"tensors_sha256": _sha256(blob)})
+    text = _manifest_bytes(manifest)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    retired = scratch.with_name(scratch.name + "-old")
+    try:
+        for file_name, data in ((TENSORS_NAME, blob), (MANIFEST_NAME, text)):
+            with open(scratch / file_name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        scratch.chmod(0o755)
+        if folder.exists():
+            folder.rename(retired)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+    return _sha256(text)
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    if not path.is_file():
+        raise ArtifactError(f"{path.parent}: got no file {path.name!r}; an artifact is a folder that has one")
+    size = path.stat().st_size
+    if size > limit:
+        raise ArtifactError(f"{path}: got {size} bytes, wanted at most {limit}: this is no artifact")
+    return path.read_bytes()
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as "where: what (got ...)"."""
+    issue = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in issue["loc"]) or "the top level"
+    return f"{where}: {issue['msg']} (got {str(issue['input'])[:80]!r})"
+
+
+def _parse_manifest(path: Path, data: bytes) -> Manifest:
+    def refuse_constant(value: str) -> float:
+        raise ValueError(f"non-finite number {value}")
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"a key is given twice among {sorted(keys)[:8]}")
+        return dict(pairs)
+
+    try:
+        raw = json.loads(data, parse_constant=refuse_constant, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error}): the file is damaged, copy it again") from error
+    if not isinstance(raw, dict) or raw.get("format") != "skillguard-artifact":
+        raise ArtifactError(f"{path}: wanted a JSON object with format 'skillguard-artifact'")
+    if raw.get("version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: got format version {raw.get('version')!r}, wanted {FORMAT_VERSION}: "
+            "use the skillguard release that wrote it, or calibrate again"
+        )
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_problem(error)}") from error
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Reads and validates an artifact folder; the one way in.
+
+    Raises ArtifactError naming what, got and wanted. The method's own parameters and tensor shapes are
+    validated by `guards.methods.load_guard`.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder}: got no such folder; wanted an artifact (manifest.json, tensors.safetensors)"
+        )
+    extra = sorted(p.name for p in folder.iterdir() if p.name.endswith((".pkl", ".pt", ".pth", ".bin", ".npz")))
+    if extra:
+        raise ArtifactError(f"{folder}: holds {extra[0]!r}; artifacts are never pickled, remove it")
+    text = _read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    manifest = _parse_manifest(folder / MANIFEST_NAME, text)
+    blob = _read_bounded(folder / TENSORS_NAME, MAX_TENSORS_BYTES)
+    got = _sha256(blob)
+    if got != manifest.tensors_sha256:
+        raise ArtifactError(
+            f"{folder / TENSORS_NAME}: got SHA-256 {got[:12]}..., wanted {manifest.tensors_sha256[:12]}...: "
+            "the file is damaged or belongs to another manifest, copy the folder again"
+        )
+    try:
+        tensors = load_tensors(blob)
+    except SafetensorError as error:
+        raise ArtifactError(f"{folder / TENSORS_NAME}: not a safetensors file ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{folder}: tensor {name!r} holds a non-finite value; calibrate again")
+    return Artifact(folder.resolve().name, manifest, tensors, _sha256(text))
+
+
+def take_tensor(artifact: Artifact, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that must be there with that shape and dtype. Raises ArtifactError saying got and wanted."""
+    tensor = artifact.tensors.get(name)
+    if tensor is None:
+        raise ArtifactError(f"{artifact.name}: no tensor {name!r}; got {sorted(artifact.tensors)[:8]}")
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ArtifactError(
+            f"{artifact.name}: tensor {name!r}: got {tensor.dtype} {tuple(tensor.shape)}, wanted {dtype} {shape}"
+        )
+    return tensor
+
+
+def refuse_extra_tensors(artifact: Artifact, wanted: set[str]) -> None:
+    """Raises ArtifactError when the file holds a tensor that the manifest does not account for."""
+    extra = sorted(set(artifact.tensors) - wanted)
+    if extra:
+        raise ArtifactError(f"{artifact.name}: got tensor {extra[0]!r} that the manifest does not describe")

@@ -1,0 +1,187 @@
+"""Puts guards on a transformers model, all or nothing, and takes them off again.
+
+One forward pass at a time. A pre-hook on the model itself learns which rows will be sampled (`logits_to_keep`) and
+every token's position; the hooks inside the feed-forward layers score those rows only, so a detector costs one pass
+over one key vector per sampled token however long the prompt is; `take` then hands out one reading per guard and
+row, in the order of the logits' rows. A guard that was not heard of reads MISSING, which nothing treats as a pass.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guards.errors import AttachError, GuardReadingError
+from guards.methods import Bound, BoundDetector, BoundIntervention, Guard, Method
+from guards.sites import ModelSites, Site
+from guards.verdict import Reading
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What every guard says about R sampled rows. Tensors lie on the host.
+
+    `codes_RG`: `Reading` values, one column per guard in the order of `names`. `scores`: per guard, float32 [R, parts].
+    """
+
+    names: tuple[str, ...]
+    codes_RG: Tensor
+    scores: Mapping[str, Tensor]
+
+
+@dataclass
+class _Forward:
+    """State of the running forward pass. `rows_R` None means every token."""
+
+    rows_R: Tensor | None
+    positions_T: Tensor
+    scores: dict[tuple[str, int], Tensor]
+    shifted: dict[str, Tensor]
+    fired: set[tuple[str, int]]
+
+
+class Attachment:
+    """Guards installed on a model. Use as a context manager, or call `remove`."""
+
+    def __init__(self, model: nn.Module, sites: ModelSites, guards: Mapping[str, tuple[Method, Guard]]) -> None:
+        device = next(model.parameters()).device
+        self.bound: dict[str, Bound] = {}
+        self._forward: _Forward | None = None
+        self._fused = sites.family.fused_gate_up
+        with ExitStack() as stack:
+            stack.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True).remove)
+            for name, (method, guard) in guards.items():
+                bound = method.bind(guard, device)
+                wrong = [layer for layer in bound.layers if not 0 <= layer < len(sites.layers)]
+                if wrong or not bound.layers:
+                    raise AttachError(
+                        f"guard {name!r} wants layers {list(bound.layers)}, the model has {len(sites.layers)}"
+                    )
+                self.bound[name] = bound
+                for layer in bound.layers:
+                    stack.callback(self._install(name, bound, layer, sites))
+            self._stack = stack.pop_all()
+
+    def _install(self, name: str, bound: Any, layer: int, sites: ModelSites) -> Callable[[], None]:
+        """Installs one guard on one layer; returns what takes it off."""
+        if bound.site is Site.KEY:
+            hook = self._key_hook(name, bound, layer)
+            return sites.layers[layer].key.register_forward_pre_hook(hook).remove
+        return (
+            sites.layers[layer]
+            .pre_activation.register_forward_hook(self._pre_activation_hook(name, bound, layer))
+            .remove
+        )
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Takes every hook off. Safe to call twice."""
+        self._stack.close()
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        batch, length = ids.shape
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(length, device=ids.device).expand(batch, length)
+        rows = kwargs.get("logits_to_keep")
+        if isinstance(rows, Tensor):
+            if batch != 1:
+                raise GuardReadingError(f"got logits_to_keep with a batch of {batch}, wanted a packed batch of 1")
+        elif rows:
+            raise GuardReadingError(f"got logits_to_keep={rows!r}, wanted a tensor of row indices")
+        else:
+            rows = None
+        self._forward = _Forward(rows, positions.reshape(-1), {}, {}, set())
+
+    def _running(self, name: str, layer: int) -> _Forward:
+        forward = self._forward
+        if forward is None:
+            raise GuardReadingError(f"guard {name!r}: layer {layer} ran outside a forward pass of the model")
+        if (name, layer) in forward.fired:
+            raise GuardReadingError(f"guard {name!r}: layer {layer} ran twice in one forward pass")
+        forward.fired.add((name, layer))
+        return forward
+
+    def _key_hook(
+        self, name: str, bound: BoundDetector, layer: int
+    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            forward = self._running(name, layer)
+            key_TF = args[0].reshape(-1, args[0].shape[-1])
+            if forward.rows_R is not None:
+                key_TF = key_TF.index_select(0, forward.rows_R)
+            for part, score_T in bound.score(layer, key_TF):
+                forward.scores[name, part] = score_T
+
+        return hook
+
+    def _pre_activation_hook(
+        self, name: str, bound: BoundIntervention, layer: int
+    ) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            forward = self._running(name, layer)
+            if output.requires_grad:
+                output = output.clone()
+            x_TF = output.view(-1, output.shape[-1])
+            if self._fused:
+                x_TF = x_TF[:, : x_TF.shape[-1] // 2]
+            moved_T = bound.shift(layer, x_TF, forward.positions_T)
+            before = forward.shifted.get(name)
+            forward.shifted[name] = moved_T if before is None else before + moved_T
+            return output
+
+        return hook
+
+    def take(self, rows: int) -> Readings:
+        """Readings of the forward pass that just ended, for its first `rows` logits rows; forgets the pass.
+
+        Raises GuardReadingError when no pass ran since the last call.
+        """
+        forward, self._forward = self._forward, None
+        if forward is None:
+            raise GuardReadingError("no guarded forward pass ran: the model was called around its hooks")
+        columns, blocks = [], []
+        for name, bound in self.bound.items():
+            scores = self._scores(name, bound, forward, rows)
+            if scores is None:
+                width = len(bound.parts)
+                scores = torch.full((rows, width), torch.nan)
+                code = torch.full((rows,), int(Reading.MISSING))
+            else:
+                code = _codes(scores, bound.taus)
+            columns.append(code.to("cpu", torch.int64))
+            blocks.append(scores.to("cpu"))
+        names = tuple(self.bound)
+        codes = torch.stack(columns, dim=1) if columns else torch.zeros((rows, 0), dtype=torch.int64)
+        return Readings(names, codes, dict(zip(names, blocks, strict=True)))
+
+    def _scores(self, name: str, bound: Bound, forward: _Forward, rows: int) -> Tensor | None:
+        """Float32 [rows, parts], or None when some layer's hook did not run or gave too few rows."""
+        if any((name, layer) not in forward.fired for layer in bound.layers):
+            return None
+        if bound.taus is None:
+            shifted_T = forward.shifted[name]
+            picked = shifted_T if forward.rows_R is None else shifted_T.index_select(0, forward.rows_R)
+            parts = [picked]
+        else:
+            parts = [forward.scores[name, part] for part in range(len(bound.parts))]
+        if any(part.shape[0] < rows for part in parts):
+            return None
+        return torch.stack([part[:rows] for part in parts], dim=1)
+
+
+def _codes(scores_RC: Tensor, taus_C: Tensor | None) -> Tensor:
+    """Reading per row: INVALID wherever any score is not finite, whatever the others say."""
+    finite_R = torch.isfinite(scores_RC).all(dim=1)
+    inside_R = (scores_RC <= taus_C).any(dim=1) if taus_C is not None else torch.zeros_like(finite_R)
+    code = torch.where(inside_R, int(Reading.INSIDE), int(Reading.OUTSIDE))
+    return torch.where(finite_R, code, int(Reading.INVALID))

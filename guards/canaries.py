@@ -1,0 +1,29 @@
+"""Prompts whose readings are known, and whether a live engine still gives them."""
+
+from collections.abc import Sequence
+
+from guards.artifact import Canary
+from guards.verdict import Reading
+
+RELATIVE_TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far a score may drift between two engines of one dtype: kernels sum in other orders."""
+SHIFT_SLACK = 2.0
+"""Neurons whose draw may fall the other way for the same reason."""
+
+
+def disagreement(
+    canary: Canary, reading: Reading, scores: Sequence[float], *, dtype: str, kind: str
+) -> str | None:
+    """None when the live reading agrees with the canary, else what was got and wanted."""
+    if reading not in (Reading.OUTSIDE, Reading.INSIDE):
+        return f"got no finite reading ({reading.name}), wanted scores {list(canary.scores)}"
+    if len(scores) != len(canary.scores):
+        return f"got {len(scores)} score(s), wanted {len(canary.scores)}"
+    fires = reading is Reading.INSIDE if kind == "detector" else scores[0] > 0
+    if fires != canary.fires:
+        return f"got a guard that {'fires' if fires else 'does not fire'}, wanted the opposite"
+    slack = SHIFT_SLACK if kind == "intervention" else 0.0
+    for got, wanted in zip(scores, canary.scores, strict=True):
+        if not abs(got - wanted) <= RELATIVE_TOLERANCE[dtype] * abs(wanted) + slack:
+            return f"got score {got:.6g}, wanted {wanted:.6g}"
+    return None

@@ -1,0 +1,46 @@
+"""Errors of the guards package.
+
+SkillguardError
+├── ArtifactError            a file on disk is refused
+│   └── ArtifactMismatchError    well formed, but made for another model
+├── UnsupportedModelError    the model has no site we know, or hides it
+├── DataError                a forget or retain source cannot be read as asked
+├── CalibrationError         the data do not allow a guard that keeps its promise
+├── AttachError              a guard could not be installed on every site it needs
+└── GuardReadingError        a guard gave no reading, or a non-finite one, for a position that needs it
+
+Each message says what, got, wanted and the next step. `raise` is for what a caller or a file can cause;
+`assert` only for our own mistakes.
+"""
+
+
+class SkillguardError(Exception):
+    """Root of every error this project raises on purpose; its text may be shown to the operator."""
+
+
+class ArtifactError(SkillguardError):
+    """A file on disk is not a valid artifact. Nothing of it was used."""
+
+
+class ArtifactMismatchError(ArtifactError):
+    """The artifact is well formed but was calibrated for another model, dtype or weights."""
+
+
+class UnsupportedModelError(SkillguardError):
+    """The model family is unknown, has no single key vector (mixture of experts), or hides it."""
+
+
+class DataError(SkillguardError):
+    """A data source cannot be read as asked."""
+
+
+class CalibrationError(SkillguardError):
+    """The examples given do not allow a guard that keeps the promise asked for."""
+
+
+class AttachError(SkillguardError):
+    """A guard could not be installed on every site it needs; nothing stays installed."""
+
+
+class GuardReadingError(SkillguardError):
+    """A forward pass gave no finite reading for a position that must have one. Never treated as a pass."""

@@ -1,0 +1,110 @@
+"""The registry of methods: how each guard is stored, and how it acts once bound to a device.
+
+A new method is one file beside `ksd.py` and one line in METHODS.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from guards import ksd_artifact, na_artifact
+from guards.artifact import Artifact
+from guards.errors import ArtifactError
+from guards.part import Part
+from guards.sites import Site
+from guards.verdict import Scope
+
+
+class Guard(Protocol):
+    """What every guard has: the layers it needs and the positions it judges."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def scope(self) -> Scope: ...
+
+
+class Bound(Protocol):
+    """A guard with its tensors on the model's device, ready to run inside a forward pass.
+
+    `parts` labels what is scored separately (a cube's frame); `taus` has one threshold per part, or is None for an
+    intervention.
+    """
+
+    @property
+    def site(self) -> Site: ...
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+
+    @property
+    def taus(self) -> Tensor | None: ...
+
+
+class BoundDetector(Bound, Protocol):
+    """Scores tokens and changes nothing."""
+
+    def score(self, layer: int, x_TF: Tensor) -> list[tuple[int, Tensor]]:
+        """(part index, float32 score [T]) for every part that lives at this layer."""
+        ...
+
+
+class BoundIntervention(Bound, Protocol):
+    """Changes activations in place."""
+
+    def shift(self, layer: int, x_TF: Tensor, positions_T: Tensor) -> Tensor:
+        """Writes new values into x and returns how many of each token's neurons moved, float32 [T].
+
+        NaN marks a token whose values were not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of the registry."""
+
+    name: str
+    kind: str
+    """"detector" or "intervention"."""
+    load: Callable[[Artifact], Guard]
+    dump: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]]
+    bind: Callable[[Any, torch.device], BoundDetector | BoundIntervention]
+
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method("ksd", "detector", ksd_artifact.load, ksd_artifact.dump, ksd_artifact.BoundKSD),
+        Method(
+            "neuron-adjust",
+            "intervention",
+            na_artifact.load,
+            na_artifact.dump,
+            na_artifact.BoundNeuronAdjust,
+        ),
+    )
+}
+
+
+def method_of(artifact: Artifact) -> Method:
+    """The method that made an artifact. Raises ArtifactError naming the known ones."""
+    method = METHODS.get(artifact.manifest.method)
+    if method is None:
+        raise ArtifactError(
+            f"{artifact.name}: got method {artifact.manifest.method!r}, wanted one of {', '.join(sorted(METHODS))}: "
+            "a newer skillguard may know it"
+        )
+    return method
+
+
+def load_guard(artifact: Artifact) -> Guard:
+    """The guard that an artifact holds. Raises ArtifactError on a parameter or tensor that is off."""
+    return method_of(artifact).load(artifact)

@@ -1,0 +1,115 @@
+"""Neuron Adjust on disk and on a device."""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from guards.artifact import Artifact, Strict, first_problem, refuse_extra_tensors, take_tensor
+from guards.errors import ArtifactError
+from guards.na import Draw, LayerStatistics, NeuronAdjustGuard, adjust
+from guards.part import Part
+from guards.sites import Site
+
+_FIELDS = ("forget_mean", "forget_std", "retain_mean", "retain_std")
+
+
+class LayerRecord(Strict):
+    """How many neurons of a layer were selected; tensors `layer.<index>.neurons` and the four statistics."""
+
+    layer: Annotated[int, Field(ge=0)]
+    neurons: Annotated[int, Field(ge=1)]
+
+
+class NeuronAdjustParameters(Strict):
+    """The manifest's `parameters` for method "neuron-adjust"."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    draw: Draw = Field(strict=False)
+    seed: int
+    layers: tuple[LayerRecord, ...] = Field(min_length=1)
+
+
+def load(artifact: Artifact) -> NeuronAdjustGuard:
+    """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
+    manifest = artifact.manifest
+    try:
+        parameters = NeuronAdjustParameters.model_validate_json(artifact.parameters_json)
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
+    statistics: dict[int, LayerStatistics] = {}
+    names = set()
+    for record in parameters.layers:
+        layer, prefix = record.layer, f"layer.{record.layer}"
+        if layer >= manifest.model.layers or layer in statistics:
+            raise ArtifactError(
+                f"{artifact.name}: got layer {layer} twice or above the model's {manifest.model.layers} layers"
+            )
+        neurons = take_tensor(artifact, f"{prefix}.neurons", (record.neurons,), torch.int64)
+        if int(neurons.min()) < 0 or int(neurons.max()) >= manifest.model.d_ff or _has_repeats(neurons):
+            raise ArtifactError(
+                f"{artifact.name}: {prefix}.neurons: wanted distinct indices below d_ff {manifest.model.d_ff}"
+            )
+        values = [take_tensor(artifact, f"{prefix}.{f}", (record.neurons,), torch.float32) for f in _FIELDS]
+        if not bool((values[1] > 0).all() and (values[3] > 0).all()):
+            raise ArtifactError(f"{artifact.name}: {prefix}: got a standard deviation <= 0; calibrate again")
+        names |= {f"{prefix}.neurons", *(f"{prefix}.{field}" for field in _FIELDS)}
+        statistics[layer] = LayerStatistics(neurons, *values)
+    refuse_extra_tensors(artifact, names)
+    return NeuronAdjustGuard(statistics, parameters.fraction, parameters.draw, parameters.seed, manifest.scope)
+
+
+def _has_repeats(neurons: Tensor) -> bool:
+    return len(set(neurons.tolist())) != neurons.numel()
+
+
+def dump(guard: NeuronAdjustGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Parameters and tensors for the artifact."""
+    tensors: dict[str, Tensor] = {}
+    records = []
+    for layer in guard.layers:
+        entry = guard.layers_statistics[layer]
+        records.append(LayerRecord(layer=layer, neurons=entry.neurons_S.numel()))
+        tensors[f"layer.{layer}.neurons"] = entry.neurons_S.cpu()
+        values = (entry.forget_mean_S, entry.forget_std_S, entry.retain_mean_S, entry.retain_std_S)
+        for field, value in zip(_FIELDS, values, strict=True):
+            tensors[f"layer.{layer}.{field}"] = value.float().cpu()
+    parameters = NeuronAdjustParameters(
+        fraction=guard.fraction, draw=guard.draw, seed=guard.seed, layers=tuple(records)
+    )
+    return parameters.model_dump(mode="json"), tensors
+
+
+class BoundNeuronAdjust:
+    """A Neuron Adjust guard on a device."""
+
+    site = Site.PRE_ACTIVATION
+    taus: Tensor | None = None
+
+    def __init__(self, guard: NeuronAdjustGuard, device: torch.device) -> None:
+        self.layers = guard.layers
+        self.parts = (Part("", guard.layers[-1]),)
+        self._draw, self._seed = guard.draw, guard.seed
+        self._layers = {
+            layer: LayerStatistics(
+                entry.neurons_S.to(device),
+                entry.forget_mean_S.to(device),
+                entry.forget_std_S.to(device),
+                entry.retain_mean_S.to(device),
+                entry.retain_std_S.to(device),
+            )
+            for layer, entry in guard.layers_statistics.items()
+        }
+
+    def shift(self, layer: int, x_TF: Tensor, positions_T: Tensor) -> Tensor:
+        """Adjusts the selected columns of x in place; moved neurons per token, NaN where x was not finite."""
+        statistics = self._layers[layer]
+        x_TS = x_TF.index_select(-1, statistics.neurons_S)
+        adjusted, moved = adjust(
+            x_TS, statistics, positions_T=positions_T, index=layer, draw=self._draw, seed=self._seed
+        )
+        x_TF.index_copy_(-1, statistics.neurons_S, adjusted)
+        count_T = moved.sum(dim=-1).float()
+        finite_T = torch.isfinite(x_TS).all(dim=-1)
+        return torch.where(finite_T, count_T, torch.nan)

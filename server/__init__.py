@@ -1,0 +1,1 @@
+"""The HTTP server, its engines and the command line. Imports guards; guards never imports server."""

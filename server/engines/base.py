@@ -1,0 +1,262 @@
+"""The contract between the server and an engine.
+
+An engine owns the model, its tokenizer and the attached guards. It takes token ids and gives back a stream of
+events. It never raises for a verdict: an abstention is an outcome (`Finish`), not an exception.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from guards.errors import SkillguardError
+from guards.verdict import GuardMode, Reading, Scope, Stage
+
+
+class EngineError(SkillguardError):
+    """The engine could not serve a request, or died. Root of the engine errors below."""
+
+
+class EngineBusyError(EngineError):
+    """The queue is full. `retry_after_seconds` is a hint for the caller."""
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PromptTooLongError(EngineError):
+    """Prompt and answer do not fit into the model's context."""
+
+
+class PromptError(EngineError):
+    """The prompt cannot be turned into token ids: empty, or refused by the chat template."""
+
+
+class UnsupportedOptionError(EngineError):
+    """The request asks for something this engine cannot honour. `param` is the field's name."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class EngineStoppedError(EngineError):
+    """The engine is stopping, or its loop died: nothing can be generated any more."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. Temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """None: none. 0: of the drawn token. n: of the n most likely tokens as well."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One answer to draw for one prompt (`n` answers are `n` requests).
+
+    `modes` holds a mode for every guard of the engine by name; a guard that is missing there is enforced.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    modes: Mapping[str, GuardMode] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A drawn token's natural-log probability, with the most likely alternatives at its position."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of answer: `tokens` newly drawn tokens and the text they complete (may be empty)."""
+
+    text: str
+    tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABSTAIN = "abstain"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class GuardScore:
+    """One guard's reading at one position.
+
+    `score` and `tau` belong to the part (cube) with the smallest score/tau; a detector fires where
+    score <= tau. For an intervention `score` is the number of neurons it shifted there and `tau` is None.
+    """
+
+    guard: str
+    skill: str
+    method: str
+    reading: Reading
+    score: float
+    tau: float | None
+    layer: int
+    position: int
+    stage: Stage
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A detector fired at a position that its scope covers. `mode` says whether that was enforced."""
+
+    score: GuardScore
+    mode: GuardMode
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last event of every request.
+
+    `hits`: the first hit of each guard, enforced or shadowed. `prompt_scores`: every guard at the last prompt
+    token. `verified`: every sampled position had a finite reading of every guard. `error` is set, for the
+    operator's log only, when `reason` is ERROR.
+    """
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    verified: bool
+    hits: tuple[Hit, ...] = ()
+    prompt_scores: tuple[GuardScore, ...] = ()
+    neurons_shifted: int = 0
+    error: str | None = None
+
+    @property
+    def abstained_on(self) -> Hit | None:
+        """The enforced hit that ended this answer, if one did."""
+        if self.reason is not FinishReason.ABSTAIN:
+            return None
+        return next(hit for hit in self.hits if hit.mode is GuardMode.ENFORCE)
+
+
+Event = Chunk | Finish
+
+
+@dataclass(frozen=True)
+class GuardInfo:
+    """An attached guard as shown to callers; `detail` is for operators only."""
+
+    name: str
+    skill: str
+    method: str
+    kind: str
+    """"detector" (has a tau, may abstain) or "intervention" (changes activations)."""
+    scope: Scope
+    layers: tuple[int, ...]
+    frames: tuple[str, ...]
+    """Prompt frames the guard was calibrated in: "chat", "bare", or a template with {text}."""
+    template_sha256: str | None
+    """Digest of the chat template that the frame "chat" was calibrated with, None without one."""
+    digest: str
+    """SHA-256 of the artifact."""
+    detail: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What runs: shown by /v1/models, /v1/guards, the banner and the build-info metric."""
+
+    engine: str
+    engine_version: str
+    model: str
+    architecture: str
+    device: str
+    dtype: str
+    max_model_tokens: int
+    template_sha256: str | None
+    guards: tuple[GuardInfo, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests in the running batch, and requests waiting for a place in it."""
+
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message as the chat template takes it."""
+
+    role: str
+    content: str
+
+
+class Engine(Protocol):
+    """What the server needs of an engine. All methods may be called from one event loop only."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Static facts; available once `start` returned."""
+        ...
+
+    async def start(self) -> None:
+        """Loads the model, attaches every guard (all or nothing) and starts the loop. Raises on any failure."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends the loop; running requests get a Finish with reason ERROR. Safe to call twice."""
+        ...
+
+    async def verify(self) -> Mapping[str, str | None]:
+        """Sends each artifact's canaries through the live engine.
+
+        Returns, per guard name, None where every canary agrees and else a sentence saying what, got and wanted.
+        """
+        ...
+
+    def healthy(self) -> bool:
+        """False once the loop died; the server is then no longer ready."""
+        ...
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of a bare prompt. Special tokens spelled out in the text are taken as plain text."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a conversation in the chat template, with the opening of the assistant's turn.
+
+        Raises PromptError when the template refuses the conversation.
+        """
+        ...
+
+    def submit(self, request: EngineRequest) -> AsyncIterator[Event]:
+        """Queues a request and returns its events: Chunks, then exactly one Finish.
+
+        Raises EngineBusyError, PromptTooLongError, UnsupportedOptionError or EngineStoppedError at the call
+        itself, before anything is queued. Closing the iterator cancels the request.
+        """
+        ...
+
+    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
+        """One forward pass over a prompt: every guard's reading at its last token. Raises like `submit`."""
+        ...
+
+    def load(self) -> Load:
+        """Current queue state."""
+        ...
