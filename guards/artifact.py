@@ -28,9 +28,11 @@ MANIFEST_NAME = "manifest.json"
 TENSORS_NAME = "tensors.safetensors"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_TENSORS_BYTES = 4 << 30
+TENSOR_DTYPES = (torch.float32, torch.int64)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -57,9 +59,9 @@ class Rate(Strict):
 
     hits: Count
     total: Count
-    rate: float
-    low: float
-    high: float
+    rate: Share
+    low: Share
+    high: Share
 
 
 class SourceRecord(Strict):
@@ -134,6 +136,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _refuse_tensors(where: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TENSOR_DTYPES:
+            raise ArtifactError(f"{where}: tensor {name!r}: got {tensor.dtype}, wanted one of {TENSOR_DTYPES}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{where}: tensor {name!r} holds a non-finite value: calibrate again")
+
+
 def _manifest_bytes(manifest: Manifest) -> bytes:
     data = manifest.model_dump(mode="json")
     text = json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
@@ -143,13 +153,12 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
 def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> str:
     """Writes an artifact atomically, replacing an older artifact of that name, and returns its digest.
 
-    `manifest.tensors_sha256` is filled in here. Raises ArtifactError when a tensor is not finite, or when
-    `folder` exists and is no artifact.
+    `manifest.tensors_sha256` is filled in here. Raises ArtifactError, with nothing written, when a tensor is not
+    finite, or when `folder` exists and holds anything but an artifact, since replacing removes all of it.
     """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{folder}: tensor {name!r} holds a non-finite value; nothing was written")
-    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+    folder = folder.resolve()
+    _refuse_tensors(folder, tensors)
+    if folder.exists() and not _is_artifact_only(folder):
         raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
     blob = save_tensors({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
     manifest = manifest.model_copy(update={"tensors_sha256": _sha256(blob)})
@@ -166,20 +175,34 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor])
         scratch.chmod(0o755)
         if folder.exists():
             folder.rename(retired)
-        scratch.rename(folder)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if retired.exists():
+                retired.rename(folder)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
     return _sha256(text)
+
+
+def _is_artifact_only(folder: Path) -> bool:
+    if not (folder / MANIFEST_NAME).is_file():
+        return False
+    return {entry.name for entry in folder.iterdir()} <= {MANIFEST_NAME, TENSORS_NAME}
 
 
 def _read_bounded(path: Path, limit: int) -> bytes:
     if not path.is_file():
         raise ArtifactError(f"{path.parent}: got no file {path.name!r}; an artifact is a folder that has one")
-    size = path.stat().st_size
-    if size > limit:
-        raise ArtifactError(f"{path}: got {size} bytes, wanted at most {limit}: this is no artifact")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise ArtifactError(f"{path}: got {size} bytes, wanted at most {limit}: this is no artifact")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def first_problem(error: ValidationError) -> str:
@@ -223,9 +246,7 @@ def read_artifact(folder: Path) -> Artifact:
     validated by `guards.methods.load_guard`.
     """
     if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder}: got no such folder; wanted an artifact (manifest.json, tensors.safetensors)"
-        )
+        raise ArtifactError(f"{folder}: got no such folder; wanted an artifact (manifest.json, tensors.safetensors)")
     extra = sorted(p.name for p in folder.iterdir() if p.name.endswith((".pkl", ".pt", ".pth", ".bin", ".npz")))
     if extra:
         raise ArtifactError(f"{folder}: holds {extra[0]!r}; artifacts are never pickled, remove it")
@@ -240,11 +261,9 @@ def read_artifact(folder: Path) -> Artifact:
         )
     try:
         tensors = load_tensors(blob)
-    except SafetensorError as error:
-        raise ArtifactError(f"{folder / TENSORS_NAME}: not a safetensors file ({error})") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{folder}: tensor {name!r} holds a non-finite value; calibrate again")
+    except (SafetensorError, KeyError) as error:  # KeyError: an element type that torch lacks
+        raise ArtifactError(f"{folder / TENSORS_NAME}: not a safetensors file we read ({error})") from error
+    _refuse_tensors(folder, tensors)
     return Artifact(folder.resolve().name, manifest, tensors, _sha256(text))
 
 

@@ -87,11 +87,16 @@ class Attachment:
         self._stack.close()
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(ids, Tensor):
+            raise GuardReadingError("got a forward pass without input_ids: guards need to know the rows")
         batch, length = ids.shape
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = torch.arange(length, device=ids.device).expand(batch, length)
+            cache = kwargs.get("past_key_values")
+            start = 0 if cache is None else int(cache.get_seq_length())
+            positions = torch.arange(start, start + length, device=ids.device)
+        positions = positions.expand(batch, length)
         rows = kwargs.get("logits_to_keep")
         if isinstance(rows, Tensor):
             if batch != 1:

@@ -7,6 +7,7 @@ Special tokens that a text spells out ("<|end|>") stay plain text everywhere: a 
 turns into a conversation.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from guards.identity import template_sha256
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
-_MARK = "\ue000skillguard{index}\ue001"
-"""Stands in for a message's text while the template is rendered; private-use characters, so no text holds it."""
+_MARK = "\u2003\ue000skillguard{index}\ue001\u2003"
+"""Stands in for a message's text while the template is rendered: private-use characters, which no template writes,
+between spaces that are gone where the template trims."""
+_MARK_PATTERN = re.compile("(\u2003?)\ue000skillguard([0-9]+)\ue001(\u2003?)")
 
 
 class PromptRefusedError(DataError):
@@ -35,7 +38,14 @@ class TextCodec:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._special = tuple(sorted(map(str, tokenizer.all_special_tokens), key=len, reverse=True))
+        special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special: dict[str, Any] = special  # more than all_special_tokens, which leaves out Llama 3's headers
+        self._unknown: str | None = tokenizer.unk_token
+        self._special_ids = frozenset(
+            int(tokenizer.convert_tokens_to_ids(text)) for text in special if text != self._unknown
+        )
+        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
 
     @property
     def has_chat_template(self) -> bool:
@@ -67,16 +77,22 @@ class TextCodec:
         """
         if not self.has_chat_template:
             raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
-        if not any(token in message["content"] for message in messages for token in self._special):
-            return self._encode_pieces([(self._render(messages), True)])
-        marked = [{**m, "content": _MARK.format(index=i)} for i, m in enumerate(messages)]
-        rest, pieces = self._render(marked), []
-        for index, message in enumerate(messages):
-            head, mark, rest = rest.partition(_MARK.format(index=index))
-            pieces.append((head, True))
-            if mark:
-                pieces.append((message["content"], False))
-        return self._encode_pieces([*pieces, (rest, True)])
+        marks = [{**message, "content": _MARK.format(index=index)} for index, message in enumerate(messages)]
+        template = self._render(marks)
+        ids = self._encode_trusted(self._render(messages))
+        spelled = self._unknown is not None and any(self._unknown in message["content"] for message in messages)
+        if not spelled and self._specials(ids) == self._specials(self._encode_trusted(template)):
+            return ids
+        return self._encode_pieces(_pieces(template, [message["content"] for message in messages]))
+
+    def _encode_trusted(self, text: str) -> tuple[int, ...]:
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=False, return_attention_mask=False
+        )
+        return tuple(encoded["input_ids"])
+
+    def _specials(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self._special_ids]
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:
@@ -90,10 +106,11 @@ class TextCodec:
     def _encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
         """Token ids of adjoining pieces; special tokens count only in the pieces marked True.
 
-        Plain text is joined across pieces before it is encoded: a tokenizer splits at special tokens only.
+        Plain text is joined across pieces before it is encoded: a tokenizer splits at special tokens only, and drops
+        the whitespace next to those that say so.
         """
         ids: list[int] = []
-        plain = ""
+        plain, drop_whitespace = "", False
 
         def flush() -> None:
             nonlocal plain
@@ -105,23 +122,27 @@ class TextCodec:
                 plain = ""
 
         for text, trusted in pieces:
-            while text:
-                found = self._first_special(text) if trusted else None
-                if found is None:
-                    plain += text
-                    break
-                start, token = found
-                plain += text[:start]
+            for index, part in enumerate(self._special_pattern.split(text) if trusted else [text]):
+                if index % 2 == 0:
+                    plain += part.lstrip() if drop_whitespace and not plain else part
+                    continue
+                token = self._special[part]
+                if token.lstrip:
+                    plain = plain.rstrip()
                 flush()
-                ids.append(int(self.tokenizer.convert_tokens_to_ids(token)))
-                text = text[start + len(token) :]
+                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                drop_whitespace = token.rstrip
         flush()
         return tuple(ids)
 
-    def _first_special(self, text: str) -> tuple[int, str] | None:
-        """The leftmost special token of a text, the longest where two start together."""
-        found = [(start, -len(token), token) for token in self._special if (start := text.find(token)) >= 0]
-        if not found:
-            return None
-        start, _, token = min(found)
-        return start, token
+
+def _pieces(template: str, contents: Sequence[str]) -> list[tuple[str, bool]]:
+    """A rendering of marks, split into (text, trusted); contents are trimmed where the template trims the mark."""
+    pieces, end = [], 0
+    for mark in _MARK_PATTERN.finditer(template):
+        content = contents[int(mark[2])]
+        content = content if mark[1] else content.lstrip()
+        content = content if mark[3] else content.rstrip()
+        pieces += [(template[end : mark.start()], True), (content, False)]
+        end = mark.end()
+    return [*pieces, (template[end:], True)]

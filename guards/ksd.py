@@ -89,16 +89,21 @@ class KSDFitter:
         """Vectors seen."""
         return self._moments.count
 
+    @property
+    def floored(self) -> int:
+        """Dimensions whose standard deviation `finish` raises to the floor."""
+        return floor_sigma(self._moments.std().float())[1]
+
     def update(self, key_TF: Tensor) -> None:
         """Adds vectors. Raises CalibrationError on a non-finite one."""
         if key_TF.shape[0] == 0:
             return
         if not bool(torch.isfinite(key_TF).all()):
             raise CalibrationError("a key vector is not finite: the model overflows on this data in this dtype")
-        key_TF = key_TF.detach().float().cpu()
+        key_TF = key_TF.detach().float()
         self._moments.update(key_TF)
-        self._low_F = torch.minimum(self._low_F, key_TF.amin(dim=0))
-        self._high_F = torch.maximum(self._high_F, key_TF.amax(dim=0))
+        self._low_F = torch.minimum(self._low_F, key_TF.amin(dim=0).cpu())
+        self._high_F = torch.maximum(self._high_F, key_TF.amax(dim=0).cpu())
 
     def finish(self, layer: int, frame: str) -> Cube:
         """The cube with ``tau = k`` (the paper's alpha = 1). Raises CalibrationError below two vectors."""
@@ -110,5 +115,7 @@ class KSDFitter:
         mean_F = self._moments.mean.float()
         std_F, _ = floor_sigma(self._moments.std().float())
         reach_F = torch.maximum(self._high_F - mean_F, mean_F - self._low_F)
-        k = float((reach_F / std_F).max())
+        k = float((reach_F * std_F.reciprocal()).max())  # as cube_score rounds, so that the widest vector is inside
+        if k <= 0:
+            raise CalibrationError(f"all {self.count} key vectors are the same: give differing forget examples")
         return Cube(layer, frame, mean_F, std_F, k=k, tau=k)

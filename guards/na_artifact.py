@@ -27,7 +27,7 @@ class NeuronAdjustParameters(Strict):
 
     fraction: Annotated[float, Field(gt=0, le=1)]
     draw: Draw = Field(strict=False)
-    seed: int
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     layers: tuple[LayerRecord, ...] = Field(min_length=1)
 
 
@@ -111,5 +111,5 @@ class BoundNeuronAdjust:
         )
         x_TF.index_copy_(-1, statistics.neurons_S, adjusted)
         count_T = moved.sum(dim=-1).float()
-        finite_T = torch.isfinite(x_TS).all(dim=-1)
+        finite_T = torch.isfinite(adjusted).all(dim=-1)
         return torch.where(finite_T, count_T, torch.nan)

@@ -19,13 +19,14 @@ class RunningMoments:
         self._m2 = torch.zeros(width, dtype=torch.float64)
 
     def update(self, x_TF: Tensor) -> None:
-        """Adds the rows of x [T, F]."""
+        """Adds the rows of x [T, F]; only two vectors leave x's device."""
         n = x_TF.shape[0]
         if n == 0:
             return
-        x_TF = x_TF.detach().double().cpu()
+        x_TF = x_TF.detach().double()
         mean = x_TF.mean(dim=0)
-        m2 = (x_TF - mean).square().sum(dim=0)
+        m2 = (x_TF - mean).square().sum(dim=0).cpu()
+        mean = mean.cpu()
         total = self.count + n
         delta = mean - self.mean
         self.mean = self.mean + delta * (n / total)
@@ -51,8 +52,8 @@ def conformal_tau(scores: Tensor, recall: float) -> float:
     The ceil((n + 1) * recall)-th smallest of n held-out scores (split conformal, Papadopoulos et al. 2002);
     the largest score when n is too small for that rank.
     """
-    if scores.numel() == 0:
-        raise ValueError("conformal_tau needs at least one score")
+    if scores.numel() == 0 or not 0 < recall <= 1:
+        raise ValueError(f"conformal_tau: got {scores.numel()} scores and recall {recall}, wanted some and (0, 1]")
     n = scores.numel()
     rank = min(n, math.ceil((n + 1) * recall))
     return float(scores.float().sort().values[rank - 1])

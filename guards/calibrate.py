@@ -1,0 +1,163 @@
+"""What the calibrations of all methods share: the result, its canaries, and how it is written."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from guards.artifact import MANIFEST_NAME, CalibrationRecord, Canary, Manifest, ModelIdentity, write_artifact
+from guards.attach import Attachment
+from guards.canaries import SHIFT_SLACK
+from guards.capture import TokenIds
+from guards.corpus import Corpus
+from guards.encoding import CHAT_FRAME
+from guards.errors import ArtifactError, CalibrationError
+from guards.loading import LoadedModel
+from guards.methods import METHODS, Guard
+from guards.verdict import Reading
+
+MAX_CANARIES = 16
+CANARIES_PER_SIDE = 4
+CANARY_TRIES = 200
+CLEAR_INSIDE = 0.9
+CLEAR_OUTSIDE = 1.1
+"""A canary's smallest score over tau: far enough from 1 that another engine's rounding cannot turn it over."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A finished guard with all that its artifact says about it. `report` is JSON-able and goes beside the artifact."""
+
+    method: str
+    guard: Guard
+    identity: ModelIdentity
+    record: CalibrationRecord
+    canaries: tuple[Canary, ...]
+    report: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time per step; never in the artifact, whose bytes depend on the input alone."""
+
+    def save(self, folder: Path, skill: str) -> str:
+        """Writes the artifact and returns its digest. Raises ArtifactError when the folder is something else."""
+        parameters, tensors = METHODS[self.method].dump(self.guard)
+        manifest = Manifest(
+            method=self.method,
+            skill=skill,
+            scope=self.guard.scope,
+            model=self.identity,
+            parameters=parameters,
+            calibration=self.record,
+            canaries=self.canaries,
+            tensors_sha256="0" * 64,
+        )
+        return write_artifact(folder, manifest, tensors)
+
+
+def tool_name() -> str:
+    """Name and version for the calibration record."""
+    try:
+        return f"skillguard {version('skillguard')}"
+    except PackageNotFoundError:
+        return "skillguard (not installed)"
+
+
+def refuse_output(folder: Path) -> None:
+    """Raises ArtifactError before any work when `folder` cannot be written as an artifact at the end."""
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+        raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
+
+
+def make_record(
+    loaded: LoadedModel, frames: Sequence[str], corpora: Sequence[Corpus], notes: Sequence[str], **rates: Any
+) -> CalibrationRecord:
+    """The calibration record; `rates` are `recall` and `false_abstention`."""
+    return CalibrationRecord(
+        tool=tool_name(),
+        frames=tuple(frames),
+        template_sha256=loaded.codec.template_sha256 if CHAT_FRAME in frames else None,
+        sources=tuple(record for corpus in corpora for record in corpus.records()),
+        recall=rates.get("recall"),
+        false_abstention=rates.get("false_abstention"),
+        notes=tuple(notes),
+    )
+
+
+@contextmanager
+def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, str], None]]:
+    """A token counter with rate and time left on stderr; yields `advance(tokens, what)`."""
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=not shown, dynamic_ncols=True) as bar:
+
+        def advance(tokens: int, what: str) -> None:
+            bar.set_description(what, refresh=False)
+            bar.update(tokens)
+
+        yield advance
+
+
+@torch.no_grad()
+def _read(loaded: LoadedModel, attachment: Attachment, ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
+    """The guard's reading at the last token of one prompt, through the hooks a server uses."""
+    last = torch.tensor([len(ids) - 1], device=loaded.device)
+    loaded.model(input_ids=torch.tensor([ids], device=loaded.device), logits_to_keep=last, use_cache=False)
+    readings = attachment.take(1)
+    (name,) = readings.names
+    return Reading(int(readings.codes_RG[0, 0])), tuple(float(s) for s in readings.scores[name][0])
+
+
+def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | None) -> bool | None:
+    """Whether the guard clearly fires (True), clearly does not (False), or stands too near the line (None).
+
+    An intervention is only ever clear when it shifts more neurons than may differ between engines: a prompt that
+    shifts none could shift one elsewhere.
+    """
+    if reading not in (Reading.INSIDE, Reading.OUTSIDE):
+        raise CalibrationError(f"the finished guard gives no finite reading ({reading.name}) on a calibration prompt")
+    if taus is None:
+        return True if scores[0] > SHIFT_SLACK else None
+    ratio = min(score / tau for score, tau in zip(scores, taus, strict=True))
+    if ratio <= CLEAR_INSIDE:
+        return True
+    return False if ratio >= CLEAR_OUTSIDE else None
+
+
+def choose_canaries(
+    loaded: LoadedModel, method: str, guard: Guard, forget: Corpus, retain: Corpus, frames: Sequence[str]
+) -> tuple[Canary, ...]:
+    """Short prompts of both sides in every frame, read through `Attachment` one at a time.
+
+    Forget prompts that clearly fire and retain prompts that clearly do not (for an intervention: prompts of both sides
+    that clearly are shifted). Raises CalibrationError when a side has none.
+    """
+    entry = METHODS[method]
+    detector = entry.kind == "detector"
+    quota = max(1, min(CANARIES_PER_SIDE, MAX_CANARIES // (2 * len(frames))))
+    found: list[Canary] = []
+    with Attachment(loaded.model, loaded.sites, {"guard": (entry, guard)}) as attachment:
+        taus = attachment.bound["guard"].taus
+        tau_list = None if taus is None else [float(tau) for tau in taus]
+        for corpus, wanted in ((forget, True), (retain, not detector)):
+            side = 0
+            for frame in frames[: MAX_CANARIES // 2]:
+                taken = 0
+                for ids in sorted(set(corpus.encoded[frame]), key=lambda ids: (len(ids), ids))[:CANARY_TRIES]:
+                    reading, scores = _read(loaded, attachment, ids)
+                    if _clear(reading, scores, tau_list) is wanted:
+                        found.append(Canary(token_ids=ids, scores=scores, fires=wanted))
+                        taken += 1
+                    if taken == quota:
+                        break
+                side += taken
+            if not side:
+                raise CalibrationError(
+                    f"none of the shortest {CANARY_TRIES} {corpus.role} prompts {'clearly fires' if wanted else 'is clear of'} "
+                    "the guard at its last token, so a server could not verify it at start: give more examples, another "
+                    "--layer, or another --recall"
+                )
+    return tuple(found)

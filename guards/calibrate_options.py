@@ -1,0 +1,74 @@
+"""Options of calibration: the one home of each default. Light to import, so that `--help` is instant."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from guards.errors import CalibrationError
+from guards.verdict import Scope
+
+RegimeName = Literal["last-token", "all-tokens"]
+DrawName = Literal["random", "certain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every method's calibration takes.
+
+    `frames`: what surrounds each text ("chat", "bare" or a template with {text}); none given means "chat" where the
+    model has a chat template, else "bare". `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass; more
+    is faster and costs memory.
+    """
+
+    frames: tuple[str, ...] = ()
+    seed: int = 0
+    batch_tokens: int = 8192
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1:
+            raise CalibrationError(f"got --batch-tokens {self.batch_tokens}, wanted at least 1")
+        if len(set(self.frames)) != len(self.frames):
+            raise CalibrationError(f"a --frame is given twice among {list(self.frames)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KSDOptions(CommonOptions):
+    """Key Space Detection.
+
+    `recall`: share of further forget prompts that must be caught. Raising it forgets more and costs retain prompts near
+    the skill. `max_false_abstention`: share of retain prompts that may be refused; it wins over `recall`.
+    `layer`: None takes the layer that separates best. `regime`: which tokens of an example are fitted.
+    """
+
+    recall: float = 0.95
+    max_false_abstention: float = 0.01
+    layer: int | None = None
+    regime: RegimeName = "last-token"
+    scope: Scope = Scope.BOTH
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.recall < 1:
+            raise CalibrationError(f"got --recall {self.recall}, wanted a share above 0 and below 1")
+        if not 0 <= self.max_false_abstention < 1:
+            raise CalibrationError(
+                f"got --max-false-abstention {self.max_false_abstention}, wanted a share from 0 to below 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronAdjustOptions(CommonOptions):
+    """Neuron Adjust.
+
+    `fraction`: share of all feed-forward neurons that are adjusted; raising it forgets more and disturbs the rest more
+    (ESU: 0.005, 0.015 and 0.03). `draw`: "random" shifts with the paper's probability, "certain" whenever the value is
+    likelier under the forget Gaussian.
+    """
+
+    fraction: float = 0.03
+    draw: DrawName = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.fraction <= 1:
+            raise CalibrationError(f"got --fraction {self.fraction}, wanted a share above 0 and up to 1")

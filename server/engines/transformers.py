@@ -1,0 +1,321 @@
+"""The embedded engine: transformers' continuous batching with guards inside the model's feed-forward layers.
+
+Runs anywhere torch does. CUDA graphs, compilation and asynchronous batching stay off here: Python hooks would be
+recorded once and skipped afterwards.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
+
+from guards.attach import Attachment
+from guards.canaries import disagreement
+from guards.encoding import PromptRefusedError
+from guards.errors import UnsupportedModelError
+from guards.identity import refuse_mismatch
+from guards.loading import LoadedModel, load_model
+from guards.verdict import GuardMode, Reading
+from server.engines.base import (
+    EngineBusyError,
+    EngineError,
+    EngineInfo,
+    EngineRequest,
+    EngineStoppedError,
+    Finish,
+    FinishReason,
+    GuardScore,
+    Load,
+    Message,
+    PromptError,
+    PromptTooLongError,
+    Sampling,
+)
+from server.engines.loaded import read_guards
+from server.engines.rows import GuardFacts, Row
+from server.engines.sampler import GuardedSampler
+from server.engines.stream import AnswerStream
+from server.engines.text import token_text
+
+SENTINEL = "<|abstain|>"
+"""A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
+PAGE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class EmbeddedOptions:
+    """Everything the embedded engine can be told.
+
+    Raising `max_running` or `kv_cache_tokens` buys throughput and costs memory; raising `max_batch_tokens` shortens
+    long prompts' prefill and lengthens the pauses of the answers running beside it.
+    """
+
+    model: str
+    artifacts: tuple[Path, ...]
+    served_name: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    max_model_tokens: int | None = None
+    max_running: int = 32
+    max_waiting: int = 256
+    max_batch_tokens: int = 512
+    kv_cache_tokens: int = 32768
+
+
+class _Router(OutputRouter):  # type: ignore[misc]
+    """Hands the batcher's outputs to the event loop, one wake-up per step."""
+
+    def __init__(self, engine: "EmbeddedEngine", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._engine, self._loop = engine, loop
+
+    def deliver(self, output: Any) -> None:
+        self.deliver_batch([output])
+
+    def deliver_batch(self, outputs: list[Any]) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear it
+            self._loop.call_soon_threadsafe(self._engine._dispatch, outputs)
+
+
+class EmbeddedEngine:
+    """See `server.engines.base.Engine`."""
+
+    def __init__(self, options: EmbeddedOptions) -> None:
+        self._options = options
+        self._guards = read_guards(options.artifacts)
+        self._streams: dict[str, AnswerStream] = {}
+        self._stopped = False
+        self._info: EngineInfo | None = None
+        self._loaded: LoadedModel
+        self._attachment: Attachment | None = None
+        self._manager: Any = None
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineStoppedError("the engine has not started")
+        return self._info
+
+    async def start(self) -> None:
+        options = self._options
+        self._loaded = await asyncio.to_thread(load_model, options.model, options.device, options.dtype)
+        for entry in self._guards.values():
+            refuse_mismatch(entry.artifact, self._loaded.identity)
+        pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
+        self._attachment = Attachment(self._loaded.model, self._loaded.sites, pairs)
+        try:
+            self._start_batching()
+        except BaseException:
+            self._attachment.remove()
+            raise
+        self._info = self._describe()
+
+    def _start_batching(self) -> None:
+        options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
+        assert self._attachment is not None
+        limit = int(model.config.max_position_embeddings)
+        self._max_tokens = min(limit, options.max_model_tokens or limit, options.kv_cache_tokens)
+        self._stop_ids = _stop_ids(model, tokenizer)
+        sentinel = tokenizer.get_vocab().get(SENTINEL)
+        self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
+        bound = self._attachment.bound
+        facts = {
+            name: GuardFacts(
+                entry.artifact.manifest.skill,
+                entry.method.name,
+                entry.guard.scope,
+                bound[name].parts,
+                tuple(taus.tolist()) if (taus := bound[name].taus) is not None else (),
+            )
+            for name, entry in self._guards.items()
+        }
+        self._sampler = GuardedSampler(
+            facts,
+            self._attachment.take,
+            lambda token_id: token_text(tokenizer, token_id),
+            self._sentinel,
+            self._stop_ids,
+        )
+        batching = ContinuousBatchingConfig(
+            page_size=PAGE_TOKENS,
+            num_blocks=-(-options.kv_cache_tokens // PAGE_TOKENS),
+            max_batch_tokens=options.max_batch_tokens,
+            max_requests_per_batch=options.max_running,
+            use_cuda_graph=False,
+            use_async_batching=False,
+            default_compile_level=0,
+        )
+        manager = model.init_continuous_batching(
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(self._stop_ids)),
+            continuous_batching_config=batching,
+        )
+        _refuse_recorded_graphs(manager.continuous_batching_config)
+        manager.logit_processor = self._sampler
+        manager.output_router = _Router(self, asyncio.get_running_loop())
+        manager.start()
+        self._manager = manager
+
+    async def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._manager is not None:
+            await asyncio.to_thread(self._manager.stop, block=True, hard_stop=True)
+        if self._attachment is not None:
+            self._attachment.remove()
+        for stream in self._streams.values():
+            stream.outputs.put_nowait(None)
+
+    def healthy(self) -> bool:
+        return not self._stopped and self._manager is not None and bool(self._manager.is_running())
+
+    async def verify(self) -> Mapping[str, str | None]:
+        result: dict[str, str | None] = {}
+        for name, entry in self._guards.items():
+            result[name] = None
+            for index, canary in enumerate(entry.artifact.manifest.canaries):
+                row = await self._probe(canary.token_ids, f"canary-{name}-{index}")
+                reading, scores = row.prompt_parts.get(name, (Reading.MISSING, ()))
+                trouble = disagreement(
+                    canary,
+                    reading,
+                    scores,
+                    dtype=entry.artifact.manifest.model.dtype,
+                    kind=entry.method.kind,
+                )
+                if trouble is not None:
+                    result[name] = f"canary {index}: {trouble}"
+                    break
+        return result
+
+    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
+        row = await self._probe(prompt_token_ids, request_id)
+        if row.error is not None:
+            raise EngineError(row.error)
+        return row.prompt_scores
+
+    async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> Row:
+        """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
+        shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
+        row = Row(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
+        finish = None
+        async for event in self._run(row):
+            if isinstance(event, Finish):
+                finish = event
+        if finish is None or (finish.reason is FinishReason.ERROR and row.error is None):
+            raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
+        return row
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._loaded.codec.encode_text(text)
+
+    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        try:
+            return self._loaded.codec.encode_chat([{"role": m.role, "content": m.content} for m in messages])
+        except PromptRefusedError as error:
+            raise PromptError(str(error)) from error
+
+    def submit(self, request: EngineRequest) -> AnswerStream:
+        generator = None
+        if request.sampling.seed is not None:
+            generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
+        return self._run(Row(request, generator))
+
+    def load(self) -> Load:
+        running = min(len(self._streams), self._options.max_running)
+        return Load(running=running, waiting=len(self._streams) - running)
+
+    def _run(self, row: Row) -> AnswerStream:
+        """Refuses or queues a request at once, and returns its events."""
+        request = row.request
+        if not self.healthy():
+            raise EngineStoppedError("the engine has stopped")
+        prompt = len(request.prompt_token_ids)
+        if prompt == 0:
+            raise PromptError("got an empty prompt, wanted at least one token")
+        vocabulary = int(self._loaded.model.config.vocab_size)
+        wrong = [token for token in request.prompt_token_ids if not 0 <= token < vocabulary]
+        if wrong:
+            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {vocabulary}")
+        if prompt + request.sampling.max_tokens > self._max_tokens:
+            raise PromptTooLongError(
+                f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "
+                f"{prompt + request.sampling.max_tokens}; wanted at most {self._max_tokens}: shorten one of them"
+            )
+        capacity = self._options.max_running + self._options.max_waiting
+        if len(self._streams) >= capacity:
+            raise EngineBusyError(f"got {capacity} requests already, the queue is full: try again")
+        if request.request_id in self._streams:
+            raise EngineError(f"request id {request.request_id!r} is in use")
+        stream = AnswerStream(
+            row, self._loaded.codec.tokenizer, self._stop_ids, partial(self._close, request.request_id)
+        )
+        self._streams[request.request_id] = stream
+        self._sampler.add(row)
+        accepted = self._manager.add_request(
+            list(request.prompt_token_ids),
+            request_id=request.request_id,
+            max_new_tokens=request.sampling.max_tokens,
+            streaming=True,
+            eos_token_id=sorted(self._stop_ids | {self._sentinel}),
+        )
+        if accepted is None:
+            self._close(request.request_id, finished=True)
+            raise EngineStoppedError("the engine has stopped")
+        return stream
+
+    def _dispatch(self, outputs: list[Any]) -> None:
+        """On the event loop: outputs of one step to their streams; those of cancelled requests are dropped."""
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.outputs.put_nowait(output)
+
+    def _close(self, request_id: str, finished: bool) -> None:
+        """Forgets a request, and cancels it in the batcher unless it ended there."""
+        self._streams.pop(request_id, None)
+        self._sampler.discard(request_id)
+        if not finished:
+            self._manager.cancel_request(request_id)
+
+    def _describe(self) -> EngineInfo:
+        loaded, options = self._loaded, self._options
+        return EngineInfo(
+            engine="transformers",
+            engine_version=str(transformers.__version__),
+            model=options.served_name or Path(options.model).name,
+            architecture=loaded.identity.architecture,
+            device=str(loaded.device),
+            dtype=loaded.identity.dtype,
+            max_model_tokens=self._max_tokens,
+            template_sha256=loaded.codec.template_sha256,
+            guards=tuple(entry.describe() for entry in self._guards.values()),
+        )
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
+    return frozenset(int(token) for token in (found if isinstance(found, list | tuple) else [found]))
+
+
+def _refuse_recorded_graphs(config: Any) -> None:
+    """Raises UnsupportedModelError when the batcher would replay recorded passes, in which hooks do not run."""
+    recorded = config.use_async_batching or any(config.cuda_graph_booleans)
+    compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
+    if recorded or compiled:
+        raise UnsupportedModelError(
+            "transformers turned on CUDA graphs, compilation or asynchronous batching; guards would not run there"
+        )
