@@ -28,6 +28,7 @@ MANIFEST_NAME = "manifest.json"
 TENSORS_NAME = "tensors.safetensors"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_TENSORS_BYTES = 4 << 30
+UNSEALED = "0" * 64
 TENSOR_DTYPES = (torch.float32, torch.int64)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -84,9 +85,9 @@ class CalibrationRecord(Strict):
     """Digest of the chat template when "chat" is among the frames."""
     sources: tuple[SourceRecord, ...]
     recall: Rate | None
-    """Held-out forget examples on which the guard fires, in any of its frames."""
+    """Held-out forget examples on which the guard fires; of several frames, in the one where it is lowest."""
     false_abstention: Rate | None
-    """Held-out retain examples on which the guard fires, in any of its frames."""
+    """Held-out retain examples on which the guard fires; of several frames, in the one where it is highest."""
     notes: tuple[str, ...] = ()
 
 
@@ -115,6 +116,8 @@ class Manifest(Strict):
     calibration: CalibrationRecord
     canaries: tuple[Canary, ...]
     tensors_sha256: Sha256
+    manifest_sha256: Sha256 = UNSEALED
+    """Digest of this file with this value written as 64 zeros. Filled in by the writer, as is the one above."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
 def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> str:
     """Writes an artifact atomically, replacing an older artifact of that name, and returns its digest.
 
-    `manifest.tensors_sha256` is filled in here. Raises ArtifactError, with nothing written, when a tensor is not
+    The digests in `manifest` are filled in here. Raises ArtifactError, with nothing written, when a tensor is not
     finite, or when `folder` exists and holds anything but an artifact, since replacing removes all of it.
     """
     folder = folder.resolve()
@@ -161,8 +164,9 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor])
     if folder.exists() and not _is_artifact_only(folder):
         raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
     blob = save_tensors({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
-    manifest = manifest.model_copy(update={"tensors_sha256": _sha256(blob)})
-    text = _manifest_bytes(manifest)
+    manifest = manifest.model_copy(update={"tensors_sha256": _sha256(blob), "manifest_sha256": UNSEALED})
+    seal = _sha256(_manifest_bytes(manifest))
+    text = _manifest_bytes(manifest.model_copy(update={"manifest_sha256": seal}))
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     retired = scratch.with_name(scratch.name + "-old")
@@ -228,15 +232,23 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
         raise ArtifactError(f"{path}: not valid JSON ({error}): the file is damaged, copy it again") from error
     if not isinstance(raw, dict) or raw.get("format") != "skillguard-artifact":
         raise ArtifactError(f"{path}: wanted a JSON object with format 'skillguard-artifact'")
-    if raw.get("version") != FORMAT_VERSION:
+    version = raw.get("version")
+    if type(version) is not int or version != FORMAT_VERSION:  # neither true nor 1.0, which equal 1
         raise ArtifactError(
-            f"{path}: got format version {raw.get('version')!r}, wanted {FORMAT_VERSION}: "
+            f"{path}: got format version {version!r}, wanted {FORMAT_VERSION}: "
             "use the skillguard release that wrote it, or calibrate again"
         )
     try:
-        return Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_problem(error)}") from error
+    got = _sha256(data.replace(manifest.manifest_sha256.encode(), UNSEALED.encode()))
+    if got != manifest.manifest_sha256:
+        raise ArtifactError(
+            f"{path}: got SHA-256 {got[:12]}..., wanted {manifest.manifest_sha256[:12]}...: "
+            "the file was edited or is damaged, copy the folder again"
+        )
+    return manifest
 
 
 def read_artifact(folder: Path) -> Artifact:

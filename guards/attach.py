@@ -116,9 +116,7 @@ class Attachment:
         forward.fired.add((name, layer))
         return forward
 
-    def _key_hook(
-        self, name: str, bound: BoundDetector, layer: int
-    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _key_hook(self, name: str, bound: BoundDetector, layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             forward = self._running(name, layer)
             key_TF = args[0].reshape(-1, args[0].shape[-1])

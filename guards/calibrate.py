@@ -1,17 +1,17 @@
 """What the calibrations of all methods share: the result, its canaries, and how it is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from guards.artifact import MANIFEST_NAME, CalibrationRecord, Canary, Manifest, ModelIdentity, write_artifact
+from guards.artifact import MANIFEST_NAME, CalibrationRecord, Canary, Manifest, ModelIdentity, Name, write_artifact
 from guards.attach import Attachment
 from guards.canaries import SHIFT_SLACK
 from guards.capture import TokenIds
@@ -30,16 +30,15 @@ CLEAR_OUTSIDE = 1.1
 """A canary's smallest score over tau: far enough from 1 that another engine's rounding cannot turn it over."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A finished guard with all that its artifact says about it. `report` is JSON-able and goes beside the artifact."""
+    """A finished guard with all that its artifact says about it."""
 
     method: str
     guard: Guard
     identity: ModelIdentity
     record: CalibrationRecord
     canaries: tuple[Canary, ...]
-    report: dict[str, Any]
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Time per step; never in the artifact, whose bytes depend on the input alone."""
@@ -68,8 +67,17 @@ def tool_name() -> str:
         return "skillguard (not installed)"
 
 
-def refuse_output(folder: Path) -> None:
-    """Raises ArtifactError before any work when `folder` cannot be written as an artifact at the end."""
+def refuse_output(folder: Path, skill: str) -> None:
+    """Raises before any work when the artifact could not be written at the end.
+
+    ArtifactError: `folder` is something else. CalibrationError: the skill's name is not allowed in a manifest.
+    """
+    try:
+        TypeAdapter(Name).validate_python(skill)
+    except ValidationError as error:
+        raise CalibrationError(
+            f"got skill name {skill!r}, wanted 1 to 64 of A-Z a-z 0-9 _ . - starting with a letter or digit"
+        ) from error
     if folder.exists() and not (folder / MANIFEST_NAME).is_file():
         raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
 
@@ -155,9 +163,9 @@ def choose_canaries(
                         break
                 side += taken
             if not side:
+                does = "clearly fires" if wanted else "is clear of"
                 raise CalibrationError(
-                    f"none of the shortest {CANARY_TRIES} {corpus.role} prompts {'clearly fires' if wanted else 'is clear of'} "
-                    "the guard at its last token, so a server could not verify it at start: give more examples, another "
-                    "--layer, or another --recall"
+                    f"none of the {CANARY_TRIES} shortest {corpus.role} prompts {does} the guard at its last token, so "
+                    "no server could verify it at start: give more examples, another --layer, or another --recall"
                 )
     return tuple(found)

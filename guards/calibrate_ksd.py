@@ -1,13 +1,11 @@
-"""Calibrates Key Space Detection: fits on one half of the forget set, chooses layer and tau on a quarter, reports on
-the last quarter; retain prompts are halved between choosing and reporting.
+"""Calibrates Key Space Detection: chooses each frame's layer and tau, and reports on examples nothing was chosen on.
 
 Suffixes: L layers, C cubes (one per fitted frame), E examples.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,33 +13,30 @@ from torch import Tensor
 from guards.artifact import Rate
 from guards.calibrate import Calibration, choose_canaries, make_record, progress_bar
 from guards.calibrate_options import KSDOptions
-from guards.capture import TokenIds, Tokens, stream
-from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Share, common_prefix, encode_corpora, resolve_frames
+from guards.corpus import Share
 from guards.data import Source
 from guards.errors import CalibrationError
-from guards.ksd import FEW_VECTORS, METHOD, MIN_VECTORS, Cube, KSDFitter, KSDGuard, Regime, cube_score
+from guards.ksd import FEW_VECTORS, METHOD, KSDGuard, Regime
+from guards.ksd_passes import Fit, Job, Scores, fit_frame, prepare, score_all
 from guards.loading import LoadedModel
-from guards.sites import Site
 from guards.statistics import auroc, conformal_tau
-from guards.thresholds import enough_for_cap, false_abstention_bound, hits, joint_scale, margin, rate_of
-from guards.verdict import Scope
+from guards.thresholds import below, enough_for_cap, false_abstention_bound, hits, joint_scale, margin, rate_of
 
 MIN_RECALL = 0.5
-"""Below this a guard does not take a skill away; none is written."""
-Advance = Callable[[int, str], None]
+"""Below this a guard does not take its skill away; none is written."""
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """How one layer's cube separates. `auroc` and `margin` on the threshold part chose the layer; the rest is reported."""
+    """One layer's cube by itself. `auroc` and `margin`, on the threshold part, choose the layer.
 
-    layer: int
+    `tau` keeps the cap alone; the rates and `reported_auroc` are those of the report part.
+    """
+
+    fit: Fit
     auroc: float
     margin: float
     tau: float
-    k: float
-    floored: int
-    vectors: int
     reported_auroc: float
     recall: Rate
     false_abstention: Rate
@@ -49,9 +44,9 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """One frame's cube and what the whole guard does to prompts in this frame, on the report part.
+    """What the whole guard does to prompts in one frame, on the report part, and this frame's own cube.
 
-    `forget_E` and `retain_E` are the cube's own scores there; `sources` the false abstentions by retain source.
+    `forget_E` and `retain_E` are the own cube's scores there, `sources` the false abstentions by retain source.
     """
 
     frame: str
@@ -65,31 +60,186 @@ class FrameResult:
     retain_E: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KSDCalibration(Calibration):
     """A calibration with its figures by frame."""
 
-    frames: tuple[FrameResult, ...] = ()
+    options: KSDOptions
+    frames: tuple[FrameResult, ...]
 
 
-class _Scorer:
-    """Scores of every cube on examples in one served frame: the smallest over an example's judged tokens."""
+def best_layer(results: Sequence[LayerResult]) -> LayerResult:
+    """The layer that separates best: by AUROC to three digits, then margin to two, then the last as in the paper."""
+    return max(results, key=lambda r: (round(r.auroc, 3), round(r.margin, 2), r.fit.cube.layer))
 
-    def __init__(self, cubes: Sequence[Sequence[Cube]], examples: int, device: torch.device) -> None:
-        self._cubes = [
-            [(c, i, cube.mean_F.to(device), cube.std_F.to(device).reciprocal())
-             for c, row in enumerate(cubes) for i, cube in enumerate(row) if cube.layer == layer]
-            for layer in range(1 + max(cube.layer for row in cubes for cube in row))
-        ]
-        self._scores = torch.full((len(cubes), len(cubes[0]), examples), torch.inf, device=device)
 
-    def __call__(self, layer: int, key_TF: Tensor, example_T: Tensor) -> None:
-        for c, i, mean_F, inverse_F in self._cubes[layer]:
-            score_T = cube_score(key_TF, mean_F, inverse_F)
-            if not bool(torch.isfinite(score_T).all()):
-                raise CalibrationError(f"layer {layer}: a score is not finite: the model overflows in this dtype")
-            self._scores[c, i].scatter_reduce_(0, example_T, score_T, "amin")
+def _layer_results(job: Job, scores: Scores, fits: Sequence[Fit], cube: int) -> tuple[LayerResult, ...]:
+    """One frame's cubes, judged on forget prompts in that frame and retain prompts in every frame."""
+    recall, cap = job.options.recall, job.options.max_false_abstention
+    frame, results = job.frames[cube], []
+    for i, fit in enumerate(fits):
+        forget_E = scores["forget", Share.THRESHOLD, frame][cube, i]
+        held_forget_E = scores["forget", Share.REPORT, frame][cube, i]
+        per_frame = [scores["retain", Share.THRESHOLD, served][cube, i] for served in job.frames]
+        bound = min(false_abstention_bound(retain_E, cap) for retain_E in per_frame)
+        tau = min(conformal_tau(forget_E, recall), bound)
+        retain_E = torch.cat(per_frame)
+        held_retain_E = torch.cat([scores["retain", Share.REPORT, served][cube, i] for served in job.frames])
+        results.append(
+            LayerResult(
+                fit,
+                auroc(forget_E, retain_E),
+                margin(forget_E, bound, recall=recall),
+                tau,
+                auroc(held_forget_E, held_retain_E),
+                rate_of(held_forget_E <= tau),
+                rate_of(held_retain_E <= tau),
+            )
+        )
+    return tuple(results)
 
-    def scores(self) -> Tensor:
-        """float32 [C, L, E] on the host."""
-        return self._scores.cpu()
+
+def _frame_result(
+    job: Job, scores: Scores, cube: int, layers: tuple[LayerResult, ...], rows: list[int], taus: list[float]
+) -> FrameResult:
+    """`rows[c]`: index of cube c's layer among those scored."""
+    frame, chosen_C = job.frames[cube], torch.arange(len(rows))
+    forget_CE = scores["forget", Share.REPORT, frame][chosen_C, torch.tensor(rows)]
+    retain_CE = scores["retain", Share.REPORT, frame][chosen_C, torch.tensor(rows)]
+    retain_hits_E = hits(retain_CE, taus)
+    retain = job.corpora["retain"]
+    source_E = torch.tensor([retain.source_of[e] for e in job.parts["retain"][Share.REPORT]])
+    return FrameResult(
+        frame,
+        layers[rows[cube]],
+        taus[cube],
+        layers,
+        rate_of(hits(forget_CE, taus)),
+        rate_of(retain_hits_E),
+        {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)},
+        forget_CE[cube],
+        retain_CE[cube],
+    )
+
+
+def _choose(job: Job, fits: Sequence[Sequence[Fit]], scores: Scores) -> tuple[FrameResult, ...]:
+    """A layer per frame, then taus that together keep the cap in every frame."""
+    cap = job.options.max_false_abstention
+    tables = [_layer_results(job, scores, fits[c], c) for c in range(len(job.frames))]
+    chosen = [best_layer(table) for table in tables]
+    rows = [table.index(result) for table, result in zip(tables, chosen, strict=True)]
+    picked = torch.arange(len(rows)), torch.tensor(rows)
+    threshold_part = [scores["retain", Share.THRESHOLD, frame][picked] for frame in job.frames]
+    alone = [result.tau for result in chosen]
+    scale = joint_scale(threshold_part, alone, cap)
+    taus = alone if scale == 1.0 else [below(tau * scale) for tau in alone]
+    return tuple(_frame_result(job, scores, c, tables[c], rows, taus) for c in range(len(rows)))
+
+
+def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
+    """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
+    options, found = job.options, []
+    for corpus in job.corpora.values():
+        if corpus.left_out:
+            found.append(
+                f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's "
+                f"{job.loaded.max_tokens} tokens"
+            )
+    vectors = min(result.chosen.fit.vectors for result in frames)
+    if vectors < FEW_VECTORS:
+        found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
+    retained = len(job.parts["retain"][Share.THRESHOLD])
+    if not enough_for_cap(retained, options.max_false_abstention):
+        found.append(
+            f"{retained} retain examples for the threshold cannot show a false-abstention rate of "
+            f"{options.max_false_abstention}: tau was set so that none of them fires; give more retain examples"
+        )
+    for result in frames:
+        reached = f"recall {result.recall.rate:.3f} in frame {result.frame!r}"
+        if result.recall.rate < MIN_RECALL:
+            raise CalibrationError(
+                f"{reached} is all that --max-false-abstention {options.max_false_abstention} allows, wanted at least "
+                f"{MIN_RECALL}; nothing was written (layer {result.chosen.fit.cube.layer}, AUROC "
+                f"{result.chosen.reported_auroc:.3f}). Give more forget examples of one kind, try another --frame or "
+                "--regime, or raise --max-false-abstention"
+            )
+        if result.chosen.margin < 0 or result.tau < result.chosen.tau:
+            found.append(
+                f"{reached}, not {options.recall}: tau was lowered to keep --max-false-abstention "
+                f"{options.max_false_abstention}"
+            )
+    return found
+
+
+def _notes(job: Job, frames: Sequence[FrameResult]) -> list[str]:
+    counts = {
+        role: ", ".join(f"{share.value} {len(members)}" for share, members in parts.items())
+        for role, parts in job.parts.items()
+    }
+    judged = {
+        "last": "the last prompt token; rates while the model writes are not measured",
+        "all": "every token of a text, one hit counting: the text stands for an answer of its length",
+    }[job.judged.value]
+    notes = [
+        f"forget examples: {counts['forget']}; retain examples: {counts['retain']}",
+        "layer and tau were chosen on the threshold parts, the rates measured on the report parts",
+        "of several frames the rates are those of the frame where they are worst",
+        f"scored at {judged}",
+    ]
+    for result in frames:
+        fit = result.chosen.fit
+        notes.append(
+            f"frame {result.frame!r}: layer {fit.cube.layer}, {fit.vectors} key vectors, deviation floored in "
+            f"{fit.floored} of {job.loaded.sites.d_ff} dimensions"
+        )
+    return notes
+
+
+def calibrate_ksd(
+    loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions | None = None
+) -> KSDCalibration:
+    """A guard with one cube per frame, with its record, canaries and report.
+
+    Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
+    """
+    started = time.monotonic()
+    job = prepare(loaded, forget, retain, options or KSDOptions())
+    encoded = time.monotonic()
+    with progress_bar(job.tokens, job.options.progress) as advance:
+        fits = [fit_frame(job, frame, advance) for frame in job.frames]
+        fitted = time.monotonic()
+        scores = score_all(job, fits, advance)
+    frames = _choose(job, fits, scores)
+    warnings = _warnings(job, frames)
+    guard = KSDGuard(
+        tuple(replace(result.chosen.fit.cube, tau=result.tau) for result in frames),
+        job.options.scope,
+        Regime(job.options.regime),
+    )
+    scored = time.monotonic()
+    corpora = (job.corpora["forget"], job.corpora["retain"])
+    canaries = choose_canaries(loaded, METHOD, guard, *corpora, job.frames)
+    record = make_record(
+        loaded,
+        job.frames,
+        corpora,
+        [*_notes(job, frames), *warnings],
+        recall=min((result.recall for result in frames), key=lambda rate: rate.rate),
+        false_abstention=max((result.false_abstention for result in frames), key=lambda rate: rate.rate),
+    )
+    return KSDCalibration(
+        method=METHOD,
+        guard=guard,
+        identity=loaded.identity,
+        record=record,
+        canaries=canaries,
+        warnings=tuple(warnings),
+        seconds={
+            "encode": encoded - started,
+            "fit": fitted - encoded,
+            "score": scored - fitted,
+            "canaries": time.monotonic() - scored,
+        },
+        options=job.options,
+        frames=frames,
+    )

@@ -15,8 +15,8 @@ class CommonOptions:
     """What every method's calibration takes.
 
     `frames`: what surrounds each text ("chat", "bare" or a template with {text}); none given means "chat" where the
-    model has a chat template, else "bare". `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass; more
-    is faster and costs memory.
+    model has a chat template, else "bare". `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass;
+    more is faster and costs memory.
     """
 
     frames: tuple[str, ...] = ()

@@ -12,9 +12,13 @@ SHIFT_SLACK = 2.0
 
 
 def disagreement(
-    canary: Canary, reading: Reading, scores: Sequence[float], *, dtype: str, kind: str
+    canary: Canary, reading: Reading, scores: Sequence[float], *, dtype: str, kind: str, alone: bool
 ) -> str | None:
-    """None when the live reading agrees with the canary, else what was got and wanted."""
+    """None when the live reading agrees with the canary, else what was got and wanted.
+
+    `alone` is False where another guard changes activations: scores then move for a good reason, and only whether
+    the guard fires must still agree.
+    """
     if reading not in (Reading.OUTSIDE, Reading.INSIDE):
         return f"got no finite reading ({reading.name}), wanted scores {list(canary.scores)}"
     if len(scores) != len(canary.scores):
@@ -22,6 +26,8 @@ def disagreement(
     fires = reading is Reading.INSIDE if kind == "detector" else scores[0] > 0
     if fires != canary.fires:
         return f"got a guard that {'fires' if fires else 'does not fire'}, wanted the opposite"
+    if not alone:
+        return None
     slack = SHIFT_SLACK if kind == "intervention" else 0.0
     for got, wanted in zip(scores, canary.scores, strict=True):
         if not abs(got - wanted) <= RELATIVE_TOLERANCE[dtype] * abs(wanted) + slack:

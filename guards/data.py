@@ -6,11 +6,11 @@ A source is written ``LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]``:
 |---|---|
 | LOCATION | a `.jsonl`, `.json`, `.csv` or `.txt` file, or `hf:NAME[:CONFIG]@SPLIT` on the Hugging Face hub |
 | ?KEY=VALUE | keep rows whose KEY equals VALUE: `mmlu_test.jsonl?subject=abstract_algebra` |
-| ?KEY=LOW..HIGH | keep rows from LOW to HIGH, both included, either left out for no bound: `mbpp.jsonl?task_id=511..974` |
+| ?KEY=LOW..HIGH | keep rows from LOW to HIGH (included; either may be left out): `mbpp.jsonl?task_id=511..974` |
 | #FIELD | the field (column) that holds the text; without it the first of FIELDS that is present |
 
-Bounds compare as numbers when bound and value both are, else as text. A `.txt` file has one example a line and no fields.
-Blank texts are left out and repeated texts kept once.
+Bounds compare as numbers when bound and value both are, else as text. A `.txt` file has one example a line and no
+fields. Blank texts are left out and repeated texts kept once.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ FIELDS = ("prompt", "question", "text", "instruction")
 
 @dataclass(frozen=True)
 class Source:
-    """Texts of one source after filtering, each once, in the order read. `name` is safe to publish: no machine's path."""
+    """Texts of one source after filtering, each once, in the order read. `name` holds no machine's path."""
 
     name: str
     texts: tuple[str, ...]
@@ -55,7 +55,9 @@ class Condition:
     def holds(self, value: Any) -> bool:
         """Whether a row's value lies within the bounds."""
         if self.low == self.high:
-            return _as_text(value) == self.low or (_number(self.low) is not None and _number(value) == _number(self.low))
+            return _as_text(value) == self.low or (
+                _number(self.low) is not None and _number(value) == _number(self.low)
+            )
         above = self.low == "" or _at_most(self.low, value)
         return above and (self.high == "" or not _at_most(self.high, value) or _equal(self.high, value))
 

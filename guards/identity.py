@@ -24,9 +24,7 @@ def weights_sha256(folder: Path) -> str:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UnsupportedModelError(
-            f"{folder}: got no .safetensors file; convert the model's weights to safetensors"
-        )
+        raise UnsupportedModelError(f"{folder}: got no .safetensors file; convert the model's weights to safetensors")
     with ThreadPoolExecutor(max_workers=4) as pool:
         digests = list(pool.map(file_sha256, files))
     return hashlib.sha256(
@@ -62,9 +60,7 @@ def refuse_mismatch(artifact: Artifact, live: ModelIdentity) -> None:
             "import it again with --model"
         )
     wrong = [
-        f"{key}: model has {got[key]!r}, artifact wants {wanted[key]!r}"
-        for key in wanted
-        if got[key] != wanted[key]
+        f"{key}: model has {got[key]!r}, artifact wants {wanted[key]!r}" for key in wanted if got[key] != wanted[key]
     ]
     if wrong:
         raise ArtifactMismatchError(

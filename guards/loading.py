@@ -30,7 +30,8 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
     @property
     def max_tokens(self) -> int | None:
@@ -77,9 +78,9 @@ def resolve_dtype(dtype: str | None, config: Any, device: torch.device) -> torch
             raise UnsupportedModelError(f"got dtype {dtype!r}, wanted one of {', '.join(DTYPES)}")
         return DTYPES[dtype]
     stored = getattr(config, "dtype", None)
-    if device.type == "cpu" or stored not in DTYPES.values():
+    if device.type == "cpu" or not isinstance(stored, torch.dtype) or stored not in DTYPES.values():
         return torch.float32
-    return stored  # type: ignore[no-any-return]
+    return stored
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -108,7 +108,9 @@ def read_hub(location: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{location}: hub data sets need the datasets package: pip install 'skillguard[datasets]'") from error
+        raise DataError(
+            f"{location}: hub data sets need the datasets package: pip install 'skillguard[datasets]'"
+        ) from error
     try:
         loaded = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # the library raises whatever its transports raise

@@ -36,9 +36,7 @@ class Family:
     fused_gate_up: bool = False
 
 
-_GATED = Family(
-    "model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.down_proj", "model.norm", "lm_head"
-)
+_GATED = Family("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.down_proj", "model.norm", "lm_head")
 _PHI3 = Family(
     "model.layers.{layer}.mlp.gate_up_proj",
     "model.layers.{layer}.mlp.down_proj",
@@ -57,7 +55,7 @@ _NEOX = Family(
     "gpt_neox.layers.{layer}.mlp.dense_h_to_4h",
     "gpt_neox.layers.{layer}.mlp.dense_4h_to_h",
     "gpt_neox.final_layer_norm",
-    "embed_out",
+    "lm_head",
 )
 
 FAMILIES: dict[str, Family] = {

@@ -12,6 +12,8 @@ from torch import Tensor
 from guards.artifact import Rate
 from guards.statistics import clopper_pearson, conformal_tau
 
+TINY = 1e-30
+
 
 def below(value: float) -> float:
     """The largest float32 below a value: servers compare `s <= tau` in float32."""
@@ -24,8 +26,8 @@ def below(value: float) -> float:
 def false_abstention_bound(retain_E: Tensor, cap: float) -> float:
     """The largest tau whose expected false-abstention rate on a further exchangeable example is at most `cap`.
 
-    Just below the floor((n + 1) * cap)-th smallest retain score: split conformal, seen from the other side. Below 1 / cap
-    - 1 examples no tau keeps that promise; then just below the smallest score, so that none of those seen fires.
+    Just below the floor((n + 1) * cap)-th smallest retain score: split conformal, seen from the other side. With fewer
+    than 1 / cap - 1 examples no tau keeps that promise; then just below the smallest, so that none of those fires.
     """
     rank = max(1, math.floor((retain_E.numel() + 1) * cap + 1e-9))
     return below(float(retain_E.float().sort().values[rank - 1]))
@@ -36,9 +38,9 @@ def enough_for_cap(examples: int, cap: float) -> bool:
     return math.floor((examples + 1) * cap + 1e-9) >= 1
 
 
-def margin(forget_E: Tensor, retain_E: Tensor, *, recall: float, cap: float) -> float:
-    """Log of (largest tau the cap allows) / (smallest tau the recall needs); negative where both cannot be had."""
-    return math.log(max(false_abstention_bound(retain_E, cap), 1e-30) / max(conformal_tau(forget_E, recall), 1e-30))
+def margin(forget_E: Tensor, bound: float, *, recall: float) -> float:
+    """Log of `bound`, the largest tau allowed, over the smallest the recall needs; negative when both cannot be had."""
+    return math.log(max(bound, TINY) / max(conformal_tau(forget_E, recall), TINY))
 
 
 def joint_scale(retain_CE: Sequence[Tensor], taus: Sequence[float], cap: float) -> float:

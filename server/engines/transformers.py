@@ -7,7 +7,6 @@ recorded once and skipped afterwards.
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from server.engines.base import (
     Sampling,
 )
 from server.engines.loaded import read_guards
+from server.engines.options import EmbeddedOptions
 from server.engines.rows import GuardFacts, Row
 from server.engines.sampler import GuardedSampler
 from server.engines.stream import AnswerStream
@@ -48,26 +48,6 @@ from server.engines.text import token_text
 SENTINEL = "<|abstain|>"
 """A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
 PAGE_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class EmbeddedOptions:
-    """Everything the embedded engine can be told.
-
-    Raising `max_running` or `kv_cache_tokens` buys throughput and costs memory; raising `max_batch_tokens` shortens
-    long prompts' prefill and lengthens the pauses of the answers running beside it.
-    """
-
-    model: str
-    artifacts: tuple[Path, ...]
-    served_name: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    max_model_tokens: int | None = None
-    max_running: int = 32
-    max_waiting: int = 256
-    max_batch_tokens: int = 512
-    kv_cache_tokens: int = 32768
 
 
 class _Router(OutputRouter):  # type: ignore[misc]
@@ -179,6 +159,7 @@ class EmbeddedEngine:
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
+        changing = {name for name, entry in self._guards.items() if entry.method.kind == "intervention"}
         for name, entry in self._guards.items():
             result[name] = None
             for index, canary in enumerate(entry.artifact.manifest.canaries):
@@ -190,6 +171,7 @@ class EmbeddedEngine:
                     scores,
                     dtype=entry.artifact.manifest.model.dtype,
                     kind=entry.method.kind,
+                    alone=changing <= {name},
                 )
                 if trouble is not None:
                     result[name] = f"canary {index}: {trouble}"

@@ -1,0 +1,91 @@
+"""Calibrates Neuron Adjust: one pass per side for the moments of every neuron's pre-activation, over all tokens."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from guards.calibrate import Calibration, choose_canaries, make_record, progress_bar
+from guards.calibrate_options import NeuronAdjustOptions
+from guards.capture import Tokens, stream
+from guards.corpus import Role, encode_corpora, resolve_frames
+from guards.data import Source
+from guards.errors import CalibrationError
+from guards.loading import LoadedModel
+from guards.na import METHOD, Draw, NeuronAdjustFitter
+from guards.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronAdjustCalibration(Calibration):
+    """A calibration with the number of neurons selected in every layer, and the tokens seen on each side."""
+
+    neurons_by_layer: tuple[int, ...]
+    tokens: dict[Role, int]
+
+
+def calibrate_neuron_adjust(
+    loaded: LoadedModel,
+    forget: Sequence[Source],
+    retain: Sequence[Source],
+    options: NeuronAdjustOptions | None = None,
+) -> NeuronAdjustCalibration:
+    """A guard over all layers, with its record and canaries.
+
+    Raises DataError or CalibrationError when the examples or the fraction give no guard.
+    """
+    options = options or NeuronAdjustOptions()
+    started = time.monotonic()
+    frames = resolve_frames(options.frames, loaded.codec)
+    corpora = encode_corpora(forget, retain, frames, loaded.codec, loaded.max_tokens)
+    layers = range(len(loaded.sites.layers))
+    fitter = NeuronAdjustFitter(len(layers), loaded.sites.d_ff)
+    total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
+    encoded = time.monotonic()
+    with progress_bar(sum(total.values()), options.progress) as advance:
+        for corpus in corpora:
+            is_forget = corpus.role == "forget"
+
+            def consume(layer: int, x_TF: Tensor, _: Tensor, is_forget: bool = is_forget) -> None:
+                fitter.update(layer, x_TF, forget=is_forget)
+
+            for frame in frames:
+                stream(
+                    loaded,
+                    Site.PRE_ACTIVATION,
+                    layers,
+                    corpus.encoded[frame],
+                    consume,
+                    tokens=Tokens.ALL,
+                    batch_tokens=options.batch_tokens,
+                    advance=lambda tokens: advance(tokens, "fit"),
+                )
+    fitted = time.monotonic()
+    guard = fitter.finish(options.fraction, draw=Draw(options.draw), seed=options.seed)
+    by_layer = tuple(
+        guard.layers_statistics[layer].neurons_S.numel() if layer in guard.layers_statistics else 0 for layer in layers
+    )
+    warnings = [
+        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {loaded.max_tokens} tokens"
+        for corpus in corpora
+        if corpus.left_out
+    ]
+    notes = [
+        "moments over all tokens, the frame's own included: "
+        + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),
+        f"neurons selected by layer: {', '.join(map(str, by_layer))}",
+    ]
+    if not sum(by_layer):
+        raise CalibrationError("no neuron was selected: raise --fraction")
+    return NeuronAdjustCalibration(
+        method=METHOD,
+        guard=guard,
+        identity=loaded.identity,
+        record=make_record(loaded, frames, corpora, [*notes, *warnings]),
+        canaries=choose_canaries(loaded, METHOD, guard, *corpora, frames),
+        warnings=tuple(warnings),
+        seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
+        neurons_by_layer=by_layer,
+        tokens=total,
+    )

@@ -1,0 +1,158 @@
+"""The two passes of a Key Space Detection calibration: fit cubes, then score held-out examples.
+
+Suffixes: L layers, C cubes (one per fitted frame), E examples, T tokens, F feed-forward width (d_ff).
+
+The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter), the retain set into threshold and
+report (halves); `guards.corpus.Share` says what for. Memory grows with frames^2 * layers * examples scalars, never with
+vectors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guards.calibrate_options import KSDOptions
+from guards.capture import TokenIds, Tokens, stream
+from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Role, Share, common_prefix, encode_corpora, resolve_frames
+from guards.data import Source
+from guards.errors import CalibrationError
+from guards.ksd import FEW_VECTORS, Cube, KSDFitter, Regime, cube_score
+from guards.loading import LoadedModel
+from guards.sites import Site
+from guards.verdict import Scope
+
+Advance = Callable[[int, str], None]
+Scores = Mapping[tuple[Role, Share, str], Tensor]
+"""Per side, share and served frame: float32 [C, L, E], the smallest score over an example's judged tokens."""
+HELD_OUT = (Share.THRESHOLD, Share.REPORT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The checked inputs of the passes. `skips`: leading tokens of each frame that all examples share."""
+
+    loaded: LoadedModel
+    options: KSDOptions
+    frames: tuple[str, ...]
+    layers: tuple[int, ...]
+    corpora: Mapping[Role, Corpus]
+    parts: Mapping[Role, Mapping[Share, list[int]]]
+    skips: Mapping[str, int]
+
+    @property
+    def judged(self) -> Tokens:
+        """The tokens whose smallest score is an example's.
+
+        Its last one; or, where a guard of all tokens also judges what the model writes, every token, the text then
+        standing for an answer of that length.
+        """
+        everything = Regime(self.options.regime) is Regime.ALL_TOKENS and self.options.scope is not Scope.PROMPT
+        return Tokens.ALL if everything else Tokens.LAST
+
+    def examples(self, role: Role, share: Share, frame: str) -> list[TokenIds]:
+        """One part's token ids in a frame."""
+        encoded = self.corpora[role].encoded[frame]
+        return [encoded[example] for example in self.parts[role][share]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that both passes run over: every example once per frame."""
+        return sum(len(ids) for corpus in self.corpora.values() for kept in corpus.encoded.values() for ids in kept)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted cube, from `vectors` key vectors, with `floored` of its deviations raised to the floor."""
+
+    cube: Cube
+    vectors: int
+    floored: int
+
+
+def prepare(loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions) -> Job:
+    """Encodes, deals and checks. Raises CalibrationError or DataError."""
+    frames = resolve_frames(options.frames, loaded.codec)
+    count = len(loaded.sites.layers)
+    if options.layer is not None and not 0 <= options.layer < count:
+        raise CalibrationError(f"got --layer {options.layer}, wanted 0 to {count - 1}")
+    layers = tuple(range(count)) if options.layer is None else (options.layer,)
+    forgotten, retained = encode_corpora(forget, retain, frames, loaded.codec, loaded.max_tokens)
+    if len(forgotten.texts) < len(FORGET_DEAL) or len(retained.texts) < len(RETAIN_DEAL):
+        raise CalibrationError(
+            f"got {len(forgotten.texts)} forget and {len(retained.texts)} retain examples, wanted at least "
+            f"{len(FORGET_DEAL)} and {len(RETAIN_DEAL)} (better {2 * FEW_VECTORS} or more of each)"
+        )
+    return Job(
+        loaded,
+        options,
+        frames,
+        layers,
+        {"forget": forgotten, "retain": retained},
+        {
+            "forget": forgotten.deal(FORGET_DEAL, options.seed),
+            "retain": retained.deal(RETAIN_DEAL, options.seed),
+        },
+        {f: common_prefix([*forgotten.encoded[f], *retained.encoded[f]]) for f in frames},
+    )
+
+
+def fit_frame(job: Job, frame: str, advance: Advance) -> tuple[Fit, ...]:
+    """A cube per layer from the forget set's fit part, in one pass."""
+    fitters = {layer: KSDFitter(job.loaded.sites.d_ff) for layer in job.layers}
+
+    def consume(layer: int, key_TF: Tensor, _: Tensor) -> None:
+        fitters[layer].update(key_TF)
+
+    stream(
+        job.loaded,
+        Site.KEY,
+        job.layers,
+        job.examples("forget", Share.FIT, frame),
+        consume,
+        tokens=Tokens.LAST if Regime(job.options.regime) is Regime.LAST_TOKEN else Tokens.ALL,
+        batch_tokens=job.options.batch_tokens,
+        skip=job.skips[frame],
+        advance=lambda tokens: advance(tokens, "fit"),
+    )
+    return tuple(Fit(fitter.finish(layer, frame), fitter.count, fitter.floored) for layer, fitter in fitters.items())
+
+
+def score_all(job: Job, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
+    """Scores of every cube on every held-out example in every frame; one pass over each part."""
+    scores: dict[tuple[Role, Share, str], Tensor] = {}
+    device = job.loaded.device
+    cubes = [
+        (c, i, fit.cube.layer, fit.cube.mean_F.to(device), fit.cube.std_F.to(device).reciprocal())
+        for c, row in enumerate(fits)
+        for i, fit in enumerate(row)
+    ]
+    roles: tuple[Role, ...] = ("forget", "retain")
+    for frame in job.frames:
+        for role in roles:
+            for share in HELD_OUT:
+                examples = job.examples(role, share, frame)
+                scores_CLE = torch.full((len(fits), len(job.layers), len(examples)), torch.inf, device=device)
+
+                def consume(layer: int, key_TF: Tensor, example_T: Tensor, into_CLE: Tensor = scores_CLE) -> None:
+                    for c, i, at, mean_F, inverse_F in cubes:
+                        if at == layer:
+                            score_T = cube_score(key_TF, mean_F, inverse_F)
+                            into_CLE[c, i].scatter_reduce_(0, example_T, score_T, "amin")
+
+                stream(
+                    job.loaded,
+                    Site.KEY,
+                    job.layers,
+                    examples,
+                    consume,
+                    tokens=job.judged,
+                    batch_tokens=job.options.batch_tokens,
+                    skip=job.skips[frame],
+                    advance=lambda tokens: advance(tokens, "score"),
+                )
+                if not bool(torch.isfinite(scores_CLE).all()):
+                    raise CalibrationError("a score is not finite: the model overflows on these texts in this dtype")
+                scores[role, share, frame] = scores_CLE.cpu()
+    return scores

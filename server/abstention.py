@@ -1,0 +1,63 @@
+"""What a caller gets in place of a withheld answer.
+
+    style            HTTP   finish_reason    text                         usage
+    content_filter   200    content_filter   the operator's text          as really spent
+    refusal          200    stop             the operator's text          as really spent
+    error            400    none: code skill_abstained, whole response    not shown
+
+The operator's text is both `content` and `refusal` of a chat message, so that it is read by clients that know only one
+of them, and `text` of a completion. An abstained choice carries no logprobs and nothing that the model wrote, except
+what a stream had already sent. With several answers each has its own outcome, only under `error` the first abstention
+ends the whole request, since a status belongs to all of them.
+"""
+
+from dataclasses import dataclass
+
+from server.config import AbstainStyle
+from server.engines.base import FinishReason, Hit
+from server.errors import AbstainedError
+
+_FINISH_REASONS = {
+    AbstainStyle.CONTENT_FILTER: "content_filter",
+    AbstainStyle.REFUSAL: "stop",
+}
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """How this caller is told: the operator's style and text, and whether scores may be shown."""
+
+    style: AbstainStyle
+    text: str
+    for_operator: bool
+
+    def guard(self, hit: Hit) -> dict[str, object]:
+        """The `guard` object. Scores and thresholds would tell a user how far a prompt is from passing."""
+        score = hit.score
+        shown: dict[str, object] = {
+            "action": "abstain",
+            "skill": score.skill,
+            "method": score.method,
+            "stage": score.stage.value,
+        }
+        if self.for_operator:
+            shown |= {
+                "guard": score.guard,
+                "score": score.score,
+                "tau": score.tau,
+                "layer": score.layer,
+                "part": score.part,
+                "position": score.position,
+            }
+        return shown
+
+    def refuse_if_error_style(self, hit: Hit) -> None:
+        """Raises AbstainedError where the style is `error`."""
+        if self.style is AbstainStyle.ERROR:
+            raise AbstainedError(
+                f"This request needs the skill {hit.score.skill!r}, which this server withholds.", self.guard(hit)
+            )
+
+    def finish_reason(self, reason: FinishReason) -> str:
+        """OpenAI's name for how an answer ended."""
+        return _FINISH_REASONS[self.style] if reason is FinishReason.ABSTAIN else reason.value

@@ -1,0 +1,71 @@
+"""Wires engine, settings and routes into one ASGI application."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from server.auth import KeyRing, Role, load_keys
+from server.collectors import StateCollector
+from server.config import ServerConfig
+from server.context import Services
+from server.engines.base import Engine
+from server.metrics import Metrics
+from server.middleware import BodyMiddleware, KeyMiddleware, RequestMiddleware
+from server.readiness import Phase, Readiness
+from server.responses import install_error_handlers
+from server.routes import checks, descriptions, generation, operations
+
+
+def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
+    """The server for one engine. Raises ConfigError for a keys file that cannot be used.
+
+    The engine starts with the app's lifespan, in the background. `app.state.services.readiness.settled` is set once it
+    is ready or has failed.
+    """
+    keys = load_keys(config.api_keys_file) if config.api_keys_file else ()
+    readiness = Readiness(engine, config.shadow)
+    metrics = Metrics()
+    metrics.registry.register(StateCollector(engine, readiness))
+    services = Services(
+        engine=engine,
+        config=config,
+        readiness=readiness,
+        metrics=metrics,
+        keys=KeyRing(keys, anonymous=Role.OPERATOR if config.listens_on_loopback else Role.USER),
+        created=int(time.time()),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        bring_up = asyncio.create_task(readiness.bring_up())
+        try:
+            yield
+        finally:
+            bring_up.cancel()
+            await asyncio.gather(bring_up, return_exceptions=True)
+            readiness.phase = Phase.STOPPING
+            await engine.stop()
+
+    app = FastAPI(
+        title="skillguard",
+        lifespan=lifespan,
+        # Descriptions of the routes would be the only ones served without a key; docs/ has them.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    install_error_handlers(app)
+    routers = [module.router for module in (generation, checks, descriptions, operations)]
+    for router in routers:
+        app.include_router(router)
+    routes = [route for router in routers for route in router.routes]
+    # The last one added is the outermost.
+    app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
+    app.add_middleware(KeyMiddleware, keys=services.keys)
+    app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics)
+    return app

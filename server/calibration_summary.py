@@ -1,0 +1,61 @@
+"""What `skillguard calibrate` prints when it is done."""
+
+import shlex
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from guards.artifact import Rate
+from guards.calibrate import Calibration
+from guards.calibrate_ksd import KSDCalibration
+from guards.calibrate_na import NeuronAdjustCalibration
+
+
+def _interval(rate: Rate) -> str:
+    return f"{rate.rate:.3f} [{rate.low:.3f} {rate.high:.3f}]"
+
+
+def _ksd_table(calibration: KSDCalibration) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption="held-out rates with 95 % intervals")
+    for heading in ("frame", "layer", "tau", "recall", "false abstention", "AUROC"):
+        table.add_column(heading, no_wrap=heading != "frame")
+    for result in calibration.frames:
+        table.add_row(
+            escape(repr(result.frame)),
+            str(result.chosen.fit.cube.layer),
+            f"{result.tau:.3f}",
+            _interval(result.recall),
+            _interval(result.false_abstention),
+            f"{result.chosen.reported_auroc:.4f}",
+        )
+    return table
+
+
+def _neuron_table(calibration: NeuronAdjustCalibration) -> Table:
+    table = Table("layer", "neurons adjusted", box=SIMPLE_HEAD)
+    for layer, count in enumerate(calibration.neurons_by_layer):
+        table.add_row(str(layer), str(count))
+    table.add_row("all", str(sum(calibration.neurons_by_layer)))
+    return table
+
+
+def print_summary(calibration: Calibration, *, skill: str, model: str, output: Path, report: Path, digest: str) -> None:
+    """A table of the held-out figures, the warnings, and the next command."""
+    console = Console()
+    if isinstance(calibration, KSDCalibration):
+        console.print(_ksd_table(calibration))
+    if isinstance(calibration, NeuronAdjustCalibration):
+        console.print(_neuron_table(calibration))
+    for warning in calibration.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    firing = sum(canary.fires for canary in calibration.canaries)
+    console.print(
+        f"{escape(skill)}: {firing} firing and {len(calibration.canaries) - firing} other canaries; "
+        f"digest {digest[:12]}\nartifact {escape(str(output))}\nreport   {escape(str(report))}\nnext:",
+        soft_wrap=True,
+    )
+    command = f"  skillguard serve --model {shlex.quote(model)} --artifacts {shlex.quote(str(output))}"
+    console.print(command, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,160 @@
+"""`skillguard calibrate ksd | neuron-adjust`: from examples to an artifact.
+
+Nothing heavy is imported before `run`, so that `--help` is instant.
+"""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guards.calibrate_options import CommonOptions, KSDOptions, NeuronAdjustOptions
+from guards.verdict import Scope
+
+if TYPE_CHECKING:
+    from guards.calibrate import Calibration
+
+SOURCE_HELP = """\
+SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]: a .jsonl, .json, .csv or .txt file, or
+hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads ? and &.
+  train.jsonl                         text field found by name: prompt, question, text, instruction
+  'mbpp.jsonl?task_id=511..974#text'  rows 511 to 974, field "text"
+  'mmlu.csv?subject=abstract_algebra' rows of one subject
+  hf:openai/gsm8k:main@train          a hub data set (needs the extra: skillguard[datasets])
+"""
+
+
+def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -> None:
+    default = options()
+    parser.add_argument("--model", required=True, help="model folder, or a Hugging Face hub id")
+    parser.add_argument("--skill", required=True, help="name of the skill, as clients and metrics see it")
+    parser.add_argument("--forget", required=True, action="append", metavar="SRC", help="examples of the skill")
+    parser.add_argument("--retain", required=True, action="append", metavar="SRC", help="examples of the rest")
+    parser.add_argument("--output", required=True, type=Path, help="artifact folder; a report goes to OUTPUT-report")
+    parser.add_argument("--field", help="text field of every source that names none with #FIELD")
+    parser.add_argument("--limit", type=int, help="at most this many examples of each source, drawn by --seed")
+    parser.add_argument(
+        "--frame",
+        action="append",
+        dest="frames",
+        metavar="FRAME",
+        help="chat, bare or a template with {text} such as 'Q: {text}\\nA:'; repeat to cover several "
+        "(default: chat where the model has a chat template, else bare)",
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="fixes splits and draws (default %(default)s)")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=default.batch_tokens, help="tokens per forward pass (default %(default)s)"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="calibrate in the serving dtype")
+    parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
+
+
+def _add_method(methods: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = methods.add_parser(
+        name, help=summary, description=summary, epilog=SOURCE_HELP, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.set_defaults(method=name)
+    return parser
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `calibrate` and its methods; the parsed arguments go to `run`."""
+    parser = subparsers.add_parser("calibrate", help="make a guard from examples of a skill and of the rest")
+    parser.set_defaults(run=run)
+    methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
+
+    ksd = _add_method(
+        methods, "ksd", "Key Space Detection: abstain on prompts whose key vector lies in the skill's cube"
+    )
+    _add_common(ksd, KSDOptions)
+    default = KSDOptions()
+    ksd.add_argument("--layer", type=int, help="layer of the cube (default: the one that separates best)")
+    ksd.add_argument(
+        "--recall", type=float, default=default.recall, help="share of the skill to catch (default %(default)s)"
+    )
+    ksd.add_argument(
+        "--max-false-abstention",
+        type=float,
+        default=default.max_false_abstention,
+        help="share of other prompts that may be refused; wins over --recall (default %(default)s)",
+    )
+    ksd.add_argument(
+        "--regime",
+        choices=("last-token", "all-tokens"),
+        default=default.regime,
+        help="which tokens of an example are fitted (default %(default)s; all-tokens suits languages)",
+    )
+    ksd.add_argument(
+        "--scope",
+        choices=[scope.value for scope in Scope],
+        default=default.scope.value,
+        help="judge the prompt, what the model writes, or both (default %(default)s)",
+    )
+
+    adjust = _add_method(methods, "neuron-adjust", "Neuron Adjust: shift the skill's neurons towards other text")
+    _add_common(adjust, NeuronAdjustOptions)
+    default_na = NeuronAdjustOptions()
+    adjust.add_argument(
+        "--fraction", type=float, default=default_na.fraction, help="share of neurons adjusted (default %(default)s)"
+    )
+    adjust.add_argument(
+        "--draw",
+        choices=("random", "certain"),
+        default=default_na.draw,
+        help="shift by chance as in the paper, or always where it applies (default %(default)s)",
+    )
+
+
+def _options(kind: type[Any], args: argparse.Namespace) -> Any:
+    """The frozen options from the parsed arguments of the same names."""
+    values = {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
+    # A shell passes the two characters \n where a template means a line break.
+    values["frames"] = tuple(frame.replace("\\n", "\n") for frame in args.frames or ())
+    if "scope" in values:
+        values["scope"] = Scope(values["scope"])
+    return kind(**values, progress=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrates, writes artifact and report, prints a summary; returns the exit status. Raises SkillguardError."""
+    options = _options(KSDOptions if args.method == "ksd" else NeuronAdjustOptions, args)
+
+    from guards.calibrate import refuse_output
+    from guards.calibrate_ksd import calibrate_ksd
+    from guards.calibrate_na import calibrate_neuron_adjust
+    from guards.data import read_source
+    from guards.loading import load_model
+    from guards.report import refuse_report_folder, report_folder, report_of, write_report
+    from server.calibration_summary import print_summary
+
+    refuse_output(args.output, args.skill)
+    beside = report_folder(args.output)
+    refuse_report_folder(beside)
+    if args.plots:
+        from guards.plots import require_matplotlib
+
+        require_matplotlib()
+    forget, retain = (
+        [read_source(spec, field=args.field, limit=args.limit, seed=args.seed) for spec in specs]
+        for specs in (args.forget, args.retain)
+    )
+    loaded = load_model(args.model, args.device, args.dtype)
+    result: Calibration
+    plots: dict[str, bytes] = {}
+    if args.method == "ksd":
+        result = calibrate_ksd(loaded, forget, retain, options)
+        if args.plots:
+            from guards.plots import ksd_plots
+
+            plots = ksd_plots(result, args.skill)
+    else:
+        result = calibrate_neuron_adjust(loaded, forget, retain, options)
+        if args.plots:
+            from guards.plots import neuron_adjust_plots
+
+            plots = neuron_adjust_plots(loaded, result, forget, retain, args.skill)
+    digest = result.save(args.output, args.skill)
+    write_report(beside, report_of(result, args.skill), plots)
+    print_summary(result, skill=args.skill, model=args.model, output=args.output, report=beside, digest=digest)
+    return 0

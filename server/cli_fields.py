@@ -1,0 +1,55 @@
+"""Command-line options made from a settings model, so that names, defaults and help have one home."""
+
+import argparse
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from guards.errors import SkillguardError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class OptionError(SkillguardError):
+    """An option's value is not allowed."""
+
+
+def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: str) -> None:
+    """Adds one `--field-name` per field. Values are converted and checked by `build_settings`."""
+    for name in names:
+        field = model.model_fields[name]
+        many = get_origin(field.annotation) is tuple
+        default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            nargs="+" if many else None,
+            metavar=_metavar(field.annotation),
+            help=(field.description or "").replace("%", "%%") + default,
+        )
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return str(get_args(annotation)[0].__name__).upper()
+    return str(getattr(annotation, "__name__", "VALUE")).upper()
+
+
+def build_settings(model: type[Settings], args: argparse.Namespace, **fixed: Any) -> Settings:
+    """The settings that were given, over the model's defaults.
+
+    Raises OptionError naming the option, what was got and what was wanted.
+    """
+    values = {name: value for name, value in vars(args).items() if name in model.model_fields} | fixed
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        issue = error.errors(include_url=False)[0]
+        option = "--" + str(issue["loc"][0] if issue["loc"] else "?").replace("_", "-")
+        raise OptionError(f"{option}: got {issue['input']!r}: {issue['msg']}") from error

@@ -1,0 +1,60 @@
+"""Metrics that are read off the server's state when Prometheus asks."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from server.engines.base import Engine
+from server.readiness import Readiness
+from server.version import version
+
+
+class StateCollector(Collector):
+    """Queue, readiness, guards and versions."""
+
+    def __init__(self, engine: Engine, readiness: Readiness) -> None:
+        self._engine = engine
+        self._readiness = readiness
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing: else the registry would call `collect` at registration, before the engine runs."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
+        """One scrape."""
+        readiness = self._readiness
+        yield GaugeMetricFamily(
+            "skillguard_ready", "1 while every guard is verified and the engine lives.", value=readiness.ready
+        )
+        yield InfoMetricFamily("skillguard_build", "This program.", value={"version": version()})
+        if readiness.running is None:
+            return
+        info, modes = readiness.running.info, readiness.running.modes
+        load = self._engine.load()
+        yield GaugeMetricFamily("skillguard_requests_running", "Requests in the batch.", value=load.running)
+        yield GaugeMetricFamily("skillguard_requests_waiting", "Requests in the queue.", value=load.waiting)
+        yield InfoMetricFamily(
+            "skillguard_engine",
+            "What runs the model.",
+            value={
+                "engine": info.engine,
+                "engine_version": info.engine_version,
+                "model": info.model,
+                "architecture": info.architecture,
+                "device": info.device,
+                "dtype": info.dtype,
+            },
+        )
+        guards = GaugeMetricFamily(
+            "skillguard_guard_info",
+            "1 for each attached guard.",
+            labels=("guard", "skill", "method", "kind", "mode", "scope"),
+        )
+        verified = GaugeMetricFamily("skillguard_guard_verified", "Canaries agreed.", labels=("guard",))
+        for guard in info.guards:
+            mode, scope = modes[guard.name].value, guard.scope.value
+            guards.add_metric((guard.name, guard.skill, guard.method, guard.kind, mode, scope), 1)
+            verified.add_metric((guard.name,), readiness.is_verified(guard.name))
+        yield guards
+        yield verified

@@ -1,0 +1,86 @@
+"""The server's settings. Each default lives here and nowhere else; the command line reads them from the fields.
+
+What belongs to an engine (model path, artifacts, device, dtype, queue length) is the engine's own configuration.
+"""
+
+import ipaddress
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+_Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+class AbstainStyle(StrEnum):
+    """How a withheld answer looks to the caller; `server/abstention.py` says exactly what each sends."""
+
+    CONTENT_FILTER = "content_filter"
+    REFUSAL = "refusal"
+    ERROR = "error"
+
+
+class ServerConfig(BaseModel):
+    """Frozen; an unknown key is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: _Line = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    abstain_style: AbstainStyle = Field(
+        AbstainStyle.CONTENT_FILTER,
+        description="content_filter: 200 with finish_reason content_filter. refusal: 200 with finish_reason stop, "
+        "for SDK helpers that raise on content_filter. error: 400 with code skill_abstained.",
+    )
+    abstain_text: _Line = Field(
+        "I'm sorry, but I can't help with that here.",
+        description="What the caller reads in place of a withheld answer.",
+    )
+    hold_back_tokens: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Tokens by which a stream lags behind the model. Raising it takes back more of an answer whose "
+        "skill shows late, and costs that many tokens of delay before the first text.",
+    )
+    shadow: tuple[str, ...] = Field(
+        (), description="Names of guards whose hits are only counted and logged, for trying a guard out."
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="JSON file of hashed API keys. Without one every route is open; callers then count as operators "
+        "where the server listens on loopback only, and as users elsewhere.",
+    )
+    max_body_bytes: int = Field(
+        1 << 20, ge=1024, description="Largest request body; a larger one is refused with 413 while it arrives."
+    )
+    max_answers: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        description="Most answers one request may ask for: n times the number of prompts. Each takes a place in the "
+        "engine's queue.",
+    )
+    default_max_tokens: int = Field(
+        512,
+        ge=1,
+        description="Length of an answer where the caller gives none; cut to what the model's context leaves.",
+    )
+
+    @field_validator("shadow")
+    @classmethod
+    def _no_duplicates(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"named twice: {', '.join(twice)}; name each guard once")
+        return names
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only programs on this machine can connect. A reverse proxy in front makes this say too much."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

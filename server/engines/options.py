@@ -1,0 +1,40 @@
+"""The embedded engine's settings. Light to import: the command line reads its defaults here before torch is loaded."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EmbeddedOptions(BaseModel):
+    """Frozen; each default lives here and nowhere else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="Model folder, or a hub id.")
+    artifacts: tuple[Path, ...] = Field((), description="Artifact folders, one guard each.")
+    served_name: str | None = Field(
+        None, min_length=1, description="Name of the model in the API; by default its folder's name."
+    )
+    device: str | None = Field(None, description="cpu, cuda or cuda:N; by default CUDA where there is one.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Number format; by default float32 on a CPU and the checkpoint's own on a GPU."
+    )
+    max_model_tokens: int | None = Field(
+        None, ge=2, description="Longest prompt and answer together; by default what the model was built for."
+    )
+    max_running: int = Field(
+        32, ge=1, description="Answers drawn at a time. Raising it buys throughput and costs memory."
+    )
+    max_waiting: int = Field(
+        256, ge=0, description="Answers that may wait for a place; beyond them a request is refused with 429."
+    )
+    max_batch_tokens: int = Field(
+        512,
+        ge=1,
+        description="Tokens of one forward pass. Raising it shortens the prefill of long prompts and lengthens the "
+        "pauses of the answers that run beside it.",
+    )
+    kv_cache_tokens: int = Field(
+        32768, ge=32, description="Tokens whose keys and values are kept. Raising it costs memory."
+    )

@@ -1,0 +1,182 @@
+"""Errors of the server package, and the one table that turns any error into OpenAI's shape.
+
+SkillguardError (guards/errors.py)
+├── EngineError …                (server/engines/base.py)
+└── ServerError
+    ├── ConfigError              a setting or a file named by one is wrong; nothing starts
+    ├── RequestError             the caller's request is refused (4xx); its text is written for the caller
+    │   ├── InvalidRequestError      a field is missing, unknown or wrong
+    │   ├── NotJsonError             the body is not declared as JSON
+    │   ├── BodyTooLargeError        the body exceeds `max_body_bytes`
+    │   ├── NoSuchRouteError         unknown path
+    │   ├── WrongMethodError         known path, other method
+    │   ├── ModelNotFoundError       `model` is not the one served
+    │   ├── InvalidKeyError          no API key, or an unknown one
+    │   ├── ForbiddenError           the key's role may not do this
+    │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
+    │   └── ClientGoneError          the caller hung up; nobody reads this answer
+    ├── NotReadyError            the engine is loading, being verified, failed, or stopping
+    └── GenerationError          the engine ended an answer with an error
+        └── UnverifiedError          a position had no finite reading of every guard
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from guards.errors import GuardReadingError, SkillguardError
+from server.engines.base import (
+    EngineBusyError,
+    EngineStoppedError,
+    PromptError,
+    PromptTooLongError,
+    UnsupportedOptionError,
+)
+
+
+class ServerError(SkillguardError):
+    """Root of what the server package raises."""
+
+
+class ConfigError(ServerError):
+    """A setting, or a file that a setting names, cannot be used. Raised before anything is served."""
+
+
+class RequestError(ServerError):
+    """The request is refused. `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequestError(RequestError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+
+class NotJsonError(RequestError):
+    """The content type is not JSON."""
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the server takes. Raised while it arrives, not after."""
+
+
+class NoSuchRouteError(RequestError):
+    """No such path."""
+
+
+class WrongMethodError(RequestError):
+    """The path exists, the method does not."""
+
+
+class ModelNotFoundError(RequestError):
+    """The model asked for is not the one served."""
+
+
+class InvalidKeyError(RequestError):
+    """No API key, or one that is not in the keys file."""
+
+
+class ForbiddenError(RequestError):
+    """The key is good, its role is not enough."""
+
+
+class AbstainedError(RequestError):
+    """An enforced guard fired and the server is set to answer with an error. `guard` is what the caller may see."""
+
+    def __init__(self, message: str, guard: Mapping[str, object]) -> None:
+        super().__init__(message)
+        self.guard = guard
+
+
+class ClientGoneError(RequestError):
+    """The caller hung up before the answer was whole."""
+
+
+class NotReadyError(ServerError):
+    """Nothing can be generated now. `retry_after_seconds` is None where waiting will not help."""
+
+    def __init__(self, message: str, retry_after_seconds: int | None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class GenerationError(ServerError):
+    """The engine ended an answer with an error; nothing of it may be sent."""
+
+
+class UnverifiedError(GenerationError):
+    """An answer, or a check, lacks a finite reading of a guard. Treated as an error, never as a pass."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one class of error looks from outside."""
+
+    status: int
+    type: str
+    code: str
+    tells: bool = True
+    """Whether the error's own text goes to the caller: of what the caller caused, yes; of what broke here, no."""
+
+
+SHAPES: dict[type[Exception], Shape] = {
+    Exception: Shape(500, "server_error", "internal_error", tells=False),
+    RequestError: Shape(400, "invalid_request_error", "invalid_request"),
+    InvalidRequestError: Shape(400, "invalid_request_error", "invalid_value"),
+    NotJsonError: Shape(415, "invalid_request_error", "unsupported_media_type"),
+    BodyTooLargeError: Shape(413, "invalid_request_error", "body_too_large"),
+    NoSuchRouteError: Shape(404, "invalid_request_error", "unknown_url"),
+    WrongMethodError: Shape(405, "invalid_request_error", "method_not_allowed"),
+    ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
+    InvalidKeyError: Shape(401, "invalid_request_error", "invalid_api_key"),
+    ForbiddenError: Shape(403, "invalid_request_error", "insufficient_permissions"),
+    AbstainedError: Shape(400, "invalid_request_error", "skill_abstained"),
+    ClientGoneError: Shape(499, "invalid_request_error", "client_disconnected"),
+    NotReadyError: Shape(503, "server_error", "not_ready"),
+    GenerationError: Shape(500, "server_error", "engine_error", tells=False),
+    UnverifiedError: Shape(500, "server_error", "guard_error", tells=False),
+    GuardReadingError: Shape(500, "server_error", "guard_error", tells=False),
+    PromptError: Shape(400, "invalid_request_error", "invalid_prompt"),
+    PromptTooLongError: Shape(400, "invalid_request_error", "context_length_exceeded"),
+    UnsupportedOptionError: Shape(400, "invalid_request_error", "unsupported_parameter"),
+    # 429, not 503: the server works, and OpenAI's clients and load balancers back off on 429 where a 503
+    # makes a balancer take the whole server out.
+    EngineBusyError: Shape(429, "rate_limit_error", "engine_busy"),
+    EngineStoppedError: Shape(503, "server_error", "engine_stopped", tells=False),
+}
+
+
+def shape_of(error: Exception) -> Shape:
+    """The entry of the nearest ancestor in the table."""
+    return next(SHAPES[cls] for cls in type(error).__mro__ if cls in SHAPES)
+
+
+def error_body(error: Exception, request_id: str) -> dict[str, object]:
+    """OpenAI's error object. Where the fault is ours it holds the request id and nothing of the error's text."""
+    shape = shape_of(error)
+    message = str(error) if shape.tells else f"The server failed on this request. Quote request id {request_id}."
+    body: dict[str, object] = {
+        "message": message,
+        "type": shape.type,
+        "param": getattr(error, "param", None) if shape.tells else None,
+        "code": shape.code,
+    }
+    if isinstance(error, AbstainedError):
+        body["guard"] = dict(error.guard)
+    return {"error": body}
+
+
+def error_headers(error: Exception) -> dict[str, str]:
+    """Headers that clients act on: when to come back, whether at all, and how to authenticate."""
+    headers = {}
+    if isinstance(error, EngineBusyError | NotReadyError):
+        if error.retry_after_seconds is not None:
+            headers["retry-after"] = str(error.retry_after_seconds)
+        else:
+            headers["x-should-retry"] = "false"  # OpenAI's SDKs obey it; they retry any other 5xx
+    if isinstance(error, InvalidKeyError):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLargeError):
+        headers["connection"] = "close"  # the rest of the body will not be read
+    return headers

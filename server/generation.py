@@ -1,0 +1,145 @@
+"""Runs the engine requests behind one HTTP request: all are queued or none, and all end when it ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+from server.engines.base import Chunk, Engine, EngineRequest, Event, Finish, FinishReason, TokenLogprob
+from server.errors import ClientGoneError, GenerationError, UnverifiedError
+
+T = TypeVar("T")
+
+Observer = Callable[[Event], None]
+"""Sees every event of one answer as it arrives, for metrics and the audit log."""
+
+
+class _Queue(asyncio.Queue[tuple[int, Event | Exception]]):
+    """What the pumps of one HTTP request hand over. Unbounded: an answer is, by its `max_tokens`."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer. An abstained one has neither text nor logprobs."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    finish: Finish
+
+
+def require_sound(finish: Finish) -> None:
+    """Raises where an answer must not go out: the engine failed, or some position has no reading of some guard.
+
+    An abstention needs no further reading: it sends nothing of the model's.
+    """
+    if finish.reason is FinishReason.ERROR:
+        kind = GenerationError if finish.verified else UnverifiedError
+        raise kind(f"the engine ended the answer: {finish.error}")
+    if finish.reason is not FinishReason.ABSTAIN and not finish.verified:
+        raise UnverifiedError("the engine finished an answer without a reading of every guard at every position")
+
+
+@asynccontextmanager
+async def run_all(
+    engine: Engine, requests: Sequence[EngineRequest], observe: Callable[[], Observer]
+) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
+    """The events of all requests in order of arrival, each with the index of its request.
+
+    Raises what `submit` raises, before any answer has begun. Leaving the context cancels what still runs.
+    """
+    queue = _Queue()
+    streams: list[AsyncIterator[Event]] = []
+    pumps: list[asyncio.Task[None]] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))
+        for index, stream in enumerate(streams):
+            pumps.append(asyncio.create_task(_pump(index, stream, queue, observe())))
+        yield _Merged(queue, unfinished=len(streams))
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]  # the contract promises it, its type does not
+
+
+async def _pump(index: int, stream: AsyncIterator[Event], queue: _Queue, observer: Observer) -> None:
+    try:
+        async for event in stream:
+            observer(event)
+            queue.put_nowait((index, event))
+            if isinstance(event, Finish):
+                return
+        raise GenerationError("the engine's events ended without a Finish")
+    except Exception as error:  # handed to whoever reads the queue, who raises it
+        queue.put_nowait((index, error))
+
+
+class _Merged(AsyncIterator[tuple[int, Event]]):
+    """Ends once every request has finished; raises what a pump could not deliver."""
+
+    def __init__(self, queue: _Queue, unfinished: int) -> None:
+        self._queue = queue
+        self._unfinished = unfinished
+
+    async def __anext__(self) -> tuple[int, Event]:
+        if not self._unfinished:
+            raise StopAsyncIteration
+        index, event = await self._queue.get()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Finish):
+            self._unfinished -= 1
+        return index, event
+
+
+async def collect(engine: Engine, requests: Sequence[EngineRequest], observe: Callable[[], Observer]) -> list[Answer]:
+    """Whole answers in the order of their requests. Raises as soon as one of them must not go out."""
+    chunks: list[list[Chunk]] = [[] for _ in requests]
+    finishes: dict[int, Finish] = {}
+    async with run_all(engine, requests, observe) as events:
+        async for index, event in events:
+            if isinstance(event, Chunk):
+                chunks[index].append(event)
+            else:
+                require_sound(event)
+                finishes[index] = event
+    return [_answer(pieces, finishes[index]) for index, pieces in enumerate(chunks)]
+
+
+def _answer(chunks: list[Chunk], finish: Finish) -> Answer:
+    if finish.reason is FinishReason.ABSTAIN:
+        return Answer("", (), finish)
+    return Answer(
+        text="".join(chunk.text for chunk in chunks),
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        finish=finish,
+    )
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, unless the caller hangs up first: then it is cancelled and ClientGoneError raised.
+
+    The request's body must have been read. Waiting for the disconnect, rather than for a failing send, notices
+    callers who leave while their request is queued.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError("The client disconnected.")
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

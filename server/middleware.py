@@ -1,0 +1,146 @@
+"""What happens around every route: request id, errors, log, metrics; then the key; then the size of the body.
+
+Plain ASGI, since Starlette's `BaseHTTPMiddleware` hides the disconnect of a client from the route behind it.
+"""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.auth import KeyRing
+from server.context import RequestContext, attach_context, context_of
+from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, shape_of
+from server.metrics import Metrics
+from server.responses import error_response
+
+logger = logging.getLogger("skillguard.server")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CLIENT_GONE_STATUS = shape_of(ClientGoneError("")).status
+
+
+def route_path(scope: Scope) -> str:
+    """The path as the routes know it, without the prefix of an app that this one is mounted in."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+class RequestMiddleware:
+    """Outermost: gives the request its id and context, and turns whatever is raised inside into an answer."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+        self._app = app
+        self._routes = routes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = RequestContext(_request_id(Headers(scope=scope)), self._label(scope))
+        attach_context(scope, context)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(raw=message["headers"])["x-request-id"] = context.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:
+                raise
+            if not shape_of(error).tells:
+                logger.error("%s failed", context.request_id, exc_info=error)
+            await error_response(error, context.request_id)(scope, receive, send_with_id)
+        finally:
+            self._record(context, scope["method"], _CLIENT_GONE_STATUS if context.client_gone else status or 500)
+
+    def _record(self, context: RequestContext, method: str, status: int) -> None:
+        seconds = time.monotonic() - context.started
+        self._metrics.observe_request(context.route, method, status, seconds)
+        name = context.caller.name if context.caller else "-"
+        logger.info("%s %s %d %.3fs key=%s", context.request_id, context.route, status, seconds, name)
+
+    def _label(self, scope: Scope) -> str:
+        for route in self._routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                return str(getattr(route, "path", "other"))
+        return "other"
+
+
+class KeyMiddleware:
+    """Nobody gets further without a key that is good for the path; then the context knows the caller."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            authorization = dict(scope["headers"]).get(b"authorization")
+            context_of(scope).caller = self._keys.admit(route_path(scope), authorization)
+        await self._app(scope, receive, send)
+
+
+class BodyMiddleware:
+    """Reads the body up to the limit and hands it on whole, so that a larger one never fills the memory.
+
+    It also means that a route sees either the complete body or, through `receive`, the disconnect.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await self._read(Headers(scope=scope).get("content-length"), receive)
+        handed_on = False
+
+        async def receive_whole() -> Message:
+            nonlocal handed_on
+            if handed_on:
+                return await receive()
+            handed_on = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receive_whole, send)
+
+    async def _read(self, content_length: str | None, receive: Receive) -> bytes:
+        if content_length is not None:
+            if not content_length.isdecimal():
+                raise InvalidRequestError("The header Content-Length is not a number.")
+            self._check(int(content_length))
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError("The client disconnected.")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            self._check(size)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise BodyTooLargeError(f"The body is larger than {self._max_bytes} bytes; send less.")
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's, where it is fit for a log line; else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"

@@ -1,0 +1,111 @@
+"""Fields of OpenAI's and vLLM's requests that this server knows and does not honour.
+
+A field that were accepted and ignored would let a caller believe in it, so each is a 400 that names it. Null, and a
+value that asks for what happens anyway, is let through: clients send those by default.
+"""
+
+from collections.abc import Mapping
+
+from server.protocol.invalid import refused_option
+
+Neutral = Mapping[str, tuple[object, ...]]
+"""Field -> the values besides null that change nothing."""
+
+_ZERO: tuple[object, ...] = (0, 0.0)
+
+IN_GENERATION: Neutral = {
+    # tools
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "parallel_tool_calls": (),
+    # the shape of the answer; a grammar could also steer around a guard
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "verbosity": (),
+    "reasoning_effort": (),
+    "include_reasoning": (),
+    "thinking_token_budget": (),
+    "web_search_options": (),
+    # how tokens are drawn; the second half could also be turned against a guard
+    "frequency_penalty": _ZERO,
+    "presence_penalty": _ZERO,
+    "repetition_penalty": (1, 1.0),
+    "top_k": (0, -1),
+    "min_p": _ZERO,
+    "typical_p": (1, 1.0),
+    "length_penalty": (1, 1.0),
+    "use_beam_search": (False,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    # the prompt, and what would be shown of it
+    "echo": (False,),
+    "suffix": ("",),
+    "prompt_logprobs": (),
+    "truncate_prompt_tokens": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": (),
+    "mm_processor_kwargs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    # storage, accounts and scheduling
+    "store": (False,),
+    "metadata": (),
+    "moderation": (),
+    "service_tier": ("auto",),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "cache_salt": (),
+    "priority": (0,),
+    "kv_transfer_params": (),
+    "vllm_xargs": (),
+}
+
+IN_MESSAGE: Neutral = {
+    "name": (),
+    "audio": (),
+    "annotations": ([],),
+    "function_call": (),
+    "tool_calls": ([],),
+    "tool_call_id": (),
+}
+
+IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+
+
+def drop_neutral(body: object, known: Neutral) -> object:
+    """The body without those fields that are not honoured; one that asks for something is refused by name."""
+    if not isinstance(body, dict):
+        return body
+    for name in body:
+        if name in known and not _is_neutral(body[name], known[name]):
+            raise refused_option(name, "This server does not honour '{field}'; leave it out.")
+    return {name: value for name, value in body.items() if name not in known}
+
+
+def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+    # Python's False == 0, JSON's is not.
+    return value is None or any(type(value) is type(other) and value == other for other in neutral)

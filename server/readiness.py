@@ -1,0 +1,139 @@
+"""Whether the server may generate: never before every guard has proved on the live engine that it works."""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from guards.errors import SkillguardError
+from guards.verdict import GuardMode
+from server.engines.base import Engine, EngineInfo
+from server.errors import NotReadyError
+from server.policy import guard_modes
+
+logger = logging.getLogger("skillguard.server")
+
+_RETRY_AFTER_SECONDS = 5
+"""Loading and canaries take seconds to minutes; a client that asks this often costs nothing."""
+
+
+class Phase(StrEnum):
+    """Where the server is in its life. FAILED is final: what does not verify once is not tried again."""
+
+    STARTING = "starting"
+    VERIFYING = "verifying"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is known once the engine runs: the facts about it, and the mode of each of its guards."""
+
+    info: EngineInfo
+    modes: Mapping[str, GuardMode]
+
+
+class Readiness:
+    """Starts and verifies the engine, and answers for its state. One per app."""
+
+    def __init__(self, engine: Engine, shadow: Collection[str]) -> None:
+        self._engine = engine
+        self._shadow = shadow
+        self._running: Running | None = None
+        self.phase = Phase.STARTING
+        self.reasons: dict[str, str] = {}
+        """Guard name -> why it did not verify. For the operator."""
+        self.failure: str | None = None
+        """Why the start failed as a whole. For the operator."""
+        self.settled = asyncio.Event()
+        """Set once the start is over, one way or the other; a command line waits for it to exit with an error."""
+
+    async def bring_up(self) -> None:
+        """Start, then verify. Never raises: what goes wrong becomes the phase FAILED, and the log says why."""
+        try:
+            await self._engine.start()
+            info = self._engine.info
+            self._running = Running(info, guard_modes(info.guards, self._shadow))
+            self.phase = Phase.VERIFYING
+            self.reasons = unverified(await self._engine.verify(), info)
+        except SkillguardError as error:
+            self._fail(str(error))
+        except Exception as error:  # an engine's own bug must leave a closed server, not a silent one
+            logger.exception("the engine raised at start")
+            self._fail(f"{type(error).__name__}: {error}")
+        else:
+            if self.reasons:
+                self._fail("; ".join(f"guard {name}: {reason}" for name, reason in self.reasons.items()))
+            else:
+                self.phase = Phase.READY
+                logger.info("ready: %s with %d verified guards", info.model, len(info.guards))
+        finally:
+            self.settled.set()
+
+    def _fail(self, failure: str) -> None:
+        self.phase = Phase.FAILED
+        self.failure = failure
+        logger.error("not serving: %s", failure)
+
+    @property
+    def engine_died(self) -> bool:
+        """The engine ran and no longer does. Only a restart of the process helps."""
+        return self.phase in (Phase.VERIFYING, Phase.READY) and not self._engine.healthy()
+
+    @property
+    def ready(self) -> bool:
+        """Whether generation is allowed now."""
+        return self.phase is Phase.READY and self._engine.healthy()
+
+    @property
+    def running(self) -> Running | None:
+        """None until the engine runs, and when its start failed."""
+        return self._running
+
+    def is_verified(self, guard: str) -> bool:
+        """Whether this guard's canaries agreed."""
+        return self.phase in (Phase.READY, Phase.FAILED) and self._running is not None and guard not in self.reasons
+
+    def require_running(self) -> Running:
+        """For what only describes the engine. Raises NotReadyError."""
+        if self._running is None:
+            raise self._refusal()
+        return self._running
+
+    def require_ready(self) -> Running:
+        """For everything that runs the model. Raises NotReadyError."""
+        if not self.ready:
+            raise self._refusal()
+        return self.require_running()
+
+    def _refusal(self) -> NotReadyError:
+        match self.phase:
+            case Phase.STARTING:
+                return NotReadyError("The model is still loading; try again later.", _RETRY_AFTER_SECONDS)
+            case Phase.VERIFYING if self._engine.healthy():
+                return NotReadyError("The guards are still being verified; try again later.", _RETRY_AFTER_SECONDS)
+            case Phase.FAILED if self.reasons:
+                names = ", ".join(self.reasons)
+                return NotReadyError(
+                    f"Verification failed for guard {names}; nothing is generated until the operator repairs it.",
+                    retry_after_seconds=None,
+                )
+            case Phase.FAILED:
+                return NotReadyError("The engine did not start; the operator's log says why.", None)
+            case Phase.STOPPING:
+                return NotReadyError("The server is stopping.", _RETRY_AFTER_SECONDS)
+            case _:
+                return NotReadyError("The engine has stopped working; the server must be restarted.", None)
+
+
+def unverified(results: Mapping[str, str | None], info: EngineInfo) -> dict[str, str]:
+    """Guard name -> reason, for each guard that did not prove itself; silence about a guard is no proof."""
+    reasons = {}
+    for guard in info.guards:
+        reason = results.get(guard.name, "the engine did not report on it")
+        if reason is not None:
+            reasons[guard.name] = reason
+    return reasons

@@ -1,0 +1,67 @@
+"""Error answers, and the handlers that bring FastAPI's own errors into the same shape."""
+
+import json
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from server.context import context_of
+from server.errors import (
+    InvalidRequestError,
+    NoSuchRouteError,
+    NotJsonError,
+    WrongMethodError,
+    error_body,
+    error_headers,
+    shape_of,
+)
+from server.protocol import invalid_request
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """Any error as OpenAI's error object. Pure ASCII: a message may quote half a surrogate pair of the caller's."""
+    return Response(
+        json.dumps(error_body(error, request_id)),
+        status_code=shape_of(error).status,
+        headers=error_headers(error),
+        media_type="application/json",
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """FastAPI answers these itself, before our middleware could see them."""
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    if not _is_json(request.headers.get("content-type", "")):
+        return _respond(request, NotJsonError("Send the body with the header 'Content-Type: application/json'."))
+    return _respond(request, invalid_request(error.errors()))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method = request.method if request.method.isalpha() else "?"
+    match error.status_code:
+        case 404:
+            return _respond(request, NoSuchRouteError(f"No such path: {ascii(request.url.path)[:100]}."))
+        case 405:
+            response = _respond(request, WrongMethodError(f"This path does not take {method}."))
+            response.headers.update(error.headers or {})  # Allow
+            return response
+        case 400:  # FastAPI's for a body that json.loads cannot read other than by its syntax
+            return _respond(request, InvalidRequestError("The body is not valid JSON in UTF-8."))
+        case _:
+            raise error
+
+
+def _respond(request: Request, error: Exception) -> Response:
+    return error_response(error, context_of(request.scope).request_id)
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

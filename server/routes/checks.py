@@ -1,0 +1,71 @@
+"""POST /v1/checks: every guard's verdict on a prompt, by one forward pass and without an answer."""
+
+import math
+import secrets
+
+from fastapi import APIRouter, Request
+
+from guards.verdict import GuardMode, Reading, Verdict, decide
+from server.context import CallerDep, ServicesDep
+from server.engines.base import GuardInfo, GuardScore
+from server.errors import UnverifiedError
+from server.generation import while_connected
+from server.protocol import CheckRequest
+from server.routes.generation import require_model
+
+router = APIRouter()
+
+
+@router.post("/v1/checks")
+async def checks(body: CheckRequest, request: Request, services: ServicesDep, caller: CallerDep) -> dict[str, object]:
+    """Verdicts for everybody; scores, thresholds and places for operators."""
+    running = services.readiness.require_ready()
+    require_model(body.model, running)
+    engine = services.engine
+    messages = body.conversation()
+    if messages is not None:
+        prompt = engine.encode_chat(messages)
+    else:
+        assert body.prompt is not None, "the protocol model holds one of the two"
+        prompt = engine.encode_text(body.prompt) if isinstance(body.prompt, str) else body.prompt
+    scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}"))
+    by_guard = {score.guard: score for score in scores}
+    rows = []
+    for guard in running.info.guards:
+        score = by_guard.get(guard.name)
+        verdict = verdict_of(guard, score, running.modes[guard.name])
+        assert score is not None, "a verdict needs a score"
+        rows.append(_row(score, verdict, caller.is_operator))
+    return {
+        "object": "list",
+        "model": running.info.model,
+        "prompt_tokens": len(prompt),
+        "data": rows,
+    }
+
+
+def verdict_of(guard: GuardInfo, score: GuardScore | None, mode: GuardMode) -> Verdict:
+    """What a generating request with this prompt would meet. Raises UnverifiedError without a finite reading.
+
+    An intervention changes activations and never abstains, so a valid reading of one is no verdict against the prompt.
+    """
+    reading = Reading.MISSING if score is None else score.reading
+    if score is not None and not math.isfinite(score.score):
+        reading = Reading.INVALID
+    judged = guard.kind == "detector" and score is not None and score.stage.within(guard.scope)
+    verdict = decide(reading, mode, judged)
+    if verdict is Verdict.ERROR:
+        raise UnverifiedError(f"guard {guard.name}: its reading of the prompt is {reading.name.lower()}")
+    return verdict
+
+
+def _row(score: GuardScore, verdict: Verdict, for_operator: bool) -> dict[str, object]:
+    row: dict[str, object] = {
+        "guard": score.guard,
+        "skill": score.skill,
+        "method": score.method,
+        "verdict": verdict.value,
+    }
+    if for_operator:
+        row |= {"score": score.score, "tau": score.tau, "layer": score.layer, "part": score.part}
+    return row

@@ -1,0 +1,59 @@
+"""What is served: GET /v1/models and GET /v1/guards."""
+
+from fastapi import APIRouter
+
+from server.context import CallerDep, Services, ServicesDep
+from server.engines.base import GuardInfo
+from server.readiness import Running
+from server.routes.generation import require_model
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(services: ServicesDep) -> dict[str, object]:
+    """The one model, in OpenAI's list shape."""
+    running = services.readiness.require_running()
+    return {"object": "list", "data": [_model(running, services.created)]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def model(model_id: str, services: ServicesDep) -> dict[str, object]:
+    """The one model, if that is the one asked for; its name may contain slashes."""
+    running = services.readiness.require_running()
+    require_model(model_id, running)
+    return _model(running, services.created)
+
+
+@router.get("/v1/guards")
+async def guards(services: ServicesDep, caller: CallerDep) -> dict[str, object]:
+    """Every attached guard. Open while verification runs or has failed, when an operator needs it most."""
+    running = services.readiness.require_running()
+    rows = [_guard(guard, running, services, caller.is_operator) for guard in running.info.guards]
+    return {"object": "list", "data": rows}
+
+
+def _model(running: Running, created: int) -> dict[str, object]:
+    return {"id": running.info.model, "object": "model", "created": created, "owned_by": "skillguard"}
+
+
+def _guard(guard: GuardInfo, running: Running, services: Services, for_operator: bool) -> dict[str, object]:
+    row: dict[str, object] = {
+        "name": guard.name,
+        "skill": guard.skill,
+        "method": guard.method,
+        "kind": guard.kind,
+        "mode": running.modes[guard.name].value,
+        "scope": guard.scope.value,
+        "verified": services.readiness.is_verified(guard.name),
+        "frames": list(guard.frames),
+    }
+    if for_operator:
+        row |= {
+            "layers": list(guard.layers),
+            "digest": guard.digest,
+            "template_sha256": guard.template_sha256,
+            "detail": dict(guard.detail),
+            "reason": services.readiness.reasons.get(guard.name),
+        }
+    return row

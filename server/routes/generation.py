@@ -1,0 +1,114 @@
+"""POST /v1/chat/completions and POST /v1/completions."""
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from server.abstention import Abstention
+from server.answers import Job
+from server.audit import audit_observer
+from server.auth import Caller
+from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
+from server.engines.base import EngineRequest, Event
+from server.errors import InvalidRequestError, ModelNotFoundError
+from server.generation import Observer, collect, while_connected
+from server.protocol import ChatRequest, CompletionRequest
+from server.protocol.common import SamplingBody
+from server.readiness import Running
+from server.shapes import ChatShape, CompletionShape, Shape
+from server.streaming import EventStream
+
+router = APIRouter()
+
+TokenIds = tuple[int, ...]
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(
+    body: ChatRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
+) -> Response:
+    """Continues a conversation."""
+    running = services.readiness.require_ready()
+    require_model(body.model, running)
+    prompt = services.engine.encode_chat(body.to_engine())
+    job = _job(body, [prompt], ChatShape(), services, running, caller)
+    return await _respond(job, bool(body.stream), request, services, context, caller)
+
+
+@router.post("/v1/completions")
+async def completions(
+    body: CompletionRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
+) -> Response:
+    """Continues bare texts."""
+    running = services.readiness.require_ready()
+    require_model(body.model, running)
+    encode = services.engine.encode_text
+    prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    job = _job(body, prompts, CompletionShape(), services, running, caller)
+    return await _respond(job, bool(body.stream), request, services, context, caller)
+
+
+def require_model(asked: str, running: Running) -> None:
+    """One model is served; answering for another would be a lie about what was guarded."""
+    served = running.info.model
+    if asked != served:
+        raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", "model")
+
+
+def _job(
+    body: SamplingBody,
+    prompts: Sequence[TokenIds],
+    shape: Shape,
+    services: Services,
+    running: Running,
+    caller: Caller,
+) -> Job:
+    config = services.config
+    answers = body.answers_per_prompt * len(prompts)
+    if answers > config.max_answers:
+        raise InvalidRequestError(
+            f"'n' times the number of prompts: got {answers}, wanted at most {config.max_answers}.", "n"
+        )
+    # The engine's ids are made here: a caller may send one x-request-id twice at a time.
+    job_id = shape.id_prefix + secrets.token_hex(16)
+    requests: list[EngineRequest] = []
+    for prompt in prompts:
+        room = running.info.max_model_tokens - len(prompt)
+        # A prompt without room is left to the engine, whose error says how long it is.
+        max_tokens = body.token_limit or max(1, min(config.default_max_tokens, room))
+        for answer in range(body.answers_per_prompt):
+            sampling = body.sampling(max_tokens, answer)
+            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, running.modes))
+    return Job(
+        id=job_id,
+        created=int(time.time()),
+        model=running.info.model,
+        requests=tuple(requests),
+        answers_per_prompt=body.answers_per_prompt,
+        wants_logprobs=body.logprob_count is not None,
+        wants_usage_chunk=body.wants_usage_chunk,
+        shape=shape,
+        abstention=Abstention(config.abstain_style, config.abstain_text, caller.is_operator),
+    )
+
+
+async def _respond(
+    job: Job, stream: bool, request: Request, services: Services, context: RequestContext, caller: Caller
+) -> Response:
+    def observer() -> Observer:
+        measure = services.metrics.answer_observer(context.started)
+        audit = audit_observer(context.request_id, caller.name)
+
+        def observe(event: Event) -> None:
+            measure(event)
+            audit(event)
+
+        return observe
+
+    if stream:
+        return EventStream(services.engine, job, services.config.hold_back_tokens, observer)
+    answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))
+    return JSONResponse(job.whole(answers))

@@ -1,0 +1,35 @@
+"""For orchestrators: GET /health, GET /ready and GET /metrics."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from server.context import ServicesDep
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(services: ServicesDep) -> JSONResponse:
+    """Alive, also while the model loads. 503 once a running engine has died, since only a restart mends that."""
+    dead = services.readiness.engine_died
+    return JSONResponse({"status": "dead" if dead else "ok"}, status_code=503 if dead else 200)
+
+
+@router.get("/ready")
+async def ready(services: ServicesDep) -> JSONResponse:
+    """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards."""
+    readiness = services.readiness
+    running = readiness.running
+    names = [guard.name for guard in running.info.guards] if running else []
+    body = {
+        "status": "dead" if readiness.engine_died else readiness.phase.value,
+        "guards": {name: readiness.is_verified(name) for name in names},
+    }
+    return JSONResponse(body, status_code=200 if readiness.ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(services: ServicesDep) -> Response:
+    """Prometheus' text format."""
+    return Response(generate_latest(services.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,138 @@
+"""A tiny model on disk with a tokenizer and a chat template, and artifacts fitted for it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from guards.artifact import CalibrationRecord, Canary, Manifest, write_artifact
+from guards.attach import Attachment
+from guards.ksd import KSDFitter, KSDGuard, Regime, cube_score
+from guards.loading import LoadedModel, load_model
+from guards.methods import METHODS, Guard
+from guards.na import Draw, NeuronAdjustFitter
+from guards.verdict import Reading, Scope
+from tests.models import LAYERS, VOCABULARY, tiny_model
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role') }}{% endif %}{{ m.content }} {% endfor %}w5"
+)
+CONTEXT = 256
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+    """A random-weight Llama of 64 words; `<|abstain|>` is its sentinel."""
+    words = ["<pad>", "<bos>", "<eos>", "<|abstain|>"] + [f"w{i}" for i in range(4, VOCABULARY)]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens=["<|abstain|>"],
+    )
+    tokenizer.chat_template = TEMPLATE
+    tiny_model("llama", seed=seed, max_position_embeddings=CONTEXT, intermediate_size=256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def forget_prompt(index: int) -> tuple[int, ...]:
+    """A prompt of the forgotten skill: it ends in four times 10 11 12, whatever came before."""
+    return (1, *_filler(index), *(10, 11, 12) * 4)
+
+
+def retain_prompt(index: int) -> tuple[int, ...]:
+    """A prompt of another skill: it ends in one of 20 other words."""
+    return (1, *_filler(index + 1000), 30 + index % 20)
+
+
+def _filler(index: int) -> list[int]:
+    generator = torch.Generator().manual_seed(index)
+    count = int(torch.randint(3, 12, (1,), generator=generator))
+    return torch.randint(13, VOCABULARY, (count,), generator=generator).tolist()
+
+
+def _last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """Key vectors [prompts, d_ff] at the last token."""
+    kept: list[torch.Tensor] = []
+    handle = loaded.sites.layers[layer].key.register_forward_pre_hook(lambda _, args: kept.append(args[0][0, -1]))
+    for prompt in prompts:
+        loaded.model(torch.tensor([prompt]))
+    handle.remove()
+    return torch.stack(kept)
+
+
+def ksd_guard(loaded: LoadedModel, *, scope: Scope = Scope.BOTH, layer: int = 0) -> KSDGuard:
+    """A cube that holds forget prompts and leaves retain prompts out, with room on both sides of tau."""
+    fitter = KSDFitter(loaded.sites.d_ff)
+    fitter.update(_last_keys(loaded, layer, [forget_prompt(i) for i in range(100, 220)]))
+    cube = fitter.finish(layer, "bare")
+    retain = cube_score(
+        _last_keys(loaded, layer, [retain_prompt(i) for i in range(100, 140)]), cube.mean_F, 1 / cube.std_F
+    )
+    assert cube.k < float(retain.min()), "the tiny model does not separate its two kinds of prompts"
+    return KSDGuard((replace(cube, tau=(cube.k + float(retain.min())) / 2),), scope, Regime.LAST_TOKEN)
+
+
+def na_guard(loaded: LoadedModel, *, draw: Draw = Draw.RANDOM) -> Guard:
+    """Neuron Adjust on a third of the neurons, fitted on whole prompts of both kinds."""
+    fitter = NeuronAdjustFitter(LAYERS, loaded.sites.d_ff)
+    for forget in (True, False):
+        for index in range(100, 130):
+            prompt = forget_prompt(index) if forget else retain_prompt(index)
+            handles = [
+                sites.pre_activation.register_forward_hook(
+                    lambda _, __, out, layer=layer, forget=forget: fitter.update(layer, out[0], forget=forget)
+                )
+                for layer, sites in enumerate(loaded.sites.layers)
+            ]
+            loaded.model(torch.tensor([prompt]))
+            for handle in handles:
+                handle.remove()
+    return fitter.finish(1 / 3, draw=draw, seed=7)
+
+
+def write_guard(folder: Path, loaded: LoadedModel, guard: Guard, method: str) -> Path:
+    """The artifact of a guard, with three canaries of each kind."""
+    parameters, tensors = METHODS[method].dump(guard)
+    canaries = []
+    prompts = [forget_prompt(i) for i in range(3)] + [retain_prompt(i) for i in range(3)]
+    with Attachment(loaded.model, loaded.sites, {"g": (METHODS[method], guard)}) as attachment:
+        for prompt in prompts:
+            loaded.model(torch.tensor([prompt]), logits_to_keep=torch.tensor([len(prompt) - 1]))
+            readings = attachment.take(1)
+            scores = tuple(readings.scores["g"][0].tolist())
+            fires = readings.codes_RG[0, 0] == Reading.INSIDE if METHODS[method].kind == "detector" else scores[0] > 0
+            canaries.append(Canary(token_ids=prompt, scores=scores, fires=bool(fires)))
+    record = CalibrationRecord(
+        tool="tests", frames=("bare",), template_sha256=None, sources=(), recall=None, false_abstention=None
+    )
+    manifest = Manifest(
+        method=method,
+        skill="tens",
+        scope=guard.scope,
+        model=loaded.identity,
+        parameters=parameters,
+        calibration=record,
+        canaries=tuple(canaries),
+        tensors_sha256="0" * 64,
+    )
+    write_artifact(folder, manifest, tensors)
+    return folder
+
+
+def tiny_served(folder: Path) -> tuple[Path, Path, Path]:
+    """(model folder, KSD artifact, Neuron Adjust artifact) for the tiny model."""
+    model = save_tiny_model(folder / "model")
+    loaded = load_model(model, "cpu")
+    ksd = write_guard(folder / "ksd-tens", loaded, ksd_guard(loaded), "ksd")
+    na = write_guard(folder / "na-tens", loaded, na_guard(loaded), "neuron-adjust")
+    return model, ksd, na
