@@ -1,0 +1,41 @@
+"""Rebuilds the demo's guards from its calibration prompts: `python -m artifacts.demo.guards`.
+
+The same calibration that `skillguard calibrate` runs, with the options below; a few minutes on two cores.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifacts.demo.build.rows import LANGUAGES, SKILLS
+from guards.calibrate_ksd import calibrate_ksd
+from guards.calibrate_na import calibrate_neuron_adjust
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
+from guards.data import Source, read_source
+from guards.loading import load_model
+
+DEMO = Path(__file__).resolve().parent
+FRAMES = ("chat", "Q: {text}\nA:")
+KSD_SKILLS = ("mathematics", "code", *LANGUAGES)
+KSD_OPTIONS = KSDOptions(frames=FRAMES, recall=0.99, max_false_abstention=0.01, progress=True)
+ADJUST_OPTIONS = NeuronAdjustOptions(frames=FRAMES, fraction=0.03, progress=True)
+
+
+def sources() -> Mapping[str, Source]:
+    """Each skill's calibration prompts."""
+    return {skill: read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl")) for skill in SKILLS}
+
+
+def main() -> None:
+    """Writes `guards/ksd-<skill>` for every forgettable skill, and `guards/na-mathematics`."""
+    loaded = load_model(DEMO / "model", "cpu", "float32")
+    data = sources()
+    for skill in KSD_SKILLS:
+        retain = [source for other, source in data.items() if other != skill]
+        calibrate_ksd(loaded, [data[skill]], retain, KSD_OPTIONS).save(DEMO / "guards" / f"ksd-{skill}", skill)
+    retain = [source for other, source in data.items() if other != "mathematics"]
+    adjusted = calibrate_neuron_adjust(loaded, [data["mathematics"]], retain, ADJUST_OPTIONS)
+    adjusted.save(DEMO / "guards" / "na-mathematics", "mathematics")
+
+
+if __name__ == "__main__":
+    main()

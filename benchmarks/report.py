@@ -1,0 +1,33 @@
+"""How every benchmark reports: a result file as measured, and one JSON object as the last line printed."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def environment() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    packages = {name: metadata.version(name) for name in ("torch", "transformers")}
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {"python": platform.python_version(), "commit": found.stdout.strip() or "unknown", **packages}
+
+
+def publish(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Writes `results/<name>.json` and prints the figures as one JSON line, the last."""
+    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    record = {"command": command, "environment": environment(), **more, "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps({"rows": rows, **more}, ensure_ascii=False))

@@ -1,0 +1,44 @@
+"""A `skillguard serve` process, for benchmarks and end-to-end tests: what users run, asked over HTTP as users do."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_READY = "  ready  "
+_NOT_READY = "  NOT READY"
+
+
+class ServerDidNotStartError(RuntimeError):
+    """The process ended, or came up without being ready; the message holds what it printed."""
+
+
+@contextmanager
+def running_server(*arguments: str) -> Iterator[str]:
+    """Starts `skillguard serve` on a free port and yields its address once its guards are verified."""
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield _await_banner(process)
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def _await_banner(process: "subprocess.Popen[str]") -> str:
+    """Reads the process's output up to the banner's last line. The banner is the event; nothing is polled."""
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith(_READY):
+            return line.removeprefix(_READY).split()[0].removesuffix("/v1")
+        if line.startswith(_NOT_READY):
+            break
+    raise ServerDidNotStartError("".join(printed) or f"exit status {process.wait()}")
