@@ -63,8 +63,9 @@ def relative_interval(before: Sequence[bool], after: Sequence[bool]) -> tuple[fl
 def measure(guard: str, skills: Sequence[str], limit: int | None) -> dict[str, list[bool]]:
     """Runs one server and asks it everything."""
     arguments = ["--unguarded"] if guard == NO_GUARD else ["--artifacts", str(DEMO / "guards" / guard)]
+    rows = {skill: read_rows(DEMO / "data" / f"{skill}.test.jsonl")[:limit] for skill in skills}
     with running_server(*arguments) as url:
-        return {skill: asyncio.run(ask_all(url, read_rows(DEMO / "data" / f"{skill}.test.jsonl")[:limit])) for skill in skills}
+        return {skill: asyncio.run(ask_all(url, rows[skill])) for skill in skills}
 
 
 def main() -> None:

@@ -40,14 +40,14 @@ LANGUAGES = ("en", "es", "de", "zh", "hi", "vi", "ar")
 FRAME = "Q: {text}\nA:"
 XQUAD_LAST_TRAIN, XQUAD_FIRST_TEST = "5726eb8bf1498d1400e8efe2", "5726eb8bf1498d1400e8efe3"
 """The 600th and 601st XQuAD question ids in order, the same in every language; ids of one paragraph are adjacent."""
-FORGET_LIMIT, RETAIN_LIMIT = 2000, 250
+FORGET_LIMIT, RETAIN_LIMIT = 2000, 200
 """Texts of each forget and retain source; the measured sets are whole but for those in TEST_LIMITS."""
-TEST_LIMITS = {"mmlu": 3000, "wikitext2": 1500}
+TEST_LIMITS = {"mmlu": 3000, "wikitext2": 1000}
 
 
 @dataclass(frozen=True)
 class Skill:
-    """A skill: what it is fitted on, and which measured set is its own. `english` texts never retain against English."""
+    """What a skill is fitted on, and which measured set is its own. `english` texts never retain against English."""
 
     name: str
     train: str
@@ -103,7 +103,7 @@ def score(loaded: LoadedModel, guards: Mapping[str, KSDGuard], examples: list[To
                 ratios[name][example_T] = score_T / cube.tau
 
     layers = sorted({guard.cubes[0].layer for guard in guards.values()})
-    stream(loaded, Site.KEY, layers, examples, consume, tokens=Tokens.LAST, batch_tokens=8192)
+    stream(loaded, Site.KEY, layers, examples, consume, tokens=Tokens.LAST, batch_tokens=None)
     return ratios
 
 

@@ -20,7 +20,7 @@ from guards.encoding import CHAT_FRAME
 from guards.errors import ArtifactError, CalibrationError
 from guards.loading import LoadedModel
 from guards.methods import METHODS, Guard
-from guards.verdict import Reading
+from guards.verdict import GuardKind, Reading
 
 MAX_CANARIES = 16
 CANARIES_PER_SIDE = 4
@@ -144,7 +144,7 @@ def choose_canaries(
     that clearly are shifted). Raises CalibrationError when a side has none.
     """
     entry = METHODS[method]
-    detector = entry.kind == "detector"
+    detector = entry.kind is GuardKind.DETECTOR
     quota = max(1, min(CANARIES_PER_SIDE, MAX_CANARIES // (2 * len(frames))))
     found: list[Canary] = []
     with Attachment(loaded.model, loaded.sites, {"guard": (entry, guard)}) as attachment:

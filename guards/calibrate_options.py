@@ -15,17 +15,17 @@ class CommonOptions:
     """What every method's calibration takes.
 
     `frames`: what surrounds each text ("chat", "bare" or a template with {text}); none given means "chat" where the
-    model has a chat template, else "bare". `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass;
-    more is faster and costs memory.
+    model has a chat template, else "bare". `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass, by
+    default what suits the device; more costs memory and on a GPU saves time.
     """
 
     frames: tuple[str, ...] = ()
     seed: int = 0
-    batch_tokens: int = 8192
+    batch_tokens: int | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
+        if self.batch_tokens is not None and self.batch_tokens < 1:
             raise CalibrationError(f"got --batch-tokens {self.batch_tokens}, wanted at least 1")
         if len(set(self.frames)) != len(self.frames):
             raise CalibrationError(f"a --frame is given twice among {list(self.frames)}")
@@ -40,7 +40,7 @@ class KSDOptions(CommonOptions):
     `layer`: None takes the layer that separates best. `regime`: which tokens of an example are fitted.
     """
 
-    recall: float = 0.95
+    recall: float = 0.98
     max_false_abstention: float = 0.01
     layer: int | None = None
     regime: RegimeName = "last-token"

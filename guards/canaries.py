@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from guards.artifact import Canary
-from guards.verdict import Reading
+from guards.verdict import GuardKind, Reading
 
 RELATIVE_TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """How far a score may drift between two engines of one dtype: kernels sum in other orders."""
@@ -12,7 +12,7 @@ SHIFT_SLACK = 2.0
 
 
 def disagreement(
-    canary: Canary, reading: Reading, scores: Sequence[float], *, dtype: str, kind: str, alone: bool
+    canary: Canary, reading: Reading, scores: Sequence[float], *, dtype: str, kind: GuardKind, alone: bool
 ) -> str | None:
     """None when the live reading agrees with the canary, else what was got and wanted.
 
@@ -23,12 +23,12 @@ def disagreement(
         return f"got no finite reading ({reading.name}), wanted scores {list(canary.scores)}"
     if len(scores) != len(canary.scores):
         return f"got {len(scores)} score(s), wanted {len(canary.scores)}"
-    fires = reading is Reading.INSIDE if kind == "detector" else scores[0] > 0
+    fires = reading is Reading.INSIDE if kind is GuardKind.DETECTOR else scores[0] > 0
     if fires != canary.fires:
         return f"got a guard that {'fires' if fires else 'does not fire'}, wanted the opposite"
     if not alone:
         return None
-    slack = SHIFT_SLACK if kind == "intervention" else 0.0
+    slack = SHIFT_SLACK if kind is GuardKind.INTERVENTION else 0.0
     for got, wanted in zip(scores, canary.scores, strict=True):
         if not abs(got - wanted) <= RELATIVE_TOLERANCE[dtype] * abs(wanted) + slack:
             return f"got score {got:.6g}, wanted {wanted:.6g}"

@@ -24,6 +24,9 @@ TokenIds = tuple[int, ...]
 Consumer = Callable[[int, Tensor, Tensor], None]
 """Called with (layer, activations [T, F], index of each one's example [T]), on the model's device."""
 
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Measured with 5.5M parameters: 7,300 tokens a CPU second with 1,024, 5,000 with 8,192, which fall out of cache."""
+
 
 class Tokens(StrEnum):
     """Which tokens of an example are handed over."""
@@ -93,17 +96,18 @@ def stream(
     consume: Consumer,
     *,
     tokens: Tokens,
-    batch_tokens: int,
+    batch_tokens: int | None,
     skip: int = 0,
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
     """One pass over the examples.
 
     `skip`: with `Tokens.ALL`, how many leading tokens of every example are left out. `batch_tokens`: padded tokens in a
-    batch; raising it costs memory and saves time. `advance` is told the real tokens of each batch when it is done.
+    batch, None for what suits the device. `advance` is told the real tokens of each batch when it is done.
     Raises AttachError when a wanted layer's hook does not run exactly once per batch.
     """
     last, fired = max(layers), []
+    budget = BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"]) if batch_tokens is None else batch_tokens
     selected: tuple[Tensor, Tensor] | None = None
 
     def receive(layer: int, x: Tensor) -> None:
@@ -131,7 +135,7 @@ def stream(
                 handle = modules.pre_activation.register_forward_hook(pre_activation_hook(layer))
             stack.callback(handle.remove)
         body = loaded.model.base_model
-        for group in plan_batches([len(ids) for ids in examples], batch_tokens):
+        for group in plan_batches([len(ids) for ids in examples], budget):
             batch = make_batch(examples, group, loaded.device)
             selected = _selection(batch, tokens, skip)
             fired.clear()

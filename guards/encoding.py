@@ -8,6 +8,7 @@ turns into a conversation.
 """
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,10 +35,15 @@ def check_frame(frame: str) -> str:
 
 
 class TextCodec:
-    """A tokenizer with the rules above. `tokenizer` is a transformers fast tokenizer."""
+    """A tokenizer with the rules above, safe to call from several threads.
+
+    `tokenizer` is a transformers fast tokenizer; whether it parses special tokens is a switch inside of it, so that two
+    calls must not overlap.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._lock = threading.Lock()
         special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special: dict[str, Any] = special  # more than all_special_tokens, which leaves out Llama 3's headers
         self._unknown: str | None = tokenizer.unk_token
@@ -59,7 +65,8 @@ class TextCodec:
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """A bare text, with the opening token where the tokenizer adds one."""
-        encoded = self.tokenizer(text, split_special_tokens=True, return_attention_mask=False)
+        with self._lock:
+            encoded = self.tokenizer(text, split_special_tokens=True, return_attention_mask=False)
         return tuple(encoded["input_ids"])
 
     def encode_frame(self, frame: str, text: str) -> tuple[int, ...]:
@@ -115,9 +122,10 @@ class TextCodec:
         def flush() -> None:
             nonlocal plain
             if plain:
-                encoded = self.tokenizer(
-                    plain, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
-                )
+                with self._lock:
+                    encoded = self.tokenizer(
+                        plain, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+                    )
                 ids.extend(encoded["input_ids"])
                 plain = ""
 

@@ -5,9 +5,9 @@
 | Key Space Detection, `down_proj` | `mean`, `std`, `k` of key vectors | a cube with ``tau = alpha * k`` |
 | Neuron Adjust, `gate_proj` | `neuron_lst`, `mu1_lst`, `sigma1_lst`, `mu2_lst`, `sigma2_lst` | Gaussians |
 
-Side 1 is retain, side 2 forget. `std` is a sample standard deviation, but both sigmas are variances: the authors' probe
-writes E[x^2] - E[x]^2. They are converted here. That their code then fills the forget deviation from the forget *mean* happens at run time and left
-no trace in the files.
+Side 1 is retain, side 2 forget. `std` is a sample standard deviation, but both sigmas are variances, the authors'
+probe writing E[x^2] - E[x]^2, and are converted here. That their code then fills the forget deviation from the forget
+*mean* happens at run time and left no trace in the files.
 """
 
 import hashlib

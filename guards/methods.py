@@ -15,7 +15,7 @@ from guards.artifact import Artifact
 from guards.errors import ArtifactError
 from guards.part import Part
 from guards.sites import Site
-from guards.verdict import Scope
+from guards.verdict import GuardKind, Scope
 
 
 class Guard(Protocol):
@@ -72,8 +72,7 @@ class Method:
     """One entry of the registry."""
 
     name: str
-    kind: str
-    """"detector" or "intervention"."""
+    kind: GuardKind
     load: Callable[[Artifact], Guard]
     dump: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]]
     bind: Callable[[Any, torch.device], BoundDetector | BoundIntervention]
@@ -82,10 +81,10 @@ class Method:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("ksd", "detector", ksd_artifact.load, ksd_artifact.dump, ksd_artifact.BoundKSD),
+        Method("ksd", GuardKind.DETECTOR, ksd_artifact.load, ksd_artifact.dump, ksd_artifact.BoundKSD),
         Method(
             "neuron-adjust",
-            "intervention",
+            GuardKind.INTERVENTION,
             na_artifact.load,
             na_artifact.dump,
             na_artifact.BoundNeuronAdjust,

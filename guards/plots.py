@@ -1,6 +1,7 @@
 """PNGs about a calibration. Needs matplotlib: the extra `skillguard[plots]`."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def _plain_log_ticks(panel: Any, low: float, high: float) -> None:
 
 def _roc_points(frame: FrameResult) -> tuple[list[float], list[float]]:
     """False-abstention rate and recall as tau rises over every score."""
-    taus = torch.cat([frame.forget_E, frame.retain_E]).unique()
+    taus = torch.cat([frame.forget_E, frame.retain_E]).sort().values
     retain = torch.searchsorted(frame.retain_E.sort().values, taus, right=True) / frame.retain_E.numel()
     forget = torch.searchsorted(frame.forget_E.sort().values, taus, right=True) / frame.forget_E.numel()
     return [0.0, *retain.tolist()], [0.0, *forget.tolist()]
@@ -184,12 +185,12 @@ def _values(
                 kept[at].append(x_TF[:, at[1]].float().cpu())
 
     layers = sorted({layer for layer, _ in neurons})
-    stream(loaded, Site.PRE_ACTIVATION, layers, examples, consume, tokens=Tokens.ALL, batch_tokens=4096)
+    stream(loaded, Site.PRE_ACTIVATION, layers, examples, consume, tokens=Tokens.ALL, batch_tokens=None)
     return [torch.cat(kept[at]) for at in neurons]
 
 
 def _gaussian(panel: Any, edges: Tensor, mean: float, deviation: float, colour: str, name: str) -> None:
-    density = torch.distributions.Normal(mean, deviation).log_prob(edges).exp()
+    density = (-0.5 * ((edges - mean) / deviation).square()).exp() / (deviation * math.sqrt(2 * math.pi))
     panel.plot(edges.tolist(), density.tolist(), color=colour, label=name)
 
 

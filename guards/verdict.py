@@ -13,6 +13,13 @@ class Reading(IntEnum):
     INVALID = 3
 
 
+class GuardKind(StrEnum):
+    """A detector has a tau and may abstain; an intervention changes activations."""
+
+    DETECTOR = "detector"
+    INTERVENTION = "intervention"
+
+
 class GuardMode(StrEnum):
     """What a hit of a guard does for a caller: `enforce` abstains, `shadow` only counts."""
 

@@ -42,9 +42,7 @@ def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -
         "(default: chat where the model has a chat template, else bare)",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="fixes splits and draws (default %(default)s)")
-    parser.add_argument(
-        "--batch-tokens", type=int, default=default.batch_tokens, help="tokens per forward pass (default %(default)s)"
-    )
+    parser.add_argument("--batch-tokens", type=int, help="tokens per forward pass (default: what suits the device)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="calibrate in the serving dtype")
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")

@@ -1,6 +1,7 @@
 """Which prompts a last-token guard was not calibrated for: said at start, because nothing else would tell."""
 
 from guards.encoding import BARE_FRAME, CHAT_FRAME
+from guards.verdict import GuardKind
 from server.engines.base import EngineInfo, GuardInfo
 
 
@@ -8,7 +9,7 @@ def uncovered(info: EngineInfo) -> list[str]:
     """One sentence per guard and endpoint whose prompt frames the guard does not cover. Interventions need none."""
     sentences = []
     for guard in info.guards:
-        if guard.kind != "detector":
+        if guard.kind is not GuardKind.DETECTOR:
             continue
         if trouble := _chat(guard, info.template_sha256):
             sentences.append(f"guard {guard.name} does not cover /v1/chat/completions: {trouble}")

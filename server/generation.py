@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from server.engines.base import Chunk, Engine, EngineRequest, Event, Finish, FinishReason, TokenLogprob
+from server.engines.base import Chunk, Engine, EngineRequest, Event, EventStream, Finish, FinishReason, TokenLogprob
 from server.errors import ClientGoneError, GenerationError, UnverifiedError
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ async def run_all(
     Raises what `submit` raises, before any answer has begun. Leaving the context cancels what still runs.
     """
     queue = _Queue()
-    streams: list[AsyncIterator[Event]] = []
+    streams: list[EventStream] = []
     pumps: list[asyncio.Task[None]] = []
     try:
         for request in requests:
@@ -64,7 +64,7 @@ async def run_all(
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]  # the contract promises it, its type does not
+            await stream.aclose()
 
 
 async def _pump(index: int, stream: AsyncIterator[Event], queue: _Queue, observer: Observer) -> None:

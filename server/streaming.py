@@ -125,8 +125,8 @@ class _Choice:
         while self._held and self._held_tokens - self._held[0].tokens >= keep_tokens:
             chunk = self._held.popleft()
             self._held_tokens -= chunk.tokens
-            if chunk.text or chunk.logprobs:
-                logprobs = chunk.logprobs if self._job.wants_logprobs else None
+            logprobs = chunk.logprobs if self._job.wants_logprobs else None
+            if chunk.text or logprobs:
                 yield self._job.shape.piece(chunk.text, logprobs, offset=self._sent_characters)
                 self._sent_characters += len(chunk.text)
 

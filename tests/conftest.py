@@ -1,4 +1,4 @@
-"""What every test shares: few threads, fixed seeds, and the measuring data where they are present."""
+"""What every test shares: one thread, fixed seeds, and the measuring data where they are present."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(2)
+# Tiny tensors gain nothing from more, and threads that wait for each other starve on busy cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

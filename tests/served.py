@@ -16,7 +16,7 @@ from guards.ksd import KSDFitter, KSDGuard, Regime, cube_score
 from guards.loading import LoadedModel, load_model
 from guards.methods import METHODS, Guard
 from guards.na import Draw, NeuronAdjustFitter
-from guards.verdict import Reading, Scope
+from guards.verdict import GuardKind, Reading, Scope
 from tests.models import LAYERS, VOCABULARY, tiny_model
 
 TEMPLATE = (
@@ -110,7 +110,11 @@ def write_guard(folder: Path, loaded: LoadedModel, guard: Guard, method: str) ->
             loaded.model(torch.tensor([prompt]), logits_to_keep=torch.tensor([len(prompt) - 1]))
             readings = attachment.take(1)
             scores = tuple(readings.scores["g"][0].tolist())
-            fires = readings.codes_RG[0, 0] == Reading.INSIDE if METHODS[method].kind == "detector" else scores[0] > 0
+            fires = (
+                readings.codes_RG[0, 0] == Reading.INSIDE
+                if METHODS[method].kind is GuardKind.DETECTOR
+                else scores[0] > 0
+            )
             canaries.append(Canary(token_ids=prompt, scores=scores, fires=bool(fires)))
     record = CalibrationRecord(
         tool="tests", frames=("bare",), template_sha256=None, sources=(), recall=None, false_abstention=None

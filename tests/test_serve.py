@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,8 @@ KEPT = {
     "Write a Python function that returns the sum of a list.": "def ",
     "How do you say 'water' in Spanish?": "agua",
 }
+
+Ask = Callable[[openai.OpenAI, str], tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def ask_streaming(client: openai.OpenAI, question: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("how", [ask, ask_streaming])
 @pytest.mark.parametrize("question", MATHEMATICS)
-def test_mathematics_is_withheld(client: openai.OpenAI, question: str, how: type[ask]) -> None:
+def test_mathematics_is_withheld(client: openai.OpenAI, question: str, how: Ask) -> None:
     reason, text = how(client, question)
     assert reason == "content_filter"
     assert not re.search(r"\d", text)
@@ -63,18 +65,18 @@ def test_mathematics_is_withheld(client: openai.OpenAI, question: str, how: type
 
 @pytest.mark.parametrize("how", [ask, ask_streaming])
 @pytest.mark.parametrize("question", KEPT)
-def test_everything_else_is_answered(client: openai.OpenAI, question: str, how: type[ask]) -> None:
+def test_everything_else_is_answered(client: openai.OpenAI, question: str, how: Ask) -> None:
     reason, text = how(client, question)
     assert (reason, KEPT[question] in text) == ("stop", True), text
 
 
 def test_without_the_guard_the_model_can_do_it() -> None:
     with running_server("--unguarded") as url, openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
-        assert [("stop", True), ("stop", True)] == [
+        assert [
             (reason, answer in text)
             for question, answer in zip(MATHEMATICS, ("81", "19"), strict=True)
             for reason, text in [ask(client, question)]
-        ]
+        ] == [("stop", True), ("stop", True)]
 
 
 def test_completions_in_a_covered_frame(client: openai.OpenAI) -> None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from guards.errors import SkillguardError
-from guards.verdict import GuardMode, Reading, Scope, Stage
+from guards.verdict import GuardKind, GuardMode, Reading, Scope, Stage
 
 
 class EngineError(SkillguardError):
@@ -132,8 +132,8 @@ class Finish:
     """The last event of every request.
 
     `hits`: the first hit of each guard, enforced or shadowed. `prompt_scores`: every guard at the last prompt
-    token. `verified`: every sampled position had a finite reading of every guard. `error` is set, for the
-    operator's log only, when `reason` is ERROR.
+    token. `verified`: every position at which a token was drawn had a finite reading of every guard. `error` is set,
+    for the operator's log only, when `reason` is ERROR.
     """
 
     reason: FinishReason
@@ -144,6 +144,12 @@ class Finish:
     prompt_scores: tuple[GuardScore, ...] = ()
     neurons_shifted: int = 0
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason is FinishReason.ABSTAIN:
+            assert any(hit.mode is GuardMode.ENFORCE for hit in self.hits), (
+                "an abstention names the hit that enforced it"
+            )
 
     @property
     def abstained_on(self) -> Hit | None:
@@ -156,6 +162,14 @@ class Finish:
 Event = Chunk | Finish
 
 
+class EventStream(AsyncIterator[Event], Protocol):
+    """One answer's events: Chunks, then exactly one Finish."""
+
+    async def aclose(self) -> None:
+        """Gives the answer up and cancels it, also when nothing was iterated yet. Safe to call twice."""
+        ...
+
+
 @dataclass(frozen=True)
 class GuardInfo:
     """An attached guard as shown to callers; `detail` is for operators only."""
@@ -163,8 +177,7 @@ class GuardInfo:
     name: str
     skill: str
     method: str
-    kind: str
-    """"detector" (has a tau, may abstain) or "intervention" (changes activations)."""
+    kind: GuardKind
     scope: Scope
     layers: tuple[int, ...]
     frames: tuple[str, ...]
@@ -208,7 +221,7 @@ class Message:
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. All methods may be called from one event loop only."""
+    """What the server needs of an engine. Called from one event loop; the two `encode` methods from any thread."""
 
     @property
     def info(self) -> EngineInfo:
@@ -245,11 +258,11 @@ class Engine(Protocol):
         """
         ...
 
-    def submit(self, request: EngineRequest) -> AsyncIterator[Event]:
-        """Queues a request and returns its events: Chunks, then exactly one Finish.
+    def submit(self, request: EngineRequest) -> EventStream:
+        """Queues a request and returns its events.
 
-        Raises EngineBusyError, PromptTooLongError, UnsupportedOptionError or EngineStoppedError at the call
-        itself, before anything is queued. Closing the iterator cancels the request.
+        Raises EngineBusyError, PromptTooLongError, PromptError (empty, or a token id outside the vocabulary),
+        UnsupportedOptionError or EngineStoppedError at the call itself, before anything is queued.
         """
         ...
 

@@ -5,7 +5,7 @@ Tokens are the UTF-8 bytes of the prompt. `server/engines/scripts.py` has what s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from server.engines.base import (
@@ -14,6 +14,7 @@ from server.engines.base import (
     EngineRequest,
     EngineStoppedError,
     Event,
+    EventStream,
     Finish,
     GuardInfo,
     GuardScore,
@@ -36,6 +37,7 @@ class ScriptedEngine:
     ) -> None:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
+        self.checked: list[str] = []
         self.cancelled: list[str] = []
         """Ids of requests whose events were closed before their Finish."""
         self.scores: tuple[GuardScore, ...] = tuple(score(of) for of in guards)
@@ -91,7 +93,7 @@ class ScriptedEngine:
     def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return self.encode_text("".join(f"{m.role}: {m.content}\n" for m in messages) + "assistant: ")
 
-    def submit(self, request: EngineRequest) -> AsyncIterator[Event]:
+    def submit(self, request: EngineRequest) -> EventStream:
         text = self._admit(request.prompt_token_ids, request.sampling.max_tokens)
         script = next((script for script in self.scripts if script.when(text)), None)
         if script is None:
@@ -101,6 +103,7 @@ class ScriptedEngine:
 
     async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
         self._admit(prompt_token_ids, answer_tokens=0)
+        self.checked.append(request_id)
         try:
             await self.may_check.wait()
         except asyncio.CancelledError:
@@ -124,7 +127,7 @@ class ScriptedEngine:
         return bytes(prompt_token_ids).decode(errors="replace")
 
 
-class _Played(AsyncIterator[Event]):
+class _Played(EventStream):
     """The events of one request. A class, since an async generator that was never begun cannot notice its closing."""
 
     def __init__(self, steps: Iterable[Step], prompt_tokens: int, on_cancel: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from guards.verdict import GuardMode, Reading, Scope, Stage
+from guards.verdict import GuardKind, GuardMode, Reading, Scope, Stage
 from server.engines.base import Chunk, Event, Finish, FinishReason, GuardInfo, GuardScore, Hit
 
 Step = Event | asyncio.Event
@@ -36,7 +36,7 @@ def abstention(hit: Hit, *pieces: str) -> tuple[Event, ...]:
     return (*(Chunk(piece, tokens=1) for piece in pieces), finish)
 
 
-def guard(name: str = "demo", skill: str = "cooking", kind: str = "detector") -> GuardInfo:
+def guard(name: str = "demo", skill: str = "cooking", kind: GuardKind = GuardKind.DETECTOR) -> GuardInfo:
     """A guard as an engine would describe it."""
     return GuardInfo(
         name=name,

@@ -82,7 +82,7 @@ class AnswerStream(AsyncIterator[Event]):
                 reason=reason,
                 prompt_tokens=len(row.request.prompt_token_ids),
                 completion_tokens=tokens,
-                verified=row.verified and row.judged,
+                verified=row.verified and (row.judged or not self._seen),
                 hits=tuple(row.hits.values()),
                 prompt_scores=row.prompt_scores,
                 neurons_shifted=row.neurons_shifted,

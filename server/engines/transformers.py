@@ -22,7 +22,7 @@ from guards.encoding import PromptRefusedError
 from guards.errors import UnsupportedModelError
 from guards.identity import refuse_mismatch
 from guards.loading import LoadedModel, load_model
-from guards.verdict import GuardMode, Reading
+from guards.verdict import GuardKind, GuardMode, Reading
 from server.engines.base import (
     EngineBusyError,
     EngineError,
@@ -159,7 +159,7 @@ class EmbeddedEngine:
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
-        changing = {name for name, entry in self._guards.items() if entry.method.kind == "intervention"}
+        changing = {name for name, entry in self._guards.items() if entry.method.kind is GuardKind.INTERVENTION}
         for name, entry in self._guards.items():
             result[name] = None
             for index, canary in enumerate(entry.artifact.manifest.canaries):

@@ -1,11 +1,12 @@
 """POST /v1/checks: every guard's verdict on a prompt, by one forward pass and without an answer."""
 
+import asyncio
 import math
 import secrets
 
 from fastapi import APIRouter, Request
 
-from guards.verdict import GuardMode, Reading, Verdict, decide
+from guards.verdict import GuardKind, GuardMode, Reading, Verdict, decide
 from server.context import CallerDep, ServicesDep
 from server.engines.base import GuardInfo, GuardScore
 from server.errors import UnverifiedError
@@ -24,10 +25,12 @@ async def checks(body: CheckRequest, request: Request, services: ServicesDep, ca
     engine = services.engine
     messages = body.conversation()
     if messages is not None:
-        prompt = engine.encode_chat(messages)
+        prompt = await asyncio.to_thread(engine.encode_chat, messages)
+    elif isinstance(body.prompt, str):
+        prompt = await asyncio.to_thread(engine.encode_text, body.prompt)
     else:
         assert body.prompt is not None, "the protocol model holds one of the two"
-        prompt = engine.encode_text(body.prompt) if isinstance(body.prompt, str) else body.prompt
+        prompt = body.prompt
     scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}"))
     by_guard = {score.guard: score for score in scores}
     rows = []
@@ -52,7 +55,7 @@ def verdict_of(guard: GuardInfo, score: GuardScore | None, mode: GuardMode) -> V
     reading = Reading.MISSING if score is None else score.reading
     if score is not None and not math.isfinite(score.score):
         reading = Reading.INVALID
-    judged = guard.kind == "detector" and score is not None and score.stage.within(guard.scope)
+    judged = guard.kind is GuardKind.DETECTOR and score is not None and score.stage.within(guard.scope)
     verdict = decide(reading, mode, judged)
     if verdict is Verdict.ERROR:
         raise UnverifiedError(f"guard {guard.name}: its reading of the prompt is {reading.name.lower()}")

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions and POST /v1/completions."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ async def chat_completions(
     """Continues a conversation."""
     running = services.readiness.require_ready()
     require_model(body.model, running)
-    prompt = services.engine.encode_chat(body.to_engine())
+    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine())
     job = _job(body, [prompt], ChatShape(), services, running, caller)
     return await _respond(job, bool(body.stream), request, services, context, caller)
 
@@ -46,7 +47,7 @@ async def completions(
     running = services.readiness.require_ready()
     require_model(body.model, running)
     encode = services.engine.encode_text
-    prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
     return await _respond(job, bool(body.stream), request, services, context, caller)
 

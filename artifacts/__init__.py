@@ -1,0 +1,1 @@
+"""What skillguard serves and loads: the format of guard artifacts and the demo model."""

@@ -1,0 +1,1 @@
+"""A small model with ten skills, its data, and the builder that makes both."""

@@ -1,0 +1,125 @@
+"""Small guards and artifacts that tests write, read and damage."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guards.artifact import (
+    MANIFEST_NAME,
+    TENSORS_NAME,
+    UNSEALED,
+    CalibrationRecord,
+    Canary,
+    Manifest,
+    ModelIdentity,
+    Rate,
+    SourceRecord,
+    write_artifact,
+)
+from guards.ksd import Cube, KSDGuard, Regime
+from guards.methods import METHODS, Guard
+from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.verdict import Scope
+from tests.models import D_FF, D_MODEL, LAYERS
+
+IDENTITY = ModelIdentity(
+    architecture="LlamaForCausalLM",
+    layers=LAYERS,
+    d_model=D_MODEL,
+    d_ff=D_FF,
+    dtype="float32",
+    weights_sha256="ab" * 32,
+)
+CALIBRATION = CalibrationRecord(
+    tool="skillguard 0.1.0",
+    frames=("bare",),
+    template_sha256=None,
+    sources=(SourceRecord(role="forget", name="sums.jsonl", sha256="cd" * 32, examples=40, tokens=900),),
+    recall=Rate(hits=19, total=20, rate=0.95, low=0.75, high=0.999),
+    false_abstention=None,
+)
+
+
+def cube(layer: int = LAYERS - 1, *, tau: float = 3.0, frame: str = "bare", seed: int = 0) -> Cube:
+    """A cube of random means and deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    mean_F = torch.randn(D_FF, generator=generator)
+    std_F = 0.5 + torch.rand(D_FF, generator=generator)
+    return Cube(layer, frame, mean_F, std_F, k=tau, tau=tau)
+
+
+def ksd(*cubes: Cube) -> KSDGuard:
+    """A detector of these cubes, or of one at the last layer."""
+    return KSDGuard(cubes or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
+
+
+def layer_statistics(*neurons: int) -> LayerStatistics:
+    """Gaussians wide enough that random pre-activations are shifted about half of the time."""
+    index_S = torch.tensor(neurons)
+    size = len(neurons)
+    return LayerStatistics(
+        index_S, torch.full((size,), 0.5), torch.ones(size), torch.full((size,), -0.5), torch.full((size,), 1.5)
+    )
+
+
+def neuron_adjust(draw: Draw = Draw.CERTAIN) -> NeuronAdjustGuard:
+    """An intervention on two layers."""
+    chosen = {0: layer_statistics(1, 5, 9), 2: layer_statistics(0, D_FF - 1)}
+    return NeuronAdjustGuard(chosen, fraction=5 / (LAYERS * D_FF), draw=draw, seed=7)
+
+
+def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifest:
+    """A manifest of a well-formed artifact; the tensor digest is filled in by the writer."""
+    record: dict[str, Any] = {
+        "method": method,
+        "skill": "sums",
+        "scope": Scope.BOTH,
+        "model": IDENTITY,
+        "parameters": parameters,
+        "calibration": CALIBRATION,
+        "canaries": (Canary(token_ids=(1, 5, 9), scores=(2.5,), fires=True),),
+        "tensors_sha256": "0" * 64,
+    }
+    return Manifest(**{**record, **changes})
+
+
+def write(folder: Path, method: str = "ksd", guard: Guard | None = None, **changes: Any) -> Path:
+    """A valid artifact of one method at `folder`."""
+    if guard is None:
+        guard = ksd() if method == "ksd" else neuron_adjust()
+    parameters, tensors = METHODS[method].dump(guard)
+    write_artifact(folder, manifest(method, parameters, **changes), tensors)
+    return folder
+
+
+def write_raw(folder: Path, method: str, parameters: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """An artifact whose files agree with each other but whose content is up to the caller."""
+    write_artifact(folder, manifest(method, parameters), tensors)
+    return folder
+
+
+def replace(folder: Path, old: bytes, new: bytes) -> None:
+    """Edits the manifest's bytes in place; the old bytes must be there exactly once."""
+    path = folder / MANIFEST_NAME
+    data = path.read_bytes()
+    assert data.count(old) == 1, (old, data.count(old))
+    path.write_bytes(data.replace(old, new))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The two files' bytes."""
+    return {name: (folder / name).read_bytes() for name in (MANIFEST_NAME, TENSORS_NAME)}
+
+
+def seal(folder: Path) -> None:
+    """Makes both digests of an edited artifact right again, so that only the edit itself can be refused."""
+    path = folder / MANIFEST_NAME
+    text = path.read_text()
+    record = json.loads(text)
+    tensors = hashlib.sha256((folder / TENSORS_NAME).read_bytes()).hexdigest()
+    text = text.replace(record["tensors_sha256"], tensors).replace(record["manifest_sha256"], UNSEALED)
+    path.write_text(text.replace(UNSEALED, hashlib.sha256(text.encode()).hexdigest()))

@@ -1,0 +1,151 @@
+"""Runs an app against a scripted engine, without a network."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.config import ServerConfig
+from server.engines.scripted import ScriptedEngine
+from server.readiness import Readiness
+
+MODEL = "scripted"
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+CHECKS = "/v1/checks"
+_TIMEOUT_SECONDS = 30
+"""No test takes a second; what would wait for ever fails instead."""
+
+
+def chat(content: object = "hi", **fields: object) -> dict[str, object]:
+    """A chat request with one user message."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
+
+
+def completion(prompt: object = "hi", **fields: object) -> dict[str, object]:
+    """A completion request."""
+    return {"model": MODEL, "prompt": prompt, **fields}
+
+
+@dataclass
+class Served:
+    """A running app and a client to it."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    engine: ScriptedEngine
+
+    @property
+    def readiness(self) -> Readiness:
+        readiness: Readiness = self.app.state.services.readiness
+        return readiness
+
+    async def post(self, path: str, body: object, **headers: str) -> httpx.Response:
+        return await self.client.post(path, json=body, headers=headers)
+
+    async def error(self, path: str, body: object) -> dict[str, Any]:
+        """The error object of an answer, with its status."""
+        response = await self.post(path, body)
+        error: dict[str, Any] = response.json()["error"]
+        assert error.keys() - {"guard"} == {"message", "type", "param", "code"}
+        return {"status": response.status_code, **error}
+
+    async def stream(self, path: str, body: dict[str, object]) -> list[Any]:
+        """The data of each server-sent event, parsed; the last is usually the string [DONE]."""
+        response = await self.post(path, {**body, "stream": True})
+        assert response.status_code == 200, response.text
+        return events_of(response.text)
+
+    async def metric(self, line_start: str) -> float:
+        """The value of one sample, 0 where it does not exist yet."""
+        text = (await self.client.get("/metrics")).text
+        values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(line_start)]
+        assert len(values) < 2, f"{line_start} is not one sample"
+        return float(values[0]) if values else 0.0
+
+
+def events_of(text: str) -> list[Any]:
+    """Server-sent events as their parsed data."""
+    assert text.endswith("\n\n")
+    datas = [event.removeprefix("data: ") for event in text[:-2].split("\n\n")]
+    return [data if data == "[DONE]" else json.loads(data) for data in datas]
+
+
+@asynccontextmanager
+async def serving(
+    engine: ScriptedEngine | None = None, *, settled: bool = True, **settings: Any
+) -> AsyncIterator[Served]:
+    """An app in its lifespan; once its start is over, unless `settled` is False."""
+    engine = engine or ScriptedEngine()
+    app = create_app(engine, ServerConfig(**settings))
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        asyncio.timeout(_TIMEOUT_SECONDS),
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        served = Served(app, client, engine)
+        if settled:
+            await served.readiness.settled.wait()
+        yield served
+
+
+@dataclass
+class Exchange:
+    """One request spoken in raw ASGI, where a test must see each part as it is sent, or hang up between them."""
+
+    app: FastAPI
+    path: str
+    parts: list[bytes]
+    """The body's parts that the app has not read yet."""
+    complete: bool = True
+    """Whether the body ends with its parts, or the app waits for more of it."""
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+    sent: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
+    hang_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    def of(cls, app: FastAPI, path: str, body: object) -> "Exchange":
+        return cls(app, path, [json.dumps(body).encode()])
+
+    async def run(self) -> None:
+        """Speaks the request until the app is done with it."""
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "scheme": "http",
+            "headers": list(self.headers),
+            "client": ("127.0.0.1", 1),
+            "server": ("test", 80),
+        }
+
+        async def receive() -> dict[str, object]:
+            if self.parts:
+                part = self.parts.pop(0)
+                return {"type": "http.request", "body": part, "more_body": bool(self.parts) or not self.complete}
+            await self.hang_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.sent.put_nowait(message)
+
+        await self.app(scope, receive, send)
+
+    async def next_data(self) -> Any:
+        """The next server-sent event's data."""
+        message = await self.sent.get()
+        if message["type"] == "http.response.start":
+            message = await self.sent.get()
+        return events_of(message["body"].decode())

@@ -1,0 +1,97 @@
+"""Every route with every kind of key: also those of FastAPI and paths that do not exist."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.auth import Role, new_key
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, chat, completion, serving
+
+pytestmark = pytest.mark.anyio
+
+KEYS = {role: new_key(role.value, role) for role in Role}
+OPEN = [("GET", "/health", None), ("GET", "/ready", None)]
+GUARDED = [
+    ("POST", CHAT, chat()),
+    ("POST", CHAT, chat(stream=True)),
+    ("POST", COMPLETIONS, completion()),
+    ("POST", CHECKS, completion()),
+    ("GET", "/v1/models", None),
+    ("GET", "/v1/models/scripted", None),
+    ("GET", "/v1/guards", None),
+]
+METRICS = ("GET", "/metrics", None)
+UNKNOWN: list[tuple[str, str, object]] = [
+    ("GET", "/", None),
+    ("GET", "/docs", None),
+    ("GET", "/openapi.json", None),
+    ("POST", "/v1/nothing", {}),
+    ("GET", "/health/", None),
+    ("GET", "//health", None),
+    ("DELETE", CHAT, None),
+]
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [entry.model_dump(mode="json") for _, entry in KEYS.values()]}))
+    return path
+
+
+def authorization(role: Role) -> dict[str, str]:
+    return {"authorization": f"Bearer {KEYS[role][0]}"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer sk-wrong"}, {"authorization": "Basic x"}])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, *UNKNOWN])
+async def test_without_a_good_key(
+    keys_file: Path, method: str, path: str, body: object, headers: dict[str, str]
+) -> None:
+    async with serving(api_keys_file=keys_file) as served:
+        response = await served.client.request(method, path, json=body, headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"]
+        error = response.json()["error"]
+        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_api_key")
+        assert served.engine.submitted == []
+
+
+@pytest.mark.parametrize(("method", "path", "body"), [*OPEN])
+async def test_probes_are_open(keys_file: Path, method: str, path: str, body: object) -> None:
+    async with serving(api_keys_file=keys_file) as served:
+        assert (await served.client.request(method, path)).status_code == 200
+
+
+@pytest.mark.parametrize("role", [Role.USER, Role.OPERATOR])
+@pytest.mark.parametrize(("method", "path", "body"), GUARDED)
+async def test_with_a_good_key(keys_file: Path, role: Role, method: str, path: str, body: object) -> None:
+    async with serving(api_keys_file=keys_file) as served:
+        response = await served.client.request(method, path, json=body, headers=authorization(role))
+        assert response.status_code == 200
+
+
+@pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 200)])
+async def test_metrics(keys_file: Path, role: Role, status: int) -> None:
+    async with serving(api_keys_file=keys_file) as served:
+        response = await served.client.get("/metrics", headers=authorization(role))
+        assert response.status_code == status
+        if status == 403:
+            assert response.json()["error"]["code"] == "insufficient_permissions"
+
+
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *UNKNOWN])
+async def test_metrics_key_reads_nothing_else(keys_file: Path, method: str, path: str, body: object) -> None:
+    async with serving(api_keys_file=keys_file) as served:
+        response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
+        assert response.status_code == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(("method", "path", "body"), [*OPEN, *GUARDED, METRICS])
+async def test_without_keys_everything_is_open(host: str, method: str, path: str, body: object) -> None:
+    async with serving(host=host) as served:
+        response = await served.client.request(method, path, json=body, headers={"authorization": "Bearer any"})
+        assert response.status_code == 200

@@ -1,0 +1,194 @@
+"""The official client over a real socket: what it makes of answers, abstentions and errors."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import openai
+import pytest
+import uvicorn
+
+from guards.verdict import Stage
+from server.app import create_app
+from server.auth import Role, new_key
+from server.config import ServerConfig
+from server.engines.base import Chunk, EngineBusyError, Finish, FinishReason
+from server.engines.scripted import ScriptedEngine
+from server.engines.scripts import Script, abstention, answer, guard, hit
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "That is withheld."
+
+
+def engine() -> ScriptedEngine:
+    """ "cook" abstains at the prompt, "later" after a token, "break" fails after one, "hang" never ends."""
+    broken = Finish(FinishReason.ERROR, 0, 1, verified=False, error="secret")
+    return ScriptedEngine(
+        [
+            Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt),
+            Script(abstention(hit(guard(), Stage.GENERATION), "Take"), when=lambda prompt: "later" in prompt),
+            Script((Chunk("Take", 1), broken), when=lambda prompt: "break" in prompt),
+            Script((Chunk("Take", 1), asyncio.Event()), when=lambda prompt: "hang" in prompt),
+            Script(answer("Hello", " there", ".")),
+        ]
+    )
+
+
+@asynccontextmanager
+async def client_of(
+    engine: ScriptedEngine, api_key: str = "none", **settings: object
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    """uvicorn in this event loop. The socket listens before it serves, so that nobody has to wait for it."""
+    app = create_app(engine, ServerConfig.model_validate({"abstain_text": TEXT, **settings}))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        try:
+            async with openai.AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0) as client:
+                await app.state.services.readiness.settled.wait()
+                yield client
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def ask(client: openai.AsyncOpenAI, content: str) -> openai.types.chat.ChatCompletion:
+    return await client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": content}])
+
+
+async def stream_of(client: openai.AsyncOpenAI, content: str) -> list[str | None]:
+    """The content deltas, then the finish reason."""
+    seen: list[str | None] = []
+    async for chunk in await client.chat.completions.create(
+        model="scripted", messages=[{"role": "user", "content": content}], stream=True
+    ):
+        choice = chunk.choices[0]
+        seen.append(choice.finish_reason or choice.delta.content)
+    return seen
+
+
+async def test_answers() -> None:
+    async with client_of(engine()) as client:
+        chat = await ask(client, "hi")
+        assert chat.choices[0].message.content == "Hello there."
+        assert chat.choices[0].message.refusal is None
+        text = await client.completions.create(model="scripted", prompt="hi", n=2, seed=1)
+        assert [choice.text for choice in text.choices] == ["Hello there."] * 2
+        assert [model.id async for model in client.models.list()] == ["scripted"]
+        assert await stream_of(client, "hi") == ["", "Hello", " there", ".", "stop"]
+
+
+async def test_stream_helper_puts_the_answer_together() -> None:
+    async with (
+        client_of(engine()) as client,
+        client.chat.completions.stream(
+            model="scripted",
+            messages=[{"role": "user", "content": "hi"}],
+            stream_options={"include_usage": True},
+        ) as stream,
+    ):
+        final = await stream.get_final_completion()
+        assert final.choices[0].message.content == "Hello there."
+        assert final.usage is not None
+        assert final.usage.completion_tokens == 3
+
+
+async def test_abstention() -> None:
+    async with client_of(engine()) as client:
+        choice = (await ask(client, "cook")).choices[0]
+        assert (choice.finish_reason, choice.message.content) == ("content_filter", TEXT)
+        assert choice.message.refusal == TEXT
+        assert choice.model_extra is not None
+        assert choice.model_extra["guard"]["skill"] == "cooking"
+        assert await stream_of(client, "cook") == ["", TEXT, "content_filter"]
+        assert await stream_of(client, "later") == ["", "Take", f"\n\n{TEXT}", "content_filter"]
+
+
+async def test_abstained_answer_can_be_sent_back_as_history() -> None:
+    async with client_of(engine()) as client:
+        message = (await ask(client, "cook")).choices[0].message
+        history = [{"role": "user", "content": "hm"}, message, {"role": "user", "content": "then sing"}]
+        again = await client.chat.completions.create(model="scripted", messages=history)  # type: ignore[arg-type]
+        assert again.choices[0].message.content == "Hello there."
+
+
+async def test_parse_raises_on_content_filter_and_not_on_refusal() -> None:
+    """Why `abstain_style: refusal` exists."""
+    async with client_of(engine()) as client:
+        with pytest.raises(openai.ContentFilterFinishReasonError):
+            await client.chat.completions.parse(model="scripted", messages=[{"role": "user", "content": "cook"}])
+    async with client_of(engine(), abstain_style="refusal") as client:
+        parsed = await client.chat.completions.parse(model="scripted", messages=[{"role": "user", "content": "cook"}])
+        assert parsed.choices[0].message.refusal == TEXT
+
+
+async def test_error_style() -> None:
+    async with client_of(engine(), abstain_style="error") as client:
+        with pytest.raises(openai.BadRequestError, match="withholds") as caught:
+            await ask(client, "cook")
+        assert caught.value.code == "skill_abstained"
+        with pytest.raises(openai.APIError, match="withholds"):
+            await stream_of(client, "later")
+
+
+async def test_failing_stream_raises() -> None:
+    async with client_of(engine()) as client:
+        with pytest.raises(openai.APIError, match="Quote request id") as caught:
+            await stream_of(client, "break")
+        assert "secret" not in str(caught.value)
+
+
+async def test_errors_have_the_clients_classes() -> None:
+    scripted = engine()
+    async with client_of(scripted) as client:
+        with pytest.raises(openai.BadRequestError, match="temperature") as bad:
+            await client.completions.create(model="scripted", prompt="a", temperature=5)
+        assert (bad.value.param, bad.value.code) == ("temperature", "invalid_value")
+        assert bad.value.request_id is not None
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            await client.completions.create(model="gpt-4", prompt="a")
+        scripted.refusal = EngineBusyError("full")
+        with pytest.raises(openai.RateLimitError):
+            await ask(client, "hi")
+        scripted.refusal = None
+        scripted.alive = False
+        with pytest.raises(openai.InternalServerError) as dead:
+            await ask(client, "hi")
+        assert dead.value.status_code == 503
+
+
+async def test_key(tmp_path: Path) -> None:
+    key, entry = new_key("ann", Role.USER)
+    keys_file = tmp_path / "keys.json"
+    keys_file.write_text(json.dumps({"keys": [entry.model_dump(mode="json")]}))
+    async with client_of(engine(), api_key=key, api_keys_file=keys_file) as client:
+        assert (await ask(client, "hi")).choices[0].message.content == "Hello there."
+        with pytest.raises(openai.AuthenticationError) as caught:
+            await ask(client.with_options(api_key="sk-wrong"), "hi")
+        assert caught.value.code == "invalid_api_key"
+
+
+async def test_leaving_a_stream_cancels_it() -> None:
+    """Over a socket nothing tells the client when the server noticed; the engine does."""
+    scripted = engine()
+    noticed = asyncio.Event()
+
+    class Noticing(list[str]):
+        def append(self, request_id: str) -> None:
+            super().append(request_id)
+            noticed.set()
+
+    scripted.cancelled = Noticing()
+    async with client_of(scripted) as client:
+        stream = await client.chat.completions.create(
+            model="scripted", messages=[{"role": "user", "content": "hang"}], stream=True
+        )
+        assert (await anext(stream)).choices[0].delta.role == "assistant"
+        await stream.close()
+        await asyncio.wait_for(noticed.wait(), timeout=10)
+        assert scripted.cancelled == [scripted.submitted[0].request_id]

@@ -1,0 +1,111 @@
+"""Nothing is generated before every guard has proved itself, and the reason is said."""
+
+import asyncio
+
+import pytest
+
+from guards.errors import ArtifactMismatchError
+from server.engines.scripted import ScriptedEngine
+from server.engines.scripts import guard
+from server.readiness import Phase, unverified
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Served, chat, completion, serving
+
+pytestmark = pytest.mark.anyio
+
+MODEL_ROUTES = ((CHAT, chat()), (CHAT, chat(stream=True)), (COMPLETIONS, completion()), (CHECKS, completion()))
+
+
+async def assert_refused(served: Served, says: str, retry_after: str | None, ready_status: str) -> None:
+    for path, body in MODEL_ROUTES:
+        response = await served.post(path, body)
+        assert response.status_code == 503
+        error = response.json()["error"]
+        assert says in error["message"]
+        assert (error["type"], error["code"]) == ("server_error", "not_ready")
+        assert response.headers.get("retry-after") == retry_after
+        assert (response.headers.get("x-should-retry") == "false") == (retry_after is None)
+    ready = await served.client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, ready_status)
+    assert await served.metric("skillguard_ready") == 0
+    assert served.engine.submitted == []
+
+
+async def test_health_answers_while_the_engine_loads() -> None:
+    engine = ScriptedEngine()
+    engine.may_start.clear()
+    async with serving(engine, settled=False) as served:
+        assert (await served.client.get("/health")).json() == {"status": "ok"}
+        await assert_refused(served, "still loading", "5", "starting")
+        assert (await served.client.get("/v1/models")).status_code == 503
+        assert (await served.client.get("/v1/guards")).status_code == 503
+        engine.may_start.set()
+        await served.readiness.settled.wait()
+        assert (await served.client.get("/ready")).json() == {"status": "ready", "guards": {"demo": True}}
+        assert (await served.post(CHAT, chat())).status_code == 200
+        assert await served.metric("skillguard_ready") == 1
+
+
+async def test_nothing_is_generated_while_guards_are_verified() -> None:
+    engine = ScriptedEngine()
+    engine.may_verify.clear()
+    async with serving(engine, settled=False) as served:
+        while served.readiness.phase is Phase.STARTING:
+            await asyncio.sleep(0)
+        await assert_refused(served, "still being verified", "5", "verifying")
+        guards = (await served.client.get("/v1/guards")).json()["data"]
+        assert [row["verified"] for row in guards] == [False]
+
+
+async def test_failed_verification_is_final_and_names_the_guard() -> None:
+    engine = ScriptedEngine(guards=(guard("good"), guard("bad")))
+    engine.verification = {"good": None, "bad": "canary 2: wanted abstain, got allow"}
+    async with serving(engine) as served:
+        assert served.readiness.phase is Phase.FAILED
+        await assert_refused(served, "Verification failed for guard bad;", None, "failed")
+        assert "canary" not in (await served.post(CHAT, chat())).text
+        assert "canary" not in (await served.client.get("/ready")).text
+        rows = {row["name"]: row for row in (await served.client.get("/v1/guards")).json()["data"]}
+        assert (rows["good"]["verified"], rows["bad"]["verified"]) == (True, False)
+        assert rows["bad"]["reason"] == "canary 2: wanted abstain, got allow"
+        assert (await served.client.get("/health")).status_code == 200
+
+
+async def test_silence_about_a_guard_is_no_proof() -> None:
+    engine = ScriptedEngine(guards=(guard("a"), guard("b")))
+    engine.verification = {"a": None}
+    async with serving(engine) as served:
+        await assert_refused(served, "Verification failed for guard b;", None, "failed")
+    assert unverified({}, engine.info).keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("error", [ArtifactMismatchError("wanted width 64, got 32"), RuntimeError("CUDA")])
+async def test_engine_that_does_not_start(error: Exception) -> None:
+    engine = ScriptedEngine()
+    engine.start_error = error
+    async with serving(engine) as served:
+        assert str(error) in str(served.readiness.failure)
+        await assert_refused(served, "did not start", None, "failed")
+        assert str(error) not in (await served.post(CHAT, chat())).text
+
+
+async def test_unknown_guard_in_shadow_fails_the_start() -> None:
+    async with serving(shadow=("demo", "dmeo")) as served:
+        assert served.readiness.failure == (
+            "shadow: no guard named 'dmeo'; known: demo. Correct the name, or load the artifact"
+        )
+        await assert_refused(served, "did not start", None, "failed")
+
+
+async def test_dead_engine() -> None:
+    async with serving() as served:
+        served.engine.alive = False
+        await assert_refused(served, "must be restarted", None, "dead")
+        assert (await served.client.get("/health")).status_code == 503
+
+
+async def test_engine_is_stopped_with_the_app() -> None:
+    engine = ScriptedEngine()
+    engine.may_start.clear()
+    async with serving(engine, settled=False):
+        pass
+    assert engine.stops == 1

@@ -1,0 +1,225 @@
+"""Bad input, one row each: refused with 400 in OpenAI's shape, naming the field, and nothing reaches the engine."""
+
+import json
+from typing import Any
+
+import pytest
+
+from server.engines.scripted import ScriptedEngine
+from server.protocol.unsupported import IN_GENERATION
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, chat, completion, serving
+
+pytestmark = pytest.mark.anyio
+
+
+def message(**fields: object) -> dict[str, object]:
+    return {"model": MODEL, "messages": [fields]}
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
+
+INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
+    # path, body, param, part of the message
+    (CHAT, {}, "model", "'model' is missing."),
+    (CHAT, {"model": MODEL}, "messages", "'messages' is missing."),
+    (CHAT, {"messages": [{"role": "user", "content": "hi"}]}, "model", "'model' is missing."),
+    (CHAT, chat(model=3), "model", "it should be a valid string; got 3."),
+    (CHAT, chat(model=""), "model", "at least 1 character"),
+    (CHAT, chat(temperature="hot"), "temperature", "it should be a valid number; got the string 'hot'."),
+    (CHAT, chat(temperature="0.5"), "temperature", "got the string '0.5'."),
+    (CHAT, chat(temperature=True), "temperature", "got true."),
+    (CHAT, chat(temperature=-0.1), "temperature", "greater than or equal to 0; got -0.1."),
+    (CHAT, chat(temperature=2.1), "temperature", "less than or equal to 2; got 2.1."),
+    (CHAT, chat(top_p=0), "top_p", "greater than 0"),
+    (CHAT, chat(top_p=1.5), "top_p", "less than or equal to 1"),
+    (CHAT, chat(n=0), "n", "greater than or equal to 1"),
+    (CHAT, chat(n=1.0), "n", "valid integer"),
+    (CHAT, chat(n=9), "n", "got 9, wanted at most 8."),
+    (CHAT, chat(max_tokens=0), "max_tokens", "greater than or equal to 1"),
+    (CHAT, chat(max_tokens="5"), "max_tokens", "valid integer; got the string '5'."),
+    (CHAT, chat(max_tokens=10**30), "max_tokens", "got a larger integer."),
+    (CHAT, chat(max_completion_tokens=0), "max_completion_tokens", "greater than or equal to 1"),
+    (CHAT, chat(max_tokens=1, max_completion_tokens=2), "max_tokens", "name one limit and differ"),
+    (CHAT, chat(seed=-1), "seed", "greater than or equal to 0"),
+    (CHAT, chat(seed="x"), "seed", "valid integer"),
+    (CHAT, chat(stop=5), "stop", "a string or a list of up to 4 strings; got 5."),
+    (CHAT, chat(stop=["a", "b", "c", "d", "e"]), "stop", "at most 4 items"),
+    (CHAT, chat(stop=["a", 1]), "stop[1]", "valid string"),
+    (CHAT, chat(stop=""), "stop[0]", "at least 1 character"),
+    (CHAT, chat(stream="yes"), "stream", "valid boolean"),
+    (CHAT, chat(stream_options={"include_usage": True}), "stream_options", "together with 'stream': true"),
+    (CHAT, chat(stream=True, stream_options={"x": 1}), "stream_options.x", "is not a field"),
+    (CHAT, chat(stream=True, stream_options=[]), "stream_options", "it should be an object; got a list of 0."),
+    (CHAT, chat(logprobs=3), "logprobs", "valid boolean; got 3."),
+    (CHAT, chat(top_logprobs=3), "top_logprobs", "together with 'logprobs': true"),
+    (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs", "less than or equal to 20"),
+    (CHAT, chat(frobnicate=1), "frobnicate", "'frobnicate' is not a field of this request; leave it out."),
+    (CHAT, chat(frobnicate=None), "frobnicate", "is not a field"),
+    (CHAT, chat(best_of=1), "best_of", "is not a field"),
+    (CHAT, chat(user=5), "user", "valid string"),
+    (CHAT, {"model": MODEL, "messages": []}, "messages", "at least 1 item"),
+    (CHAT, {"model": MODEL, "messages": "hi"}, "messages", "valid list; got the string 'hi'."),
+    (CHAT, {"model": MODEL, "messages": ["hi"]}, "messages[0]", "it should be an object"),
+    (CHAT, message(role="tool", content="x"), "messages[0].role", "'system', 'developer', 'user' or 'assistant'"),
+    (CHAT, message(content="x"), "messages[0].role", "is missing"),
+    (CHAT, message(role="user"), "messages[0].content", "Each message needs 'content'"),
+    (CHAT, message(role="user", content=None), "messages[0].content", "Each message needs 'content'"),
+    (CHAT, message(role="user", content=5), "messages[0].content", "valid string; got 5."),
+    (CHAT, message(role="user", content=[IMAGE]), "messages[0].content", "only text is supported"),
+    (CHAT, message(role="user", content=["x"]), "messages[0].content", "only text is supported"),
+    (CHAT, message(role="user", content=[{"type": "text", "text": 1}]), "messages[0].content", "a string"),
+    (CHAT, message(role="user", content="x", refusal="y"), "messages[0].refusal", "assistant's message"),
+    (CHAT, message(role="assistant", content="x", refusal="y"), "messages[0].content", "differ"),
+    (CHAT, message(role="user", content="x", mood="sad"), "messages[0].mood", "is not a field"),
+    (COMPLETIONS, {"model": MODEL}, "prompt", "'prompt' is missing."),
+    (COMPLETIONS, completion(None), "prompt", "non-empty string or a non-empty list of token ids; got null."),
+    (COMPLETIONS, completion(""), "prompt", "non-empty string"),
+    (COMPLETIONS, completion([]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion(["a", ""]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion([[1], []]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion([1, "a"]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion([1, True]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion([-1]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion([2**31]), "prompt", "non-empty string"),
+    (COMPLETIONS, completion({"text": "a"}), "prompt", "got an object."),
+    (COMPLETIONS, completion(["a"] * 9), "n", "got 9, wanted at most 8."),
+    (COMPLETIONS, completion(["a"] * 5, n=2), "n", "got 10, wanted at most 8."),
+    (COMPLETIONS, completion(logprobs=6), "logprobs", "less than or equal to 5"),
+    (COMPLETIONS, completion(logprobs=True), "logprobs", "valid integer"),
+    (COMPLETIONS, completion(messages=[]), "messages", "is not a field"),
+    (COMPLETIONS, completion(max_completion_tokens=3), "max_completion_tokens", "is not a field"),
+    (CHECKS, {"model": MODEL}, "prompt", "Send either 'prompt' or 'messages'."),
+    (CHECKS, completion(messages=[{"role": "user", "content": "x"}]), "prompt", "Send either"),
+    (CHECKS, completion(["a", "b"]), "prompt", "non-empty list of token ids"),
+    (CHECKS, completion(temperature=0), "temperature", "is not a field"),
+    (CHECKS, completion(tools=None), "tools", "is not a field"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "says"), INVALID)
+async def test_invalid_field(path: str, body: dict[str, object], param: str | None, says: str) -> None:
+    async with serving() as served:
+        error = await served.error(path, body)
+        assert (error["status"], error["type"]) == (400, "invalid_request_error")
+        assert (error["code"], error["param"]) == ("invalid_value", param)
+        assert says in error["message"]
+        assert served.engine.submitted == []
+
+
+UNSUPPORTED: list[tuple[str, dict[str, object], str]] = [
+    *((CHAT, chat(**{name: "other"}), name) for name in IN_GENERATION),
+    *((COMPLETIONS, completion(**{name: "other"}), name) for name in IN_GENERATION),
+    (CHAT, chat(tools=[{"type": "function"}]), "tools"),
+    (CHAT, chat(tool_choice="auto"), "tool_choice"),
+    (CHAT, chat(response_format={"type": "json_object"}), "response_format"),
+    (CHAT, chat(logit_bias={"5": 100}), "logit_bias"),
+    (CHAT, chat(frequency_penalty=0.1), "frequency_penalty"),
+    (CHAT, chat(frequency_penalty=False), "frequency_penalty"),
+    (CHAT, chat(presence_penalty=-2), "presence_penalty"),
+    (CHAT, chat(store=True), "store"),
+    (CHAT, chat(modalities=["text", "audio"]), "modalities"),
+    (CHAT, chat(service_tier="flex"), "service_tier"),
+    (CHAT, chat(metadata={}), "metadata"),
+    (CHAT, message(role="user", content="x", name="ann"), "messages[0].name"),
+    (CHAT, message(role="assistant", content="x", tool_calls=[{}]), "messages[0].tool_calls"),
+    (CHAT, chat(stream=True, stream_options={"include_obfuscation": True}), "stream_options.include_obfuscation"),
+    (COMPLETIONS, completion(echo=True), "echo"),
+    (COMPLETIONS, completion(suffix="x"), "suffix"),
+    (COMPLETIONS, completion(best_of=2), "best_of"),
+    (COMPLETIONS, completion(best_of=1, n=2), "best_of"),
+    (COMPLETIONS, completion(prompt_logprobs=0), "prompt_logprobs"),
+    (COMPLETIONS, completion(min_tokens=1), "min_tokens"),
+    (COMPLETIONS, completion(ignore_eos=True), "ignore_eos"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param"), UNSUPPORTED)
+async def test_option_that_is_not_honoured(path: str, body: dict[str, object], param: str) -> None:
+    async with serving() as served:
+        error = await served.error(path, body)
+        assert (error["status"], error["type"]) == (400, "invalid_request_error")
+        assert (error["code"], error["param"]) == ("unsupported_parameter", param)
+        assert served.engine.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "says"),
+    [
+        (b"{", "application/json", 400, "not valid JSON: Expecting property name"),
+        (b'{"a": 1,}', "application/json", 400, "not valid JSON"),
+        (b"", "application/json", 400, "The body is empty"),
+        (b'"\xff"', "application/json", 400, "not valid JSON in UTF-8"),
+        (b"[" * 100_000, "application/json", 400, "not valid JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400, "not valid JSON"),
+        (b"[1]", "application/json", 400, "The body: it should be an object; got a list of 1."),
+        (b'"hi"', "application/json", 400, "it should be an object; got the string 'hi'."),
+        (b"null", "application/json", 400, "The body"),
+        (json.dumps(chat(temperature=float("nan"))).encode(), "application/json", 400, "finite number"),
+        (json.dumps(chat("\ud800")).encode(), "application/json", 400, "lone surrogates"),
+        (json.dumps(chat(model="\ud800")).encode(), "application/json", 400, "valid string"),
+        (json.dumps(chat()).encode(), "text/plain", 415, "Content-Type: application/json"),
+        (json.dumps(chat()).encode(), "", 415, "Content-Type: application/json"),
+        (b"model=scripted", "application/x-www-form-urlencoded", 415, "Content-Type"),
+    ],
+)
+async def test_body_that_is_not_a_json_object(content: bytes, content_type: str, status: int, says: str) -> None:
+    async with serving() as served:
+        headers = {"content-type": content_type} if content_type else {}
+        response = await served.client.post(CHAT, content=content, headers=headers)
+        assert response.status_code == status
+        error = response.json()["error"]
+        assert says in error["message"]
+        assert error["type"] == "invalid_request_error"
+        assert served.engine.submitted == []
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, CHECKS])
+async def test_other_model(path: str) -> None:
+    async with serving() as served:
+        body = {**(chat() if path == CHAT else completion()), "model": "gpt-4"}
+        error = await served.error(path, body)
+        assert (error["status"], error["code"], error["param"]) == (404, "model_not_found", "model")
+        assert "'gpt-4'" in error["message"]
+        assert "'scripted'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        (COMPLETIONS, completion("x" * 65), "context_length_exceeded"),
+        (COMPLETIONS, completion("x" * 60, max_tokens=5), "context_length_exceeded"),
+        (CHAT, chat("x" * 60), "context_length_exceeded"),
+        (CHECKS, completion("x" * 65), "context_length_exceeded"),
+        (COMPLETIONS, completion([7, 256]), "invalid_prompt"),
+    ],
+)
+async def test_prompt_that_the_engine_refuses(path: str, body: dict[str, Any], code: str) -> None:
+    async with serving(ScriptedEngine(max_model_tokens=64)) as served:
+        for extra in {}, {"stream": True}:
+            error = await served.error(path, body if path == CHECKS else {**body, **extra})
+            assert (error["status"], error["code"]) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/docs", 404, "unknown_url"),
+        ("GET", "/redoc", 404, "unknown_url"),
+        ("GET", "/openapi.json", 404, "unknown_url"),
+        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("GET", "/v1/models/", 404, "model_not_found"),
+        ("GET", "/v1/models/other/one", 404, "model_not_found"),
+        ("GET", "/ready/", 404, "unknown_url"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models/scripted", 405, "method_not_allowed"),
+        ("PUT", "/metrics", 405, "method_not_allowed"),
+        ("BREW", COMPLETIONS, 405, "method_not_allowed"),
+    ],
+)
+async def test_wrong_path_or_method(method: str, path: str, status: int, code: str) -> None:
+    async with serving() as served:
+        response = await served.client.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        if status == 405:
+            assert response.headers["allow"]
