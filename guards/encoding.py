@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from guards.errors import DataError
+from guards.errors import DataError, PromptRefusedError
 from guards.identity import template_sha256
 
 CHAT_FRAME = "chat"
@@ -21,10 +21,6 @@ _MARK = "\u2003\ue000skillguard{index}\ue001\u2003"
 """Stands in for a message's text while the template is rendered: private-use characters, which no template writes,
 between spaces that are gone where the template trims."""
 _MARK_PATTERN = re.compile("(\u2003?)\ue000skillguard([0-9]+)\ue001(\u2003?)")
-
-
-class PromptRefusedError(DataError):
-    """The chat template, or the lack of one, does not allow this conversation."""
 
 
 def check_frame(frame: str) -> str:

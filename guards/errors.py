@@ -5,6 +5,7 @@ SkillguardError
 │   └── ArtifactMismatchError    well formed, but made for another model
 ├── UnsupportedModelError    the model has no site we know, or hides it
 ├── DataError                a forget or retain source cannot be read as asked
+│   └── PromptRefusedError       the chat template, or the lack of one, does not allow a conversation
 ├── CalibrationError         the data do not allow a guard that keeps its promise
 ├── AttachError              a guard could not be installed on every site it needs
 └── GuardReadingError        a guard gave no reading, or a non-finite one, for a position that needs it
@@ -32,6 +33,10 @@ class UnsupportedModelError(SkillguardError):
 
 class DataError(SkillguardError):
     """A data source cannot be read as asked."""
+
+
+class PromptRefusedError(DataError):
+    """The chat template, or the lack of one, does not allow this conversation."""
 
 
 class CalibrationError(SkillguardError):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from guards.artifact import ModelIdentity
 from guards.encoding import TextCodec
@@ -127,7 +128,7 @@ def load_model(name: str | Path, device: str | None = None, dtype: str | None = 
     codec = TextCodec(_load_tokenizer(folder))
     digest = weights_sha256(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=kind,
@@ -135,9 +136,16 @@ def load_model(name: str | Path, device: str | None = None, dtype: str | None = 
             attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(f"{folder}: the weights cannot be loaded ({error})") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{folder}: {len(missing)} weight(s) are in no .safetensors file, first {missing[0]!r}: transformers would "
+            "have made them up; copy the model again"
+        )
     model = model.to(where).eval().requires_grad_(False)
     sites = find_sites(model)
     return LoadedModel(model, codec, sites, identify(config, sites, str(kind).removeprefix("torch."), digest))

@@ -6,13 +6,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from guards.errors import SkillguardError
+from server.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=BaseModel)
-
-
-class OptionError(SkillguardError):
-    """An option's value is not allowed."""
 
 
 def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: str) -> None:
@@ -44,7 +40,7 @@ def _metavar(annotation: Any) -> str:
 def build_settings(model: type[Settings], args: argparse.Namespace, **fixed: Any) -> Settings:
     """The settings that were given, over the model's defaults.
 
-    Raises OptionError naming the option, what was got and what was wanted.
+    Raises ConfigError naming the option, what was got and what was wanted.
     """
     values = {name: value for name, value in vars(args).items() if name in model.model_fields} | fixed
     try:
@@ -52,4 +48,4 @@ def build_settings(model: type[Settings], args: argparse.Namespace, **fixed: Any
     except ValidationError as error:
         issue = error.errors(include_url=False)[0]
         option = "--" + str(issue["loc"][0] if issue["loc"] else "?").replace("_", "-")
-        raise OptionError(f"{option}: got {issue['input']!r}: {issue['msg']}") from error
+        raise ConfigError(f"{option}: got {issue['input']!r}: {issue['msg']}") from error

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guards.errors import SkillguardError
+from server.errors import ServerUnreachableError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from guards.artifact import Artifact, Rate
 
 KEY_VARIABLE = "SKILLGUARD_KEY"
-
-
-class ServerUnreachableError(SkillguardError):
-    """No skillguard server answers at the address."""
 
 
 def add_parser(subparsers: Any) -> None:

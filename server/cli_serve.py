@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.cli_fields import OptionError, add_fields, build_settings
+from server.cli_fields import add_fields, build_settings
 from server.config import ServerConfig
 from server.engines.options import EmbeddedOptions
+from server.errors import ConfigError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -39,15 +40,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def demo_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """What is served where nothing was named. Raises OptionError for a guard-less server that was not asked for."""
+    """What is served where nothing was named. Raises ConfigError for a guard-less server that was not asked for."""
     fixed: dict[str, Any] = {}
     if not hasattr(args, "model"):
         fixed = {"model": str(DEMO / "model"), "served_name": getattr(args, "served_name", "skillguard-demo")}
     if args.unguarded and hasattr(args, "artifacts"):
-        raise OptionError("--unguarded: got --artifacts as well; give one of them")
+        raise ConfigError("--unguarded: got --artifacts as well; give one of them")
     if not args.unguarded and not hasattr(args, "artifacts"):
         if hasattr(args, "model"):
-            raise OptionError(
+            raise ConfigError(
                 "--artifacts: got none, so nothing would be guarded; name artifact folders "
                 "(`skillguard calibrate` makes them), or say --unguarded"
             )

@@ -15,6 +15,7 @@ SkillguardError (guards/errors.py)
     │   ├── ForbiddenError           the key's role may not do this
     │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
+    ├── ServerUnreachableError   no skillguard server answers at an address to inspect
     ├── NotReadyError            the engine is loading, being verified, failed, or stopping
     └── GenerationError          the engine ended an answer with an error
         └── UnverifiedError          a position had no finite reading of every guard
@@ -39,6 +40,10 @@ class ServerError(SkillguardError):
 
 class ConfigError(ServerError):
     """A setting, or a file that a setting names, cannot be used. Raised before anything is served."""
+
+
+class ServerUnreachableError(ServerError):
+    """No skillguard server answers at the address that `inspect` was given."""
 
 
 class RequestError(ServerError):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from server.cli import build_parser, main
-from server.cli_fields import OptionError, build_settings
+from server.cli_fields import build_settings
 from server.cli_serve import demo_defaults
 from server.config import ServerConfig
 from server.engines.options import EmbeddedOptions
+from server.errors import ConfigError
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -62,7 +63,7 @@ def test_defaults_come_from_the_settings() -> None:
     options = build_settings(EmbeddedOptions, args, **demo_defaults(args))
     assert build_settings(ServerConfig, args) == ServerConfig()
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
-    with pytest.raises(OptionError):
+    with pytest.raises(ConfigError):
         build_settings(ServerConfig, build_parser().parse_args(["serve", "--port", "70000"]))
 
 

@@ -4,6 +4,7 @@ An engine owns the model, its tokenizer and the attached guards. It takes token 
 events. It never raises for a verdict: an abstention is an outcome (`Finish`), not an exception.
 """
 
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -162,12 +163,12 @@ class Finish:
 Event = Chunk | Finish
 
 
-class EventStream(AsyncIterator[Event], Protocol):
+class EventStream(AsyncIterator[Event]):
     """One answer's events: Chunks, then exactly one Finish."""
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Gives the answer up and cancels it, also when nothing was iterated yet. Safe to call twice."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """One answer's events, made from the outputs that the batcher delivers for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from guards.verdict import Verdict
-from server.engines.base import Chunk, Event, Finish, FinishReason
+from server.engines.base import Chunk, Event, EventStream, Finish, FinishReason
 from server.engines.rows import Row
 from server.engines.text import Detokenizer, StopFinder
 
 
-class AnswerStream(AsyncIterator[Event]):
+class AnswerStream(EventStream):
     """Chunks, then exactly one Finish.
 
     `close(finished)` is called once, when the last event was given or the caller gives up before that; it is safe to

@@ -18,8 +18,7 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 
 from guards.attach import Attachment
 from guards.canaries import disagreement
-from guards.encoding import PromptRefusedError
-from guards.errors import UnsupportedModelError
+from guards.errors import PromptRefusedError, UnsupportedModelError
 from guards.identity import refuse_mismatch
 from guards.loading import LoadedModel, load_model
 from guards.verdict import GuardKind, GuardMode, Reading

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from guards.encoding import BARE_FRAME, CHAT_FRAME, PromptRefusedError, TextCodec, check_frame
-from guards.errors import DataError
+from guards.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
+from guards.errors import DataError, PromptRefusedError
 
 TURNS = (
     "{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"

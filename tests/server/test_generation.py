@@ -118,13 +118,12 @@ BROKEN: list[tuple[tuple[Any, ...], str]] = [
     ((Chunk("secret", 1), Finish(FinishReason.STOP, 0, 1, verified=False)), "guard_error"),
     ((Chunk("secret", 1), Finish(FinishReason.LENGTH, 0, 1, verified=False)), "guard_error"),
     ((Chunk("secret", 1),), "engine_error"),
-    ((Chunk("secret", 1), Finish(FinishReason.ABSTAIN, 0, 1, verified=True)), "internal_error"),
 ]
 
 
 @pytest.mark.parametrize(("steps", "code"), BROKEN)
 async def test_broken_answer_lets_nothing_out(steps: tuple[Any, ...], code: str) -> None:
-    """The last two are engines that break their contract: no Finish, and an abstention without its hit."""
+    """The last is an engine that breaks its contract: no Finish."""
     scripts = [Script(steps, when=lambda prompt: "bad" in prompt), Script(answer("fine"))]
     async with serving(ScriptedEngine(scripts)) as served:
         for prompts in ("bad", ["good", "bad"]):
