@@ -37,7 +37,7 @@ def _metavar(annotation: Any) -> str:
     return str(getattr(annotation, "__name__", "VALUE")).upper()
 
 
-def build_settings(model: type[Settings], args: argparse.Namespace, **fixed: Any) -> Settings:
+def build_settings(model: type[Settings], args: argparse.Namespace, /, **fixed: Any) -> Settings:
     """The settings that were given, over the model's defaults.
 
     Raises ConfigError naming the option, what was got and what was wanted.
