@@ -64,7 +64,7 @@ def tool_name() -> str:
     try:
         return f"skillguard {version('skillguard')}"
     except PackageNotFoundError:
-        return "skillguard (not installed)"
+        return "skillguard unknown"
 
 
 def refuse_output(folder: Path, skill: str) -> None:

@@ -168,6 +168,12 @@ def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
                 f"{reached}, not {options.recall}: tau was lowered to keep --max-false-abstention "
                 f"{options.max_false_abstention}"
             )
+        for name, rate in result.sources.items():
+            if rate.low > options.max_false_abstention:
+                found.append(
+                    f"frame {result.frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all "
+                    "retain texts together: its texts may need the skill, else lower --recall"
+                )
     return found
 
 

@@ -40,7 +40,7 @@ class KSDOptions(CommonOptions):
     `layer`: None takes the layer that separates best. `regime`: which tokens of an example are fitted.
     """
 
-    recall: float = 0.98
+    recall: float = 0.95
     max_false_abstention: float = 0.01
     layer: int | None = None
     regime: RegimeName = "last-token"
