@@ -166,6 +166,6 @@ def choose_canaries(
                 does = "clearly fires" if wanted else "is clear of"
                 raise CalibrationError(
                     f"none of the {CANARY_TRIES} shortest {corpus.role} prompts {does} the guard at its last token, so "
-                    "no server could verify it at start: give more examples, another --layer, or another --recall"
+                    "no server could verify it at start: give more examples, or another --layer, --recall or --scope"
                 )
     return tuple(found)

@@ -165,8 +165,8 @@ def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
             )
         if result.chosen.margin < 0 or result.tau < result.chosen.tau:
             found.append(
-                f"{reached}, not {options.recall}: tau was lowered to keep --max-false-abstention "
-                f"{options.max_false_abstention}"
+                f"tau was lowered below what --recall {options.recall} needs, to keep --max-false-abstention "
+                f"{options.max_false_abstention}: {reached}"
             )
         for name, rate in result.sources.items():
             if rate.low > options.max_false_abstention:
@@ -185,6 +185,8 @@ def _notes(job: Job, frames: Sequence[FrameResult]) -> list[str]:
     judged = {
         "last": "the last prompt token; rates while the model writes are not measured",
         "all": "every token of a text, one hit counting: the text stands for an answer of its length",
+        "all and last": "every token of a text and the last prompt token, one hit counting: the text stands for an "
+        "answer of its length",
     }[job.judged.value]
     notes = [
         f"forget examples: {counts['forget']}; retain examples: {counts['retain']}",

@@ -33,6 +33,9 @@ class Tokens(StrEnum):
 
     LAST = "last"
     ALL = "all"
+    """All but the leading and trailing ones that `skip` names."""
+    ALL_AND_LAST = "all and last"
+    """Those, and the last one in any case."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,12 @@ def make_batch(examples: Sequence[TokenIds], group: Sequence[int], device: torch
     return Batch(ids_BT.to(device), mask_BT.to(device), torch.tensor(group, device=device))
 
 
-def _selection(batch: Batch, tokens: Tokens, skip: int) -> tuple[Tensor, Tensor]:
+def _selection(batch: Batch, tokens: Tokens, skip: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Flat indices into [B*T] of the tokens wanted, and the example of each."""
-    length_B = batch.mask_BT.sum(dim=1)
+    length_B1 = batch.mask_BT.sum(dim=1, keepdim=True)
     column_T = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
-    if tokens is Tokens.LAST:
-        wanted_BT = column_T == (length_B - 1).unsqueeze(1)
-    else:
-        wanted_BT = batch.mask_BT.bool() & (column_T >= skip)
+    last_BT, all_BT = column_T == length_B1 - 1, (column_T >= skip[0]) & (column_T < length_B1 - skip[1])
+    wanted_BT = {Tokens.LAST: last_BT, Tokens.ALL: all_BT, Tokens.ALL_AND_LAST: all_BT | last_BT}[tokens]
     rows_T = wanted_BT.nonzero()[:, 0]
     return wanted_BT.flatten().nonzero().flatten(), batch.examples_B[rows_T]
 
@@ -97,13 +98,13 @@ def stream(
     *,
     tokens: Tokens,
     batch_tokens: int | None,
-    skip: int = 0,
+    skip: tuple[int, int] = (0, 0),
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
     """One pass over the examples.
 
-    `skip`: with `Tokens.ALL`, how many leading tokens of every example are left out. `batch_tokens`: padded tokens in a
-    batch, None for what suits the device. `advance` is told the real tokens of each batch when it is done.
+    `skip`: how many leading and trailing tokens of every example are no part of `Tokens.ALL`. `batch_tokens`: padded
+    tokens in a batch, None for what suits the device. `advance` is told the real tokens of each batch when it is done.
     Raises AttachError when a wanted layer's hook does not run exactly once per batch.
     """
     last, fired = max(layers), []

@@ -124,11 +124,16 @@ def encode_corpora(
     )
 
 
-def common_prefix(examples: Sequence[TokenIds]) -> int:
-    """Leading tokens that all examples share: the frame's own, whose activations say nothing about the text.
+def _shared(examples: Sequence[TokenIds]) -> int:
+    first, last = min(examples), max(examples)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+def frame_tokens(examples: Sequence[TokenIds]) -> tuple[int, int]:
+    """How many leading and trailing tokens all examples share: the frame's own, no part of any text.
 
     At least one token of every example is left over.
     """
-    first, last = min(examples), max(examples)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return min(shared, min(len(ids) for ids in examples) - 1)
+    shortest = min(len(ids) for ids in examples)
+    leading = min(_shared(examples), shortest - 1)
+    return leading, min(_shared([ids[::-1] for ids in examples]), shortest - 1 - leading)

@@ -16,13 +16,13 @@ fields. Blank texts are left out and repeated texts kept once.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guards.errors import DataError
-from guards.rows import SUFFIXES, Row, read_file, read_hub
+from guards.rows import Row, read_file, read_hub
 
 FIELDS = ("prompt", "question", "text", "instruction")
 """Names tried, in this order, for the field that holds the text."""
@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Condition:
-    """One row condition. `low` equal to `high` as given means equality."""
+    """One row condition, both bounds included; "" is no bound, and equal bounds are equality."""
 
     key: str
     low: str
@@ -54,12 +54,7 @@ class Condition:
 
     def holds(self, value: Any) -> bool:
         """Whether a row's value lies within the bounds."""
-        if self.low == self.high:
-            return _as_text(value) == self.low or (
-                _number(self.low) is not None and _number(value) == _number(self.low)
-            )
-        above = self.low == "" or _at_most(self.low, value)
-        return above and (self.high == "" or not _at_most(self.high, value) or _equal(self.high, value))
+        return (self.low == "" or _order(self.low, value) <= 0) and (self.high == "" or _order(self.high, value) >= 0)
 
 
 @dataclass(frozen=True)
@@ -76,10 +71,6 @@ class SourceSpec:
         return self.location.startswith("hf:")
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
@@ -88,15 +79,13 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _at_most(bound: str, value: Any) -> bool:
-    """bound <= value."""
+def _order(bound: str, value: Any) -> int:
+    """Sign of bound - value: as numbers when both are, else as text."""
+    text = value if isinstance(value, str) else json.dumps(value)
     left, right = _number(bound), _number(value)
-    return left <= right if left is not None and right is not None else bound <= _as_text(value)
-
-
-def _equal(bound: str, value: Any) -> bool:
-    left, right = _number(bound), _number(value)
-    return left == right if left is not None and right is not None else bound == _as_text(value)
+    if left is not None and right is not None:
+        return (left > right) - (left < right)
+    return (bound > text) - (bound < text)
 
 
 def parse_source(spec: str) -> SourceSpec:
@@ -132,15 +121,21 @@ def _pick_field(spec: SourceSpec, row: Row, field: str | None) -> str:
     )
 
 
-def _kept(rows: Iterable[Row], spec: SourceSpec) -> Iterator[Row]:
-    for row in rows:
-        for condition in spec.conditions:
-            if condition.key not in row.values:
-                raise DataError(
-                    f"{row.where}: got no key {condition.key!r} to filter by; found {', '.join(sorted(row.values))}"
-                )
-        if all(condition.holds(row.values[condition.key]) for condition in spec.conditions):
-            yield row
+def _keep(row: Row, spec: SourceSpec) -> bool:
+    for condition in spec.conditions:
+        if condition.key not in row.values:
+            found = ", ".join(sorted(row.values))
+            raise DataError(f"{row.where}: got no key {condition.key!r} to filter by; found {found}")
+    return all(condition.holds(row.values[condition.key]) for condition in spec.conditions)
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row.values:
+        raise DataError(f"{row.where}: got no field {column!r}; found {', '.join(sorted(row.values))}")
+    text = row.values[column]
+    if not isinstance(text, str):
+        raise DataError(f"{row.where}: field {column!r}: got {type(text).__name__}, wanted text")
+    return text
 
 
 def seeded_rank(texts: Sequence[str], seed: int) -> list[int]:
@@ -173,13 +168,9 @@ def read_source(spec: str, *, field: str | None = None, limit: int | None = None
     total, column = 0, None
     for row in rows:
         total += 1
-        for kept in _kept([row], parsed):
-            column = _pick_field(parsed, kept, field) if column is None else column
-            if column not in kept.values:
-                raise DataError(f"{kept.where}: got no field {column!r}; found {', '.join(sorted(kept.values))}")
-            text = kept.values[column]
-            if not isinstance(text, str):
-                raise DataError(f"{kept.where}: field {column!r}: got {type(text).__name__}, wanted text")
+        if _keep(row, parsed):
+            column = _pick_field(parsed, row, field) if column is None else column
+            text = _text(row, column)
             if text.strip():
                 texts[text] = None
     if not total:
@@ -202,16 +193,3 @@ def refuse_overlap(forget: Sequence[Source], retain: Sequence[Source]) -> None:
             f"{len(shared)} text(s) are in both the forget and the retain sources, first {text[:60]!r} in {name} and "
             f"{retained[text]}: remove them from one side"
         )
-
-
-__all__ = [
-    "FIELDS",
-    "SUFFIXES",
-    "Condition",
-    "Source",
-    "SourceSpec",
-    "parse_source",
-    "read_source",
-    "refuse_overlap",
-    "seeded_rank",
-]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guards.calibrate_options import KSDOptions
 from guards.capture import TokenIds, Tokens, stream
-from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Role, Share, common_prefix, encode_corpora, resolve_frames
+from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Role, Share, encode_corpora, frame_tokens, resolve_frames
 from guards.data import Source
 from guards.errors import CalibrationError
 from guards.ksd import FEW_VECTORS, Cube, KSDFitter, Regime, cube_score
@@ -31,7 +31,7 @@ HELD_OUT = (Share.THRESHOLD, Share.REPORT)
 
 @dataclass(frozen=True)
 class Job:
-    """The checked inputs of the passes. `skips`: leading tokens of each frame that all examples share."""
+    """The checked inputs of the passes. `skips`: each frame's own leading and trailing tokens."""
 
     loaded: LoadedModel
     options: KSDOptions
@@ -39,17 +39,18 @@ class Job:
     layers: tuple[int, ...]
     corpora: Mapping[Role, Corpus]
     parts: Mapping[Role, Mapping[Share, list[int]]]
-    skips: Mapping[str, int]
+    skips: Mapping[str, tuple[int, int]]
 
     @property
     def judged(self) -> Tokens:
         """The tokens whose smallest score is an example's.
 
-        Its last one; or, where a guard of all tokens also judges what the model writes, every token, the text then
-        standing for an answer of that length.
+        Its last one; or, where a guard of all tokens also judges what the model writes, all tokens of the text, which
+        then stands for an answer of that length.
         """
-        everything = Regime(self.options.regime) is Regime.ALL_TOKENS and self.options.scope is not Scope.PROMPT
-        return Tokens.ALL if everything else Tokens.LAST
+        if Regime(self.options.regime) is Regime.LAST_TOKEN or self.options.scope is Scope.PROMPT:
+            return Tokens.LAST
+        return Tokens.ALL if self.options.scope is Scope.GENERATION else Tokens.ALL_AND_LAST
 
     def examples(self, role: Role, share: Share, frame: str) -> list[TokenIds]:
         """One part's token ids in a frame."""
@@ -94,7 +95,7 @@ def prepare(loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Sour
             "forget": forgotten.deal(FORGET_DEAL, options.seed),
             "retain": retained.deal(RETAIN_DEAL, options.seed),
         },
-        {f: common_prefix([*forgotten.encoded[f], *retained.encoded[f]]) for f in frames},
+        {f: frame_tokens([*forgotten.encoded[f], *retained.encoded[f]]) for f in frames},
     )
 
 
@@ -111,7 +112,7 @@ def fit_frame(job: Job, frame: str, advance: Advance) -> tuple[Fit, ...]:
         job.layers,
         job.examples("forget", Share.FIT, frame),
         consume,
-        tokens=Tokens.LAST if Regime(job.options.regime) is Regime.LAST_TOKEN else Tokens.ALL,
+        tokens=Tokens.LAST if Regime(job.options.regime) is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST,
         batch_tokens=job.options.batch_tokens,
         skip=job.skips[frame],
         advance=lambda tokens: advance(tokens, "fit"),

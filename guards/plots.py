@@ -12,7 +12,7 @@ from guards.calibrate_ksd import FrameResult, KSDCalibration
 from guards.calibrate_na import NeuronAdjustCalibration
 from guards.capture import Tokens, stream
 from guards.corpus import encode_corpora
-from guards.data import Source
+from guards.data import Source, seeded_rank
 from guards.errors import CalibrationError
 from guards.loading import LoadedModel
 from guards.na import LayerStatistics, NeuronAdjustGuard
@@ -203,7 +203,10 @@ def _distributions(
     corpora = encode_corpora(*sides, (frame,), loaded.codec, loaded.max_tokens)
     chosen = _strongest(guard)
     places = [(layer, int(guard.layers_statistics[layer].neurons_S[i])) for layer, i in chosen]
-    forget, retain = (_values(loaded, corpus.encoded[frame][:SHOWN_EXAMPLES], places) for corpus in corpora)
+    forget, retain = (
+        _values(loaded, [corpus.encoded[frame][e] for e in seeded_rank(corpus.texts, 0)[:SHOWN_EXAMPLES]], places)
+        for corpus in corpora
+    )
     rows = -(-len(chosen) // 3)
     figure, panels = _figure(rows, min(3, len(chosen)), 4.2, 3.0)
     for panel, (layer, i), place, f, r in zip(panels, chosen, places, forget, retain, strict=False):

@@ -81,7 +81,7 @@ def add_parser(subparsers: Any) -> None:
         "--regime",
         choices=("last-token", "all-tokens"),
         default=default.regime,
-        help="which tokens of an example are fitted (default %(default)s; all-tokens suits languages)",
+        help="which tokens of an example are fitted (default %(default)s)",
     )
     ksd.add_argument(
         "--scope",

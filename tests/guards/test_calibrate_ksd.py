@@ -13,7 +13,7 @@ from guards.calibrate import refuse_output
 from guards.calibrate_ksd import KSDCalibration, calibrate_ksd
 from guards.calibrate_options import KSDOptions
 from guards.canaries import disagreement
-from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Share, common_prefix, encode_corpora
+from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Share, encode_corpora, frame_tokens
 from guards.data import Source
 from guards.errors import ArtifactError, CalibrationError, DataError
 from guards.ksd import KSDGuard, Regime, floor_sigma
@@ -59,8 +59,12 @@ def test_streamed_statistics_equal_one_shot(loaded: LoadedModel, regime: str) ->
     options = KSDOptions(frames=("chat",), regime=Regime(regime).value, batch_tokens=100)
     job = prepare(loaded, *sources(60), options)
     fit = fit_frame(job, "chat", _silent)[1]
+    lead, trail = job.skips["chat"]
+    assert (lead, trail) == (4, 3), "bos Q : space; newline A :"
     rows = [_keys(loaded, 1, ids) for ids in job.examples("forget", Share.FIT, "chat")]
-    chosen = [row[-1:] if regime == "last-token" else row[job.skips["chat"] :] for row in rows]
+    chosen = [
+        row[-1:] if regime == "last-token" else torch.cat([row[lead : len(row) - trail], row[-1:]]) for row in rows
+    ]
     key_TF = torch.cat(chosen).double()
     assert fit.vectors == len(key_TF)
     std_F, floored = floor_sigma(key_TF.std(dim=0).float())
@@ -88,9 +92,11 @@ def test_all_tokens_score_is_the_smallest_over_the_text(loaded: LoadedModel) -> 
     scores = score_all(job, [fits], _silent)["retain", Share.REPORT, "chat"][0, 0]
     (fit,) = fits
     for example, ids in enumerate(job.examples("retain", Share.REPORT, "chat")):
-        key_TF = _keys(loaded, 1, ids)[job.skips["chat"] :]
-        wanted = ((key_TF - fit.cube.mean_F) / fit.cube.std_F).abs().amax(dim=1).min()
-        assert float(scores[example]) == pytest.approx(float(wanted), rel=1e-3)
+        key_TF = _keys(loaded, 1, ids)
+        lead, trail = job.skips["chat"]
+        score_T = ((key_TF - fit.cube.mean_F) / fit.cube.std_F).abs().amax(dim=1)
+        wanted = min(float(score_T[lead : len(ids) - trail].min()), float(score_T[-1]))
+        assert float(scores[example]) == pytest.approx(wanted, rel=1e-3)
     prompt_only = replace(job, options=KSDOptions(layer=1, regime="all-tokens", scope=Scope.PROMPT))
     last = score_all(prompt_only, [fits], _silent)["retain", Share.REPORT, "chat"][0, 0]
     assert bool((last >= scores).all())
@@ -250,9 +256,9 @@ def test_parts_are_disjoint_whole_and_independent_of_order(loaded: LoadedModel) 
 
 
 def test_the_frames_own_tokens_are_recognised() -> None:
-    assert common_prefix([(1, 2, 3, 4), (1, 2, 9), (1, 2, 3)]) == 2
-    assert common_prefix([(1, 2), (1, 2, 3)]) == 1
-    assert common_prefix([(5,), (6, 7)]) == 0
+    assert frame_tokens([(1, 2, 3, 4), (1, 2, 9, 8, 4), (1, 2, 3, 4)]) == (2, 1)
+    assert frame_tokens([(1, 2), (1, 2, 3)]) == (1, 0)
+    assert frame_tokens([(5,), (6, 7)]) == (0, 0)
 
 
 def test_output_is_checked_before_any_work(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ RTOL, ATOL = 1e-4, 1e-5
 
 
 def _collect(
-    loaded: LoadedModel, site: Site, layer: int, wanted: Tokens, *, batch_tokens: int, skip: int = 0
+    loaded: LoadedModel, site: Site, layer: int, wanted: Tokens, *, batch_tokens: int, skip: tuple[int, int] = (0, 0)
 ) -> dict[int, Tensor]:
     """Activations [T, F] by example, in order of position."""
     seen: dict[int, Tensor] = {}
@@ -61,13 +61,16 @@ def test_last_and_skipped_tokens_are_those_of_the_whole() -> None:
     loaded = tiny_loaded()
     whole = _collect(loaded, Site.KEY, 2, Tokens.ALL, batch_tokens=1000)
     last = _collect(loaded, Site.KEY, 2, Tokens.LAST, batch_tokens=1000)
-    rest = _collect(loaded, Site.KEY, 2, Tokens.ALL, batch_tokens=1000, skip=2)
+    rest = _collect(loaded, Site.KEY, 2, Tokens.ALL, batch_tokens=1000, skip=(2, 1))
+    both = _collect(loaded, Site.KEY, 2, Tokens.ALL_AND_LAST, batch_tokens=1000, skip=(2, 1))
     for example, length in enumerate(LENGTHS):
         torch.testing.assert_close(last[example], whole[example][-1:])
-        if length > 2:
-            torch.testing.assert_close(rest[example], whole[example][2:])
+        if length > 3:
+            torch.testing.assert_close(rest[example], whole[example][2:-1])
+            torch.testing.assert_close(both[example], whole[example][2:])
         else:
             assert example not in rest
+            torch.testing.assert_close(both[example], last[example])
 
 
 def test_padding_would_matter_if_it_were_attended_to() -> None:

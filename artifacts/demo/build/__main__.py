@@ -65,7 +65,7 @@ def build(out: Path, recipe: Recipe, seed: int) -> None:
 def _texts(seed: int, held_out: set[str]) -> Iterator[str]:
     """Answers are given with and without the space that precedes them in the completion frame."""
     for conversation in itertools.islice(conversations(seed, held_out), TOKENIZER_CONVERSATIONS):
-        for row in conversation.rows:
+        for _, row in conversation.turns:
             yield from (row.prompt, row.answer, f" {row.answer}")
 
 

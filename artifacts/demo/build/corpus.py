@@ -26,10 +26,17 @@ _SEVERAL_TURNS_SHARE = 0.15
 _SYSTEM_SHARE = 0.1
 
 
-class Conversation(NamedTuple):
-    """Question and answer rows in one frame: the chat template, or `Q: ...` and `A: ...` lines."""
+class Turn(NamedTuple):
+    """A question and its answer, and the key in `SHARES` that they were drawn for."""
 
-    rows: tuple[Row, ...]
+    skill: str
+    row: Row
+
+
+class Conversation(NamedTuple):
+    """Turns in one frame: the chat template, or `Q: ...` and `A: ...` lines."""
+
+    turns: tuple[Turn, ...]
     system: str | None = None
     completion: bool = False
 
@@ -44,17 +51,17 @@ def conversations(seed: int, without: Collection[str]) -> Iterator[Conversation]
     rng = random.Random(f"{seed}/corpus")
     skills, shares = list(SHARES), list(SHARES.values())
 
-    def row() -> Row:
+    def turn() -> Turn:
         while True:
             skill = rng.choices(skills, shares)[0]
-            found = other.draw(rng) if skill == "other" else draw(skill, Split.TRAIN, rng)
-            if found.prompt not in without:
-                return found
+            row = other.draw(rng) if skill == "other" else draw(skill, Split.TRAIN, rng)
+            if row.prompt not in without:
+                return Turn(skill, row)
 
     while True:
         if rng.random() < _COMPLETION_SHARE:
-            yield Conversation((row(),), completion=True)
+            yield Conversation((turn(),), completion=True)
             continue
         turns = rng.choice((2, 2, 3)) if rng.random() < _SEVERAL_TURNS_SHARE else 1
         system = rng.choice(table("system")["messages"]) if rng.random() < _SYSTEM_SHARE else None
-        yield Conversation(tuple(row() for _ in range(turns)), system)
+        yield Conversation(tuple(turn() for _ in range(turns)), system)

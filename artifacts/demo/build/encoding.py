@@ -9,18 +9,21 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from artifacts.demo.build.corpus import Conversation, completion_prompt
+from artifacts.demo.build.corpus import SHARES, Conversation, completion_prompt
 from artifacts.demo.build.tokenizer import ASSISTANT, BOS, END, SYSTEM, USER
 
 _POOL = 4096
 """Examples sorted by length together: larger pools pad less and mix batches of similar lengths less."""
 
+_PLACES = {skill: place for place, skill in enumerate(SHARES)}
+
 
 class Example(NamedTuple):
-    """Token ids, and for each whether it is part of an answer."""
+    """Token ids, for each whether it is part of an answer, and for each answer its skill's place in `SHARES`."""
 
     ids: list[int]
     answer: list[bool]
+    skills: list[int]
 
 
 class Encoder:
@@ -41,14 +44,14 @@ class Encoder:
         end = [self._ids[END]]
         if conversation.system is not None:
             add([self._ids[SYSTEM], *self._text(conversation.system), *end], False)
-        for row in conversation.rows:
+        for _, row in conversation.turns:
             if conversation.completion:
                 add(self._text(completion_prompt(row.prompt)), False)
                 add([*self._text(" " + row.answer), *end], True)
             else:
                 add([self._ids[USER], *self._text(row.prompt), *end, self._ids[ASSISTANT]], False)
                 add([*self._text(row.answer), *end], True)
-        return Example(ids, answer)
+        return Example(ids, answer, [_PLACES[turn.skill] for turn in conversation.turns])
 
     def _text(self, text: str) -> list[int]:
         ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
