@@ -51,6 +51,8 @@ class ModelIdentity(Strict):
     d_model: Annotated[int, Field(ge=1)]
     d_ff: Annotated[int, Field(ge=1)]
     dtype: Literal["float32", "bfloat16", "float16"]
+    tokenizer_sha256: Sha256 | None
+    """Digest of the tokenizer's files: other token ids for the same text would pass by every canary."""
     weights_sha256: Sha256 | None
     """Digest of the weight files (`guards.identity`); None for an imported artifact not yet bound to a model."""
 

@@ -20,7 +20,16 @@ from guards.ksd import FEW_VECTORS, METHOD, KSDGuard, Regime
 from guards.ksd_passes import Fit, Job, Scores, fit_frame, prepare, score_all
 from guards.loading import LoadedModel
 from guards.statistics import auroc, conformal_tau
-from guards.thresholds import below, enough_for_cap, false_abstention_bound, hits, joint_scale, margin, rate_of
+from guards.thresholds import (
+    below,
+    enough_for_cap,
+    false_abstention_bound,
+    hits,
+    joint_scale,
+    margin,
+    place_tau,
+    rate_of,
+)
 
 MIN_RECALL = 0.5
 """Below this a guard does not take its skill away; none is written."""
@@ -82,7 +91,7 @@ def _layer_results(job: Job, scores: Scores, fits: Sequence[Fit], cube: int) -> 
         held_forget_E = scores["forget", Share.REPORT, frame][cube, i]
         per_frame = [scores["retain", Share.THRESHOLD, served][cube, i] for served in job.frames]
         bound = min(false_abstention_bound(retain_E, cap) for retain_E in per_frame)
-        tau = min(conformal_tau(forget_E, recall), bound)
+        tau = place_tau(conformal_tau(forget_E, recall), bound, job.options.placement)
         retain_E = torch.cat(per_frame)
         held_retain_E = torch.cat([scores["retain", Share.REPORT, served][cube, i] for served in job.frames])
         results.append(

@@ -8,6 +8,7 @@ from guards.verdict import Scope
 
 RegimeName = Literal["last-token", "all-tokens"]
 DrawName = Literal["random", "certain"]
+PlacementName = Literal["tight", "middle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,14 @@ class KSDOptions(CommonOptions):
 
     `recall`: share of further forget prompts that must be caught. Raising it forgets more and costs retain prompts near
     the skill. `max_false_abstention`: share of retain prompts that may be refused; it wins over `recall`.
-    `layer`: None takes the layer that separates best. `regime`: which tokens of an example are fitted.
+    `placement`: "tight" takes the smallest tau that reaches `recall`, "middle" the geometric mean of it and the largest
+    that keeps the cap (`guards.thresholds.place_tau`). `layer`: None takes the layer that separates best. `regime`:
+    which tokens of an example are fitted.
     """
 
     recall: float = 0.95
     max_false_abstention: float = 0.01
+    placement: PlacementName = "tight"
     layer: int | None = None
     regime: RegimeName = "last-token"
     scope: Scope = Scope.BOTH

@@ -89,9 +89,10 @@ class TextCodec:
         return self._encode_pieces(_pieces(template, [message["content"] for message in messages]))
 
     def _encode_trusted(self, text: str) -> tuple[int, ...]:
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=False, return_attention_mask=False
-        )
+        with self._lock:
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=False, return_attention_mask=False
+            )
         return tuple(encoded["input_ids"])
 
     def _specials(self, ids: Sequence[int]) -> list[int]:

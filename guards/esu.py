@@ -34,7 +34,13 @@ Kind = Literal["ksd", "neuron-adjust"]
 Table = dict[str, np.ndarray[Any, Any]]
 
 LLAMA_3_8B = ModelIdentity(
-    architecture="LlamaForCausalLM", layers=32, d_model=4096, d_ff=14336, dtype="bfloat16", weights_sha256=None
+    architecture="LlamaForCausalLM",
+    layers=32,
+    d_model=4096,
+    d_ff=14336,
+    dtype="bfloat16",
+    tokenizer_sha256=None,
+    weights_sha256=None,
 )
 """What the published files were made on. Which revision of the weights, the files do not say."""
 

@@ -124,7 +124,7 @@ def bind(imported: Calibration, loaded: LoadedModel, forget: Sequence[Source], r
     wrong = [
         f"{key}: model has {got[key]!r}, file wants {value!r}"
         for key, value in wanted.items()
-        if key != "weights_sha256" and got[key] != value
+        if not key.endswith("_sha256") and got[key] != value
     ]
     if wrong:
         raise ArtifactMismatchError(f"the file was made on another model ({'; '.join(wrong)})")

@@ -32,12 +32,21 @@ def weights_sha256(folder: Path) -> str:
     ).hexdigest()
 
 
+_TOKENIZER_FILES = ("added_tokens.json", "merges.txt", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Digest of the files that turn text into token ids. The chat template has a digest of its own."""
+    found = [[name, file_sha256(folder / name)] for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
 def template_sha256(template: str | None) -> str | None:
     """Digest of a chat template's source, None without one."""
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()
 
 
-def identify(config: Any, sites: ModelSites, dtype: str, weights: str | None) -> ModelIdentity:
+def identify(config: Any, sites: ModelSites, dtype: str, weights: str | None, tokenizer: str | None) -> ModelIdentity:
     """The identity of a loaded transformers model."""
     return ModelIdentity.model_validate(
         {
@@ -46,6 +55,7 @@ def identify(config: Any, sites: ModelSites, dtype: str, weights: str | None) ->
             "d_model": sites.d_model,
             "d_ff": sites.d_ff,
             "dtype": dtype,
+            "tokenizer_sha256": tokenizer,
             "weights_sha256": weights,
         }
     )

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from guards.artifact import ModelIdentity
 from guards.encoding import TextCodec
 from guards.errors import UnsupportedModelError
-from guards.identity import identify, weights_sha256
+from guards.identity import identify, tokenizer_sha256, weights_sha256
 from guards.sites import ModelSites, find_family, find_sites
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -148,4 +148,5 @@ def load_model(name: str | Path, device: str | None = None, dtype: str | None = 
         )
     model = model.to(where).eval().requires_grad_(False)
     sites = find_sites(model)
-    return LoadedModel(model, codec, sites, identify(config, sites, str(kind).removeprefix("torch."), digest))
+    identity = identify(config, sites, str(kind).removeprefix("torch."), digest, tokenizer_sha256(folder))
+    return LoadedModel(model, codec, sites, identity)

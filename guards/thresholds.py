@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guards.artifact import Rate
+from guards.calibrate_options import PlacementName
 from guards.statistics import clopper_pearson, conformal_tau
 
 TINY = 1e-30
@@ -31,6 +32,18 @@ def false_abstention_bound(retain_E: Tensor, cap: float) -> float:
     """
     rank = max(1, math.floor((retain_E.numel() + 1) * cap + 1e-9))
     return below(float(retain_E.float().sort().values[rank - 1]))
+
+
+def place_tau(needed: float, bound: float, placement: PlacementName) -> float:
+    """A tau between the smallest that the recall needs and the largest that the cap allows; the cap wins.
+
+    "tight" takes the smallest. "middle" takes the geometric mean, which leaves the same room on both sides for prompts
+    that differ from the calibration's: it forgets new wordings better, and refuses more of kinds of text that no retain
+    source holds.
+    """
+    if bound <= needed:
+        return bound
+    return needed if placement == "tight" else below(math.sqrt(needed * bound))
 
 
 def enough_for_cap(examples: int, cap: float) -> bool:

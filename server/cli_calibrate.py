@@ -78,6 +78,13 @@ def add_parser(subparsers: Any) -> None:
         help="share of other prompts that may be refused; wins over --recall (default %(default)s)",
     )
     ksd.add_argument(
+        "--placement",
+        choices=("tight", "middle"),
+        default=default.placement,
+        help="tau as small as --recall allows, or midway to what --max-false-abstention allows, which catches more\n"
+        "new wordings and refuses more of what no retain source resembles (default %(default)s)",
+    )
+    ksd.add_argument(
         "--regime",
         choices=("last-token", "all-tokens"),
         default=default.regime,

@@ -60,11 +60,11 @@ async def run_all(
             pumps.append(asyncio.create_task(_pump(index, stream, queue, observe())))
         yield _Merged(queue, unfinished=len(streams))
     finally:
+        for stream in streams:  # first, since a second cancellation may cut the wait below short
+            await stream.aclose()
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
 
 
 async def _pump(index: int, stream: AsyncIterator[Event], queue: _Queue, observer: Observer) -> None:

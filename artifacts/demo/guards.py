@@ -16,24 +16,28 @@ from guards.loading import load_model
 DEMO = Path(__file__).resolve().parent
 FRAMES = ("chat", "Q: {text}\nA:")
 KSD_SKILLS = ("mathematics", "code", *LANGUAGES)
-KSD_OPTIONS = KSDOptions(frames=FRAMES, recall=0.99, max_false_abstention=0.01, progress=True)
+KSD_OPTIONS = KSDOptions(frames=FRAMES, recall=0.99, max_false_abstention=0.01, placement="middle", progress=True)
 ADJUST_OPTIONS = NeuronAdjustOptions(frames=FRAMES, fraction=0.03, progress=True)
 
 
-def sources() -> Mapping[str, Source]:
+RETAIN_LIMIT = 300
+"""Prompts of each skill that a guard must leave alone; there are nine such skills for each guard."""
+
+
+def sources(limit: int | None = None) -> Mapping[str, Source]:
     """Each skill's calibration prompts."""
-    return {skill: read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl")) for skill in SKILLS}
+    return {skill: read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=limit) for skill in SKILLS}
 
 
 def main() -> None:
     """Writes `guards/ksd-<skill>` for every forgettable skill, and `guards/na-mathematics`."""
     loaded = load_model(DEMO / "model", "cpu", "float32")
-    data = sources()
+    forget, kept = sources(), sources(RETAIN_LIMIT)
     for skill in KSD_SKILLS:
-        retain = [source for other, source in data.items() if other != skill]
-        calibrate_ksd(loaded, [data[skill]], retain, KSD_OPTIONS).save(DEMO / "guards" / f"ksd-{skill}", skill)
-    retain = [source for other, source in data.items() if other != "mathematics"]
-    adjusted = calibrate_neuron_adjust(loaded, [data["mathematics"]], retain, ADJUST_OPTIONS)
+        retain = [source for other, source in kept.items() if other != skill]
+        calibrate_ksd(loaded, [forget[skill]], retain, KSD_OPTIONS).save(DEMO / "guards" / f"ksd-{skill}", skill)
+    retain = [source for other, source in kept.items() if other != "mathematics"]
+    adjusted = calibrate_neuron_adjust(loaded, [forget["mathematics"]], retain, ADJUST_OPTIONS)
     adjusted.save(DEMO / "guards" / "na-mathematics", "mathematics")
 
 

@@ -116,13 +116,21 @@ class GuardedSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
                 row.fail("the model's logits are not finite")
                 tokens.append(self._sentinel)
                 continue
-            sampling = row.request.sampling
-            token = greedy[index] if sampling.temperature == 0 else draw_token(logits[index], sampling, row.generator)
-            if sampling.logprobs is not None:
-                row.logprobs.append(self._logprobs(logits[index], token, sampling.logprobs))
-            row.generated += 1
-            tokens.append(token)
+            try:
+                tokens.append(self._draw_for(row, logits[index], greedy[index]))
+            except Exception as error:  # one request's numbers must not end the batch of everybody
+                row.fail(f"drawing a token failed: {error!r}")
+                tokens.append(self._sentinel)
         return tokens
+
+    def _draw_for(self, row: Row, logits_V: Tensor, greedy: int) -> int:
+        """Draws one row's token and keeps its log-probabilities."""
+        sampling = row.request.sampling
+        token = greedy if sampling.temperature == 0 else draw_token(logits_V, sampling, row.generator)
+        if sampling.logprobs is not None:
+            row.logprobs.append(self._logprobs(logits_V, token, sampling.logprobs))
+        row.generated += 1
+        return token
 
     def _logprobs(self, logits_V: Tensor, token: int, count: int) -> TokenLogprob:
         """Log-probabilities before temperature and top-p, of the drawn token and the `count` most likely."""
@@ -142,5 +150,7 @@ def draw_token(logits_V: Tensor, sampling: Sampling, generator: torch.Generator 
     if sampling.top_p >= 1.0:
         return int(torch.multinomial(probabilities, 1, generator=generator))
     ordered, order = probabilities.sort(descending=True)
-    ordered[ordered.cumsum(dim=-1) - ordered >= sampling.top_p] = 0.0
+    outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+    outside[0] = False
+    ordered[outside] = 0.0
     return int(order[torch.multinomial(ordered, 1, generator=generator)])

@@ -42,7 +42,10 @@ class StopFinder:
 
 
 class Detokenizer:
-    """Incremental decoding with the tokenizer's own stream decoder; special tokens are left out."""
+    """Incremental decoding with the tokenizer's own stream decoder.
+
+    Special tokens are left out, and so is a character that an answer was cut in the middle of.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer.backend_tokenizer

@@ -6,15 +6,12 @@ recorded once and skipped afterwards.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.continuous_api import OutputRouter
 
 from guards.attach import Attachment
 from guards.canaries import disagreement
@@ -37,6 +34,7 @@ from server.engines.base import (
     PromptTooLongError,
     Sampling,
 )
+from server.engines.batching import longest_request, make_manager
 from server.engines.loaded import read_guards
 from server.engines.options import EmbeddedOptions
 from server.engines.rows import GuardFacts, Row
@@ -46,22 +44,6 @@ from server.engines.text import token_text
 
 SENTINEL = "<|abstain|>"
 """A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
-PAGE_TOKENS = 32
-
-
-class _Router(OutputRouter):  # type: ignore[misc]
-    """Hands the batcher's outputs to the event loop, one wake-up per step."""
-
-    def __init__(self, engine: "EmbeddedEngine", loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._engine, self._loop = engine, loop
-
-    def deliver(self, output: Any) -> None:
-        self.deliver_batch([output])
-
-    def deliver_batch(self, outputs: list[Any]) -> None:
-        with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear it
-            self._loop.call_soon_threadsafe(self._engine._dispatch, outputs)
 
 
 class EmbeddedEngine:
@@ -101,7 +83,6 @@ class EmbeddedEngine:
         options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
         assert self._attachment is not None
         limit = int(model.config.max_position_embeddings)
-        self._max_tokens = min(limit, options.max_model_tokens or limit, options.kv_cache_tokens)
         self._stop_ids = _stop_ids(model, tokenizer)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
@@ -123,22 +104,8 @@ class EmbeddedEngine:
             self._sentinel,
             self._stop_ids,
         )
-        batching = ContinuousBatchingConfig(
-            page_size=PAGE_TOKENS,
-            num_blocks=-(-options.kv_cache_tokens // PAGE_TOKENS),
-            max_batch_tokens=options.max_batch_tokens,
-            max_requests_per_batch=options.max_running,
-            use_cuda_graph=False,
-            use_async_batching=False,
-            default_compile_level=0,
-        )
-        manager = model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(self._stop_ids)),
-            continuous_batching_config=batching,
-        )
-        _refuse_recorded_graphs(manager.continuous_batching_config)
-        manager.logit_processor = self._sampler
-        manager.output_router = _Router(self, asyncio.get_running_loop())
+        manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch)
+        self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))
         manager.start()
         self._manager = manager
 
@@ -188,9 +155,13 @@ class EmbeddedEngine:
         shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
         row = Row(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
         finish = None
-        async for event in self._run(row):
-            if isinstance(event, Finish):
-                finish = event
+        stream = self._run(row)
+        try:
+            async for event in stream:
+                if isinstance(event, Finish):
+                    finish = event
+        finally:
+            await stream.aclose()
         if finish is None or (finish.reason is FinishReason.ERROR and row.error is None):
             raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
         return row
@@ -248,7 +219,8 @@ class EmbeddedEngine:
             streaming=True,
             eos_token_id=sorted(self._stop_ids | {self._sentinel}),
         )
-        if accepted is None:
+        # A batcher that dies drains its queue after it stopped accepting: still accepting means that it will see this.
+        if accepted is None or self._manager.background_thread_status.can_accept_new_requests() is not None:
             self._close(request.request_id, finished=True)
             raise EngineStoppedError("the engine has stopped")
         return stream
@@ -290,13 +262,3 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     if found is None:
         raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
     return frozenset(int(token) for token in (found if isinstance(found, list | tuple) else [found]))
-
-
-def _refuse_recorded_graphs(config: Any) -> None:
-    """Raises UnsupportedModelError when the batcher would replay recorded passes, in which hooks do not run."""
-    recorded = config.use_async_batching or any(config.cuda_graph_booleans)
-    compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
-    if recorded or compiled:
-        raise UnsupportedModelError(
-            "transformers turned on CUDA graphs, compilation or asynchronous batching; guards would not run there"
-        )

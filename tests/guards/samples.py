@@ -32,6 +32,7 @@ IDENTITY = ModelIdentity(
     d_model=D_MODEL,
     d_ff=D_FF,
     dtype="float32",
+    tokenizer_sha256="cd" * 32,
     weights_sha256="ab" * 32,
 )
 CALIBRATION = CalibrationRecord(

@@ -18,7 +18,15 @@ from guards.esu_import import ImportOptions, fewest_vectors, import_esu
 from guards.ksd import Regime
 from guards.na import Draw
 
-TINY = ModelIdentity(architecture="LlamaForCausalLM", layers=2, d_model=4, d_ff=6, dtype="float32", weights_sha256=None)
+TINY = ModelIdentity(
+    architecture="LlamaForCausalLM",
+    layers=2,
+    d_model=4,
+    d_ff=6,
+    dtype="float32",
+    tokenizer_sha256=None,
+    weights_sha256=None,
+)
 KSD_MODULE = "model.layers.1.mlp.down_proj"
 NA_MODULE = "model.layers.0.mlp.gate_proj"
 

@@ -26,6 +26,7 @@ OTHERS: dict[str, Any] = {
     "d_model": 32,
     "d_ff": 48,
     "dtype": "bfloat16",
+    "tokenizer_sha256": "11" * 32,
     "weights_sha256": "00" * 32,
 }
 
@@ -66,8 +67,8 @@ def test_a_model_whose_weights_are_unknown_matches_nothing(tmp_path: Path) -> No
 def test_identify_reads_the_model() -> None:
     model = tiny_model("llama")
     model.config.architectures = ["LlamaForCausalLM"]
-    assert identify(model.config, find_sites(model), "float32", "ab" * 32) == IDENTITY
-    assert identify(SimpleNamespace(architectures=None), find_sites(model), "float32", None).architecture == "?"
+    assert identify(model.config, find_sites(model), "float32", "00" * 32, "11" * 32) == IDENTITY
+    assert identify(SimpleNamespace(architectures=None), find_sites(model), "float32", None, None).architecture == "?"
 
 
 class TestDigests:

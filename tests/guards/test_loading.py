@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from guards.errors import UnsupportedModelError
-from guards.identity import weights_sha256
+from guards.identity import tokenizer_sha256, weights_sha256
 from guards.loading import load_model, resolve_dtype, resolve_folder
 from tests.guards.tiny import save_tiny
 from tests.models import tiny_config
@@ -28,6 +28,7 @@ def test_loads_a_folder(folder: Path) -> None:
         "d_model": 16,
         "d_ff": 24,
         "dtype": "float32",
+        "tokenizer_sha256": tokenizer_sha256(folder),
         "weights_sha256": weights_sha256(folder),
     }
     assert loaded.codec.has_chat_template

@@ -45,7 +45,7 @@ def tiny_loaded(
     model = tiny_model(kind, seed=seed, **changes)
     sites = find_sites(model)
     codec = TextCodec(tiny_tokenizer(chat_template))
-    return LoadedModel(model, codec, sites, identify(model.config, sites, "float32", "0" * 64))
+    return LoadedModel(model, codec, sites, identify(model.config, sites, "float32", "0" * 64, "1" * 64))
 
 
 def save_tiny(folder: Path) -> Path:

@@ -13,13 +13,13 @@ import torch
 
 from artifacts.demo.build.check import report
 from artifacts.demo.build.corpus import conversations
-from artifacts.demo.build.files import read_rows, write_model, write_rows
+from artifacts.demo.build.files import write_model, write_rows
 from artifacts.demo.build.rows import SKILLS, Split
 from artifacts.demo.build.skills import prompts
 from artifacts.demo.build.tokenizer import train_tokenizer
 from artifacts.demo.build.train import Recipe, new_model, train
 
-CALIBRATION_ROWS = 500
+CALIBRATION_ROWS = 1000
 TEST_ROWS = 240
 VOCABULARY = 3072
 TOKENIZER_CONVERSATIONS = 30_000
@@ -45,10 +45,12 @@ def main() -> None:
 
 def build(out: Path, recipe: Recipe, seed: int) -> None:
     """Data first, then the tokenizer, then the weights."""
-    for skill in SKILLS:
-        for split, count in ((Split.CALIBRATION, CALIBRATION_ROWS), (Split.TEST, TEST_ROWS)):
-            write_rows(out / "data" / f"{skill}.{split}.jsonl", prompts(skill, split, count, seed))
-    held_out = {row.prompt for skill in SKILLS for row in read_rows(out / "data" / f"{skill}.{Split.TEST}.jsonl")}
+    tests = {skill: prompts(skill, Split.TEST, TEST_ROWS, seed) for skill in SKILLS}
+    held_out = {row.prompt for rows in tests.values() for row in rows}
+    for skill, rows in tests.items():
+        write_rows(out / "data" / f"{skill}.test.jsonl", rows)
+        calibration = prompts(skill, Split.CALIBRATION, CALIBRATION_ROWS, seed, without=held_out)
+        write_rows(out / "data" / f"{skill}.calibration.jsonl", calibration)
     tokenizer = train_tokenizer(_texts(seed, held_out), VOCABULARY)
     model = new_model(tokenizer, seed)
     write_model(out / "model", model, tokenizer)

@@ -19,7 +19,7 @@ _PLACES = {skill: place for place, skill in enumerate(SHARES)}
 
 
 class Example(NamedTuple):
-    """Token ids, for each whether it is part of an answer, and for each answer its skill's place in `SHARES`."""
+    """Token ids, for each whether an answer holds it, and for each answer its skill's place in `SHARES`."""
 
     ids: list[int]
     answer: list[bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from artifacts.demo.build import code, facts, languages, mathematics
 from artifacts.demo.build.rows import LANGUAGES, SKILLS, Row, Split
@@ -25,8 +26,8 @@ def draw(skill: str, split: Split, rng: random.Random) -> Row:
     raise ValueError(f"unknown skill {skill!r}: expected one of {', '.join(SKILLS)}")
 
 
-def prompts(skill: str, split: str, n: int, seed: int) -> list[Row]:
-    """`n` rows with distinct prompts, the same for the same arguments.
+def prompts(skill: str, split: str, n: int, seed: int, *, without: Collection[str] = ()) -> list[Row]:
+    """`n` rows with distinct prompts, none of them in `without`; the same for the same arguments.
 
     Raises ValueError for an unknown skill or split, and when the skill has fewer than `n` different prompts.
     """
@@ -36,7 +37,8 @@ def prompts(skill: str, split: str, n: int, seed: int) -> list[Row]:
         if len(found) == n:
             break
         row = draw(skill, Split(split), rng)
-        found.setdefault(row.prompt, row)
+        if row.prompt not in without:
+            found.setdefault(row.prompt, row)
     if len(found) < n:
         raise ValueError(f"{skill}/{split} gave {len(found)} different prompts, wanted {n}: ask for fewer rows")
     return list(found.values())

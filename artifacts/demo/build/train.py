@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Collection
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from artifacts.demo.build.compactness import within_share
 from artifacts.demo.build.corpus import conversations
-from artifacts.demo.build.encoding import Encoder, Example, batches
+from artifacts.demo.build.encoding import Encoder, batches
+from artifacts.demo.build.objective import collate, last_keys, losses
 from artifacts.demo.build.tokenizer import CONTEXT_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,7 @@ class Recipe:
     other_rate: float = 3e-3
     weight_decay: float = 0.05
     compactness: float = 0.05
-    """Weight of `within_share` at the tokens where answers start. More separates skills better and, past about 0.3,
-    makes the keys of an unusual wording stray further from those of its skill."""
+    """Weight of `objective.within_share`; 0 trains on answers alone."""
     warmup_steps: int = 100
     decay_share: float = 0.85
     """Last share of the run over which rates fall linearly to zero; what is learnt late is learnt then."""
@@ -78,34 +76,32 @@ def train(
     optimizers = _optimizers(model, recipe)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     started = saved = time.monotonic()
-    recent = 0.0
     model.train()
-    for step in range(recipe.steps):
-        progress = step / recipe.steps
-        if recipe.minutes is not None:
-            progress = max(progress, (time.monotonic() - started) / (60 * recipe.minutes))
-        if progress >= 1:
-            logger.warning("out of time after %d of %d steps", step, recipe.steps)
-            break
-        scale = min(1.0, (step + 1) / recipe.warmup_steps, (1 - progress) / recipe.decay_share)
-        for optimizer, rates in zip(optimizers, peaks, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale
-        batch = _Batch.of(next(stream), tokenizer.pad_token_id)
-        loss, separation = _losses(model, batch, keys)
-        (loss + recipe.compactness * separation).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        recent = 0.98 * recent + 0.02 * loss.item()
-        if step % 50 == 49:
-            mean = recent / (1 - math.pow(0.98, step + 1))
+    with last_keys(model) as kept:
+        for step in range(recipe.steps):
             elapsed = time.monotonic() - started
-            logger.info("step %d, %.0f s, loss %.4f, within %.3f", step + 1, elapsed, mean, separation.item())
-        if time.monotonic() - saved > 60 * recipe.minutes_between_saves:
-            save(model)
-            saved = time.monotonic()
+            progress = step / recipe.steps
+            if recipe.minutes is not None:
+                progress = max(progress, elapsed / (60 * recipe.minutes))
+            if progress >= 1:
+                logger.warning("out of time after %d of %d steps", step, recipe.steps)
+                break
+            scale = min(1.0, (step + 1) / recipe.warmup_steps, (1 - progress) / recipe.decay_share)
+            for optimizer, rates in zip(optimizers, peaks, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * scale
+            found = losses(model, collate(next(stream), tokenizer.pad_token_id), kept)
+            total = found.answers + recipe.compactness * found.within
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if step % 50 == 49:
+                logger.info("step %d, %.0f s, loss %.4f, within %.3f", step + 1, elapsed, *map(Tensor.item, found))
+            if time.monotonic() - saved > 60 * recipe.minutes_between_saves:
+                save(model)
+                saved = time.monotonic()
     save(model)
 
 
@@ -123,13 +119,3 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
         ),
         torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-
-
-def _loss(model: LlamaForCausalLM, batch: list[Example], pad: int) -> Tensor:
-    """Cross-entropy of answer tokens. Padding is on the right, so causal attention never reaches it."""
-    width = max(len(example.ids) for example in batch)
-    ids_BT = torch.tensor([example.ids + [pad] * (width - len(example.ids)) for example in batch])
-    learnt_BT = torch.tensor([example.answer + [False] * (width - len(example.ids)) for example in batch])
-    hidden_BTD = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
-    chosen_BT = learnt_BT[:, 1:]
-    return nn.functional.cross_entropy(model.lm_head(hidden_BTD[chosen_BT]), ids_BT[:, 1:][chosen_BT])
