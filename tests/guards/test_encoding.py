@@ -217,3 +217,26 @@ def test_a_template_that_refuses() -> None:
     codec = TextCodec(tokenizer("{{ raise_exception('roles must alternate') }}"))
     with pytest.raises(PromptRefusedError, match="roles must alternate"):
         codec.encode_chat(chat("a", "b"))
+
+
+def test_the_tokenizers_switch_is_never_touched_without_the_lock() -> None:
+    """Whether special tokens are parsed is state inside the tokenizer: two encodings at once would share it."""
+    codec = TextCodec(tokenizer(next(iter(TEMPLATES.values()))))
+    core, unlocked = codec.tokenizer, []
+
+    class Watched:
+        chat_template = core.chat_template
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if not codec._lock.locked():
+                unlocked.append(args)
+            return core(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+    codec.tokenizer = Watched()
+    for text in (*TEXTS, *HOSTILE):
+        codec.encode_text(text)
+        codec.encode_chat(chat("be kind", text))
+    assert unlocked == []

@@ -1,6 +1,7 @@
 """The embedded engine on a tiny random-weight model: it guards, it batches, and nothing fails open."""
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,6 +264,41 @@ def test_giving_up_frees_the_place_and_disturbs_nobody(served: tuple[Path, Path,
     assert (before.text, before.finish.reason) == (after.text, after.finish.reason)
 
 
+def test_an_answer_cancelled_under_cache_pressure_leaves_nobody_waiting(served: tuple[Path, Path, Path]) -> None:
+    """Two answers outgrow the cache, one is set aside; cancelling the other must not stop the batcher for good."""
+
+    async def work(engine: EmbeddedEngine) -> FinishReason:
+        long = Sampling(max_tokens=130, temperature=0)
+        streams = [engine.submit(EngineRequest(f"r{i}", retain_prompt(1), long)) for i in range(2)]
+        received = 0
+        async for event in streams[0]:
+            received += isinstance(event, Chunk)
+            if received == 100:
+                break
+        await streams[0].aclose()
+        async for event in streams[1]:
+            finish = event
+        assert isinstance(finish, Finish)
+        assert (await asyncio.wait_for(ask(engine, retain_prompt(2)), 60)).finish.verified
+        return finish.reason
+
+    options = EmbeddedOptions(model=str(served[0]), kv_cache_tokens=192)
+    assert run(options, lambda engine: asyncio.wait_for(work(engine), 120)) is not FinishReason.ERROR
+
+
+def test_a_check_whose_caller_hangs_up_frees_its_place(served: tuple[Path, Path, Path]) -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        for index in range(3):
+            task = asyncio.create_task(engine.check(retain_prompt(0), f"c{index}"))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert engine.load().running == 0
+        assert (await engine.check(retain_prompt(0), "last"))[0].reading is Reading.OUTSIDE
+
+    run(guarded(served, max_running=1, max_waiting=1), work)
+
+
 def test_a_full_queue_and_impossible_requests_are_refused_at_once(served: tuple[Path, Path, Path]) -> None:
     async def work(engine: EmbeddedEngine) -> None:
         def submit(name: str, prompt: tuple[int, ...], tokens: int = 1) -> Any:
@@ -358,6 +394,19 @@ def test_another_models_artifact_stops_the_start(served: tuple[Path, Path, Path]
 
     with pytest.raises(ArtifactMismatchError, match="weights_sha256"):
         run(EmbeddedOptions(model=str(other), artifacts=(served[1],)), nothing)
+
+
+def test_another_tokenizer_stops_the_start(served: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Canaries are token ids and so would agree, while every text would become other ids."""
+    other = tmp_path / "model"
+    shutil.copytree(served[0], other)
+    tokenizer = (other / "tokenizer.json").read_text()
+    assert '"w10": 10' in tokenizer
+    swapped = tokenizer.replace('"w10": 10', '"w10": 11').replace('"w11": 11', '"w11": 10')
+    (other / "tokenizer.json").write_text(swapped)
+    engine = EmbeddedEngine(EmbeddedOptions(model=str(other), artifacts=(served[1],)))
+    with pytest.raises(ArtifactMismatchError, match="tokenizer_sha256"):
+        asyncio.run(engine.start())
 
 
 def test_an_artifact_without_canaries_is_refused(served: tuple[Path, Path, Path], tmp_path: Path) -> None:
