@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,14 +22,26 @@ def running_server(*arguments: str) -> Iterator[str]:
     command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        yield _await_banner(process)
+        url = _await_banner(process)
+        # What it logs from now on must be read, or the full pipe would stop it.
+        threading.Thread(target=_drain, args=(process,), daemon=True).start()
+        yield url
     finally:
         process.terminate()
         try:
-            process.communicate(timeout=30)
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _drain(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    with suppress(ValueError):  # closed in the middle of a read, at the end
+        for _ in process.stdout:
+            pass
 
 
 def _await_banner(process: "subprocess.Popen[str]") -> str:

@@ -264,28 +264,6 @@ def test_giving_up_frees_the_place_and_disturbs_nobody(served: tuple[Path, Path,
     assert (before.text, before.finish.reason) == (after.text, after.finish.reason)
 
 
-def test_an_answer_cancelled_under_cache_pressure_leaves_nobody_waiting(served: tuple[Path, Path, Path]) -> None:
-    """Two answers outgrow the cache, one is set aside; cancelling the other must not stop the batcher for good."""
-
-    async def work(engine: EmbeddedEngine) -> FinishReason:
-        long = Sampling(max_tokens=130, temperature=0)
-        streams = [engine.submit(EngineRequest(f"r{i}", retain_prompt(1), long)) for i in range(2)]
-        received = 0
-        async for event in streams[0]:
-            received += isinstance(event, Chunk)
-            if received == 100:
-                break
-        await streams[0].aclose()
-        async for event in streams[1]:
-            finish = event
-        assert isinstance(finish, Finish)
-        assert (await asyncio.wait_for(ask(engine, retain_prompt(2)), 60)).finish.verified
-        return finish.reason
-
-    options = EmbeddedOptions(model=str(served[0]), kv_cache_tokens=192)
-    assert run(options, lambda engine: asyncio.wait_for(work(engine), 120)) is not FinishReason.ERROR
-
-
 def test_a_check_whose_caller_hangs_up_frees_its_place(served: tuple[Path, Path, Path]) -> None:
     async def work(engine: EmbeddedEngine) -> None:
         for index in range(3):
