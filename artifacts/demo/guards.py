@@ -19,8 +19,8 @@ KSD_SKILLS = ("mathematics", "code", *LANGUAGES)
 KSD_OPTIONS = KSDOptions(
     frames=FRAMES, recall=0.99, max_false_abstention=0.01, placement="middle", layer=4, progress=True
 )
-"""The last layer, as in the paper: the model's builder made its keys tell skills apart there, and an earlier layer's cube
-of a language also holds much of what the model writes in others."""
+"""The last layer, as in the paper: the model's builder made its keys tell skills apart there. A language's cube at an
+earlier layer also holds much of what the model writes in others."""
 ADJUST_OPTIONS = NeuronAdjustOptions(frames=FRAMES, fraction=0.0975, draw="certain", progress=True)
 """More than the paper's 3 %, which leaves .94 of this model's arithmetic. Chosen on calibration prompts: 10 % breaks
 Chinese."""
