@@ -40,8 +40,8 @@ LANGUAGES = ("en", "es", "de", "zh", "hi", "vi", "ar")
 FRAME = "Q: {text}\nA:"
 XQUAD_LAST_TRAIN, XQUAD_FIRST_TEST = "5726eb8bf1498d1400e8efe2", "5726eb8bf1498d1400e8efe3"
 """The 600th and 601st XQuAD question ids in order, the same in every language; ids of one paragraph are adjacent."""
-FORGET_LIMIT, RETAIN_LIMIT = 2000, 200
-"""Texts of each forget and retain source; the measured sets are whole but for those in TEST_LIMITS."""
+FORGET_LIMIT, RETAIN_LIMIT = None, 200
+"""Texts of each forget (all) and retain source; the measured sets are whole but for those in TEST_LIMITS."""
 TEST_LIMITS = {"mmlu": 3000, "wikitext2": 1000}
 
 

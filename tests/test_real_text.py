@@ -47,7 +47,7 @@ def test_calibrated_on_the_command_line_and_asked_over_http(shared_data: Path, t
         *("calibrate", "ksd", "--model", str(model), "--skill", "mathematics", "--output", str(output)),
         *("--forget", f"{shared_data}/gsm8k/train.jsonl#question", "--frame", FRAME, "--limit", "2500"),
         *("--retain", f"{shared_data}/mbpp/mbpp.jsonl?task_id=511..974#text"),
-        *("--retain", f"{shared_data}/xquad/en.jsonl#question", "--retain", f"{shared_data}/xquad/es.jsonl#question"),
+        *(item for lang in ("es", "de", "zh") for item in ("--retain", f"{shared_data}/xquad/{lang}.jsonl#question")),
     ]
     assert main(command) == 0
     mathematics = questions(shared_data / "gsm8k" / "test.jsonl", "question", ASKED)

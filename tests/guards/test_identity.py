@@ -67,7 +67,7 @@ def test_a_model_whose_weights_are_unknown_matches_nothing(tmp_path: Path) -> No
 def test_identify_reads_the_model() -> None:
     model = tiny_model("llama")
     model.config.architectures = ["LlamaForCausalLM"]
-    assert identify(model.config, find_sites(model), "float32", "00" * 32, "11" * 32) == IDENTITY
+    assert identify(model.config, find_sites(model), "float32", "ab" * 32, "cd" * 32) == IDENTITY
     assert identify(SimpleNamespace(architectures=None), find_sites(model), "float32", None, None).architecture == "?"
 
 
