@@ -64,12 +64,14 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     import uvicorn
+    from transformers.utils.logging import disable_progress_bar
 
     from server.app import create_app
     from server.engines.transformers import EmbeddedEngine
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
+    disable_progress_bar()
     app = create_app(EmbeddedEngine(options), config)
     server = uvicorn.Server(
         uvicorn.Config(app, host=config.host, port=config.port, log_config=None, log_level="warning", access_log=False)
