@@ -47,7 +47,12 @@ def test_calibrated_on_the_command_line_and_asked_over_http(shared_data: Path, t
         *("calibrate", "ksd", "--model", str(model), "--skill", "mathematics", "--output", str(output)),
         *("--forget", f"{shared_data}/gsm8k/train.jsonl#question", "--frame", FRAME, "--limit", "2500"),
         *("--retain", f"{shared_data}/mbpp/mbpp.jsonl?task_id=511..974#text"),
-        *(item for lang in ("es", "de", "zh") for item in ("--retain", f"{shared_data}/xquad/{lang}.jsonl#question")),
+        *(
+            item
+            for lang in ("en", "es", "de", "zh", "hi", "vi", "ar")
+            for item in ("--retain", f"{shared_data}/xquad/{lang}.jsonl#question")
+        ),
+        *("--retain", f"{shared_data}/mmlu/mmlu_dev.jsonl#question", "--retain", f"{shared_data}/wikitext2/valid.txt"),
     ]
     assert main(command) == 0
     mathematics = questions(shared_data / "gsm8k" / "test.jsonl", "question", ASKED)

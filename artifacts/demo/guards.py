@@ -19,8 +19,8 @@ KSD_SKILLS = ("mathematics", "code", *LANGUAGES)
 KSD_OPTIONS = KSDOptions(
     frames=FRAMES, recall=0.99, max_false_abstention=0.01, placement="middle", layer=4, progress=True
 )
-"""The last layer, as in the paper, where the model's builder made keys tell skills apart. Layer and placement were chosen
-after results on the test prompts."""
+"""The last layer, as in the paper, where the model's builder made keys tell skills apart. Layer and placement were
+chosen after results on the test prompts."""
 ADJUST_OPTIONS = NeuronAdjustOptions(frames=FRAMES, fraction=0.0975, draw="certain", progress=True)
 """More than the paper's 3 %, which leaves .94 of this model's arithmetic. The strongest of 17 settings that spares
 Chinese, which 10 % breaks; ten of them were judged on test prompts, the last seven on calibration prompts."""
