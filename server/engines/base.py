@@ -6,7 +6,7 @@ events. It never raises for a verdict: an abstention is an outcome (`Finish`), n
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,9 +46,30 @@ class EngineStoppedError(EngineError):
     """The engine is stopping, or its loop died: nothing can be generated any more."""
 
 
+class GrammarKind(StrEnum):
+    """How a `Grammar` is written."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    REGEX = "regex"
+    CHOICE = "choice"
+    EBNF = "ebnf"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer's text must match. `text` is a JSON schema, a pattern, a grammar, or a JSON list of choices."""
+
+    kind: GrammarKind
+    text: str = ""
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. Temperature 0 is greedy."""
+    """How to draw tokens. Temperature 0 is greedy. Every default asks for nothing.
+
+    An engine honours the fields up to `logprobs`; of the rest those that its `EngineInfo.options` names.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -57,6 +78,32 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """None: none. 0: of the drawn token. n: of the n most likely tokens as well."""
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    """Whether the stop string that was met is part of the text."""
+    grammar: Grammar | None = None
+
+
+COMMON_OPTIONS = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"})
+ALL_OPTIONS = frozenset(field.name for field in fields(Sampling))
+
+
+def require_honoured(sampling: Sampling, engine: str, options: frozenset[str]) -> None:
+    """Raises UnsupportedOptionError naming the first option that asks for something outside `options`."""
+    neutral = Sampling(sampling.max_tokens)
+    for each in fields(Sampling):
+        if each.name not in options and getattr(sampling, each.name) != getattr(neutral, each.name):
+            raise UnsupportedOptionError(f"The {engine} engine does not honour '{each.name}'; leave it out.", each.name)
 
 
 @dataclass(frozen=True)
@@ -203,6 +250,8 @@ class EngineInfo:
     max_model_tokens: int
     template_sha256: str | None
     guards: tuple[GuardInfo, ...]
+    options: frozenset[str] = COMMON_OPTIONS
+    """Fields of `Sampling` that this engine honours."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from guards.identity import refuse_mismatch
 from guards.loading import LoadedModel, load_model
 from guards.verdict import GuardKind, GuardMode, Reading
 from server.engines.base import (
+    COMMON_OPTIONS,
     EngineBusyError,
     EngineError,
     EngineInfo,
@@ -33,6 +34,7 @@ from server.engines.base import (
     PromptError,
     PromptTooLongError,
     Sampling,
+    require_honoured,
 )
 from server.engines.batching import longest_request, make_manager
 from server.engines.loaded import read_guards
@@ -176,6 +178,7 @@ class EmbeddedEngine:
             raise PromptError(str(error)) from error
 
     def submit(self, request: EngineRequest) -> AnswerStream:
+        require_honoured(request.sampling, "transformers", COMMON_OPTIONS)
         generator = None
         if request.sampling.seed is not None:
             generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
