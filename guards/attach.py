@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from guards.errors import AttachError, GuardReadingError
 from guards.methods import Bound, BoundDetector, BoundIntervention, Guard, Method
+from guards.shard import WHOLE
 from guards.sites import ModelSites, Site
 from guards.verdict import Reading
 
@@ -54,7 +55,7 @@ class Attachment:
         with ExitStack() as stack:
             stack.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True).remove)
             for name, (method, guard) in guards.items():
-                bound = method.bind(guard, device)
+                bound = method.bind(guard, device, WHOLE)
                 wrong = [layer for layer in bound.layers if not 0 <= layer < len(sites.layers)]
                 if wrong or not bound.layers:
                     raise AttachError(
@@ -70,11 +71,8 @@ class Attachment:
         if bound.site is Site.KEY:
             hook = self._key_hook(name, bound, layer)
             return sites.layers[layer].key.register_forward_pre_hook(hook).remove
-        return (
-            sites.layers[layer]
-            .pre_activation.register_forward_hook(self._pre_activation_hook(name, bound, layer))
-            .remove
-        )
+        change = self._pre_activation_hook(name, bound, layer, sites.d_ff)
+        return sites.layers[layer].pre_activation.register_forward_hook(change).remove
 
     def __enter__(self) -> "Attachment":
         return self
@@ -117,19 +115,23 @@ class Attachment:
         return forward
 
     def _key_hook(self, name: str, bound: BoundDetector, layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        parts, bank = bound.at(layer)
+
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             forward = self._running(name, layer)
             key_TF = args[0].reshape(-1, args[0].shape[-1])
             if forward.rows_R is not None:
                 key_TF = key_TF.index_select(0, forward.rows_R)
-            for part, score_T in bound.score(layer, key_TF):
+            for part, score_T in zip(parts, bank(key_TF).unbind(dim=-1), strict=True):
                 forward.scores[name, part] = score_T
 
         return hook
 
     def _pre_activation_hook(
-        self, name: str, bound: BoundIntervention, layer: int
+        self, name: str, bound: BoundIntervention, layer: int, width: int
     ) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        adjuster = bound.at(layer, width)
+
         def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             forward = self._running(name, layer)
             if output.requires_grad:
@@ -137,7 +139,7 @@ class Attachment:
             x_TF = output.view(-1, output.shape[-1])
             if self._fused:
                 x_TF = x_TF[:, : x_TF.shape[-1] // 2]
-            moved_T = bound.shift(layer, x_TF, forward.positions_T)
+            moved_T = adjuster(x_TF, forward.positions_T)
             before = forward.shifted.get(name)
             forward.shifted[name] = moved_T if before is None else before + moved_T
             return output

@@ -7,11 +7,12 @@ cube that holds every calibration vector, is ``max_i s(x_i)`` in closed form; si
 dimensions commute, it needs only each dimension's running minimum and maximum, so fitting never keeps vectors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guards.errors import CalibrationError
 from guards.statistics import RunningMoments
@@ -68,6 +69,32 @@ def cube_score(key_TF: Tensor, mean_F: Tensor, inverse_std_F: Tensor) -> Tensor:
     Computed in float32 whatever the key's dtype; the authors cast mu and sigma to bfloat16 and lose tau's digits.
     """
     return ((key_TF.float() - mean_F) * inverse_std_F).abs().amax(dim=-1)
+
+
+class CubeBank(nn.Module):
+    """The cubes of one layer, scored together.
+
+    Keeps 1/sigma, so that a token costs one pass over its key vector for each cube. Its tensors are buffers, which a
+    compiled model reads as inputs instead of baking them in.
+    """
+
+    mean_CF: Tensor
+    inverse_std_CF: Tensor
+
+    def __init__(self, mean_CF: Tensor, inverse_std_CF: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean_CF", mean_CF, persistent=False)
+        self.register_buffer("inverse_std_CF", inverse_std_CF, persistent=False)
+
+    @staticmethod
+    def join(banks: Sequence["CubeBank"]) -> "CubeBank":
+        """One bank with the cubes of several, in their order."""
+        return CubeBank(torch.cat([bank.mean_CF for bank in banks]), torch.cat([bank.inverse_std_CF for bank in banks]))
+
+    def forward(self, key_TF: Tensor) -> Tensor:
+        """s(x) of every token and cube, float32 [T, C]."""
+        pairs = zip(self.mean_CF, self.inverse_std_CF, strict=True)
+        return torch.stack([cube_score(key_TF, mean_F, inverse_F) for mean_F, inverse_F in pairs], dim=-1)
 
 
 def floor_sigma(std_F: Tensor) -> tuple[Tensor, int]:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from guards.artifact import Artifact, Strict, first_problem, refuse_extra_tensors, take_tensor
 from guards.errors import ArtifactError
-from guards.ksd import Cube, KSDGuard, Regime, cube_score
+from guards.ksd import Cube, CubeBank, KSDGuard, Regime
 from guards.part import Part
+from guards.shard import WHOLE, Shard
 from guards.sites import Site
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -65,20 +66,20 @@ def dump(guard: KSDGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 class BoundKSD:
-    """A KSD guard on a device. Keeps 1/sigma, so that a token costs one pass over its key vector."""
+    """A KSD guard on a device, or its slice there of every cube."""
 
     site = Site.KEY
 
-    def __init__(self, guard: KSDGuard, device: torch.device) -> None:
+    def __init__(self, guard: KSDGuard, device: torch.device, shard: Shard = WHOLE) -> None:
         self.layers = guard.layers
         self.parts = tuple(Part(cube.frame, cube.layer) for cube in guard.cubes)
         self.taus: Tensor | None = torch.tensor([c.tau for c in guard.cubes], dtype=torch.float32, device=device)
-        self._cubes = [(c.layer, c.mean_F.to(device), c.std_F.to(device).reciprocal()) for c in guard.cubes]
+        self._guard, self._device, self._shard = guard, device, shard
 
-    def score(self, layer: int, x_TF: Tensor) -> list[tuple[int, Tensor]]:
-        """(cube index, s(x) [T]) for every cube at this layer."""
-        return [
-            (index, cube_score(x_TF, mean_F, inverse_std_F))
-            for index, (at, mean_F, inverse_std_F) in enumerate(self._cubes)
-            if at == layer
-        ]
+    def at(self, layer: int) -> tuple[tuple[int, ...], CubeBank]:
+        """The cubes at this layer: their part indices, and a bank that scores them in that order."""
+        here = [(index, cube) for index, cube in enumerate(self._guard.cubes) if cube.layer == layer]
+        columns = self._shard.columns(here[0][1].mean_F.numel())
+        mean_CF = torch.stack([cube.mean_F[columns] for _, cube in here]).to(self._device)
+        std_CF = torch.stack([cube.std_F[columns] for _, cube in here]).to(self._device)
+        return tuple(index for index, _ in here), CubeBank(mean_CF, std_CF.reciprocal())

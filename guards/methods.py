@@ -13,7 +13,10 @@ from torch import Tensor
 from guards import ksd_artifact, na_artifact
 from guards.artifact import Artifact
 from guards.errors import ArtifactError
+from guards.ksd import CubeBank
+from guards.na import Adjuster
 from guards.part import Part
+from guards.shard import Shard
 from guards.sites import Site
 from guards.verdict import GuardKind, Scope
 
@@ -51,18 +54,19 @@ class Bound(Protocol):
 class BoundDetector(Bound, Protocol):
     """Scores tokens and changes nothing."""
 
-    def score(self, layer: int, x_TF: Tensor) -> list[tuple[int, Tensor]]:
-        """(part index, float32 score [T]) for every part that lives at this layer."""
+    def at(self, layer: int) -> tuple[tuple[int, ...], CubeBank]:
+        """The parts that live at this layer, by index, and what scores them: x [T, F] -> float32 [T, parts]."""
         ...
 
 
 class BoundIntervention(Bound, Protocol):
     """Changes activations in place."""
 
-    def shift(self, layer: int, x_TF: Tensor, positions_T: Tensor) -> Tensor:
-        """Writes new values into x and returns how many of each token's neurons moved, float32 [T].
+    def at(self, layer: int, width: int) -> Adjuster:
+        """What changes x [T, F] of this layer, F being this rank's slice of `width`.
 
-        NaN marks a token whose values were not finite.
+        Called with x and positions [T], it returns how many of each token's neurons moved, float32 [T], NaN for a
+        token whose values were not finite.
         """
         ...
 
@@ -75,7 +79,7 @@ class Method:
     kind: GuardKind
     load: Callable[[Artifact], Guard]
     dump: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]]
-    bind: Callable[[Any, torch.device], BoundDetector | BoundIntervention]
+    bind: Callable[[Any, torch.device, Shard], BoundDetector | BoundIntervention]
 
 
 METHODS: Mapping[str, Method] = {

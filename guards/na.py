@@ -9,11 +9,11 @@ on a tensor-parallel split or on the engine.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guards.errors import CalibrationError
 from guards.statistics import RunningMoments
@@ -41,6 +41,9 @@ class LayerStatistics:
     retain_std_S: Tensor
 
 
+LAYER_FIELDS = tuple(field.name for field in fields(LayerStatistics))
+
+
 @dataclass(frozen=True)
 class NeuronAdjustGuard:
     """An intervention: Gaussian statistics of the selected neurons by layer."""
@@ -64,36 +67,66 @@ def log_density_difference(x_TS: Tensor, layer: LayerStatistics) -> Tensor:
     return 0.5 * (forget.square() - retain.square()) + (layer.forget_std_S / layer.retain_std_S).log()
 
 
-def uniform(positions_T: Tensor, neurons_S: Tensor, layer: int, seed: int) -> Tensor:
-    """Counter-based draws in [0, 1), float32 [T, S]: splitmix64's finaliser over the four keys.
+def _mix(z: Tensor) -> Tensor:
+    """splitmix64's finaliser. Products wrap around in int64 alike on every device; masking makes shifts logical."""
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
-    Integer products wrap around in int64 alike on every device; shifts are made logical by masking.
-    """
 
-    def mix(z: Tensor) -> Tensor:
-        z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-        z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-        return z ^ ((z >> 31) & 0x1FFFFFFFF)
+_GOLDEN = -0x61C8864680B583EB
 
-    golden = -0x61C8864680B583EB
-    state = torch.tensor(seed, dtype=torch.int64, device=positions_T.device)
-    state = mix(state + golden) + layer
-    row_T1 = mix(state * golden + positions_T.long()).unsqueeze(-1)
-    bits_TS = mix(row_T1 * golden + neurons_S.long())
+
+def layer_key(layer: int, seed: int) -> Tensor:
+    """What tells a layer's draws from another's, int64 scalar."""
+    return (_mix(torch.tensor(seed, dtype=torch.int64) + _GOLDEN) + layer) * _GOLDEN
+
+
+def uniform(positions_T: Tensor, neurons_S: Tensor, key: Tensor) -> Tensor:
+    """Counter-based draws in [0, 1), float32 [T, S]: splitmix64's finaliser over a layer's key, position and neuron."""
+    row_T1 = _mix(key + positions_T.long()).unsqueeze(-1)
+    bits_TS = _mix(row_T1 * _GOLDEN + neurons_S.long())
     return ((bits_TS >> 40) & 0xFFFFFF).float() * (1.0 / (1 << 24))
 
 
 def adjust(
-    x_TS: Tensor, layer: LayerStatistics, *, positions_T: Tensor, index: int, draw: Draw, seed: int
+    x_TS: Tensor, layer: LayerStatistics, *, positions_T: Tensor, key: Tensor, draw: Draw
 ) -> tuple[Tensor, Tensor]:
     """Adjusted values in x's dtype, and which of them moved (bool), both [T, S]. Pure."""
     x = x_TS.float()
     difference = log_density_difference(x, layer)
     moves = difference <= 0
     if draw is Draw.RANDOM:
-        moves &= uniform(positions_T, layer.neurons_S, index, seed) < torch.sigmoid(-difference)
+        moves &= uniform(positions_T, layer.neurons_S, key) < torch.sigmoid(-difference)
     target = layer.retain_mean_S - layer.retain_std_S * (x - layer.forget_mean_S) / layer.forget_std_S
     return torch.where(moves, target, x).to(x_TS.dtype), moves
+
+
+class Adjuster(nn.Module):
+    """The selected neurons of one layer, or of one rank's slice of it, which begins at neuron `first`.
+
+    Its tensors are buffers, which a compiled model reads as inputs instead of baking them in.
+    """
+
+    local_S: Tensor
+    key: Tensor
+
+    def __init__(self, layer: LayerStatistics, first: int, index: int, draw: Draw, seed: int) -> None:
+        super().__init__()
+        for name in LAYER_FIELDS:
+            self.register_buffer(name, getattr(layer, name), persistent=False)
+        device = layer.neurons_S.device
+        self.register_buffer("local_S", layer.neurons_S - first, persistent=False)
+        self.register_buffer("key", layer_key(index, seed).to(device), persistent=False)
+        self._draw = draw
+
+    def forward(self, x_TF: Tensor, positions_T: Tensor) -> Tensor:
+        """Changes x in place; returns moved neurons per token, float32 [T], NaN where x was not finite."""
+        layer = LayerStatistics(*(getattr(self, name) for name in LAYER_FIELDS))
+        x_TS = x_TF.index_select(-1, self.local_S)
+        adjusted, moved = adjust(x_TS, layer, positions_T=positions_T, key=self.key, draw=self._draw)
+        x_TF.index_copy_(-1, self.local_S, adjusted)
+        return torch.where(torch.isfinite(adjusted).all(dim=-1), moved.sum(dim=-1).float(), torch.nan)
 
 
 class NeuronAdjustFitter:

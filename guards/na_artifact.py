@@ -8,8 +8,9 @@ from torch import Tensor
 
 from guards.artifact import Artifact, Strict, first_problem, refuse_extra_tensors, take_tensor
 from guards.errors import ArtifactError
-from guards.na import Draw, LayerStatistics, NeuronAdjustGuard, adjust
+from guards.na import LAYER_FIELDS, Adjuster, Draw, LayerStatistics, NeuronAdjustGuard
 from guards.part import Part
+from guards.shard import WHOLE, Shard
 from guards.sites import Site
 
 _FIELDS = ("forget_mean", "forget_std", "retain_mean", "retain_std")
@@ -82,34 +83,19 @@ def dump(guard: NeuronAdjustGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 class BoundNeuronAdjust:
-    """A Neuron Adjust guard on a device."""
+    """A Neuron Adjust guard on a device, or its slice there of every layer."""
 
     site = Site.PRE_ACTIVATION
     taus: Tensor | None = None
 
-    def __init__(self, guard: NeuronAdjustGuard, device: torch.device) -> None:
+    def __init__(self, guard: NeuronAdjustGuard, device: torch.device, shard: Shard = WHOLE) -> None:
         self.layers = guard.layers
         self.parts = (Part("", guard.layers[-1]),)
-        self._draw, self._seed = guard.draw, guard.seed
-        self._layers = {
-            layer: LayerStatistics(
-                entry.neurons_S.to(device),
-                entry.forget_mean_S.to(device),
-                entry.forget_std_S.to(device),
-                entry.retain_mean_S.to(device),
-                entry.retain_std_S.to(device),
-            )
-            for layer, entry in guard.layers_statistics.items()
-        }
+        self._guard, self._device, self._shard = guard, device, shard
 
-    def shift(self, layer: int, x_TF: Tensor, positions_T: Tensor) -> Tensor:
-        """Adjusts the selected columns of x in place; moved neurons per token, NaN where x was not finite."""
-        statistics = self._layers[layer]
-        x_TS = x_TF.index_select(-1, statistics.neurons_S)
-        adjusted, moved = adjust(
-            x_TS, statistics, positions_T=positions_T, index=layer, draw=self._draw, seed=self._seed
-        )
-        x_TF.index_copy_(-1, statistics.neurons_S, adjusted)
-        count_T = moved.sum(dim=-1).float()
-        finite_T = torch.isfinite(adjusted).all(dim=-1)
-        return torch.where(finite_T, count_T, torch.nan)
+    def at(self, layer: int, width: int) -> Adjuster:
+        """What adjusts the selected neurons of this layer, whose whole width is `width`."""
+        statistics, columns = self._guard.layers_statistics[layer], self._shard.columns(width)
+        here_S = (statistics.neurons_S >= columns.start) & (statistics.neurons_S < columns.stop)
+        mine = LayerStatistics(*(getattr(statistics, name)[here_S].to(self._device) for name in LAYER_FIELDS))
+        return Adjuster(mine, columns.start, layer, self._guard.draw, self._guard.seed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.na import Draw, NeuronAdjustGuard, adjust
+from guards.na import Draw, NeuronAdjustGuard, adjust, layer_key
 from guards.sites import find_sites
 from guards.verdict import Reading
 from tests.guards.attached import KINDS, LENGTH, attach, keys, read
@@ -56,9 +56,8 @@ def test_the_count_is_of_neurons_moved_over_all_layers(kind: str, draw: Draw) ->
             seen[layer][:, statistics.neurons_S],
             statistics,
             positions_T=positions,
-            index=layer,
+            key=layer_key(layer, guard.seed),
             draw=draw,
-            seed=guard.seed,
         )
         wanted += moved.sum(dim=1)
     assert torch.equal(counted, wanted)

@@ -13,7 +13,9 @@ from guards.errors import ArtifactError
 from guards.ksd import KSDGuard
 from guards.methods import METHODS, load_guard, method_of
 from guards.na import NeuronAdjustGuard
+from guards.na_artifact import BoundNeuronAdjust
 from guards.part import Part
+from guards.shard import WHOLE
 from guards.sites import Site
 from tests.guards.samples import cube, ksd, neuron_adjust, write, write_raw
 from tests.models import D_FF, LAYERS
@@ -109,8 +111,9 @@ def test_the_whole_range_of_seeds_is_usable(tmp_path: Path, bound: int) -> None:
     parameters, tensors = dumped("neuron-adjust")
     parameters |= {"seed": bound, "draw": "random"}
     artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, tensors))
-    guard = METHODS["neuron-adjust"].bind(load_guard(artifact), torch.device("cpu"))
-    guard.shift(0, torch.zeros(2, D_FF), torch.arange(2))  # type: ignore[union-attr]
+    guard = METHODS["neuron-adjust"].bind(load_guard(artifact), torch.device("cpu"), WHOLE)
+    assert isinstance(guard, BoundNeuronAdjust)
+    guard.at(0, D_FF)(torch.zeros(2, D_FF), torch.arange(2))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_a_broken_tensor(tmp_path: Path, method: str, name: str, tensor: Tensor 
 def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
     guard = load_guard(read_artifact(write(tmp_path / "a", guard=ksd(cube(2, frame="chat"), cube(0), cube(2)))))
     assert isinstance(guard, KSDGuard)
-    bound = METHODS["ksd"].bind(guard, torch.device("cpu"))
+    bound = METHODS["ksd"].bind(guard, torch.device("cpu"), WHOLE)
     assert bound.site is Site.KEY
     assert bound.layers == (0, 2)
     assert bound.parts == (Part("chat", 2), Part("bare", 0), Part("bare", 2))
@@ -157,7 +160,7 @@ def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
 
     shift = load_guard(read_artifact(write(tmp_path / "b", "neuron-adjust")))
     assert isinstance(shift, NeuronAdjustGuard)
-    bound_shift = METHODS["neuron-adjust"].bind(shift, torch.device("cpu"))
+    bound_shift = METHODS["neuron-adjust"].bind(shift, torch.device("cpu"), WHOLE)
     assert bound_shift.site is Site.PRE_ACTIVATION
     assert bound_shift.layers == (0, 2)
     assert bound_shift.taus is None

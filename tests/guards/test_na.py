@@ -16,6 +16,7 @@ from guards.na import (
     LayerStatistics,
     NeuronAdjustFitter,
     adjust,
+    layer_key,
     log_density_difference,
     uniform,
 )
@@ -49,7 +50,7 @@ def apply(
 ) -> tuple[Tensor, Tensor]:
     """`adjust` at layer 3, with positions counted from 0 unless given."""
     positions_T = torch.arange(x_TS.shape[0]) if positions_T is None else positions_T
-    return adjust(x_TS, layer, positions_T=positions_T, index=3, draw=draw, seed=seed)
+    return adjust(x_TS, layer, positions_T=positions_T, key=layer_key(3, seed), draw=draw)
 
 
 def test_density_difference_is_the_logarithm_of_two_gaussians() -> None:
@@ -144,11 +145,11 @@ def test_draws_are_uniform() -> None:
     """Chi-square over 64 bins for 2^18 draws, along positions, along neurons and over both."""
     many, one = torch.arange(1 << 18), torch.zeros(1, dtype=torch.int64)
     for draws in (
-        uniform(many, one, 0, 0),
-        uniform(one, many, 0, 0),
-        uniform(torch.arange(512), torch.arange(512), 31, 1234567),
-        uniform(torch.arange(512), torch.arange(512), 0, -(2**63)),
-        uniform(many + (1 << 40), one, 7, 2**63 - 1),
+        uniform(many, one, layer_key(0, 0)),
+        uniform(one, many, layer_key(0, 0)),
+        uniform(torch.arange(512), torch.arange(512), layer_key(31, 1234567)),
+        uniform(torch.arange(512), torch.arange(512), layer_key(0, -(2**63))),
+        uniform(many + (1 << 40), one, layer_key(7, 2**63 - 1)),
     ):
         assert float(draws.min()) >= 0
         assert float(draws.max()) < 1
@@ -159,13 +160,13 @@ def test_draws_are_uniform() -> None:
 def test_draws_of_neighbours_are_independent() -> None:
     """Correlation between neighbouring positions, neurons, layers and seeds: five standard errors is 0.0098."""
     rows, columns = torch.arange(512), torch.arange(512)
-    base = uniform(rows, columns, 5, 9)
+    base = uniform(rows, columns, layer_key(5, 9))
     for other in (
-        uniform(rows + 1, columns, 5, 9),
-        uniform(rows, columns + 1, 5, 9),
-        uniform(rows, columns, 6, 9),
-        uniform(rows, columns, 5, 10),
-        uniform(columns, rows, 5, 9).T,
+        uniform(rows + 1, columns, layer_key(5, 9)),
+        uniform(rows, columns + 1, layer_key(5, 9)),
+        uniform(rows, columns, layer_key(6, 9)),
+        uniform(rows, columns, layer_key(5, 10)),
+        uniform(columns, rows, layer_key(5, 9)).T,
     ):
         stacked = torch.stack([base.flatten(), other.flatten()])
         assert abs(float(torch.corrcoef(stacked)[0, 1])) < 0.0098
@@ -184,7 +185,7 @@ def test_draws_have_known_values() -> None:
         state = mix((seed + golden) % 2**64) + layer
         row = mix((state * golden + position) % 2**64)
         wanted = (mix((row * golden + neuron) % 2**64) >> 40) / (1 << 24)
-        got = uniform(torch.tensor([position]), torch.tensor([neuron]), layer, seed)
+        got = uniform(torch.tensor([position]), torch.tensor([neuron]), layer_key(layer, seed))
         assert float(got) == wanted
 
 
