@@ -84,7 +84,8 @@ def resolve_dtype(dtype: str | None, config: Any, device: torch.device) -> torch
     return stored
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a model folder. Raises UnsupportedModelError."""
     from transformers import AutoTokenizer
 
     try:
@@ -125,7 +126,7 @@ def load_model(name: str | Path, device: str | None = None, dtype: str | None = 
     folder = resolve_folder(str(name))
     config = load_config(folder)
     kind = resolve_dtype(dtype, config, where)
-    codec = TextCodec(_load_tokenizer(folder))
+    codec = TextCodec(load_tokenizer(folder))
     digest = weights_sha256(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(

@@ -1,4 +1,4 @@
-"""The embedded engine's settings. Light to import: the command line reads its defaults here before torch is loaded."""
+"""The engines' settings. Light to import: the command line reads its defaults here before torch is loaded."""
 
 from pathlib import Path
 from typing import Literal
@@ -38,3 +38,23 @@ class EmbeddedOptions(BaseModel):
     kv_cache_tokens: int = Field(
         32768, ge=32, description="Tokens whose keys and values are kept. Raising it costs memory."
     )
+
+
+class VllmOptions(BaseModel):
+    """Frozen. All else about vLLM is said in its own flags, which its own parser checks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="Model folder, or a hub id.")
+    artifacts: tuple[Path, ...] = Field((), description="Artifact folders, one guard each.")
+    served_name: str | None = Field(
+        None, min_length=1, description="Name of the model in the API; by default its folder's name."
+    )
+    max_waiting: int = Field(
+        256, ge=0, description="Answers that may wait for a place; beyond them a request is refused with 429."
+    )
+    allow_untested_runner: bool = Field(
+        False,
+        description="Takes a model runner that guards were not tested with. The canaries must still agree.",
+    )
+    flags: tuple[str, ...] = Field((), description="vLLM's own engine flags, such as --tensor-parallel-size 2.")

@@ -36,6 +36,8 @@ class Row:
     neurons_shifted: int = 0
     verified: bool = True
     judged: bool = False
+    delivered: int = 0
+    """Tokens handed to the answer's stream, the sentinel included."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def fail(self, message: str) -> None:

@@ -1,13 +1,25 @@
-"""One answer's events, made from the outputs that the batcher delivers for it."""
+"""One answer's events, made from the tokens that an engine's loop delivers for it."""
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from guards.verdict import Verdict
-from server.engines.base import Chunk, Event, EventStream, Finish, FinishReason
+from server.engines.base import Chunk, Event, EventStream, Finish, FinishReason, TokenLogprob
 from server.engines.rows import Row
 from server.engines.text import Detokenizer, StopFinder
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Tokens drawn since the last one of these, a log-probability for each or none, and how the answer ended."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    ended: FinishReason | None = None
+    """STOP (a stop token), LENGTH or ERROR; the verdict of the answer's row decides over it."""
+    error: str | None = None
 
 
 class AnswerStream(EventStream):
@@ -18,10 +30,12 @@ class AnswerStream(EventStream):
     """
 
     def __init__(self, row: Row, tokenizer: Any, stop_ids: frozenset[int], close: Callable[[bool], None]) -> None:
-        self.outputs: asyncio.Queue[Any] = asyncio.Queue()
-        """transformers' GenerationOutput objects, or None when the engine stopped."""
-        self._row, self._stop_ids = row, stop_ids
-        self._text, self._stops = Detokenizer(tokenizer), StopFinder(row.request.sampling.stop)
+        sampling = row.request.sampling
+        self.outputs: asyncio.Queue[Drawn | None] = asyncio.Queue()
+        """None says that the engine stopped."""
+        self.row = row
+        self._hidden = stop_ids if sampling.include_stop else stop_ids.union(sampling.stop_token_ids)
+        self._text, self._stops = Detokenizer(tokenizer), StopFinder(sampling.stop, include=sampling.include_stop)
         self._close: Callable[[bool], None] | None = close
         self._pending: list[Event] = []
         self._seen = 0
@@ -42,41 +56,43 @@ class AnswerStream(EventStream):
         if close is not None:
             close(finished)
 
-    def _take(self, output: Any) -> None:
-        """Turns one output into events."""
-        if output is None:
-            self._row.fail("the engine stopped")
-            self._finish(FinishReason.ERROR, self._row.generated, ended=False)
+    def _take(self, drawn: Drawn | None) -> None:
+        """Turns what was drawn into events."""
+        row = self.row
+        if drawn is None:
+            row.fail("the engine stopped")
+            self._finish(FinishReason.ERROR, row.generated, ended=False)
             return
-        ended = bool(output.is_finished())
-        if output.error is not None:
-            self._row.fail(f"the forward pass failed: {output.error}")
-        if ended and self._row.outcome is not Verdict.ALLOW:
-            abstained = self._row.outcome is Verdict.ABSTAIN
-            reason = FinishReason.ABSTAIN if abstained else FinishReason.ERROR
-            self._finish(reason, self._row.generated, ended=True)
+        if drawn.error is not None:
+            row.fail(drawn.error)
+        if drawn.tokens and not row.judged:
+            row.fail("a token was drawn that no guard judged")
+        ended = drawn.ended is not None
+        if row.outcome is not Verdict.ALLOW and (ended or not row.judged):
+            abstained = row.outcome is Verdict.ABSTAIN
+            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, row.generated, ended=ended)
             return
-        for token in output.generated_tokens[self._seen :]:
+        for index, token in enumerate(drawn.tokens):
             self._seen += 1
-            final = ended and self._seen == len(output.generated_tokens)
-            if self._push(token, final=final):
+            final = ended and index == len(drawn.tokens) - 1
+            if self._push(token, drawn.logprobs[index : index + 1], final=final):
                 self._finish(FinishReason.STOP, self._seen, ended=ended)
                 return
-        if ended:
-            stopped = bool(output.generated_tokens) and output.generated_tokens[-1] in self._stop_ids
-            self._finish(FinishReason.STOP if stopped else FinishReason.LENGTH, self._seen, ended=True)
+        if drawn.ended is not None:
+            self._finish(drawn.ended, self._seen, ended=True)
 
-    def _push(self, token: int, *, final: bool) -> bool:
+    def _push(self, token: int, logprobs: tuple[TokenLogprob, ...], *, final: bool) -> bool:
         """Adds one drawn token; True when it completed a stop string."""
-        piece, stopped = self._stops.push("" if token in self._stop_ids else self._text.push(token))
+        piece, stopped = "" if token in self._hidden else self._text.push(token), False
+        if self._seen > self.row.request.sampling.min_tokens:
+            piece, stopped = self._stops.push(piece)
         if final and not stopped:
             piece += self._stops.flush()
-        logprobs = self._row.logprobs[self._seen - 1 : self._seen]
-        self._pending.append(Chunk(piece, 1, tuple(logprobs)))
+        self._pending.append(Chunk(piece, 1, logprobs))
         return stopped
 
     def _finish(self, reason: FinishReason, tokens: int, *, ended: bool) -> None:
-        row = self._row
+        row = self.row
         self._pending.append(
             Finish(
                 reason=reason,

@@ -9,18 +9,22 @@ from tokenizers.decoders import DecodeStream
 class StopFinder:
     """Passes text on, holding back what may be the beginning of a stop string."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self._stops, self._include = tuple(stops), include
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to send, and whether a stop string was met (it and what follows are dropped)."""
+        """Text that is safe to send, and whether a stop string was met.
+
+        It is dropped, unless it is to be included; what follows always is.
+        """
         if not self._stops:
             return text, False
         self._held += text
-        found = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        found = [(start, len(stop)) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if found:
-            safe, self._held = self._held[: min(found)], ""
+            start, length = min(found)
+            safe, self._held = self._held[: start + (length if self._include else 0)], ""
             return safe, True
         keep = max(
             (

@@ -5,7 +5,6 @@ recorded once and skipped afterwards.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,62 +13,47 @@ import torch
 import transformers
 
 from guards.attach import Attachment
-from guards.canaries import disagreement
-from guards.errors import PromptRefusedError, UnsupportedModelError
+from guards.errors import UnsupportedModelError
 from guards.identity import refuse_mismatch
 from guards.loading import LoadedModel, load_model
-from guards.verdict import GuardKind, GuardMode, Reading
 from server.engines.base import (
     COMMON_OPTIONS,
-    EngineBusyError,
-    EngineError,
     EngineInfo,
     EngineRequest,
     EngineStoppedError,
-    Finish,
     FinishReason,
-    GuardScore,
     Load,
-    Message,
-    PromptError,
-    PromptTooLongError,
-    Sampling,
     require_honoured,
 )
 from server.engines.batching import longest_request, make_manager
-from server.engines.loaded import read_guards
+from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions
-from server.engines.rows import GuardFacts, Row
+from server.engines.rows import Row
 from server.engines.sampler import GuardedSampler
-from server.engines.stream import AnswerStream
+from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
 
 SENTINEL = "<|abstain|>"
 """A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
 
 
-class EmbeddedEngine:
+class EmbeddedEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
     def __init__(self, options: EmbeddedOptions) -> None:
+        super().__init__(options.artifacts)
         self._options = options
-        self._guards = read_guards(options.artifacts)
-        self._streams: dict[str, AnswerStream] = {}
+        self._capacity = options.max_running + options.max_waiting
         self._stopped = False
-        self._info: EngineInfo | None = None
         self._loaded: LoadedModel
         self._attachment: Attachment | None = None
         self._manager: Any = None
 
-    @property
-    def info(self) -> EngineInfo:
-        if self._info is None:
-            raise EngineStoppedError("the engine has not started")
-        return self._info
-
     async def start(self) -> None:
         options = self._options
         self._loaded = await asyncio.to_thread(load_model, options.model, options.device, options.dtype)
+        self._codec = self._loaded.codec
+        self._vocabulary = int(self._loaded.model.config.vocab_size)
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, self._loaded.identity)
         pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
@@ -89,18 +73,8 @@ class EmbeddedEngine:
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
         bound = self._attachment.bound
-        facts = {
-            name: GuardFacts(
-                entry.artifact.manifest.skill,
-                entry.method.name,
-                entry.guard.scope,
-                bound[name].parts,
-                tuple(taus.tolist()) if (taus := bound[name].taus) is not None else (),
-            )
-            for name, entry in self._guards.items()
-        }
         self._sampler = GuardedSampler(
-            facts,
+            self._facts(bound),
             self._attachment.take,
             lambda token_id: token_text(tokenizer, token_id),
             self._sentinel,
@@ -125,58 +99,6 @@ class EmbeddedEngine:
     def healthy(self) -> bool:
         return not self._stopped and self._manager is not None and bool(self._manager.is_running())
 
-    async def verify(self) -> Mapping[str, str | None]:
-        result: dict[str, str | None] = {}
-        changing = {name for name, entry in self._guards.items() if entry.method.kind is GuardKind.INTERVENTION}
-        for name, entry in self._guards.items():
-            result[name] = None
-            for index, canary in enumerate(entry.artifact.manifest.canaries):
-                row = await self._probe(canary.token_ids, f"canary-{name}-{index}")
-                reading, scores = row.prompt_parts.get(name, (Reading.MISSING, ()))
-                trouble = disagreement(
-                    canary,
-                    reading,
-                    scores,
-                    dtype=entry.artifact.manifest.model.dtype,
-                    kind=entry.method.kind,
-                    alone=changing <= {name},
-                )
-                if trouble is not None:
-                    result[name] = f"canary {index}: {trouble}"
-                    break
-        return result
-
-    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
-        row = await self._probe(prompt_token_ids, request_id)
-        if row.error is not None:
-            raise EngineError(row.error)
-        return row.prompt_scores
-
-    async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> Row:
-        """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
-        shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
-        row = Row(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
-        finish = None
-        stream = self._run(row)
-        try:
-            async for event in stream:
-                if isinstance(event, Finish):
-                    finish = event
-        finally:
-            await stream.aclose()
-        if finish is None or (finish.reason is FinishReason.ERROR and row.error is None):
-            raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
-        return row
-
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        return self._loaded.codec.encode_text(text)
-
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        try:
-            return self._loaded.codec.encode_chat([{"role": m.role, "content": m.content} for m in messages])
-        except PromptRefusedError as error:
-            raise PromptError(str(error)) from error
-
     def submit(self, request: EngineRequest) -> AnswerStream:
         require_honoured(request.sampling, "transformers", COMMON_OPTIONS)
         generator = None
@@ -189,27 +111,8 @@ class EmbeddedEngine:
         return Load(running=running, waiting=len(self._streams) - running)
 
     def _run(self, row: Row) -> AnswerStream:
-        """Refuses or queues a request at once, and returns its events."""
         request = row.request
-        if not self.healthy():
-            raise EngineStoppedError("the engine has stopped")
-        prompt = len(request.prompt_token_ids)
-        if prompt == 0:
-            raise PromptError("got an empty prompt, wanted at least one token")
-        vocabulary = int(self._loaded.model.config.vocab_size)
-        wrong = [token for token in request.prompt_token_ids if not 0 <= token < vocabulary]
-        if wrong:
-            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {vocabulary}")
-        if prompt + request.sampling.max_tokens > self._max_tokens:
-            raise PromptTooLongError(
-                f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "
-                f"{prompt + request.sampling.max_tokens}; wanted at most {self._max_tokens}: shorten one of them"
-            )
-        capacity = self._options.max_running + self._options.max_waiting
-        if len(self._streams) >= capacity:
-            raise EngineBusyError(f"got {capacity} requests already, the queue is full: try again")
-        if request.request_id in self._streams:
-            raise EngineError(f"request id {request.request_id!r} is in use")
+        self._admit(request)
         stream = AnswerStream(
             row, self._loaded.codec.tokenizer, self._stop_ids, partial(self._close, request.request_id)
         )
@@ -233,7 +136,17 @@ class EmbeddedEngine:
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:
-                stream.outputs.put_nowait(output)
+                stream.outputs.put_nowait(self._drawn(stream.row, output))
+
+    def _drawn(self, row: Row, output: Any) -> Drawn:
+        """What is new in an output of the batcher, which repeats all tokens of an answer each time."""
+        tokens, ended = output.generated_tokens, None
+        new = slice(row.delivered, len(tokens))
+        row.delivered = len(tokens)
+        if output.is_finished():
+            ended = FinishReason.STOP if tokens and tokens[-1] in self._stop_ids else FinishReason.LENGTH
+        error = None if output.error is None else f"the forward pass failed: {output.error}"
+        return Drawn(tuple(tokens[new]), tuple(row.logprobs[new]), ended, error)
 
     def _close(self, request_id: str, finished: bool) -> None:
         """Forgets a request, and cancels it in the batcher unless it ended there."""

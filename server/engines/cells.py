@@ -1,0 +1,95 @@
+"""How the readings of all guards lie side by side, one row per sampled token, on an engine that carries them along.
+
+Suffixes: R rows, C cells, G guards.
+
+A cell is what one layer says for one part of one guard: a cube's score, or the number of neurons that an intervention
+moved at that layer. Cells of a layer lie together. A detector's part is one cell; an intervention's only part is the
+sum of its cells, one per layer. Fresh memory and a hook that did not run read NaN, which nothing treats as a pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from guards.methods import Bound
+from guards.verdict import Reading
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One column: guard by name, index of the part, layer."""
+
+    guard: str
+    part: int
+    layer: int
+
+
+class Cells:
+    """The columns of all guards, ascending by layer, and what a row of them says."""
+
+    def __init__(self, bound: Mapping[str, Bound]) -> None:
+        found = [
+            Cell(name, index, part.layer)
+            for name, guard in bound.items()
+            if guard.taus is not None
+            for index, part in enumerate(guard.parts)
+        ]
+        found += [Cell(name, 0, layer) for name, guard in bound.items() if guard.taus is None for layer in guard.layers]
+        self.all = tuple(sorted(found, key=lambda cell: cell.layer))
+        self.counts = [i for i, cell in enumerate(self.all) if bound[cell.guard].taus is None]
+        """Columns that count moved neurons; the others are scores."""
+        self.guards = tuple(bound)
+        self._bound = bound
+        self._columns = {
+            name: [[i for i, cell in enumerate(self.all) if (cell.guard, cell.part) == (name, part)] for part in parts]
+            for name, parts in ((name, range(len(guard.parts))) for name, guard in bound.items())
+        }
+        assert all(a.layer <= b.layer for a, b in pairwise(self.all))
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def at(self, layer: int) -> list[int]:
+        """The columns of a layer, which are consecutive."""
+        return [index for index, cell in enumerate(self.all) if cell.layer == layer]
+
+    def over_ranks(self, cells_NRC: Tensor) -> Tensor:
+        """One reading of N tensor-parallel ranks' slices, [R, C]: a score is a maximum over the width, a count a sum.
+
+        Both keep a NaN of any rank.
+        """
+        cells_RC = cells_NRC.amax(dim=0)
+        cells_RC[:, self.counts] = cells_NRC[:, :, self.counts].sum(dim=0)
+        return cells_RC
+
+    def parts(self, cells_RC: Tensor, name: str) -> Tensor:
+        """A guard's parts, float32 [R, parts]."""
+        return torch.stack([cells_RC[:, columns].sum(dim=1) for columns in self._columns[name]], dim=1)
+
+    def codes(self, cells_RC: Tensor) -> Tensor:
+        """`Reading` of every guard, int8 [R, G]; compared in float32."""
+        codes = []
+        for name in self.guards:
+            scores_RP = self.parts(cells_RC, name)
+            taus = self._bound[name].taus
+            finite_R = torch.isfinite(scores_RP).all(dim=1)
+            inside_R = (scores_RP <= taus).any(dim=1) if taus is not None else torch.zeros_like(finite_R)
+            code_R = torch.where(inside_R, int(Reading.INSIDE), int(Reading.OUTSIDE))
+            codes.append(torch.where(finite_R, code_R, int(Reading.INVALID)).to(torch.int8))
+        if not codes:
+            return torch.zeros((cells_RC.shape[0], 0), dtype=torch.int8, device=cells_RC.device)
+        return torch.stack(codes, dim=1)
+
+    def readings(self, row_C: Sequence[float]) -> dict[str, tuple[Reading, tuple[float, ...]]]:
+        """What one row says, as `Row.judge` takes it. A row of another length reads MISSING throughout."""
+        if len(row_C) != len(self.all):
+            return dict.fromkeys(self.guards, (Reading.MISSING, ()))
+        cells_1C = torch.tensor([list(row_C)], dtype=torch.float32)
+        codes = self.codes(cells_1C)[0].tolist()
+        return {
+            name: (Reading(code), tuple(self.parts(cells_1C, name)[0].tolist()))
+            for name, code in zip(self.guards, codes, strict=True)
+        }

@@ -1,0 +1,142 @@
+"""What engines with real guards share: verification, one-pass checks, encoding, and who is let in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from guards.canaries import disagreement
+from guards.encoding import TextCodec
+from guards.errors import PromptRefusedError
+from guards.methods import Bound
+from guards.verdict import GuardKind, GuardMode, Reading
+from server.engines.base import (
+    EngineBusyError,
+    EngineError,
+    EngineInfo,
+    EngineRequest,
+    EngineStoppedError,
+    Finish,
+    FinishReason,
+    GuardScore,
+    Message,
+    PromptError,
+    PromptTooLongError,
+    Sampling,
+)
+from server.engines.loaded import read_guards
+from server.engines.rows import GuardFacts, Row
+from server.engines.stream import AnswerStream
+
+
+class GuardedEngine(ABC):
+    """Reads the artifacts. A subclass runs the model; it sets what is declared here before it starts."""
+
+    _codec: TextCodec
+    _vocabulary: int
+    _max_tokens: int
+    _capacity: int
+    """Most requests at a time, waiting ones included."""
+
+    def __init__(self, artifacts: Sequence[Path]) -> None:
+        self._guards = read_guards(artifacts)
+        self._streams: dict[str, AnswerStream] = {}
+        self._info: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineStoppedError("the engine has not started")
+        return self._info
+
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Whether the loop runs."""
+
+    @abstractmethod
+    def _run(self, row: Row) -> AnswerStream:
+        """Refuses or queues a request at once, and returns its events."""
+
+    async def verify(self) -> Mapping[str, str | None]:
+        result: dict[str, str | None] = {}
+        changing = {name for name, entry in self._guards.items() if entry.method.kind is GuardKind.INTERVENTION}
+        for name, entry in self._guards.items():
+            result[name] = None
+            for index, canary in enumerate(entry.artifact.manifest.canaries):
+                row = await self._probe(canary.token_ids, f"canary-{name}-{index}")
+                reading, scores = row.prompt_parts.get(name, (Reading.MISSING, ()))
+                trouble = disagreement(
+                    canary,
+                    reading,
+                    scores,
+                    dtype=entry.artifact.manifest.model.dtype,
+                    kind=entry.method.kind,
+                    alone=changing <= {name},
+                )
+                if trouble is not None:
+                    result[name] = f"canary {index}: {trouble}"
+                    break
+        return result
+
+    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
+        row = await self._probe(prompt_token_ids, request_id)
+        if row.error is not None:
+            raise EngineError(row.error)
+        return row.prompt_scores
+
+    async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> Row:
+        """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
+        shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
+        row = Row(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
+        finish = None
+        stream = self._run(row)
+        try:
+            async for event in stream:
+                if isinstance(event, Finish):
+                    finish = event
+        finally:
+            await stream.aclose()
+        if finish is None or (finish.reason is FinishReason.ERROR and row.error is None):
+            raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
+        return row
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._codec.encode_text(text)
+
+    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        try:
+            return self._codec.encode_chat([{"role": m.role, "content": m.content} for m in messages])
+        except PromptRefusedError as error:
+            raise PromptError(str(error)) from error
+
+    def _admit(self, request: EngineRequest) -> None:
+        """Raises what `Engine.submit` raises for a request that cannot be run."""
+        if not self.healthy():
+            raise EngineStoppedError("the engine has stopped")
+        prompt = len(request.prompt_token_ids)
+        if prompt == 0:
+            raise PromptError("got an empty prompt, wanted at least one token")
+        wrong = [token for token in request.prompt_token_ids if not 0 <= token < self._vocabulary]
+        if wrong:
+            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {self._vocabulary}")
+        if prompt + request.sampling.max_tokens > self._max_tokens:
+            raise PromptTooLongError(
+                f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "
+                f"{prompt + request.sampling.max_tokens}; wanted at most {self._max_tokens}: shorten one of them"
+            )
+        if len(self._streams) >= self._capacity:
+            raise EngineBusyError(f"got {self._capacity} requests already, the queue is full: try again")
+        if request.request_id in self._streams:
+            raise EngineError(f"request id {request.request_id!r} is in use")
+
+    def _facts(self, bound: Mapping[str, Bound]) -> dict[str, GuardFacts]:
+        """What judging a row needs to know of each guard."""
+        return {
+            name: GuardFacts(
+                entry.artifact.manifest.skill,
+                entry.method.name,
+                entry.guard.scope,
+                bound[name].parts,
+                tuple(taus.tolist()) if (taus := bound[name].taus) is not None else (),
+            )
+            for name, entry in self._guards.items()
+        }

@@ -1,0 +1,306 @@
+"""vLLM with guards inside: its AsyncLLM, our worker and scheduler.
+
+The guards act in the worker processes (`vllm_worker.py`); here requests go in, and what the guards said comes back
+beside the tokens (`vllm_events.py`). A token whose row no guard judged never reaches a caller: the worker refuses to
+draw it, the scheduler to deliver it, and an answer's stream to pass it on.
+"""
+
+import asyncio
+import json
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+from vllm import SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from guards.artifact import ModelIdentity
+from guards.encoding import TextCodec
+from guards.errors import AttachError, UnsupportedModelError
+from guards.identity import refuse_mismatch, tokenizer_sha256, weights_sha256
+from guards.loading import load_tokenizer, resolve_folder
+from guards.shard import WHOLE
+from guards.verdict import GuardMode, Verdict
+from server.engines.base import (
+    ALL_OPTIONS,
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Load,
+    TokenLogprob,
+    UnsupportedOptionError,
+)
+from server.engines.cells import Cells
+from server.engines.guarded import GuardedEngine
+from server.engines.options import VllmOptions
+from server.engines.rows import Row
+from server.engines.stream import AnswerStream, Drawn
+from server.engines.text import token_text
+from server.engines.vllm_config import guard_settings, parse_flags, refuse_unguardable
+from server.engines.vllm_events import SHADOW, load_event
+from server.engines.vllm_worker import FAILURE_FILE
+
+_WORKER = "server.engines.vllm_worker.GuardedWorker"
+_SCHEDULER = "server.engines.vllm_scheduler.GuardedScheduler"
+_ASYNC_SCHEDULER = "server.engines.vllm_scheduler.GuardedAsyncScheduler"
+
+
+class VllmEngine(GuardedEngine):
+    """See `server.engines.base.Engine`."""
+
+    def __init__(self, options: VllmOptions) -> None:
+        super().__init__(options.artifacts)
+        self._options = options
+        self._pumps: dict[str, asyncio.Task[None]] = {}
+        self._stopped = False
+        self._llm: AsyncLLM | None = None
+
+    async def start(self) -> None:
+        folder = resolve_folder(self._options.model)
+        self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        config = await asyncio.to_thread(self._configure, folder)
+        llm = await asyncio.to_thread(_launch, config)
+        try:
+            await self._take_over(llm, config, folder)
+        except BaseException:
+            await asyncio.to_thread(llm.shutdown)
+            raise
+        self._llm = llm
+
+    def _configure(self, folder: Path) -> Any:
+        """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
+        arguments = parse_flags(self._options)
+        arguments.model = str(folder)
+        try:
+            config = arguments.create_engine_config()
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            raise UnsupportedModelError(f"vLLM does not take this: {error}") from error
+        refuse_unguardable(config)
+        text_config = config.model_config.hf_text_config
+        self._stop_ids = _stop_ids(config.model_config, self._codec.tokenizer)
+        pairs = [
+            (str(path.resolve()), entry.artifact.digest)
+            for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
+        ]
+        config.additional_config = guard_settings(pairs, min(self._stop_ids), self._options)
+        config.parallel_config.worker_cls = _WORKER
+        asynchronous = config.scheduler_config.async_scheduling
+        config.scheduler_config.scheduler_cls = _ASYNC_SCHEDULER if asynchronous else _SCHEDULER
+        self._vocabulary = int(text_config.vocab_size)
+        self._max_tokens = int(config.model_config.max_model_len)
+        self._max_running = int(config.scheduler_config.max_num_seqs)
+        self._capacity = self._max_running + self._options.max_waiting
+        return config
+
+    async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
+        """Compares what runs with the artifacts. Raises AttachError or ArtifactMismatchError."""
+        ranks = await llm.collective_rpc("describe")
+        covered = sorted({layer for rank in ranks for layer in rank["here"]})
+        if covered != list(range(ranks[0]["layers"])):
+            raise AttachError(f"vLLM's ranks hold blocks {covered}, the model has {ranks[0]['layers']}")
+        weights = await asyncio.to_thread(weights_sha256, folder)
+        identity = ModelIdentity.model_validate(
+            {
+                "architecture": config.model_config.architectures[0],
+                "layers": ranks[0]["layers"],
+                "d_model": ranks[0]["d_model"],
+                "d_ff": ranks[0]["d_ff"],
+                "dtype": str(config.model_config.dtype).removeprefix("torch."),
+                "tokenizer_sha256": tokenizer_sha256(folder),
+                "weights_sha256": weights,
+            }
+        )
+        for entry in self._guards.values():
+            refuse_mismatch(entry.artifact, identity)
+        bound = {
+            name: entry.method.bind(entry.guard, torch.device("cpu"), WHOLE) for name, entry in self._guards.items()
+        }
+        self._cells = Cells(bound)
+        self._guard_facts = self._facts(bound)
+        self._tasks = await llm.get_supported_tasks()
+        self._hear(llm)
+        self._info = EngineInfo(
+            engine="vllm",
+            engine_version=str(vllm.__version__),
+            model=self._options.served_name or folder.name,
+            architecture=identity.architecture,
+            device=str(config.device_config.device_type),
+            dtype=identity.dtype,
+            max_model_tokens=self._max_tokens,
+            template_sha256=self._codec.template_sha256,
+            guards=tuple(entry.describe() for entry in self._guards.values()),
+            options=ALL_OPTIONS,
+        )
+
+    def _hear(self, llm: AsyncLLM) -> None:
+        """Listens for events before vLLM merges outputs that a slow reader has not fetched, which would lose them."""
+        processor = llm.output_processor
+        process = processor.process_outputs
+
+        def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            for output in outputs:
+                event = load_event(output.kv_transfer_params)
+                state = processor.request_states.get(output.request_id)
+                stream = None if state is None else self._streams.get(state.external_req_id)
+                if event is not None and stream is not None:
+                    stream.row.generated = event.generated
+                    stream.row.judge(self._guard_facts, self._cells.readings(event.cells))
+                    if event.withheld and stream.row.outcome is Verdict.ALLOW:
+                        stream.row.fail("the worker withheld a token, and the readings do not say why")
+            return process(outputs, *args, **kwargs)
+
+        processor.process_outputs = process_outputs
+
+    async def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        for stream in self._streams.values():
+            stream.outputs.put_nowait(None)
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+
+    def healthy(self) -> bool:
+        return not self._stopped and self._llm is not None and not self._llm.errored
+
+    def submit(self, request: EngineRequest) -> AnswerStream:
+        return self._run(Row(request, None))
+
+    def load(self) -> Load:
+        running = min(len(self._streams), self._max_running)
+        return Load(running=running, waiting=len(self._streams) - running)
+
+    def _run(self, row: Row) -> AnswerStream:
+        request, llm = row.request, self._llm
+        self._admit(request)
+        assert llm is not None
+        try:
+            prepared = llm.input_processor.process_inputs(
+                request.request_id,
+                tokens_input(list(request.prompt_token_ids)),
+                _sampling_params(request, self._codec.tokenizer),
+                self._tasks,
+            )
+        except ValueError as error:  # vLLM's own checks of options, grammars and token ids
+            raise UnsupportedOptionError(str(error), str(getattr(error, "parameter", None) or "sampling")) from error
+        stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
+        self._streams[request.request_id] = stream
+        self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
+        return stream
+
+    async def _pump(self, llm: AsyncLLM, prepared: Any, stream: AnswerStream) -> None:
+        """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
+        try:
+            async for output in llm.generate(prepared, prepared.sampling_params, prepared.request_id):
+                stream.outputs.put_nowait(self._drawn(output.outputs[0]))
+        except EngineDeadError:
+            stream.outputs.put_nowait(None)
+        except Exception as error:
+            stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {error!r}"))
+
+    def _drawn(self, output: Any) -> Drawn:
+        tokens, ended, error = tuple(output.token_ids), None, None
+        if output.finish_reason in ("stop", "length"):
+            ended = FinishReason(output.finish_reason)
+        elif output.finish_reason is not None:
+            ended, error = FinishReason.ERROR, f"vLLM ended the answer: {output.finish_reason}"
+        logprobs = tuple(
+            self._logprob(token, of_token) for token, of_token in zip(tokens, output.logprobs or (), strict=False)
+        )
+        return Drawn(tokens, logprobs, ended, error)
+
+    def _logprob(self, token: int, found: Any) -> TokenLogprob:
+        """vLLM lists the drawn token first and then the most likely ones, by rank."""
+        tokenizer = self._codec.tokenizer
+        text, raw = token_text(tokenizer, token)
+        ranked = sorted(found.items(), key=lambda item: item[1].rank)
+        top = tuple((*token_text(tokenizer, each), float(of.logprob)) for each, of in ranked)
+        return TokenLogprob(text, raw, float(found[token].logprob), top)
+
+    def _close(self, request_id: str, finished: bool) -> None:
+        """Forgets a request, and cancels it in vLLM unless it ended there."""
+        self._streams.pop(request_id, None)
+        pump = self._pumps.pop(request_id, None)
+        if pump is not None and not finished:
+            pump.cancel()
+
+
+def _launch(config: Any) -> AsyncLLM:
+    """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        failure = Path(scratch) / "failure"
+        os.environ[FAILURE_FILE] = str(failure)
+        try:
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except Exception as error:
+            reason = failure.read_text() if failure.is_file() else f"{error}"
+            raise AttachError(f"vLLM did not start: {reason}") from error
+        finally:
+            del os.environ[FAILURE_FILE]
+
+
+def _stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
+    named = [
+        (model_config.try_get_generation_config() or {}).get("eos_token_id"),
+        getattr(model_config.hf_config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ]
+    found = {token for each in named for token in (each if isinstance(each, list | tuple) else [each])} - {None}
+    if not found:
+        raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
+    return frozenset(int(token) for token in found)
+
+
+def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
+    """Stop strings and text are ours, as on every engine; vLLM draws token ids."""
+    sampling = request.sampling
+    shadow = [name for name, mode in request.modes.items() if mode is GuardMode.SHADOW]
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        logprobs=sampling.logprobs,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
+        allowed_token_ids=list(sampling.allowed_token_ids) or None,
+        bad_words=list(sampling.bad_words) or None,
+        min_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=list(sampling.stop_token_ids) or None,
+        structured_outputs=_structured(sampling.grammar),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args={SHADOW: shadow},
+        skip_clone=True,
+    )
+
+
+def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
+    if grammar is None:
+        return None
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return StructuredOutputsParams(json=grammar.text)
+        case GrammarKind.JSON_OBJECT:
+            return StructuredOutputsParams(json_object=True)
+        case GrammarKind.REGEX:
+            return StructuredOutputsParams(regex=grammar.text)
+        case GrammarKind.CHOICE:
+            return StructuredOutputsParams(choice=json.loads(grammar.text))
+        case GrammarKind.EBNF:
+            return StructuredOutputsParams(grammar=grammar.text)

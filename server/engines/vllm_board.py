@@ -1,0 +1,201 @@
+"""Guards inside vLLM's compiled, batched, sharded model.
+
+Suffixes: T tokens of a forward pass, R rows that are sampled, C cells (`cells.py`), F this rank's feed-forward width.
+
+vLLM selects the rows to sample after the model, so every token carries its cells: sites inside the blocks write them
+while the pass runs, hooks around the whole model append them to its hidden states as columns, and a wrapper around
+`compute_logits` takes them off the selected rows again. The float32 cells travel as their bits, in one column of a
+float32 model or two of a 16-bit one, so that comparisons are exact whatever the model's number format is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guards.errors import AttachError, GuardReadingError
+from guards.ksd import CubeBank
+from guards.methods import BoundDetector, BoundIntervention, Guard, Method
+from guards.na import Adjuster
+from guards.shard import Shard
+from guards.sites import Site
+from server.engines.cells import Cells
+from server.engines.vllm_sites import LocalSites
+
+TENSOR_KEY = "skillguard_cells"
+"""Under which the cells travel to the next pipeline stage."""
+
+
+class _KeySite(nn.Module):
+    """Scores the key vectors of one layer. Part of the traced graph."""
+
+    cells_TC: Tensor
+
+    def __init__(self, bank: CubeBank, tokens: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bank, self.dtype = bank, dtype
+        cells_TC = torch.full((tokens, bank.mean_CF.shape[0]), torch.nan, device=bank.mean_CF.device)
+        self.register_buffer("cells_TC", cells_TC, persistent=False)
+
+    def forward(self, key: Any) -> None:
+        """Writes the cells of this pass's tokens. Raises GuardReadingError where the key vector is hidden."""
+        if not isinstance(key, Tensor) or key.dtype != self.dtype:
+            raise GuardReadingError(
+                "this model's activation and quantisation are fused, which hides the key vector: serve it "
+                "unquantised, or in a format that quantises inside the linear layer"
+            )
+        key_TF = key.reshape(-1, key.shape[-1])
+        self.cells_TC[: key_TF.shape[0]] = self.bank(key_TF)
+
+
+class _PreActivationSite(nn.Module):
+    """Changes the pre-activations of one layer, one intervention after another. Part of the traced graph."""
+
+    cells_TC: Tensor
+    positions_T: Tensor
+
+    def __init__(self, adjusters: list[Adjuster], fused: bool, positions_T: Tensor) -> None:
+        super().__init__()
+        self.adjusters, self.fused = nn.ModuleList(adjusters), fused
+        cells_TC = torch.full((positions_T.shape[0], len(adjusters)), torch.nan, device=positions_T.device)
+        self.register_buffer("cells_TC", cells_TC, persistent=False)
+        self.register_buffer("positions_T", positions_T, persistent=False)
+
+    def forward(self, output: Tensor) -> None:
+        """Changes the gate half of `output` in place and writes how many neurons of each token moved."""
+        x_TF = output.view(-1, output.shape[-1])
+        if self.fused:
+            x_TF = x_TF[:, : x_TF.shape[-1] // 2]
+        tokens = x_TF.shape[0]
+        moved = [adjuster(x_TF, self.positions_T[:tokens]) for adjuster in self.adjusters]
+        self.cells_TC[:tokens] = torch.stack(moved, dim=1)
+
+
+def _read_key(module: Any, args: tuple[Any, ...]) -> None:
+    module.skillguard_key(args[0])
+
+
+def _change_pre_activation(module: Any, _: Any, output: Any) -> None:
+    module.skillguard_pre_activation(output[0] if isinstance(output, tuple) else output)
+
+
+class Board:
+    """All guards on this process's blocks, and the cells of the forward pass that runs."""
+
+    def __init__(
+        self,
+        sites: LocalSites,
+        guards: Mapping[str, tuple[Method, Guard]],
+        *,
+        shard: Shard,
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.bound = {name: method.bind(guard, device, shard) for name, (method, guard) in guards.items()}
+        self.cells = Cells(self.bound)
+        self.dtype = dtype
+        self._width = len(self.cells) * (4 // dtype.itemsize)
+        self._shard = shard
+        self._tokens = 0
+        self._cells_TC = torch.full((tokens, len(self.cells)), torch.nan, device=device)
+        self._positions_T = torch.zeros(tokens, dtype=torch.int64, device=device)
+        self._received: Tensor | None = None
+        self._sites: list[tuple[slice, Tensor]] = []
+        wanted = {layer for bound in self.bound.values() for layer in bound.layers}
+        if wrong := sorted(layer for layer in wanted if layer >= sites.layers):
+            raise AttachError(f"guards want layers {wrong}, the model has {sites.layers}")
+        for layer in sorted(wanted & sites.blocks.keys()):
+            self._install(layer, sites)
+
+    def _install(self, layer: int, sites: LocalSites) -> None:
+        columns = {(self.cells.all[i].guard, self.cells.all[i].part): i for i in self.cells.at(layer)}
+        pre_activation, key = sites.blocks[layer]
+        banks, read, adjusters, changed = [], [], [], []
+        for name, bound in self.bound.items():
+            if layer not in bound.layers:
+                continue
+            if bound.site is Site.KEY:
+                detector: BoundDetector = bound  # type: ignore[assignment]
+                parts, bank = detector.at(layer)
+                banks.append(bank)
+                read += [columns[name, part] for part in parts]
+            else:
+                intervention: BoundIntervention = bound  # type: ignore[assignment]
+                adjusters.append(intervention.at(layer, sites.d_ff))
+                changed.append(columns[name, 0])
+        if banks:
+            site = _KeySite(CubeBank.join(banks), self._cells_TC.shape[0], self.dtype)
+            key.add_module("skillguard_key", site)
+            key.register_forward_pre_hook(_read_key)
+            self._sites.append((_span(read), site.cells_TC))
+        if adjusters:
+            change = _PreActivationSite(adjusters, sites.family.fused_gate_up, self._positions_T)
+            pre_activation.add_module("skillguard_pre_activation", change)
+            pre_activation.register_forward_hook(_change_pre_activation)
+            self._sites.append((_span(changed), change.cells_TC))
+
+    def surround(self, model: nn.Module) -> None:
+        """Hooks the whole model, outside of what is compiled."""
+        model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        model.register_forward_hook(self._end, with_kwargs=True)
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        positions = kwargs.get("positions")
+        if args or not isinstance(positions, Tensor) or positions.dim() != 1:
+            raise GuardReadingError("got a forward pass without a position for every token: guards cannot follow it")
+        self._tokens = positions.shape[0]
+        self._positions_T[: self._tokens].copy_(positions)
+        for _, cells_TC in self._sites:
+            cells_TC[: self._tokens].fill_(torch.nan)
+        intermediate = kwargs.get("intermediate_tensors")
+        self._received = None if intermediate is None else intermediate.tensors.pop(TENSOR_KEY)
+        if self._received is not None and self._shard.index:
+            # Counts were summed over ranks before they were sent, and will be again: only one rank may bring them.
+            self._received[:, self.cells.counts] *= 0
+
+    def _end(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
+        cells_TC = self._cells_TC[: self._tokens]
+        if self._received is None:
+            cells_TC.fill_(torch.nan)
+        else:
+            cells_TC.copy_(self._received[: self._tokens])
+        for columns, here_TC in self._sites:
+            cells_TC[:, columns] = here_TC[: self._tokens]
+        if isinstance(output, Tensor):
+            return torch.cat([output, _as_columns(cells_TC, output.dtype)], dim=-1)
+        if not hasattr(output, "tensors"):
+            raise GuardReadingError(f"got a {type(output).__name__} from the model, wanted hidden states")
+        output.tensors[TENSOR_KEY] = self._over_ranks(cells_TC)
+        return output
+
+    def empty(self, tokens: int) -> Tensor:
+        """Room for a stage's cells, as vLLM makes it for its own intermediate tensors."""
+        return torch.full((tokens, len(self.cells)), torch.nan, device=self._cells_TC.device)
+
+    def split(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes the columns off selected rows: hidden states [R, d_model], and cells [R, C] over all ranks."""
+        width = hidden.shape[-1] - self._width
+        columns = hidden[:, width:].contiguous()
+        return hidden[:, :width].contiguous(), self._over_ranks(columns.view(torch.float32))
+
+    def _over_ranks(self, cells_XC: Tensor) -> Tensor:
+        """The cells of all tensor-parallel ranks as one; the same on every rank."""
+        if self._shard.count == 1:
+            return cells_XC
+        from vllm.distributed import tensor_model_parallel_all_gather
+
+        gathered = tensor_model_parallel_all_gather(cells_XC.contiguous(), dim=0)
+        return self.cells.over_ranks(gathered.view(self._shard.count, *cells_XC.shape))
+
+
+def _span(columns: list[int]) -> slice:
+    """Consecutive columns as a slice."""
+    assert columns == list(range(columns[0], columns[-1] + 1))
+    return slice(columns[0], columns[-1] + 1)
+
+
+def _as_columns(cells_TC: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bits of float32 cells as columns of another number format."""
+    return cells_TC.contiguous().view(dtype)

@@ -1,0 +1,134 @@
+"""Draws as vLLM does, then puts the sentinel in the place of every token that a guard withholds.
+
+Suffixes: R rows, C cells, G guards.
+
+Nothing a request can ask for runs after this: logit bias, grammars, penalties and minimum lengths have had their say
+when the drawn token is replaced.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guards.errors import GuardReadingError
+from guards.verdict import Reading, Scope, Stage
+from server.engines.cells import Cells
+from server.engines.vllm_events import SHADOW, Event
+
+
+@dataclass
+class Judged:
+    """What was judged in one step. `keep_R` is False for rows whose draw vLLM discards (unfinished prompts)."""
+
+    request_ids: Sequence[str]
+    generated_R: Any
+    keep_R: Any
+    cells_RC: Tensor
+    codes_RG: Tensor
+    withheld_R: Tensor
+    ready: Any = None
+    counts: Sequence[int] = ()
+
+    @classmethod
+    def start(
+        cls, cells: Cells, batch: Any, rows: int, discard_R: Any, device: tuple[Tensor, Tensor, Tensor]
+    ) -> "Judged":
+        """Begins to bring a step's results to the host, without waiting for them."""
+        generated_R = (batch.num_tokens_no_spec[:rows] - batch.num_prompt_tokens[:rows]).copy()
+        on_host = [tensor.to("cpu", non_blocking=True) for tensor in device]
+        ready = None
+        if device[0].device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        return cls(list(batch.req_ids[:rows]), generated_R, ~discard_R[:rows], *on_host, ready, cells.counts)
+
+    def events(self) -> dict[str, Event]:
+        """The rows worth telling. Waits for the results."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        codes_RG, cells_RC, withheld_R = self.codes_RG.numpy(), self.cells_RC.numpy(), self.withheld_R.numpy()
+        told_R = (self.generated_R == 0) | (codes_RG != int(Reading.OUTSIDE)).any(axis=1) | withheld_R
+        if self.counts:
+            told_R |= (cells_RC[:, list(self.counts)] != 0).any(axis=1)
+        return {
+            self.request_ids[row]: Event(
+                int(self.generated_R[row]), tuple(cells_RC[row].tolist()), bool(withheld_R[row])
+            )
+            for row in (told_R & self.keep_R).nonzero()[0]
+        }
+
+
+class GuardedSampler(nn.Module):
+    """Stands in for a model runner's sampler; what it does not have, the inner one has."""
+
+    def __init__(self, inner: nn.Module, runner: Any, cells: Cells, scopes: Mapping[str, Scope], sentinel: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self._runner, self._cells, self._sentinel = runner, cells, sentinel
+        self._scopes = tuple(scopes[name] for name in cells.guards)
+        self._rows: Tensor | None = None
+        self._judged: Judged | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def put(self, cells_RC: Tensor) -> None:
+        """The cells of the rows whose logits were just computed."""
+        self._rows = cells_RC
+
+    def take(self) -> Judged | None:
+        """What the last step judged, None when it sampled nothing; forgets it."""
+        judged, self._judged = self._judged, None
+        return judged
+
+    def forward(self, logits: Tensor, sampling_metadata: Any, **options: Any) -> Any:
+        """As vLLM's sampler. Raises GuardReadingError when there is not a row of cells for every row of logits."""
+        output = self.inner(logits=logits, sampling_metadata=sampling_metadata, **options)
+        batch = self._runner.input_batch
+        if batch.num_reqs == 0:  # vLLM sizes its memory with made-up logits; no request gets anything of these
+            return output
+        cells_RC, self._rows = self._rows, None
+        sampled = output.sampled_token_ids
+        if cells_RC is None or not cells_RC.shape[0] == logits.shape[0] == sampled.shape[0] == batch.num_reqs:
+            raise GuardReadingError(
+                f"got cells for {None if cells_RC is None else cells_RC.shape[0]} rows, logits for {logits.shape[0]} "
+                f"and {batch.num_reqs} requests: the sampler ran around the guards"
+            )
+        rows, requests = batch.num_reqs, self._runner.requests
+        generated_R = batch.num_tokens_no_spec[:rows] - batch.num_prompt_tokens[:rows]
+        enforced_RG = torch.tensor(
+            [
+                self._enforced(tuple((requests[request].sampling_params.extra_args or {}).get(SHADOW, ())), drawn == 0)
+                for request, drawn in zip(batch.req_ids[:rows], generated_R.tolist(), strict=True)
+            ],
+            dtype=torch.bool,
+        ).reshape(rows, len(self._scopes))
+        codes_RG = self._cells.codes(cells_RC)
+        withheld_R = self._withheld(codes_RG, enforced_RG.to(codes_RG.device, non_blocking=True))
+        output.sampled_token_ids = torch.where(withheld_R[:, None], self._sentinel, sampled)
+        if output.logprobs_tensors is not None:
+            output.logprobs_tensors.logprobs.masked_fill_(withheld_R[:, None], -torch.inf)
+            output.logprobs_tensors.logprob_token_ids.masked_fill_(withheld_R[:, None], self._sentinel)
+        discard_R = self._runner.discard_request_mask.np
+        self._judged = Judged.start(self._cells, batch, rows, discard_R, (cells_RC, codes_RG, withheld_R))
+        return output
+
+    def _withheld(self, codes_RG: Tensor, enforced_RG: Tensor) -> Tensor:
+        """As `guards.verdict.decide`: all but OUTSIDE and INSIDE is an error in every mode."""
+        outside_RG, inside_RG = codes_RG == int(Reading.OUTSIDE), codes_RG == int(Reading.INSIDE)
+        return ((~outside_RG & ~inside_RG) | (inside_RG & enforced_RG)).any(dim=1)
+
+    @lru_cache(maxsize=4096)  # noqa: B019  one sampler lives as long as its process
+    def _enforced(self, shadow: tuple[str, ...], at_prompt: bool) -> tuple[bool, ...]:
+        stage = Stage.PROMPT if at_prompt else Stage.GENERATION
+        return tuple(
+            name not in shadow and stage.within(scope)
+            for name, scope in zip(self._cells.guards, self._scopes, strict=True)
+        )

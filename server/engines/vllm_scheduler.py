@@ -1,0 +1,54 @@
+"""vLLM's schedulers, with answers that end where the worker withheld a token.
+
+The worker has replaced the token before this sees it. Here the replacement is dropped, so that no grammar, stop rule or
+minimum length ever judges it, the answer ends at once, and what the guards said goes with the output to the front.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
+
+from guards.errors import GuardReadingError
+from server.engines.vllm_events import EVENTS, STOP_REASON, Event
+
+if TYPE_CHECKING:
+    _Base = Scheduler
+else:
+    _Base = object
+
+
+class _Withholding(_Base):
+    _events: dict[str, Event] = {}  # noqa: RUF012  replaced, never changed
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        events = getattr(model_runner_output, EVENTS, None)
+        if events is None and any(model_runner_output.sampled_token_ids):
+            raise GuardReadingError("the model runner drew tokens that no guard judged")
+        self._events = events or {}
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for of_client in outputs.values():
+            for output in of_client.outputs:
+                event = self._events.get(output.request_id)
+                if event is not None:
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), **event.dump()}
+        return outputs
+
+    def _update_request_with_output(
+        self, request: Any, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        event = self._events.get(request.request_id)
+        if event is not None and event.withheld:
+            request.status = RequestStatus.FINISHED_STOPPED
+            request.stop_reason = STOP_REASON
+            return [], True
+        return super()._update_request_with_output(request, new_token_ids, is_stale)  # type: ignore[no-any-return]
+
+
+class GuardedScheduler(_Withholding, Scheduler):
+    """For engines without asynchronous scheduling."""
+
+
+class GuardedAsyncScheduler(_Withholding, AsyncScheduler):
+    """For engines with asynchronous scheduling."""

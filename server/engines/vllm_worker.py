@@ -1,0 +1,140 @@
+"""vLLM's worker with guards: installed when the model is loaded, before anything is traced or run.
+
+vLLM imports this module by name in its worker processes. What a worker cannot install it refuses, and the reason
+reaches the operator through a file that the engine named, since vLLM's own report only says that a process died.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.platforms import current_platform
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+from guards.errors import AttachError, SkillguardError
+from guards.shard import Shard
+from server.engines.loaded import read_guards
+from server.engines.vllm_board import TENSOR_KEY, Board
+from server.engines.vllm_events import EVENTS
+from server.engines.vllm_sampler import GuardedSampler, Judged
+from server.engines.vllm_sites import LocalSites, find_local_sites
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+
+SETTINGS = "skillguard"
+"""Key of vLLM's `additional_config`."""
+FAILURE_FILE = "SKILLGUARD_FAILURE_FILE"
+"""Environment variable: where a worker writes why it refused."""
+TESTED_RUNNERS = (CPUModelRunner,)
+
+
+class _GuardedOutput(AsyncModelRunnerOutput):
+    """A step's output that is still on its way to the host, with what was judged in it."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput, judged: Judged) -> None:
+        self._inner, self._judged = inner, judged
+
+    def get_output(self) -> ModelRunnerOutput:
+        output = self._inner.get_output()
+        setattr(output, EVENTS, self._judged.events())
+        return output
+
+
+class GuardedWorker(PlatformWorker):
+    """See the module."""
+
+    def load_model(self, **options: Any) -> None:
+        """Loads the model and installs every guard. Raises SkillguardError, naming the reason."""
+        try:
+            self._refuse_untested()
+            super().load_model(**options)
+            self._install(self.vllm_config)
+        except SkillguardError as error:
+            if path := os.environ.get(FAILURE_FILE):
+                Path(path).write_text(str(error))
+            raise
+
+    def _refuse_untested(self) -> None:
+        runner = type(self.model_runner)
+        settings = self.vllm_config.additional_config[SETTINGS]
+        if runner not in TESTED_RUNNERS and not settings["allow_untested_runner"]:
+            raise AttachError(
+                f"vLLM runs this model by {runner.__module__}.{runner.__name__}, which guards were not tested with "
+                f"(tested: {', '.join(known.__name__ for known in TESTED_RUNNERS)}); --allow-untested-runner takes it, "
+                "and then canaries are the only proof"
+            )
+        for attribute in ("sampler", "input_batch", "requests", "discard_request_mask"):
+            if not hasattr(self.model_runner, attribute):
+                raise AttachError(f"{runner.__name__} has no {attribute}: this is not vLLM's model runner V1")
+
+    def _install(self, config: VllmConfig) -> None:
+        settings, runner = config.additional_config[SETTINGS], self.model_runner
+        loaded = read_guards([Path(path) for path, _ in settings["artifacts"]])
+        for entry, (path, digest) in zip(loaded.values(), settings["artifacts"], strict=True):
+            if entry.artifact.digest != digest:
+                raise AttachError(f"{path}: changed while the engine started")
+        model = runner.get_model()
+        self._sites = find_local_sites(model, config.model_config.hf_config)
+        self._board = board = Board(
+            self._sites,
+            {name: (entry.method, entry.guard) for name, entry in loaded.items()},
+            shard=Shard(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()),
+            tokens=config.scheduler_config.max_num_batched_tokens,
+            dtype=config.model_config.dtype,
+            device=self.device,
+        )
+        board.surround(model)
+        scopes = {name: entry.guard.scope for name, entry in loaded.items()}
+        self._sampler = sampler = GuardedSampler(runner.sampler, runner, board.cells, scopes, settings["sentinel"])
+        runner.sampler = sampler
+        compute_logits, make_empty = model.compute_logits, model.make_empty_intermediate_tensors
+
+        def compute_guarded_logits(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            hidden_states, cells = board.split(hidden_states)
+            sampler.put(cells)
+            return compute_logits(hidden_states, *args, **kwargs)
+
+        def make_empty_with_cells(batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
+            tensors = make_empty(batch_size, dtype, device)
+            tensors.tensors[TENSOR_KEY] = board.empty(batch_size)
+            return tensors
+
+        model.compute_logits = compute_guarded_logits
+        model.make_empty_intermediate_tensors = make_empty_with_cells
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As vLLM's worker, with what the guards said attached to the output."""
+        output = super().sample_tokens(grammar_output)
+        judged = self._sampler.take()
+        if judged is None:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return _GuardedOutput(output, judged)
+        setattr(output, EVENTS, judged.events())
+        return output
+
+    def describe(self) -> dict[str, Any]:
+        """What this rank runs, for the engine to compare with the artifacts."""
+        sites: LocalSites = self._sites
+        return {
+            "architecture": type(self.model_runner.get_model()).__name__,
+            "layers": sites.layers,
+            "here": sorted(sites.blocks),
+            "d_ff": sites.d_ff,
+            "d_model": sites.d_model,
+            "runner": type(self.model_runner).__name__,
+            "last": get_pp_group().is_last_rank,
+        }
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")
+
+    reload_weights = update_weights = start_weight_update = start_draft_weight_update = add_lora = _refuse
+    init_weight_transfer_engine = reset_weights = update_config = _refuse
