@@ -78,6 +78,7 @@ def _job(
         raise InvalidRequestError(f"'min_tokens': got {least}, wanted at most the token limit, {limit}.", "min_tokens")
     # The engine's ids are made here: a caller may send one x-request-id twice at a time.
     job_id = shape.id_prefix + secrets.token_hex(16)
+    modes = running.modes_for(caller)
     requests: list[EngineRequest] = []
     for prompt in prompts:
         room = running.info.max_model_tokens - len(prompt)
@@ -86,7 +87,7 @@ def _job(
         for answer in range(body.answers_per_prompt):
             sampling = body.sampling(max_tokens, answer)
             body.require_honoured(sampling, running.info)
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, running.modes))
+            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, modes))
     return Job(
         id=job_id,
         created=int(time.time()),
