@@ -1,4 +1,4 @@
-"""API keys: hashed at rest, compared in constant time, each with one role.
+"""API keys: hashed at rest, compared in constant time, each with one role and its own policy.
 
 A key is 256 random bits, so one plain SHA-256 protects it: a slow hash defends guessable secrets only.
 """
@@ -7,12 +7,14 @@ import hashlib
 import hmac
 import secrets
 from collections import Counter
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from server.config import GuardNames
 from server.errors import ConfigError, ForbiddenError, InvalidKeyError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -21,7 +23,10 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 METRICS_PATH = "/metrics"
 
 _KEY_PREFIX = "sk-skillguard-"
-_NEXT_STEP = 'expected {"keys": [{"name": …, "sha256": …, "role": "user" | "operator" | "metrics"}]}'
+_NEXT_STEP = (
+    'expected {"keys": [{"name": …, "sha256": …, "role": "user" | "operator" | "metrics"}]}, '
+    'where a key may also have "shadow": [guard names]'
+)
 
 
 class Role(StrEnum):
@@ -40,6 +45,8 @@ class KeyEntry(BaseModel):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     role: Role
+    shadow: GuardNames = ()
+    """Guards that only watch this key's requests, besides those that only watch everybody's."""
 
 
 class _KeysFile(BaseModel):
@@ -55,6 +62,8 @@ class Caller(BaseModel):
 
     name: str
     role: Role
+    shadow: tuple[str, ...] = ()
+    """As the key has it."""
 
     @property
     def is_operator(self) -> bool:
@@ -62,11 +71,12 @@ class Caller(BaseModel):
         return self.role is Role.OPERATOR
 
 
-def new_key(name: str, role: Role) -> tuple[str, KeyEntry]:
+def new_key(name: str, role: Role, shadow: Iterable[str] = ()) -> tuple[str, KeyEntry]:
     """A fresh key, to be shown once, and the entry that goes into the keys file."""
     key = _KEY_PREFIX + secrets.token_urlsafe(32)
     try:
-        return key, KeyEntry(name=name, sha256=hashlib.sha256(key.encode()).hexdigest(), role=role)
+        digest, once = hashlib.sha256(key.encode()).hexdigest(), tuple(dict.fromkeys(shadow))
+        return key, KeyEntry(name=name, sha256=digest, role=role, shadow=once)
     except ValidationError as error:
         raise ConfigError(
             f"key name: got {name!r}, wanted 1 to 64 letters, digits, '_', '.' or '-'; choose another name"
@@ -111,7 +121,7 @@ class KeyRing:
                 found = key
         if found is None:
             raise InvalidKeyError("The API key is not known to this server; ask its operator for one.")
-        caller = Caller(name=found.name, role=found.role)
+        caller = Caller(name=found.name, role=found.role, shadow=found.shadow)
         if path == METRICS_PATH and caller.role is Role.USER:
             raise ForbiddenError("A key of role user cannot read /metrics; use one of role metrics or operator.")
         if path != METRICS_PATH and caller.role is Role.METRICS:

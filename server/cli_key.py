@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("name", help="whose key it is; shown in logs")
     parser.add_argument("--file", type=Path, required=True, help="keys file; made when it does not exist")
     parser.add_argument("--role", choices=("user", "operator", "metrics"), default="user")
+    parser.add_argument(
+        "--shadow",
+        metavar="GUARD",
+        action="append",
+        default=[],
+        help="a guard whose hits on this key's requests are only counted and logged; repeat it for more",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the new key."""
-    print(add_key(args.file, args.name, args.role))
+    print(add_key(args.file, args.name, args.role, args.shadow))
     return 0
 
 
-def add_key(path: Path, name: str, role: str) -> str:
+def add_key(path: Path, name: str, role: str, shadow: Iterable[str] = ()) -> str:
     """Adds an entry to a keys file, readable by its owner only, and returns the key. Raises ConfigError."""
     from server.auth import Role, load_keys, new_key
     from server.errors import ConfigError
@@ -35,8 +43,9 @@ def add_key(path: Path, name: str, role: str) -> str:
     entries = load_keys(path) if path.exists() else ()
     if any(entry.name == name for entry in entries):
         raise ConfigError(f"keys file {path}: has a key named {name!r} already; choose another name")
-    key, entry = new_key(name, Role(role))
-    text = json.dumps({"keys": [each.model_dump(mode="json") for each in (*entries, entry)]}, indent=1)
+    key, entry = new_key(name, Role(role), shadow)
+    kept = [each.model_dump(mode="json", exclude_defaults=True) for each in (*entries, entry)]
+    text = json.dumps({"keys": kept}, indent=1)
     scratch = path.with_name(path.name + ".new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

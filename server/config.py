@@ -8,8 +8,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named twice: {', '.join(twice)}; name each guard once")
+    return names
+
+
+GuardNames = Annotated[tuple[str, ...], AfterValidator(_each_once)]
 _Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
@@ -44,7 +52,7 @@ class ServerConfig(BaseModel):
         description="Tokens by which a stream lags behind the model. Raising it takes back more of an answer whose "
         "skill shows late, and costs that many tokens of delay before the first text.",
     )
-    shadow: tuple[str, ...] = Field(
+    shadow: GuardNames = Field(
         (), description="Names of guards whose hits are only counted and logged, for trying a guard out."
     )
     api_keys_file: Path | None = Field(
@@ -67,13 +75,6 @@ class ServerConfig(BaseModel):
         ge=1,
         description="Length of an answer where the caller gives none; cut to what the model's context leaves.",
     )
-
-    @field_validator("shadow")
-    @classmethod
-    def _no_duplicates(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"named twice: {', '.join(twice)}; name each guard once")
-        return names
 
     @property
     def listens_on_loopback(self) -> bool:

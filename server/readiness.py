@@ -5,9 +5,11 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from guards.errors import SkillguardError
 from guards.verdict import GuardMode
+from server.auth import Caller, KeyEntry
 from server.engines.base import Engine, EngineInfo
 from server.errors import NotReadyError
 from server.policy import guard_modes
@@ -34,14 +36,21 @@ class Running:
 
     info: EngineInfo
     modes: Mapping[str, GuardMode]
+    """For callers whose key says nothing else."""
+
+    def modes_for(self, caller: Caller) -> Mapping[str, GuardMode]:
+        """What holds for one caller. A key only adds to the guards that watch; names were checked at the start."""
+        own = dict.fromkeys(caller.shadow, GuardMode.SHADOW)
+        return MappingProxyType({name: own.get(name, mode) for name, mode in self.modes.items()})
 
 
 class Readiness:
     """Starts and verifies the engine, and answers for its state. One per app."""
 
-    def __init__(self, engine: Engine, shadow: Collection[str]) -> None:
+    def __init__(self, engine: Engine, shadow: Collection[str], keys: Collection[KeyEntry]) -> None:
         self._engine = engine
         self._shadow = shadow
+        self._keys = keys
         self._running: Running | None = None
         self.phase = Phase.STARTING
         self.reasons: dict[str, str] = {}
@@ -56,7 +65,7 @@ class Readiness:
         try:
             await self._engine.start()
             info = self._engine.info
-            self._running = Running(info, guard_modes(info.guards, self._shadow))
+            self._running = Running(info, self._modes(info))
             self.phase = Phase.VERIFYING
             self.reasons = unverified(await self._engine.verify(), info)
         except SkillguardError as error:
@@ -72,6 +81,14 @@ class Readiness:
                 logger.info("ready: %s with %d verified guards", info.model, len(info.guards))
         finally:
             self.settled.set()
+
+    def _modes(self, info: EngineInfo) -> Mapping[str, GuardMode]:
+        """Raises ConfigError where a setting or a key shadows what is not there to be shadowed."""
+        for key in self._keys:
+            guard_modes(info.guards, key.shadow, f"keys file: shadow of {key.name!r}")
+            if key.shadow:
+                logger.info("key %s: guard %s only watches", key.name, ", ".join(key.shadow))
+        return guard_modes(info.guards, self._shadow)
 
     def _fail(self, failure: str) -> None:
         self.phase = Phase.FAILED

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.auth import load_keys
 from server.cli import build_parser, main
 from server.cli_fields import build_settings
 from server.cli_serve import demo_defaults
@@ -65,6 +66,15 @@ def test_defaults_come_from_the_settings() -> None:
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
     with pytest.raises(ConfigError):
         build_settings(ServerConfig, build_parser().parse_args(["serve", "--port", "70000"]))
+
+
+def test_a_key_can_have_guards_that_only_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.json"
+    for arguments in ["alice"], ["bob", "--shadow", "a", "--shadow", "b", "--shadow", "a"], ["carol"]:
+        assert main(["key", *arguments, "--file", str(path)]) == 0
+    keys = json.loads(path.read_text())["keys"]
+    assert [key.get("shadow") for key in keys] == [None, ["a", "b"], None]
+    assert [key.shadow for key in load_keys(path)] == [(), ("a", "b"), ()]
 
 
 @pytest.mark.parametrize("target", ["/nowhere/artifact", "http://127.0.0.1:9"])

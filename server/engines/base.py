@@ -5,7 +5,7 @@ events. It never raises for a verdict: an abstention is an outcome (`Finish`), n
 """
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Protocol
@@ -98,12 +98,18 @@ COMMON_OPTIONS = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop"
 ALL_OPTIONS = frozenset(field.name for field in fields(Sampling))
 
 
-def require_honoured(sampling: Sampling, engine: str, options: frozenset[str]) -> None:
-    """Raises UnsupportedOptionError naming the first option that asks for something outside `options`."""
+def require_honoured(
+    sampling: Sampling, engine: str, options: frozenset[str], named: Callable[[str], str] = str
+) -> None:
+    """Raises UnsupportedOptionError naming the first option that asks for something outside `options`.
+
+    `named` gives the name that the caller knows an option by.
+    """
     neutral = Sampling(sampling.max_tokens)
     for each in fields(Sampling):
         if each.name not in options and getattr(sampling, each.name) != getattr(neutral, each.name):
-            raise UnsupportedOptionError(f"The {engine} engine does not honour '{each.name}'; leave it out.", each.name)
+            name = named(each.name)
+            raise UnsupportedOptionError(f"The {engine} engine does not honour '{name}'; leave it out.", name)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from server.engines.base import (
+    ALL_OPTIONS,
     EngineError,
     EngineInfo,
     EngineRequest,
@@ -22,18 +23,23 @@ from server.engines.base import (
     Message,
     PromptError,
     PromptTooLongError,
+    require_honoured,
 )
 from server.engines.scripts import Script, Step, answer, guard, score
 
 
 class ScriptedEngine:
-    """Implements `Engine`. Its public attributes may be changed while it runs."""
+    """Implements `Engine`. Its public attributes may be changed while it runs.
+
+    It takes every option, or the `options` it is given, and plays the same whatever they ask for.
+    """
 
     def __init__(
         self,
         scripts: Sequence[Script] = (Script(answer("Hello", " there", ".")),),
         guards: Sequence[GuardInfo] = (guard(),),
         max_model_tokens: int = 4096,
+        options: frozenset[str] = ALL_OPTIONS,
     ) -> None:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
@@ -63,6 +69,7 @@ class ScriptedEngine:
             max_model_tokens=max_model_tokens,
             template_sha256=None,
             guards=tuple(guards),
+            options=options,
         )
 
     @property
@@ -94,6 +101,7 @@ class ScriptedEngine:
         return self.encode_text("".join(f"{m.role}: {m.content}\n" for m in messages) + "assistant: ")
 
     def submit(self, request: EngineRequest) -> EventStream:
+        require_honoured(request.sampling, self._info.engine, self._info.options)
         text = self._admit(request.prompt_token_ids, request.sampling.max_tokens)
         script = next((script for script in self.scripts if script.when(text)), None)
         if script is None:

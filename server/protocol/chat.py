@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.engines.base import Message
-from server.protocol.common import MAX_INT, Body, SamplingBody, Text
+from server.protocol.body import MAX_INT, Body, Text
+from server.protocol.common import SamplingBody
 from server.protocol.invalid import conflict
 from server.protocol.unsupported import IN_MESSAGE, Neutral
 

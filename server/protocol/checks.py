@@ -5,8 +5,8 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.engines.base import Message
+from server.protocol.body import Body, NonEmptyText
 from server.protocol.chat import ChatMessage
-from server.protocol.common import Body, NonEmptyText
 from server.protocol.completions import Prompt, to_prompt
 from server.protocol.invalid import conflict
 

@@ -1,26 +1,20 @@
-"""What chat, completion and check requests share."""
+"""What chat and completion requests share: the fields by which a caller says how to draw an answer."""
 
+import re
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.base import Sampling
+from server.engines.base import EngineInfo, Grammar, Sampling, require_honoured
+from server.protocol.body import MAX_INT, Body, NonEmptyText, TokenId
 from server.protocol.invalid import conflict
-from server.protocol.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral, drop_neutral
+from server.protocol.structure import ResponseFormat, StructuredOutputs
+from server.protocol.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
-MAX_INT = 2**31 - 1
 _MAX_STOPS = 4
-
-
-def encodable(text: str) -> str:
-    """The text itself. JSON can spell half a character (a lone surrogate), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("lone_surrogate", "it should be text without lone surrogates") from None
-    return text
+_TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
 
 
 def _stops(value: object) -> object:
@@ -34,22 +28,21 @@ def _stops(value: object) -> object:
     raise PydanticCustomError("stop", f"it should be a string or a list of up to {_MAX_STOPS} strings")
 
 
-Text = Annotated[str, AfterValidator(encodable)]
-NonEmptyText = Annotated[str, Field(min_length=1), AfterValidator(encodable)]
+def _biases(value: object) -> object:
+    """JSON's keys are strings; these must spell token ids, each in one way only."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if not _TOKEN_KEY.fullmatch(key) or int(key) > MAX_INT:
+            raise PydanticCustomError(
+                "logit_bias", "every key should be a token id in digits, unlike {key}", {"key": ascii(key)[:40]}
+            )
+    return {int(key): bias for key, bias in value.items()}
+
+
 Stops = Annotated[tuple[NonEmptyText, ...], Field(max_length=_MAX_STOPS)]
-
-
-class Body(BaseModel):
-    """A request body or an object in one: no coercion between types, no unknown field, no NaN."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    not_honoured: ClassVar[Neutral] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: Any) -> Any:
-        return drop_neutral(body, cls.not_honoured)
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class StreamOptions(Body):
@@ -61,7 +54,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body, ABC):
-    """The fields by which a caller says how to draw an answer.
+    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out.
 
     `user` and `safety_identifier` name the caller's own end user to OpenAI's abuse monitoring. They ask for nothing
     that could be honoured or not, SDKs send them by default, and they are neither stored nor logged.
@@ -74,17 +67,37 @@ class SamplingBody(Body, ABC):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_INT)
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT)
+    min_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(None, gt=0)
+    logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
+    bad_words: list[NonEmptyText] | None = None
     seed: int | None = Field(None, ge=0, le=2**62)
     stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = None
     safety_identifier: str | None = None
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> Self:
+    def _options_go_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise conflict("stream_options", "'{field}' is only allowed together with 'stream': true.")
+        as_json = self.response_format is not None and self.response_format.to_engine() is not None
+        if as_json and self.structured_outputs is not None:
+            raise conflict(
+                "structured_outputs",
+                "'{field}' and 'response_format' both say what the answer must match; send one of them.",
+            )
         return self
 
     @property
@@ -116,4 +129,31 @@ class SamplingBody(Body, ABC):
             seed=None if self.seed is None else self.seed + answer,
             stop=self.stop or (),
             logprobs=self.logprob_count,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=Sampling.repetition_penalty
+            if self.repetition_penalty is None
+            else self.repetition_penalty,
+            logit_bias=self.logit_bias or {},
+            allowed_token_ids=tuple(self.allowed_token_ids or ()),
+            bad_words=tuple(self.bad_words or ()),
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            include_stop=bool(self.include_stop_str_in_output),
+            grammar=self._grammar(),
         )
+
+    def require_honoured(self, sampling: Sampling, info: EngineInfo) -> None:
+        """Raises UnsupportedOptionError naming the field of this request that the engine does not honour."""
+        names = {
+            "include_stop": "include_stop_str_in_output",
+            "grammar": "response_format" if self.structured_outputs is None else "structured_outputs",
+        }
+        require_honoured(sampling, info.engine, info.options, lambda option: names.get(option, option))
+
+    def _grammar(self) -> Grammar | None:
+        asked = self.structured_outputs or self.response_format
+        return asked.to_engine() if asked is not None else None

@@ -5,7 +5,8 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.protocol.common import MAX_INT, SamplingBody, encodable
+from server.protocol.body import MAX_INT, encodable
+from server.protocol.common import SamplingBody
 from server.protocol.invalid import refused_option
 
 Prompt = str | tuple[int, ...]

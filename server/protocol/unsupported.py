@@ -11,8 +11,6 @@ from server.protocol.invalid import refused_option
 Neutral = Mapping[str, tuple[object, ...]]
 """Field -> the values besides null that change nothing."""
 
-_ZERO: tuple[object, ...] = (0, 0.0)
-
 IN_GENERATION: Neutral = {
     # tools
     "tools": ([],),
@@ -20,9 +18,7 @@ IN_GENERATION: Neutral = {
     "functions": ([],),
     "function_call": ("none",),
     "parallel_tool_calls": (),
-    # the shape of the answer; a grammar could also steer around a guard
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
+    # the shape of the answer
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -37,23 +33,11 @@ IN_GENERATION: Neutral = {
     "include_reasoning": (),
     "thinking_token_budget": (),
     "web_search_options": (),
-    # how tokens are drawn; the second half could also be turned against a guard
-    "frequency_penalty": _ZERO,
-    "presence_penalty": _ZERO,
-    "repetition_penalty": (1, 1.0),
-    "top_k": (0, -1),
-    "min_p": _ZERO,
+    # how tokens are drawn
     "typical_p": (1, 1.0),
     "length_penalty": (1, 1.0),
     "use_beam_search": (False,),
-    "logit_bias": ({},),
     "logits_processors": ([],),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
-    "include_stop_str_in_output": (False,),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     # the prompt, and what would be shown of it
     "echo": (False,),
     "suffix": ("",),
@@ -93,6 +77,13 @@ IN_MESSAGE: Neutral = {
     "tool_call_id": (),
 }
 
+IN_STRUCTURED_OUTPUTS: Neutral = {
+    "structural_tag": (),
+    "whitespace_pattern": (),
+    "disable_any_whitespace": (False,),
+    "disable_additional_properties": (False,),
+}
+
 IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
 
 
@@ -102,7 +93,8 @@ def drop_neutral(body: object, known: Neutral) -> object:
         return body
     for name in body:
         if name in known and not _is_neutral(body[name], known[name]):
-            raise refused_option(name, "This server does not honour '{field}'; leave it out.")
+            instead = "use 'structured_outputs' instead" if name.startswith("guided_") else "leave it out"
+            raise refused_option(name, f"This server does not honour '{{field}}'; {instead}.")
     return {name: value for name, value in body.items() if name not in known}
 
 

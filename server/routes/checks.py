@@ -19,7 +19,7 @@ router = APIRouter()
 
 @router.post("/v1/checks")
 async def checks(body: CheckRequest, request: Request, services: ServicesDep, caller: CallerDep) -> dict[str, object]:
-    """Verdicts for everybody; scores, thresholds and places for operators."""
+    """The caller's own verdicts for everybody; scores, thresholds and places for operators."""
     running = services.readiness.require_ready()
     require_model(body.model, running)
     engine = services.engine
@@ -33,10 +33,11 @@ async def checks(body: CheckRequest, request: Request, services: ServicesDep, ca
         prompt = body.prompt
     scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}"))
     by_guard = {score.guard: score for score in scores}
+    modes = running.modes_for(caller)
     rows = []
     for guard in running.info.guards:
         score = by_guard.get(guard.name)
-        verdict = verdict_of(guard, score, running.modes[guard.name])
+        verdict = verdict_of(guard, score, modes[guard.name])
         assert score is not None, "a verdict needs a score"
         rows.append(_row(score, verdict, caller.is_operator))
     return {

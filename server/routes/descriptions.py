@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from guards.verdict import GuardMode
 from server.context import CallerDep, Services, ServicesDep
 from server.engines.base import GuardInfo
 from server.readiness import Running
@@ -27,9 +28,13 @@ async def model(model_id: str, services: ServicesDep) -> dict[str, object]:
 
 @router.get("/v1/guards")
 async def guards(services: ServicesDep, caller: CallerDep) -> dict[str, object]:
-    """Every attached guard. Open while verification runs or has failed, when an operator needs it most."""
+    """Every attached guard, in the mode that holds for this caller.
+
+    Open while verification runs or has failed, when an operator needs it most.
+    """
     running = services.readiness.require_running()
-    rows = [_guard(guard, running, services, caller.is_operator) for guard in running.info.guards]
+    modes = running.modes_for(caller)
+    rows = [_guard(guard, modes[guard.name], services, caller.is_operator) for guard in running.info.guards]
     return {"object": "list", "data": rows}
 
 
@@ -37,13 +42,13 @@ def _model(running: Running, created: int) -> dict[str, object]:
     return {"id": running.info.model, "object": "model", "created": created, "owned_by": "skillguard"}
 
 
-def _guard(guard: GuardInfo, running: Running, services: Services, for_operator: bool) -> dict[str, object]:
+def _guard(guard: GuardInfo, mode: GuardMode, services: Services, for_operator: bool) -> dict[str, object]:
     row: dict[str, object] = {
         "name": guard.name,
         "skill": guard.skill,
         "method": guard.method,
         "kind": guard.kind,
-        "mode": running.modes[guard.name].value,
+        "mode": mode.value,
         "scope": guard.scope.value,
         "verified": services.readiness.is_verified(guard.name),
         "frames": list(guard.frames),

@@ -73,16 +73,21 @@ def _job(
         raise InvalidRequestError(
             f"'n' times the number of prompts: got {answers}, wanted at most {config.max_answers}.", "n"
         )
+    limit = body.token_limit or config.default_max_tokens
+    if (least := body.min_tokens or 0) > limit:
+        raise InvalidRequestError(f"'min_tokens': got {least}, wanted at most the token limit, {limit}.", "min_tokens")
     # The engine's ids are made here: a caller may send one x-request-id twice at a time.
     job_id = shape.id_prefix + secrets.token_hex(16)
+    modes = running.modes_for(caller)
     requests: list[EngineRequest] = []
     for prompt in prompts:
         room = running.info.max_model_tokens - len(prompt)
         # A prompt without room is left to the engine, whose error says how long it is.
-        max_tokens = body.token_limit or max(1, min(config.default_max_tokens, room))
+        max_tokens = body.token_limit or max(1, least, min(limit, room))
         for answer in range(body.answers_per_prompt):
             sampling = body.sampling(max_tokens, answer)
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, running.modes))
+            body.require_honoured(sampling, running.info)
+            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, modes))
     return Job(
         id=job_id,
         created=int(time.time()),

@@ -39,7 +39,15 @@ def test_new_key_refuses_a_name_that_would_break_a_log_line() -> None:
 )
 def test_good_key_is_admitted(role: Role, path: str) -> None:
     caller = RING.admit(path, bearer(KEYS[role][0]))
-    assert (caller.name, caller.role) == (role.value, role)
+    assert (caller.name, caller.role, caller.shadow) == (role.value, role, ())
+
+
+def test_caller_brings_the_keys_own_shadow() -> None:
+    key, entry = new_key("ann", Role.USER, shadow=("a", "b"))
+    ring = KeyRing((USER, entry), anonymous=Role.USER)
+    assert ring.admit("/v1/models", bearer(key)).shadow == ("a", "b")
+    assert ring.admit("/v1/models", bearer(USER_KEY)).shadow == ()
+    assert ring.admit("/ready", bearer(key)).shadow == ()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +102,12 @@ def test_keys_file_is_read(tmp_path: Path) -> None:
     assert load_keys(file) == (USER, METRICS)
 
 
+def test_shadow_in_a_keys_file_may_be_left_out(tmp_path: Path) -> None:
+    bare = {name: value for name, value in ENTRY.items() if name != "shadow"}
+    other = {**bare, "name": "bob", "sha256": "0" * 64, "shadow": ["a"]}
+    assert [key.shadow for key in load_keys(written(tmp_path, {"keys": [bare, other]}))] == [(), ("a",)]
+
+
 ENTRY = USER.model_dump(mode="json")
 
 
@@ -110,10 +124,14 @@ ENTRY = USER.model_dump(mode="json")
         ({"keys": [{**ENTRY, "sha256": ENTRY["sha256"].upper()}]}, r"keys\.0\.sha256"),
         ({"keys": [{**ENTRY, "name": "a b"}]}, r"keys\.0\.name"),
         ({"keys": [{**ENTRY, "key": "sk-plain"}]}, r"keys\.0\.key"),
+        ({"keys": [{**ENTRY, "shadow": "a"}]}, r"keys\.0\.shadow.*may also have"),
+        ({"keys": [{**ENTRY, "shadow": None}]}, r"keys\.0\.shadow"),
+        ({"keys": [{**ENTRY, "shadow": [1]}]}, r"keys\.0\.shadow\.0"),
+        ({"keys": [{**ENTRY, "shadow": ["a", "a"]}]}, r"keys\.0\.shadow: .*named twice: a; name each guard once"),
         ({"keys": [ENTRY, {**ENTRY, "name": "bob"}]}, "sha256 .* is there twice"),
         ({"keys": [ENTRY, {**ENTRY, "sha256": "0" * 64}]}, "name 'user' is there twice"),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_unclear_keys_file_is_refused(tmp_path: Path, content: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import openai
+import pydantic
 import pytest
 import uvicorn
 
@@ -15,7 +16,7 @@ from guards.verdict import Stage
 from server.app import create_app
 from server.auth import Role, new_key
 from server.config import ServerConfig
-from server.engines.base import Chunk, EngineBusyError, Finish, FinishReason
+from server.engines.base import COMMON_OPTIONS, Chunk, EngineBusyError, Finish, FinishReason, Grammar, GrammarKind
 from server.engines.scripted import ScriptedEngine
 from server.engines.scripts import Script, abstention, answer, guard, hit
 
@@ -125,6 +126,37 @@ async def test_parse_raises_on_content_filter_and_not_on_refusal() -> None:
     async with client_of(engine(), abstain_style="refusal") as client:
         parsed = await client.chat.completions.parse(model="scripted", messages=[{"role": "user", "content": "cook"}])
         assert parsed.choices[0].message.refusal == TEXT
+
+
+class Dish(pydantic.BaseModel):
+    """What the client describes to the server and makes of its answer."""
+
+    name: str
+
+
+async def test_parse_sends_a_schema() -> None:
+    scripted = ScriptedEngine([Script(answer('{"name": ', '"soup"}'))])
+    messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+    async with client_of(scripted) as client:
+        parsed = await client.chat.completions.parse(model="scripted", messages=messages, response_format=Dish)
+        assert parsed.choices[0].message.parsed == Dish(name="soup")
+        grammar = scripted.submitted[0].sampling.grammar
+        assert grammar is not None
+        assert (grammar.kind, json.loads(grammar.text)["required"]) == (GrammarKind.JSON_SCHEMA, ["name"])
+    async with client_of(ScriptedEngine(options=COMMON_OPTIONS)) as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.parse(model="scripted", messages=messages, response_format=Dish)
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "response_format")
+
+
+async def test_fields_of_vllm() -> None:
+    scripted = engine()
+    async with client_of(scripted) as client:
+        extra = {"top_k": 5, "structured_outputs": {"choice": ["a", "b"]}}
+        await client.completions.create(model="scripted", prompt="hi", logit_bias={"5": -100}, extra_body=extra)
+        sampling = scripted.submitted[0].sampling
+        assert (sampling.top_k, sampling.logit_bias) == (5, {5: -100.0})
+        assert sampling.grammar == Grammar(GrammarKind.CHOICE, '["a", "b"]')
 
 
 async def test_error_style() -> None:

@@ -16,6 +16,18 @@ def message(**fields: object) -> dict[str, object]:
     return {"model": MODEL, "messages": [fields]}
 
 
+def formatted(**fields: object) -> dict[str, object]:
+    return chat(response_format=fields)
+
+
+def structured(**fields: object) -> dict[str, object]:
+    return chat(structured_outputs=fields)
+
+
+def nested(levels: int) -> dict[str, object]:
+    return {"not": nested(levels - 1)} if levels > 1 else {}
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
 
 INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
@@ -40,6 +52,88 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(max_tokens=10**30), "max_tokens", "got a larger integer."),
     (CHAT, chat(max_completion_tokens=0), "max_completion_tokens", "greater than or equal to 1"),
     (CHAT, chat(max_tokens=1, max_completion_tokens=2), "max_tokens", "name one limit and differ"),
+    (CHAT, chat(min_tokens=-1), "min_tokens", "greater than or equal to 0"),
+    (CHAT, chat(min_tokens=1.5), "min_tokens", "valid integer"),
+    (CHAT, chat(min_tokens=4, max_tokens=3), "min_tokens", "got 4, wanted at most the token limit, 3."),
+    (CHAT, chat(min_tokens=4, max_completion_tokens=3), "min_tokens", "wanted at most the token limit, 3."),
+    (CHAT, chat(min_tokens=513), "min_tokens", "got 513, wanted at most the token limit, 512."),
+    (CHAT, chat(top_k=-2), "top_k", "greater than or equal to -1"),
+    (CHAT, chat(top_k=1.0), "top_k", "valid integer"),
+    (CHAT, chat(top_k=True), "top_k", "valid integer; got true."),
+    (CHAT, chat(min_p=-0.1), "min_p", "greater than or equal to 0"),
+    (CHAT, chat(min_p=1.1), "min_p", "less than or equal to 1"),
+    (CHAT, chat(frequency_penalty=-2.1), "frequency_penalty", "greater than or equal to -2"),
+    (CHAT, chat(frequency_penalty=2.1), "frequency_penalty", "less than or equal to 2"),
+    (CHAT, chat(frequency_penalty=False), "frequency_penalty", "valid number; got false."),
+    (CHAT, chat(presence_penalty=-2.1), "presence_penalty", "greater than or equal to -2"),
+    (CHAT, chat(presence_penalty=2.1), "presence_penalty", "less than or equal to 2"),
+    (CHAT, chat(repetition_penalty=0), "repetition_penalty", "greater than 0"),
+    (CHAT, chat(repetition_penalty="1"), "repetition_penalty", "valid number"),
+    (CHAT, chat(logit_bias=[[5, 1]]), "logit_bias", "it should be an object; got a list of 1."),
+    (CHAT, chat(logit_bias={"5": 100.5}), "logit_bias[5]", "less than or equal to 100"),
+    (CHAT, chat(logit_bias={"5": -100.5}), "logit_bias[5]", "greater than or equal to -100"),
+    (CHAT, chat(logit_bias={"5": "1"}), "logit_bias[5]", "valid number"),
+    (CHAT, chat(logit_bias={"5": None}), "logit_bias[5]", "valid number; got null."),
+    (CHAT, chat(logit_bias={"cat": 1}), "logit_bias", "a token id in digits, unlike 'cat'"),
+    (CHAT, chat(logit_bias={"-1": 1}), "logit_bias", "a token id in digits, unlike '-1'"),
+    (CHAT, chat(logit_bias={"5.0": 1}), "logit_bias", "a token id in digits"),
+    (CHAT, chat(logit_bias={"05": 1}), "logit_bias", "a token id in digits"),
+    (CHAT, chat(logit_bias={"5\n": 1}), "logit_bias", "a token id in digits"),
+    (CHAT, chat(logit_bias={"\u0665": 1}), "logit_bias", "a token id in digits"),
+    (CHAT, chat(logit_bias={str(2**31): 1}), "logit_bias", "a token id in digits"),
+    (CHAT, chat(logit_bias={"": 1}), "logit_bias", "a token id in digits, unlike ''"),
+    (CHAT, chat(allowed_token_ids=[]), "allowed_token_ids", "at least 1 item"),
+    (CHAT, chat(allowed_token_ids=5), "allowed_token_ids", "valid list"),
+    (CHAT, chat(allowed_token_ids=[1, -1]), "allowed_token_ids[1]", "greater than or equal to 0"),
+    (CHAT, chat(allowed_token_ids=[True]), "allowed_token_ids[0]", "valid integer; got true."),
+    (CHAT, chat(stop_token_ids=["5"]), "stop_token_ids[0]", "valid integer; got the string '5'."),
+    (CHAT, chat(stop_token_ids=[2**31]), "stop_token_ids[0]", "less than or equal to"),
+    (CHAT, chat(bad_words="no"), "bad_words", "valid list; got the string 'no'."),
+    (CHAT, chat(bad_words=["no", ""]), "bad_words[1]", "at least 1 character"),
+    (CHAT, chat(ignore_eos=1), "ignore_eos", "valid boolean"),
+    (CHAT, chat(include_stop_str_in_output="no"), "include_stop_str_in_output", "valid boolean"),
+    (CHAT, chat(response_format="json"), "response_format", "it should be an object"),
+    (CHAT, formatted(), "response_format.type", "is missing"),
+    (CHAT, formatted(type="xml"), "response_format.type", "'text', 'json_object' or 'json_schema'"),
+    (CHAT, formatted(type="text", schema={}), "response_format.schema", "is not a field"),
+    (CHAT, formatted(type="json_schema"), "response_format.json_schema", "goes with 'type': 'json_schema'"),
+    (
+        CHAT,
+        formatted(type="json_object", json_schema={"name": "a", "schema": {}}),
+        "response_format.json_schema",
+        "no other",
+    ),
+    (CHAT, formatted(type="json_schema", json_schema={"schema": {}}), "response_format.json_schema.name", "missing"),
+    (CHAT, formatted(type="json_schema", json_schema={"name": "a"}), "response_format.json_schema.schema", "missing"),
+    (
+        CHAT,
+        formatted(type="json_schema", json_schema={"name": "a", "schema": "{}"}),
+        "response_format.json_schema.schema",
+        "it should be an object, a JSON schema; got the string '{}'.",
+    ),
+    (CHAT, structured(), "structured_outputs", "exactly one of 'json', 'regex', 'choice', 'grammar'"),
+    (CHAT, structured(json_object=False), "structured_outputs", "exactly one"),
+    (CHAT, structured(regex="a", grammar="b"), "structured_outputs", "exactly one"),
+    (CHAT, structured(json=[]), "structured_outputs.json", "it should be an object, a JSON schema; got a list of 0."),
+    (CHAT, structured(json="[]"), "structured_outputs.json", "it should be an object, a JSON schema"),
+    (CHAT, structured(json="{"), "structured_outputs.json", "an object as JSON text; got the string '{'."),
+    (CHAT, structured(json="[" * 100_000), "structured_outputs.json", "an object as JSON text"),
+    (CHAT, structured(json='{"minimum": NaN}'), "structured_outputs.json", "finite numbers only"),
+    (CHAT, structured(json=nested(65)), "structured_outputs.json", "nested at most 64 levels deep"),
+    (CHAT, structured(json='{"a": ' + "9" * 5000 + "}"), "structured_outputs.json", "an object as JSON text"),
+    (CHAT, structured(schema_text="{}"), "structured_outputs.schema_text", "is not a field"),
+    (CHAT, structured(regex=""), "structured_outputs.regex", "at least 1 character"),
+    (CHAT, structured(grammar={}), "structured_outputs.grammar", "valid string"),
+    (CHAT, structured(choice=[]), "structured_outputs.choice", "at least 1 item"),
+    (CHAT, structured(choice=["a", ""]), "structured_outputs.choice[1]", "at least 1 character"),
+    (CHAT, structured(choice="a"), "structured_outputs.choice", "valid list"),
+    (CHAT, structured(json_object=1), "structured_outputs.json_object", "valid boolean"),
+    (
+        CHAT,
+        {**structured(regex="a"), "response_format": {"type": "json_object"}},
+        "structured_outputs",
+        "send one of them",
+    ),
     (CHAT, chat(seed=-1), "seed", "greater than or equal to 0"),
     (CHAT, chat(seed="x"), "seed", "valid integer"),
     (CHAT, chat(stop=5), "stop", "a string or a list of up to 4 strings; got 5."),
@@ -86,6 +180,9 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (COMPLETIONS, completion(["a"] * 5, n=2), "n", "got 10, wanted at most 8."),
     (COMPLETIONS, completion(logprobs=6), "logprobs", "less than or equal to 5"),
     (COMPLETIONS, completion(logprobs=True), "logprobs", "valid integer"),
+    (COMPLETIONS, completion(min_tokens=4, max_tokens=3), "min_tokens", "wanted at most the token limit, 3."),
+    (COMPLETIONS, completion(top_k="all"), "top_k", "valid integer"),
+    (COMPLETIONS, completion(structured_outputs={}), "structured_outputs", "exactly one"),
     (COMPLETIONS, completion(messages=[]), "messages", "is not a field"),
     (COMPLETIONS, completion(max_completion_tokens=3), "max_completion_tokens", "is not a field"),
     (CHECKS, {"model": MODEL}, "prompt", "Send either 'prompt' or 'messages'."),
@@ -111,11 +208,6 @@ UNSUPPORTED: list[tuple[str, dict[str, object], str]] = [
     *((COMPLETIONS, completion(**{name: "other"}), name) for name in IN_GENERATION),
     (CHAT, chat(tools=[{"type": "function"}]), "tools"),
     (CHAT, chat(tool_choice="auto"), "tool_choice"),
-    (CHAT, chat(response_format={"type": "json_object"}), "response_format"),
-    (CHAT, chat(logit_bias={"5": 100}), "logit_bias"),
-    (CHAT, chat(frequency_penalty=0.1), "frequency_penalty"),
-    (CHAT, chat(frequency_penalty=False), "frequency_penalty"),
-    (CHAT, chat(presence_penalty=-2), "presence_penalty"),
     (CHAT, chat(store=True), "store"),
     (CHAT, chat(modalities=["text", "audio"]), "modalities"),
     (CHAT, chat(service_tier="flex"), "service_tier"),
@@ -128,8 +220,9 @@ UNSUPPORTED: list[tuple[str, dict[str, object], str]] = [
     (COMPLETIONS, completion(best_of=2), "best_of"),
     (COMPLETIONS, completion(best_of=1, n=2), "best_of"),
     (COMPLETIONS, completion(prompt_logprobs=0), "prompt_logprobs"),
-    (COMPLETIONS, completion(min_tokens=1), "min_tokens"),
-    (COMPLETIONS, completion(ignore_eos=True), "ignore_eos"),
+    (CHAT, structured(regex="a", whitespace_pattern=" "), "structured_outputs.whitespace_pattern"),
+    (CHAT, structured(regex="a", disable_any_whitespace=True), "structured_outputs.disable_any_whitespace"),
+    (CHAT, structured(structural_tag="{}"), "structured_outputs.structural_tag"),
 ]  # fmt: skip
 
 
@@ -140,6 +233,13 @@ async def test_option_that_is_not_honoured(path: str, body: dict[str, object], p
         assert (error["status"], error["type"]) == (400, "invalid_request_error")
         assert (error["code"], error["param"]) == ("unsupported_parameter", param)
         assert served.engine.submitted == []
+
+
+@pytest.mark.parametrize("name", ["guided_json", "guided_regex", "guided_choice", "guided_grammar"])
+async def test_older_name_leads_to_the_newer(name: str) -> None:
+    async with serving() as served:
+        assert "use 'structured_outputs' instead" in (await served.error(CHAT, chat(**{name: "x"})))["message"]
+        assert "leave it out" in (await served.error(CHAT, chat(tools="x")))["message"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +256,9 @@ async def test_option_that_is_not_honoured(path: str, body: dict[str, object], p
         (b"null", "application/json", 400, "The body"),
         (json.dumps(chat(temperature=float("nan"))).encode(), "application/json", 400, "finite number"),
         (json.dumps(chat("\ud800")).encode(), "application/json", 400, "lone surrogates"),
+        (json.dumps(structured(json={"const": "\ud800"})).encode(), "application/json", 400, "lone surrogates"),
+        (json.dumps(structured(json={"const": float("nan")})).encode(), "application/json", 400, "finite numbers"),
+        (json.dumps(chat(logit_bias={"\ud800": 1})).encode(), "application/json", 400, "a token id in digits"),
         (json.dumps(chat(model="\ud800")).encode(), "application/json", 400, "valid string"),
         (json.dumps(chat()).encode(), "text/plain", 415, "Content-Type: application/json"),
         (json.dumps(chat()).encode(), "", 415, "Content-Type: application/json"),

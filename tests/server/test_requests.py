@@ -71,10 +71,6 @@ async def test_messages_as_the_template_takes_them() -> None:
                 "n": None,
                 "tools": [],
                 "tool_choice": "none",
-                "response_format": {"type": "text"},
-                "logit_bias": {},
-                "frequency_penalty": 0,
-                "presence_penalty": 0.0,
                 "store": False,
                 "modalities": ["text"],
                 "service_tier": "auto",
@@ -86,7 +82,7 @@ async def test_messages_as_the_template_takes_them() -> None:
             },
             Sampling(max_tokens=512),
         ),
-        (COMPLETIONS, {"echo": False, "suffix": None, "top_k": -1, "min_p": 0.0}, Sampling(max_tokens=512)),
+        (COMPLETIONS, {"echo": False, "suffix": None}, Sampling(max_tokens=512)),
     ],
 )
 async def test_sampling(path: str, fields: dict[str, object], sampling: Sampling) -> None:
@@ -101,6 +97,9 @@ async def test_default_length_leaves_room_for_the_prompt() -> None:
         for prompt, expected in (("x" * 4, 60), ("x" * 5, 59), ("x" * 63, 1)):
             assert (await served.post(COMPLETIONS, completion(prompt))).status_code == 200
             assert served.engine.submitted[-1].sampling.max_tokens == expected
+        assert (await served.post(COMPLETIONS, completion("x" * 54, min_tokens=10))).status_code == 200
+        error = await served.error(COMPLETIONS, completion("x" * 55, min_tokens=10))
+        assert (error["code"], "need 65 tokens" in error["message"]) == ("context_length_exceeded", True)
 
 
 async def test_each_answer_has_its_own_seed_and_id() -> None:

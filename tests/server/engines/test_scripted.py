@@ -6,6 +6,7 @@ import pytest
 
 from guards.verdict import GuardMode, Stage
 from server.engines.base import (
+    COMMON_OPTIONS,
     Chunk,
     Engine,
     EngineBusyError,
@@ -17,6 +18,7 @@ from server.engines.base import (
     PromptError,
     PromptTooLongError,
     Sampling,
+    UnsupportedOptionError,
 )
 from server.engines.scripted import ScriptedEngine
 from server.engines.scripts import Script, abstention, answer, guard, hit
@@ -97,6 +99,17 @@ async def test_refusals() -> None:
     with pytest.raises(EngineStoppedError):
         engine.submit(request("a"))
     assert engine.submitted == []
+
+
+async def test_option_is_refused_where_it_was_not_given() -> None:
+    biased = EngineRequest("r1", (97,), Sampling(max_tokens=4, logit_bias={5: 1.0}))
+    limited = ScriptedEngine(options=COMMON_OPTIONS)
+    with pytest.raises(UnsupportedOptionError, match="does not honour 'logit_bias'") as caught:
+        limited.submit(biased)
+    assert (caught.value.param, limited.submitted) == ("logit_bias", [])
+    free = ScriptedEngine()
+    free.submit(biased)
+    assert free.submitted == [biased]
 
 
 async def test_chat_prompt_is_readable() -> None:
