@@ -58,7 +58,7 @@ class _PreActivationSite(nn.Module):
     def __init__(self, adjusters: list[Adjuster], fused: bool, positions_T: Tensor) -> None:
         super().__init__()
         self.adjusters, self.fused = nn.ModuleList(adjusters), fused
-        cells_TC = torch.full((positions_T.shape[0], len(adjusters)), torch.nan, device=positions_T.device)
+        cells_TC = torch.full((len(positions_T), len(adjusters)), torch.nan, device=positions_T.device)
         self.register_buffer("cells_TC", cells_TC, persistent=False)
         self.register_buffer("positions_T", positions_T, persistent=False)
 
@@ -147,7 +147,7 @@ class Board:
             raise GuardReadingError("got a forward pass without a position for every token: guards cannot follow it")
         self._tokens = positions.shape[0]
         self._positions_T[: self._tokens].copy_(positions)
-        for _, cells_TC in self._sites:
+        for __, cells_TC in self._sites:
             cells_TC[: self._tokens].fill_(torch.nan)
         intermediate = kwargs.get("intermediate_tensors")
         self._received = None if intermediate is None else intermediate.tensors.pop(TENSOR_KEY)

@@ -22,7 +22,11 @@ from server.engines.vllm_events import SHADOW, Event
 
 @dataclass
 class Judged:
-    """What was judged in one step. `keep_R` is False for rows whose draw vLLM discards (unfinished prompts)."""
+    """What was judged in one step, on its way to the host.
+
+    `keep_R` is False for rows whose draw vLLM discards (unfinished prompts); `counts` are the columns that count moved
+    neurons; `ready` is an event to wait for, where the results come from a GPU.
+    """
 
     request_ids: Sequence[str]
     generated_R: Any
@@ -30,21 +34,8 @@ class Judged:
     cells_RC: Tensor
     codes_RG: Tensor
     withheld_R: Tensor
-    ready: Any = None
-    counts: Sequence[int] = ()
-
-    @classmethod
-    def start(
-        cls, cells: Cells, batch: Any, rows: int, discard_R: Any, device: tuple[Tensor, Tensor, Tensor]
-    ) -> "Judged":
-        """Begins to bring a step's results to the host, without waiting for them."""
-        generated_R = (batch.num_tokens_no_spec[:rows] - batch.num_prompt_tokens[:rows]).copy()
-        on_host = [tensor.to("cpu", non_blocking=True) for tensor in device]
-        ready = None
-        if device[0].device.type == "cuda":
-            ready = torch.cuda.Event()
-            ready.record()
-        return cls(list(batch.req_ids[:rows]), generated_R, ~discard_R[:rows], *on_host, ready, cells.counts)
+    counts: Sequence[int]
+    ready: Any
 
     def events(self) -> dict[str, Event]:
         """The rows worth telling. Waits for the results."""
@@ -116,8 +107,21 @@ class GuardedSampler(nn.Module):
         if output.logprobs_tensors is not None:
             output.logprobs_tensors.logprobs.masked_fill_(withheld_R[:, None], -torch.inf)
             output.logprobs_tensors.logprob_token_ids.masked_fill_(withheld_R[:, None], self._sentinel)
-        discard_R = self._runner.discard_request_mask.np
-        self._judged = Judged.start(self._cells, batch, rows, discard_R, (cells_RC, codes_RG, withheld_R))
+        on_host = [tensor.to("cpu", non_blocking=True) for tensor in (cells_RC, codes_RG, withheld_R)]
+        ready = None
+        if cells_RC.device.type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record()
+        self._judged = Judged(
+            request_ids=list(batch.req_ids[:rows]),
+            generated_R=generated_R.copy(),
+            keep_R=~self._runner.discard_request_mask.np[:rows],
+            cells_RC=on_host[0],
+            codes_RG=on_host[1],
+            withheld_R=on_host[2],
+            counts=self._cells.counts,
+            ready=ready,
+        )
         return output
 
     def _withheld(self, codes_RG: Tensor, enforced_RG: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ The worker has replaced the token before this sees it. Here the replacement is d
 minimum length ever judges it, the answer ends at once, and what the guards said goes with the output to the front.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -13,21 +15,16 @@ from vllm.v1.request import RequestStatus
 from guards.errors import GuardReadingError
 from server.engines.vllm_events import EVENTS, STOP_REASON, Event
 
-if TYPE_CHECKING:
-    _Base = Scheduler
-else:
-    _Base = object
 
-
-class _Withholding(_Base):
-    _events: dict[str, Event] = {}  # noqa: RUF012  replaced, never changed
+class _Withholding:
+    _events: Mapping[str, Event] = MappingProxyType({})
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         events = getattr(model_runner_output, EVENTS, None)
         if events is None and any(model_runner_output.sampled_token_ids):
             raise GuardReadingError("the model runner drew tokens that no guard judged")
         self._events = events or {}
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         for of_client in outputs.values():
             for output in of_client.outputs:
                 event = self._events.get(output.request_id)
@@ -43,12 +40,12 @@ class _Withholding(_Base):
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP_REASON
             return [], True
-        return super()._update_request_with_output(request, new_token_ids, is_stale)  # type: ignore[no-any-return]
+        return super()._update_request_with_output(request, new_token_ids, is_stale)  # type: ignore[misc,no-any-return]
 
 
-class GuardedScheduler(_Withholding, Scheduler):
+class GuardedScheduler(_Withholding, Scheduler):  # type: ignore[misc]
     """For engines without asynchronous scheduling."""
 
 
-class GuardedAsyncScheduler(_Withholding, AsyncScheduler):
+class GuardedAsyncScheduler(_Withholding, AsyncScheduler):  # type: ignore[misc]
     """For engines with asynchronous scheduling."""

@@ -35,7 +35,7 @@ FAILURE_FILE = "SKILLGUARD_FAILURE_FILE"
 TESTED_RUNNERS = (CPUModelRunner,)
 
 
-class _GuardedOutput(AsyncModelRunnerOutput):
+class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
     """A step's output that is still on its way to the host, with what was judged in it."""
 
     def __init__(self, inner: AsyncModelRunnerOutput, judged: Judged) -> None:
@@ -47,7 +47,7 @@ class _GuardedOutput(AsyncModelRunnerOutput):
         return output
 
 
-class GuardedWorker(PlatformWorker):
+class GuardedWorker(PlatformWorker):  # type: ignore[misc]
     """See the module."""
 
     def load_model(self, **options: Any) -> None:
@@ -108,6 +108,10 @@ class GuardedWorker(PlatformWorker):
 
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
+        if not get_pp_group().is_first_rank:
+            # vLLM makes them in its warm-up, which it leaves out for an uncompiled model with a cache of given size.
+            tokens = config.scheduler_config.max_num_batched_tokens
+            runner.intermediate_tensors = make_empty_with_cells(tokens, config.model_config.dtype, self.device)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's worker, with what the guards said attached to the output."""
