@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from guards.errors import SkillguardError
 from server import cli_calibrate, cli_import, cli_inspect, cli_key, cli_serve
+from server.cli_engine import split_flags
+from server.engines.options import EngineFlagError
 from server.version import version
 
 COMMANDS = (cli_serve, cli_calibrate, cli_inspect, cli_import, cli_key)
@@ -24,11 +26,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments. What `serve` does not know is kept in `engine_flags`, for its engine."""
+    if argv[:1] != ["serve"]:
+        return build_parser().parse_args(argv)
+    ours, engine_flags = split_flags(argv)
+    return build_parser().parse_args(ours, argparse.Namespace(engine_flags=engine_flags))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; errors a user can cause become one line on stderr and exit status 1."""
-    args = build_parser().parse_args(argv)
+    """Runs one subcommand; errors a user can cause become one line on stderr and exit status 1, or 2 for a bad flag."""
+    args = parse(sys.argv[1:] if argv is None else list(argv))
     try:
         return int(args.run(args))
+    except EngineFlagError as error:
+        print(f"skillguard {args.command}: error: {error}", file=sys.stderr)
+        return 2
     except SkillguardError as error:
         print(f"skillguard {args.command}: error: {error}", file=sys.stderr)
         return 1

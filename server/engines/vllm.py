@@ -62,6 +62,7 @@ class VllmEngine(GuardedEngine):
     def __init__(self, options: VllmOptions) -> None:
         super().__init__(options.artifacts)
         self._options = options
+        self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
         self._stopped = False
         self._llm: AsyncLLM | None = None
@@ -80,7 +81,7 @@ class VllmEngine(GuardedEngine):
 
     def _configure(self, folder: Path) -> Any:
         """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
-        arguments = parse_flags(self._options)
+        arguments = self._arguments
         arguments.model = str(folder)
         self._disable_log_stats = bool(arguments.disable_log_stats)
         try:
