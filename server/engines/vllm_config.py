@@ -73,6 +73,8 @@ def refuse_unguardable(config: Any) -> None:
     for present, what, why in reasons:
         if present:
             raise EngineFlagError(f"{what}: not together with guards, since {why}")
+    if config.use_v2_model_runner:
+        raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
     if compilation.use_inductor_graph_partition:
         raise EngineFlagError("use_inductor_graph_partition: not together with guards, since it was not tested")
 
