@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unguarded", action="store_true", help="Serve without any guard; otherwise serving none is an error."
     )
     add_fields(parser.add_argument_group("engine transformers"), EmbeddedOptions, *_ONLY_EMBEDDED)
-    flags = "--dtype, and every flag that is not listed here, goes to vLLM: `vllm serve --help=all` lists them."
+    flags = (
+        "--dtype, and every flag that is not listed here, goes to vLLM. `skillguard serve --engine vllm --help=all` "
+        "lists vLLM's flags, `--help=max-num-seqs` explains one."
+    )
     add_fields(parser.add_argument_group("engine vllm", flags), VllmOptions, *_ONLY_VLLM)
 
 
@@ -66,7 +69,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in argv:
         if flag := _FLAG.fullmatch(word):
             name = flag[1].replace("_", "-")  # as vLLM reads its own
-            owner = ours if name in _OURS else theirs
+            owner = ours if name in _OURS and not word.startswith("--help=") else theirs
             word = name + (flag[2] or "") if owner is ours else word
         owner.append(word)
     return ours, theirs

@@ -78,6 +78,7 @@ def test_defaults_come_from_the_settings() -> None:
         ("--host-name x --por 1 --model-impl auto", "", "--host-name x --por 1 --model-impl auto"),
         ("--max_waiting 3 --max_num_seqs=3", "--max-waiting 3", "--max_num_seqs=3"),
         ("--cpu-offload-gb -1 --unguarded", "--unguarded", "--cpu-offload-gb -1"),
+        ("--help=all --help", "--help", "--help=all"),
         ("--hf-overrides {} --dtype auto", "--dtype auto", "--hf-overrides {}"),
     ],
 )

@@ -22,18 +22,18 @@ _REFUSED = {
 
 
 def parse_flags(options: VllmOptions) -> Any:
-    """vLLM's AsyncEngineArgs. Raises EngineFlagError in vLLM's own words."""
+    """vLLM's AsyncEngineArgs. Raises EngineFlagError in vLLM's own words; `--help=WHAT` prints its help and exits."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> Any:
             raise EngineFlagError(
-                f"vLLM's parser: {message}; `vllm serve --help=all` lists its flags, of which those of its HTTP server "
-                "do not apply: `skillguard serve --help` lists ours"
+                f"vLLM's parser: {message}; `skillguard serve --engine vllm --help=all` lists vLLM's flags, of which "
+                "those of its HTTP server do not apply: `skillguard serve --help` lists ours"
             )
 
-    parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False, allow_abbrev=False))
+    parser = AsyncEngineArgs.add_cli_args(Parser(prog="skillguard serve --engine vllm", allow_abbrev=False))
     default = parser.parse_args([])
     try:
         parsed = parser.parse_args(list(options.flags))

@@ -50,6 +50,17 @@ def test_a_config_file_names_no_other_model(tmp_path: Path) -> None:
         parse_flags(options("--config", str(tmp_path / "vllm.yaml")))
 
 
+def test_vllms_help_is_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    from server.engines.vllm_config import parse_flags
+
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(options("--help=all"))
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--tensor-parallel-size" in shown
+    assert "--api-key" not in shown
+
+
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
@@ -61,6 +72,7 @@ def test_a_config_file_names_no_other_model(tmp_path: Path) -> None:
         (["--enable-prompt-embeds"], "--enable-prompt-embeds"),
         (["--runner", "pooling"], "--runner"),
         (["--load-format", "dummy"], "--load-format dummy"),
+        (["--distributed-executor-backend", "external_launcher"], "--distributed-executor-backend external_launcher"),
         (["--trust-remote-code"], "--trust-remote-code"),
         (["-cc.use_inductor_graph_partition=true"], "use_inductor_graph_partition"),
     ],
