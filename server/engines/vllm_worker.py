@@ -5,6 +5,7 @@ reaches the operator through a file that the engine named, since vLLM's own repo
 """
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
 
     def load_model(self, **options: Any) -> None:
         """Loads the model and installs every guard. Raises SkillguardError, naming the reason."""
+        # Ctrl-C reaches every process of a terminal. A worker that died of it by itself would look like a failure.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._refuse_untested()
             super().load_model(**options)
