@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from guards.errors import SkillguardError
 from server import cli_calibrate, cli_import, cli_inspect, cli_key, cli_serve
 from server.cli_engine import split_flags
-from server.engines.options import EngineFlagError
+from server.engines.base import EngineFlagError
 from server.version import version
 
 COMMANDS = (cli_serve, cli_calibrate, cli_inspect, cli_import, cli_key)

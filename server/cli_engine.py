@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from server.cli_fields import add_fields, build_settings
 from server.config import ServerConfig
-from server.engines.options import EmbeddedOptions, EngineFlagError, VllmOptions
+from server.engines.base import EngineFlagError
+from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -44,6 +44,10 @@ class UnsupportedOptionError(EngineError):
         self.param = param
 
 
+class EngineFlagError(EngineError):
+    """A flag is unknown to the engine, malformed, or asks for what guards do not stand. Raised before anything runs."""
+
+
 class EngineStoppedError(EngineError):
     """The engine is stopping, or its loop died: nothing can be generated any more."""
 

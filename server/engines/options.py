@@ -5,12 +5,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from guards.errors import SkillguardError
-
-
-class EngineFlagError(SkillguardError):
-    """A flag is unknown to the engine, malformed, or asks for what guards do not stand."""
-
 
 class EmbeddedOptions(BaseModel):
     """Frozen; each default lives here and nowhere else."""

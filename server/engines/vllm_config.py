@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from server.engines.options import EngineFlagError, VllmOptions
+from server.engines.base import EngineFlagError
+from server.engines.options import VllmOptions
 from server.engines.vllm_worker import SETTINGS
 
 _GUARDS_LIVE_THERE = "skillguard sets it, since its guards live there; leave it out"

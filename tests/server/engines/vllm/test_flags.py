@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engines.options import EngineFlagError, VllmOptions
+from server.engines.base import EngineFlagError
+from server.engines.options import VllmOptions
 from tests.server.engines.vllm.live import MODEL
 
 NGRAM = json.dumps({"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3})
