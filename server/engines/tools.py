@@ -1,7 +1,7 @@
 """Tools: which there are, how they may be called, and how calls are told from an answer's text.
 
-A parser reads text that the guards already let through, and adds nothing that was not drawn except ids, and a function's
-name where the request itself fixed it.
+A parser reads text that the guards already let through, and adds nothing to it except ids, and a function's name where
+the request itself fixed that.
 """
 
 from collections.abc import Mapping
