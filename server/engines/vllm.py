@@ -37,6 +37,7 @@ from server.engines.base import (
     GrammarKind,
     Load,
     TokenLogprob,
+    ToolPlan,
     UnsupportedOptionError,
 )
 from server.engines.cells import Cells
@@ -45,8 +46,10 @@ from server.engines.options import VllmOptions
 from server.engines.rows import Row
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
+from server.engines.tools import ToolUse
 from server.engines.vllm_config import guard_settings, parse_flags, refuse_unguardable
 from server.engines.vllm_events import SHADOW, load_event
+from server.engines.vllm_tools import VllmTools
 from server.engines.vllm_worker import FAILURE_FILE
 
 _WORKER = "server.engines.vllm_worker.GuardedWorker"
@@ -67,6 +70,7 @@ class VllmEngine(GuardedEngine):
     async def start(self) -> None:
         folder = resolve_folder(self._options.model)
         self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
         llm = await asyncio.to_thread(_launch, config)
         try:
@@ -139,6 +143,7 @@ class VllmEngine(GuardedEngine):
             template_sha256=self._codec.template_sha256,
             guards=tuple(entry.describe() for entry in self._guards.values()),
             options=ALL_OPTIONS,
+            tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )
 
     def _hear(self, llm: AsyncLLM) -> None:
@@ -174,6 +179,9 @@ class VllmEngine(GuardedEngine):
 
     def submit(self, request: EngineRequest) -> AnswerStream:
         return self._run(Row(request, None))
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        return self._tools.plan(use)
 
     def load(self) -> Load:
         running = min(len(self._streams), self._max_running)
@@ -304,3 +312,5 @@ def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
             return StructuredOutputsParams(choice=json.loads(grammar.text))
         case GrammarKind.EBNF:
             return StructuredOutputsParams(grammar=grammar.text)
+        case GrammarKind.STRUCTURAL_TAG:
+            return StructuredOutputsParams(structural_tag=grammar.text)
