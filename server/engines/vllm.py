@@ -9,12 +9,14 @@ import asyncio
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import vllm
+from prometheus_client import REGISTRY, Metric
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -72,7 +74,7 @@ class VllmEngine(GuardedEngine):
         self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
         self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
-        llm = await asyncio.to_thread(_launch, config)
+        llm = await asyncio.to_thread(_launch, config, self._disable_log_stats)
         try:
             await self._take_over(llm, config, folder)
         except BaseException:
@@ -84,6 +86,7 @@ class VllmEngine(GuardedEngine):
         """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
         arguments = parse_flags(self._options)
         arguments.model = str(folder)
+        self._disable_log_stats = bool(arguments.disable_log_stats)
         try:
             config = arguments.create_engine_config()
         except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -187,6 +190,10 @@ class VllmEngine(GuardedEngine):
         running = min(len(self._streams), self._max_running)
         return Load(running=running, waiting=len(self._streams) - running)
 
+    def metrics(self) -> Iterable[Metric]:
+        """vLLM's own, which it keeps in the process's registry."""
+        return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
+
     def _run(self, row: Row) -> AnswerStream:
         request, llm = row.request, self._llm
         self._admit(request)
@@ -242,13 +249,13 @@ class VllmEngine(GuardedEngine):
             pump.cancel()
 
 
-def _launch(config: Any) -> AsyncLLM:
+def _launch(config: Any, disable_log_stats: bool) -> AsyncLLM:
     """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
     with tempfile.TemporaryDirectory() as scratch:
         failure = Path(scratch) / "failure"
         os.environ[FAILURE_FILE] = str(failure)
         try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=disable_log_stats)
         except Exception as error:
             reason = failure.read_text() if failure.is_file() else f"{error}"
             raise AttachError(f"vLLM did not start: {reason}") from error
