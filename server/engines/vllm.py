@@ -18,6 +18,7 @@ import torch
 import vllm
 from prometheus_client import REGISTRY, Metric
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -205,7 +206,7 @@ class VllmEngine(GuardedEngine):
                 _sampling_params(request, self._codec.tokenizer),
                 self._tasks,
             )
-        except ValueError as error:  # vLLM's own checks of options, grammars and token ids
+        except (ValueError, VLLMClientError) as error:  # vLLM's own checks of options, grammars and token ids
             raise UnsupportedOptionError(str(error), str(getattr(error, "parameter", None) or "sampling")) from error
         stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
         self._streams[request.request_id] = stream

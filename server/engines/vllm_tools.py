@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.exceptions import VLLMClientError
 from vllm.parser.abstract_parser import DelegatingParser
 from vllm.parser.parser_manager import ParserManager
 from vllm.renderers.chat_utils import make_tool_call_id
@@ -56,8 +57,8 @@ class VllmTools:
                 return ToolPlan(lambda: VllmToolParser(lambda: self._make(_JsonParser, use), use.parallel), grammar)
             parser, request = self._make(self._auto, use)
             request = parser.adjust_request(request)
-        except ValueError as error:  # vLLM's own checks, such as of definitions that two schemas share
-            raise UnsupportedOptionError(f"'tools': {error}", "tools") from error
+        except (ValueError, VLLMClientError) as error:  # vLLM's own checks, such as of definitions of one name
+            raise UnsupportedOptionError(f"'tools': {error.args[0]}", "tools") from error
         tag = None if request.structured_outputs is None else request.structured_outputs.structural_tag
         strict = next((index for index, tool in enumerate(use.tools) if tool.strict), None)
         if tag is None and strict is not None:
@@ -87,6 +88,8 @@ class VllmToolParser:
         self._stream: tuple[Any, Any] | None = None
         self._failed = False
         self._text = self._content = ""
+        self._token_ids: list[int] = []
+        """Those whose text has not come yet."""
         self._calls: list[ToolCall] = []
         """What was given out of each call."""
 
@@ -104,7 +107,8 @@ class VllmToolParser:
 
     def push(self, text: str, token_ids: tuple[int, ...], *, final: bool) -> ParsedPiece:
         self._text += text
-        delta = self._feed(text, token_ids, final)
+        self._token_ids += token_ids
+        delta = self._feed(text, final) if text or (final and self._text) else None
         content = (delta.content or "") if delta is not None else ""
         calls = [piece for each in (delta.tool_calls or () if delta else ()) if (piece := self._piece(each))]
         self._content += content
@@ -113,7 +117,7 @@ class VllmToolParser:
             content, calls = content + more.content, [*calls, *more.calls]
         return ParsedPiece(content, tuple(calls))
 
-    def _feed(self, text: str, token_ids: tuple[int, ...], final: bool) -> Any:
+    def _feed(self, text: str, final: bool) -> Any:
         """vLLM's delta. Nothing after a failure: the end then sends what is missing."""
         if self._failed:
             return None
@@ -121,7 +125,8 @@ class VllmToolParser:
             if self._stream is None:
                 self._stream = self._make()
             parser, request = self._stream
-            return parser.parse_delta(text, list(token_ids), request, prompt_token_ids=[], finished=final)
+            token_ids, self._token_ids = self._token_ids, []
+            return parser.parse_delta(text, token_ids, request, prompt_token_ids=[], finished=final)
         except Exception:
             self._failed = True
             logger.exception("the tool-call parser failed in a stream; the rest is sent at its end")
