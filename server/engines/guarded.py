@@ -24,10 +24,14 @@ from server.engines.base import (
     PromptError,
     PromptTooLongError,
     Sampling,
+    ToolPlan,
+    UnsupportedOptionError,
 )
 from server.engines.loaded import read_guards
 from server.engines.rows import GuardFacts, Row
 from server.engines.stream import AnswerStream
+from server.engines.template import template_message, template_tool
+from server.engines.tools import Tool, ToolUse
 
 
 class GuardedEngine(ABC):
@@ -107,11 +111,14 @@ class GuardedEngine(ABC):
     def encode_text(self, text: str) -> tuple[int, ...]:
         return self._codec.encode_text(text)
 
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         try:
-            return self._codec.encode_chat([{"role": m.role, "content": m.content} for m in messages])
+            return self._codec.encode_chat([*map(template_message, messages)], [*map(template_tool, tools)])
         except PromptRefusedError as error:
             raise PromptError(str(error)) from error
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        raise UnsupportedOptionError(f"The {self.info.engine} engine does not honour 'tools'; leave it out.", "tools")
 
     def _admit(self, request: EngineRequest) -> None:
         """Raises what `Engine.submit` raises for a request that cannot be run."""

@@ -18,6 +18,7 @@ import torch
 import vllm
 from prometheus_client import REGISTRY, Metric
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -39,6 +40,7 @@ from server.engines.base import (
     GrammarKind,
     Load,
     TokenLogprob,
+    ToolPlan,
     UnsupportedOptionError,
 )
 from server.engines.cells import Cells
@@ -47,8 +49,10 @@ from server.engines.options import VllmOptions
 from server.engines.rows import Row
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
+from server.engines.tools import ToolUse
 from server.engines.vllm_config import guard_settings, parse_flags, refuse_unguardable
 from server.engines.vllm_events import SHADOW, load_event
+from server.engines.vllm_tools import VllmTools
 from server.engines.vllm_worker import FAILURE_FILE
 
 _WORKER = "server.engines.vllm_worker.GuardedWorker"
@@ -70,6 +74,7 @@ class VllmEngine(GuardedEngine):
     async def start(self) -> None:
         folder = resolve_folder(self._options.model)
         self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
         llm = await asyncio.to_thread(_launch, config, self._disable_log_stats)
         try:
@@ -143,6 +148,7 @@ class VllmEngine(GuardedEngine):
             template_sha256=self._codec.template_sha256,
             guards=tuple(entry.describe() for entry in self._guards.values()),
             options=ALL_OPTIONS,
+            tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )
 
     def _hear(self, llm: AsyncLLM) -> None:
@@ -179,6 +185,9 @@ class VllmEngine(GuardedEngine):
     def submit(self, request: EngineRequest) -> AnswerStream:
         return self._run(Row(request, None))
 
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        return self._tools.plan(use)
+
     def load(self) -> Load:
         running = min(len(self._streams), self._max_running)
         return Load(running=running, waiting=len(self._streams) - running)
@@ -198,7 +207,7 @@ class VllmEngine(GuardedEngine):
                 _sampling_params(request, self._codec.tokenizer),
                 self._tasks,
             )
-        except ValueError as error:  # vLLM's own checks of options, grammars and token ids
+        except (ValueError, VLLMClientError) as error:  # vLLM's own checks of options, grammars and token ids
             raise UnsupportedOptionError(str(error), str(getattr(error, "parameter", None) or "sampling")) from error
         stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
         self._streams[request.request_id] = stream
@@ -312,3 +321,5 @@ def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
             return StructuredOutputsParams(choice=json.loads(grammar.text))
         case GrammarKind.EBNF:
             return StructuredOutputsParams(grammar=grammar.text)
+        case GrammarKind.STRUCTURAL_TAG:
+            return StructuredOutputsParams(structural_tag=grammar.text)
