@@ -224,14 +224,6 @@ async def test_engine_that_does_not_honour_tools(
         assert served.engine.submitted == []
 
 
-async def test_forced_choice_needs_no_option_of_the_engine() -> None:
-    """The grammar of a plan is the engine's own."""
-    scripted = ScriptedEngine([Script(answer("[[clock|{}]]"))], options=COMMON_OPTIONS, tool_choices=FORCED)
-    scripted.tool_plan = ToolPlan(ScriptedToolParser, Grammar(GrammarKind.JSON_SCHEMA, "{}"))
-    async with serving(scripted) as served:
-        assert (await served.post(CHAT, chat(tools=TOOLS, tool_choice=NAMED))).status_code == 200
-
-
 CALLS: list[tuple[str, str | None, list[dict[str, object]]]] = [
     # what the model wrote, content, calls
     ("Hello.", "Hello.", []),
