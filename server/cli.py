@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from guards.errors import SkillguardError
 from server import cli_calibrate, cli_import, cli_inspect, cli_key, cli_serve
+from server.cli_engine import split_engine_flags
 from server.version import version
 
 COMMANDS = (cli_serve, cli_calibrate, cli_inspect, cli_import, cli_key)
@@ -16,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skillguard",
         description="Takes one skill away from an open-weight language model at inference time.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"skillguard {version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -26,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; errors a user can cause become one line on stderr and exit status 1."""
-    args = build_parser().parse_args(argv)
+    args, args.engine_flags = split_engine_flags(build_parser(), argv)
     try:
         return int(args.run(args))
     except SkillguardError as error:
