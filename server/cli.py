@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; errors a user can cause become one line on stderr and exit status 1."""
-    args, args.engine_flags = split_engine_flags(build_parser(), argv)
+    args, flags = split_engine_flags(build_parser(), argv)
+    args.engine_flags = tuple(flags)
     try:
         return int(args.run(args))
     except SkillguardError as error:

@@ -36,9 +36,8 @@ def parse_flags(options: VllmOptions) -> Any:
     for name, flag in _OURS.items():
         if getattr(parsed, name) != getattr(default, name):
             raise EngineFlagError(f"{flag}: skillguard sets it, since its guards live there; leave it out")
-    arguments = AsyncEngineArgs.from_cli_args(parsed)
-    arguments.model = options.model
-    return arguments
+    parsed.model = options.model  # at once: without a network, vLLM looks for whatever model this names
+    return AsyncEngineArgs.from_cli_args(parsed)
 
 
 def refuse_unguardable(config: Any) -> None:
@@ -77,7 +76,7 @@ def refuse_unguardable(config: Any) -> None:
         raise EngineFlagError("use_inductor_graph_partition: not together with guards, since it was not tested")
 
 
-TESTED_QUANTISATION: tuple[str, ...] = ()
+TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors",)
 
 
 def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:

@@ -64,11 +64,22 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
             self._refuse_untested()
             super().load_model(**options)
             self._install(self.vllm_config)
+            self._make_intermediate_tensors(self.vllm_config)
 
     def determine_available_memory(self) -> Any:
         """Traces the model on its way, which is when a site finds that it cannot see what it reads."""
         with _told():
             return super().determine_available_memory()
+
+    def _make_intermediate_tensors(self, config: VllmConfig) -> None:
+        """Room for what the stage before sends.
+
+        vLLM makes it in its warm-up, which it leaves out for an uncompiled model with a cache of given size.
+        """
+        if not get_pp_group().is_first_rank:
+            make_empty = self.model_runner.get_model().make_empty_intermediate_tensors
+            tokens = config.scheduler_config.max_num_batched_tokens
+            self.model_runner.intermediate_tensors = make_empty(tokens, config.model_config.dtype, self.device)
 
     def _refuse_untested(self) -> None:
         runner = type(self.model_runner)
@@ -155,10 +166,6 @@ class GuardedWorker(SiteWorker):
 
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
-        if not get_pp_group().is_first_rank:
-            # vLLM makes them in its warm-up, which it leaves out for an uncompiled model with a cache of given size.
-            tokens = config.scheduler_config.max_num_batched_tokens
-            runner.intermediate_tensors = make_empty_with_cells(tokens, config.model_config.dtype, self.device)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's worker, with what the guards said attached to the output."""
