@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
@@ -21,7 +22,7 @@ class StateCollector(Collector):
         """Nothing: else the registry would call `collect` at registration, before the engine runs."""
         return []
 
-    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """One scrape."""
         readiness = self._readiness
         yield GaugeMetricFamily(
@@ -58,3 +59,4 @@ class StateCollector(Collector):
             verified.add_metric((guard.name,), readiness.is_verified(guard.name))
         yield guards
         yield verified
+        yield from self._engine.metrics()

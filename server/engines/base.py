@@ -5,10 +5,12 @@ events. It never raises for a verdict: an abstention is an outcome (`Finish`), n
 """
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Protocol
+
+from prometheus_client import Metric
 
 from guards.errors import SkillguardError
 from guards.verdict import GuardKind, GuardMode, Reading, Scope, Stage
@@ -328,4 +330,8 @@ class Engine(Protocol):
 
     def load(self) -> Load:
         """Current queue state."""
+        ...
+
+    def metrics(self) -> Iterable[Metric]:
+        """What the engine itself counts, under names of its own; read when Prometheus asks."""
         ...

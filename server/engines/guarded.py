@@ -1,8 +1,10 @@
 """What engines with real guards share: verification, one-pass checks, encoding, and who is let in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from prometheus_client import Metric
 
 from guards.canaries import disagreement
 from guards.encoding import TextCodec
@@ -55,6 +57,9 @@ class GuardedEngine(ABC):
     @abstractmethod
     def _run(self, row: Row) -> AnswerStream:
         """Refuses or queues a request at once, and returns its events."""
+
+    def metrics(self) -> Iterable[Metric]:
+        return ()
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}

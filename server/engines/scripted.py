@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from prometheus_client import Metric
+
 from server.engines.base import (
     ALL_OPTIONS,
     EngineError,
@@ -118,6 +120,9 @@ class ScriptedEngine:
             self.cancelled.append(request_id)
             raise
         return self.scores
+
+    def metrics(self) -> Iterable[Metric]:
+        return ()
 
     def load(self) -> Load:
         return self.queue

@@ -7,12 +7,14 @@ draw it, the scheduler to deliver it, and an answer's stream to pass it on.
 
 import asyncio
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import vllm
+from prometheus_client import REGISTRY, Metric
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -42,7 +44,7 @@ from server.engines.options import VllmOptions
 from server.engines.rows import Row
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
-from server.engines.vllm_config import guard_settings
+from server.engines.vllm_config import guard_settings, parse_flags
 from server.engines.vllm_events import SHADOW, load_event
 from server.engines.vllm_launch import describe, launch, make_config
 
@@ -65,7 +67,7 @@ class VllmEngine(GuardedEngine):
         folder = resolve_folder(self._options.model)
         self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
         config = await asyncio.to_thread(self._configure, folder)
-        llm = await asyncio.to_thread(launch, config)
+        llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
         try:
             await self._take_over(llm, config, folder)
         except BaseException:
@@ -75,7 +77,9 @@ class VllmEngine(GuardedEngine):
 
     def _configure(self, folder: Path) -> Any:
         """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
-        config = make_config(self._options, folder, _WORKER)
+        arguments = parse_flags(self._options)
+        self._disable_log_stats = bool(arguments.disable_log_stats)
+        config = make_config(arguments, folder, _WORKER)
         text_config = config.model_config.hf_text_config
         self._stop_ids = _stop_ids(config.model_config, self._codec.tokenizer)
         pairs = [
@@ -153,6 +157,10 @@ class VllmEngine(GuardedEngine):
     def load(self) -> Load:
         running = min(len(self._streams), self._max_running)
         return Load(running=running, waiting=len(self._streams) - running)
+
+    def metrics(self) -> Iterable[Metric]:
+        """vLLM's own, which it keeps in the process's registry."""
+        return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
 
     def _run(self, row: Row) -> AnswerStream:
         request, llm = row.request, self._llm

@@ -34,6 +34,7 @@ from server.engines.options import VllmOptions
 from server.engines.slices import assemble, plan_groups
 from server.engines.vllm import VllmEngine
 from server.engines.vllm_capture_worker import CAPTURE
+from server.engines.vllm_config import parse_flags
 from server.engines.vllm_launch import describe, launch, make_config
 from server.engines.vllm_worker import SETTINGS
 
@@ -59,7 +60,9 @@ class VllmActivations:
         self._requests = 0
         self._runner = asyncio.Runner()
         try:
-            self._config = make_config(options, self._folder, _WORKER, enable_prefix_caching=False)
+            arguments = parse_flags(options)
+            arguments.enable_prefix_caching = False
+            self._config = make_config(arguments, self._folder, _WORKER)
             self._config.additional_config = {
                 SETTINGS: {"capture": site.value, "allow_untested_runner": options.allow_untested_runner}
             }

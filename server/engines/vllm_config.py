@@ -42,9 +42,10 @@ def parse_flags(options: VllmOptions) -> Any:
 
 def refuse_unguardable(config: Any) -> None:
     """Raises EngineFlagError naming the first feature under which guards are not known to hold."""
-    parallel, compilation = config.parallel_config, config.compilation_config
-    quantisation = config.model_config.quantization
-    reasons = (
+    parallel, model, load = config.parallel_config, config.model_config, config.load_config
+    untested = "it was not tested"
+    quantisation = f"quantisation {model.quantization}"
+    refused = (
         (config.lora_config, "--enable-lora", "an adapter changes the weights that guards were calibrated on"),
         (
             config.speculative_config,
@@ -52,28 +53,33 @@ def refuse_unguardable(config: Any) -> None:
             "drafted tokens are accepted several at a time, past the position that a verdict belongs to",
         ),
         (config.kv_transfer_config, "--kv-transfer-config", "keys and values computed elsewhere were not guarded here"),
-        (parallel.data_parallel_size > 1, "--data-parallel-size", "it was not tested; start several servers instead"),
+        (config.ec_transfer_config, "--ec-transfer-config", untested),
+        (config.weight_transfer_config, "--weight-transfer-config", "weights would change under verified guards"),
+        (config.diffusion_config, "a diffusion model", "it writes many positions at a time"),
+        (config.cache_config.kv_sharing_fast_prefill, "--kv-sharing-fast-prefill", "later layers skip prompt tokens"),
+        (model.enable_sleep_mode, "--enable-sleep-mode", "weights would be loaded again unverified"),
+        (model.enable_prompt_embeds, "--enable-prompt-embeds", untested),
+        (model.runner_type != "generate", "--runner", "only generation is served"),
+        (model.is_multimodal_model, "a multimodal model", untested),
+        (model.trust_remote_code, "--trust-remote-code", "its layers' names prove nothing"),
+        (model.quantization not in (None, *TESTED_QUANTISATION), quantisation, untested),
+        (load.load_format not in ("auto", "safetensors"), f"--load-format {load.load_format}", untested),
+        (parallel.data_parallel_size > 1, "--data-parallel-size", f"{untested}; start several servers instead"),
+        (parallel.decode_context_parallel_size > 1, "--decode-context-parallel-size", untested),
+        (parallel.prefill_context_parallel_size > 1, "--prefill-context-parallel-size", untested),
+        (parallel.use_ubatching, "--enable-dbo", "two half batches would run through one set of hooks at a time"),
         (
-            getattr(config, "weight_transfer_config", None),
-            "--weight-transfer-config",
-            "weights would change under verified guards",
+            parallel.distributed_executor_backend not in (None, "mp", "uni"),
+            f"--distributed-executor-backend {parallel.distributed_executor_backend}",
+            untested,
         ),
-        (config.model_config.enable_sleep_mode, "--enable-sleep-mode", "weights would be loaded again unverified"),
-        (getattr(config.model_config, "enable_prompt_embeds", False), "--enable-prompt-embeds", "it was not tested"),
-        (config.model_config.runner_type != "generate", "--runner", "only generation is served"),
-        (
-            quantisation not in (None, *TESTED_QUANTISATION),
-            f"quantisation {quantisation}",
-            f"it was not tested (tested: {', '.join(TESTED_QUANTISATION) or 'none'})",
-        ),
-        (config.load_config.load_format == "dummy", "--load-format dummy", "its weights are made up"),
-        (config.model_config.trust_remote_code, "--trust-remote-code", "its layers' names prove nothing"),
+        (config.compilation_config.use_inductor_graph_partition, "use_inductor_graph_partition", untested),
     )
-    for present, what, why in reasons:
+    for present, what, why in refused:
         if present:
             raise EngineFlagError(f"{what}: not together with guards, since {why}")
-    if compilation.use_inductor_graph_partition:
-        raise EngineFlagError("use_inductor_graph_partition: not together with guards, since it was not tested")
+    if config.use_v2_model_runner:
+        raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
 
 
 TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors",)

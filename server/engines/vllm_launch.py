@@ -11,20 +11,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from guards.artifact import ModelIdentity
 from guards.errors import AttachError, UnsupportedModelError
 from guards.identity import tokenizer_sha256, weights_sha256
-from server.engines.options import VllmOptions
-from server.engines.vllm_config import parse_flags, refuse_unguardable
+from server.engines.vllm_config import refuse_unguardable
 from server.engines.vllm_worker import FAILURE_FILE
 
 
-def make_config(options: VllmOptions, folder: Path, worker: str, **changes: Any) -> Any:
-    """vLLM's configuration for our worker, `changes` being engine arguments that no flag may set otherwise.
-
-    Raises EngineFlagError or UnsupportedModelError.
-    """
-    arguments = parse_flags(options)
+def make_config(arguments: Any, folder: Path, worker: str) -> Any:
+    """vLLM's configuration for our worker, from its arguments. Raises EngineFlagError or UnsupportedModelError."""
     arguments.model = str(folder)
-    for name, value in changes.items():
-        setattr(arguments, name, value)
     try:
         config = arguments.create_engine_config()
     except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -34,13 +27,13 @@ def make_config(options: VllmOptions, folder: Path, worker: str, **changes: Any)
     return config
 
 
-def launch(config: Any) -> AsyncLLM:
+def launch(config: Any, disable_log_stats: bool = True) -> AsyncLLM:
     """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
     with tempfile.TemporaryDirectory() as scratch:
         failure = Path(scratch) / "failure"
         os.environ[FAILURE_FILE] = str(failure)
         try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=disable_log_stats)
         except Exception as error:
             reason = failure.read_text() if failure.is_file() else f"{error}"
             raise AttachError(f"vLLM did not start: {reason}") from error

@@ -4,7 +4,7 @@ The demo model in float32, so that the two engines differ by the order of sums a
 """
 
 import asyncio
-import importlib.util
+import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -29,31 +29,21 @@ from guards.sites import Site
 from guards.verdict import Reading
 from server.cli import main
 from server.engines.options import EmbeddedOptions, VllmOptions
-from tests.server.engines.quantised import save_int8
+from tests.server.engines.vllm.live import DEMO, MODEL
+from tests.server.engines.vllm.quantised import save_int8
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed"
-    ),
-    pytest.mark.filterwarnings("ignore"),  # vLLM's own
-]
-
-DEMO = Path(__file__).parents[3] / "artifacts" / "demo"
-SMALL = ("--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28))
-FLOAT32 = (*SMALL, "--dtype", "float32")
+EAGER = ("--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 27))
+FLOAT32 = (*EAGER, "--dtype", "float32")
 CHUNKED = ("--max-num-batched-tokens", "32", "--max-num-seqs", "4")
 """Most prompts take several passes, beside others."""
 OPTIONS = KSDOptions(frames=("chat",), max_false_abstention=0.05)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _nothing_to_fetch() -> Iterator[None]:
-    """Workers see what this sees: tests need no hub, and report nothing to anybody."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("VLLM_NO_USAGE_STATS", "1")
-        yield
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """vLLM's sockets are closed when they are collected, with warnings that belong to the test they come from."""
+    yield
+    gc.collect()
 
 
 def _sources() -> tuple[list[Source], list[Source]]:
@@ -65,7 +55,7 @@ def _sources() -> tuple[list[Source], list[Source]]:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model(DEMO / "model", "cpu", "float32")
+    return load_model(MODEL, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +93,7 @@ def _on_vllm(model: Path, *artifacts: Path, flags: tuple[str, ...]) -> Any:
 def _on_transformers(*artifacts: Path) -> Any:
     from server.engines.transformers import EmbeddedEngine
 
-    return EmbeddedEngine(EmbeddedOptions(model=str(DEMO / "model"), artifacts=artifacts, device="cpu"))
+    return EmbeddedEngine(EmbeddedOptions(model=str(MODEL), artifacts=artifacts, device="cpu"))
 
 
 def _prompts(loaded: LoadedModel, skill: str, count: int) -> list[TokenIds]:
@@ -118,7 +108,7 @@ def _verdicts(artifact: Artifact) -> list[tuple[TokenIds, bool]]:
 def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
     loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
 ) -> None:
-    with _activations(DEMO / "model", Site.KEY, *FLOAT32, *CHUNKED) as model:
+    with _activations(MODEL, Site.KEY, *FLOAT32, *CHUNKED) as model:
         assert model.identity == loaded.identity
         calibration = calibrate_ksd(model, *_sources(), OPTIONS)
     embedded.save(tmp_path / "embedded", "mathematics")
@@ -133,7 +123,7 @@ def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
         torch.testing.assert_close(theirs.tensors[name], tensor, rtol=1e-4, atol=1e-4)
     assert _verdicts(theirs) == _verdicts(ours)
     both = (tmp_path / "embedded", tmp_path / "vllm")
-    verified, readings = _serve(_on_vllm(DEMO / "model", *both, flags=FLOAT32), _prompts(loaded, "mathematics", 4))
+    verified, readings = _serve(_on_vllm(MODEL, *both, flags=FLOAT32), _prompts(loaded, "mathematics", 4))
     assert verified == {"embedded": None, "vllm": None}
     assert readings == [Reading.INSIDE] * 4
     verified, _ = _serve(_on_transformers(*both))
@@ -145,7 +135,7 @@ def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path
     calibrate_neuron_adjust(loaded, *_sources(), options).save(tmp_path / "embedded", "mathematics")
     data = DEMO / "data"
     words = [
-        *("calibrate", "neuron-adjust", "--engine", "vllm", "--model", str(DEMO / "model"), "--skill", "mathematics"),
+        *("calibrate", "neuron-adjust", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics"),
         *(
             "--forget",
             str(data / "mathematics.calibration.jsonl"),
@@ -155,7 +145,7 @@ def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path
             str(tmp_path / "vllm"),
         ),
         *("--retain", str(data / "code.calibration.jsonl"), "--retain", str(data / "facts.calibration.jsonl")),
-        *("--frame", "chat", "--fraction", "0.05", "--draw", "certain", "--dtype", "float32", *SMALL),
+        *("--frame", "chat", "--fraction", "0.05", "--draw", "certain", "--dtype", "float32", *EAGER),
     ]
     assert main(words) == 0
     ours, theirs = (read_artifact(tmp_path / name) for name in ("embedded", "vllm"))
@@ -194,7 +184,7 @@ def test_ranks_give_what_one_process_gives(
         pytest.skip("vLLM binds each rank to a core of its own")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     examples = [*_prompts(loaded, "mathematics", 20), *_prompts(loaded, "code", 20)]
-    with _activations(DEMO / "model", site, *FLOAT32, *flags, group_bytes=2_000_000) as model:
+    with _activations(MODEL, site, *FLOAT32, *flags, group_bytes=2_000_000) as model:
         for tokens in Tokens:
             wanted, got = (_collect(each, site, examples, tokens) for each in (loaded, model))
             assert got.keys() == wanted.keys()
@@ -207,8 +197,8 @@ def test_ranks_give_what_one_process_gives(
 def test_a_quantised_model_is_calibrated_and_served_as_it_is(
     loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
 ) -> None:
-    folder = save_int8(DEMO / "model", tmp_path / "int8")
-    flags = (*SMALL, "--dtype", "bfloat16")
+    folder = save_int8(MODEL, tmp_path / "int8")
+    flags = (*EAGER, "--dtype", "bfloat16")
     with _activations(folder, Site.KEY, *flags) as model:
         live = model.identity
         calibration = calibrate_ksd(model, *_sources(), OPTIONS)

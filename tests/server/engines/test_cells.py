@@ -1,0 +1,87 @@
+"""Cells: what a row of numbers says about every guard."""
+
+import math
+
+import pytest
+import torch
+
+from guards.methods import METHODS, Bound, Guard
+from guards.shard import WHOLE
+from guards.verdict import Reading
+from server.engines.cells import Cells
+from tests.guards.samples import cube, ksd, neuron_adjust
+
+TAU = 3.0  # of every sample cube
+ABOVE_TAU = float(torch.nextafter(torch.tensor(TAU), torch.tensor(4.0)))
+
+
+def cells(**guards: Guard) -> Cells:
+    bound: dict[str, Bound] = {}
+    for name, guard in guards.items():
+        method = "ksd" if hasattr(guard, "cubes") else "neuron-adjust"
+        bound[name] = METHODS[method].bind(guard, torch.device("cpu"), WHOLE)
+    return Cells(bound)
+
+
+def both() -> Cells:
+    """Layers 0 and 2 of each: columns are [cube at 0, moved at 0, cube at 2, moved at 2]."""
+    return cells(sums=ksd(cube(0), cube(2)), shift=neuron_adjust())
+
+
+def test_columns_of_a_layer_lie_together_with_detectors_first() -> None:
+    laid = both()
+    assert [(cell.guard, cell.layer) for cell in laid.all] == [("sums", 0), ("shift", 0), ("sums", 2), ("shift", 2)]
+    assert laid.at(2) == [2, 3]
+    assert laid.counts == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("row", "sums", "shift"),
+    [
+        ([TAU, 0, 9, 0], Reading.INSIDE, Reading.OUTSIDE),
+        ([9, 0, TAU, 0], Reading.INSIDE, Reading.OUTSIDE),
+        ([ABOVE_TAU, 0, 9, 5], Reading.OUTSIDE, Reading.OUTSIDE),
+        ([math.nan, 0, 1, 0], Reading.INVALID, Reading.OUTSIDE),
+        ([1, 0, math.inf, 0], Reading.INVALID, Reading.OUTSIDE),
+        ([9, math.nan, 9, 0], Reading.OUTSIDE, Reading.INVALID),
+        ([9, 1, 9, math.nan], Reading.OUTSIDE, Reading.INVALID),
+    ],
+)
+def test_what_a_row_says(row: list[float], sums: Reading, shift: Reading) -> None:
+    readings = both().readings(row)
+    assert readings["sums"][0] is sums
+    assert readings["shift"][0] is shift
+
+
+def test_an_intervention_counts_over_its_layers() -> None:
+    assert both().readings([9, 4, 9, 3])["shift"] == (Reading.OUTSIDE, (7.0,))
+
+
+@pytest.mark.parametrize("row", [[], [1.0], [1.0] * 5])
+def test_a_row_of_another_length_is_missing(row: list[float]) -> None:
+    assert both().readings(row) == {"sums": (Reading.MISSING, ()), "shift": (Reading.MISSING, ())}
+
+
+def test_fresh_memory_is_no_pass() -> None:
+    assert {reading for reading, _ in both().readings([math.nan] * 4).values()} == {Reading.INVALID}
+
+
+def test_ranks_take_the_largest_score_and_the_sum_of_counts() -> None:
+    ranks = torch.tensor([[[1.0, 2, 5, 0]], [[4.0, 3, 2, 1]]])
+    assert both().over_ranks(ranks).tolist() == [[4, 5, 5, 1]]
+
+
+@pytest.mark.parametrize("column", range(4))
+@pytest.mark.parametrize("rank", range(2))
+def test_no_rank_hides_the_nan_of_another(column: int, rank: int) -> None:
+    ranks = torch.ones(2, 3, 4)
+    ranks[rank, 1, column] = torch.nan
+    joined = both().over_ranks(ranks)
+    assert torch.isnan(joined).nonzero().tolist() == [[1, column]]
+
+
+def test_no_guard_no_cells() -> None:
+    laid = cells()
+    assert len(laid) == 0
+    assert laid.codes(torch.zeros(5, 0)).shape == (5, 0)
+    assert laid.readings([]) == {}

@@ -1,0 +1,123 @@
+"""Nothing that a request can ask for gets a token past a guard."""
+
+import json
+
+import pytest
+
+from guards.verdict import GuardMode, Stage
+from server.engines.base import FinishReason, Grammar, GrammarKind, Sampling
+from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
+
+EOS = 2  # also the sentinel's id, on this model
+SCHEMA = json.dumps({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]})
+
+OPTIONS: dict[str, Sampling] = {
+    "nothing": greedy(),
+    "one token": greedy(max_tokens=1),
+    "min_tokens": greedy(min_tokens=20),
+    "min_tokens and ignore_eos": greedy(min_tokens=20, ignore_eos=True),
+    "ignore_eos": greedy(ignore_eos=True),
+    "bias against the sentinel": greedy(logit_bias={EOS: -100.0}),
+    "bias for another token": greedy(logit_bias={300: 100.0}),
+    "sentinel not allowed": greedy(allowed_token_ids=(300, 301, 302)),
+    "only the sentinel allowed": greedy(allowed_token_ids=(EOS,)),
+    "bad words": greedy(bad_words=("Compute", "81")),
+    "repetition penalty": greedy(repetition_penalty=2.0),
+    "negative repetition": greedy(repetition_penalty=0.1),
+    "presence penalty": greedy(presence_penalty=2.0),
+    "frequency penalty": greedy(frequency_penalty=-2.0),
+    "hot": Sampling(max_tokens=24, temperature=2.0),
+    "seeded": Sampling(max_tokens=24, temperature=1.0, seed=7),
+    "top_k": Sampling(max_tokens=24, temperature=1.0, top_k=1),
+    "top_p": Sampling(max_tokens=24, temperature=1.0, top_p=0.01),
+    "min_p": Sampling(max_tokens=24, temperature=1.0, min_p=1.0),
+    "stop string": greedy(stop=("=",)),
+    "stop string included": greedy(stop=("=",), include_stop=True),
+    "stop token": greedy(stop_token_ids=(300,)),
+    "sentinel as stop token, included": greedy(stop_token_ids=(EOS,), include_stop=True),
+    "log-probabilities": greedy(logprobs=5),
+    "schema": greedy(grammar=Grammar(GrammarKind.JSON_SCHEMA, SCHEMA)),
+    "any object": greedy(grammar=Grammar(GrammarKind.JSON_OBJECT)),
+    "regex": greedy(grammar=Grammar(GrammarKind.REGEX, "[0-9]{1,3}")),
+    "choice": greedy(grammar=Grammar(GrammarKind.CHOICE, json.dumps(["81", "18"]))),
+    "grammar": greedy(grammar=Grammar(GrammarKind.EBNF, 'root ::= "81" | "18"')),
+    "all together": Sampling(
+        max_tokens=24,
+        temperature=1.5,
+        seed=1,
+        min_tokens=20,
+        ignore_eos=True,
+        logit_bias={EOS: -100.0},
+        presence_penalty=2.0,
+        frequency_penalty=2.0,
+        repetition_penalty=1.5,
+        logprobs=5,
+        stop_token_ids=(EOS,),
+    ),
+}
+MATHEMATICS_ONLY = {"ksd-en": GuardMode.SHADOW, "ksd-code": GuardMode.SHADOW}
+NOTHING_ENFORCED = {**MATHEMATICS_ONLY, "ksd-mathematics": GuardMode.SHADOW}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_gets_a_forgotten_answer_out(engine: Live, name: str) -> None:
+    sampling = OPTIONS[name]
+    calm = engine.draw(OTHERS[:1], greedy(), [MATHEMATICS_ONLY])[0]
+    prompts = (SUMS[0], SUMS[0], SUMS[1])
+    # Positive control: where the guard only watches, the same request draws tokens, and the hit is seen.
+    for answer in engine.draw(prompts, sampling, [NOTHING_ENFORCED] * 3):
+        assert answer.chunks or name == "only the sentinel allowed"
+        assert answer.finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
+        assert any(hit.score.guard == "ksd-mathematics" for hit in answer.finish.hits)
+    # The second prompt is the first again: n > 1, and a prefix already in the cache.
+    guarded = engine.draw((*prompts, OTHERS[0]), sampling, [MATHEMATICS_ONLY] * 4)
+    for answer in guarded[:3]:
+        assert answer.finish.reason is FinishReason.ABSTAIN
+        assert answer.chunks == ()
+        assert answer.finish.completion_tokens == 0
+        assert answer.finish.abstained_on is not None
+        assert answer.finish.abstained_on.score.guard == "ksd-mathematics"
+        assert answer.finish.abstained_on.score.stage is Stage.PROMPT
+        assert answer.finish.verified
+    assert guarded[3].finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
+    assert guarded[3].finish.verified
+    if sampling == greedy():
+        assert guarded[3].text == calm.text
+
+
+WRITES = "Hi there! can you tell me the young of a frog?"
+ENGLISH_WATCHED = {"ksd-en": GuardMode.SHADOW, "ksd-code": GuardMode.SHADOW, "ksd-mathematics": GuardMode.SHADOW}
+ENGLISH_ENFORCED = ENGLISH_WATCHED | {"ksd-en": GuardMode.ENFORCE}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_continues_past_a_hit_while_writing(engine: Live, name: str) -> None:
+    """ksd-en fires inside this answer: what came before is out already, nothing after it is."""
+    sampling = OPTIONS[name]
+    control, guarded = (engine.draw([WRITES], sampling, [modes])[0] for modes in (ENGLISH_WATCHED, ENGLISH_ENFORCED))
+    hits = [hit.score for hit in control.finish.hits if hit.score.guard == "ksd-en"]
+    drawn = sum(chunk.tokens for chunk in guarded.chunks)
+    assert drawn == guarded.finish.completion_tokens
+    if sampling.temperature == 0 and hits:
+        assert guarded.finish.reason is FinishReason.ABSTAIN
+        assert drawn == hits[0].position - (len(engine.chat(WRITES)) - 1)
+        assert drawn < control.finish.completion_tokens
+    if guarded.finish.reason is FinishReason.ABSTAIN:
+        hit = guarded.finish.abstained_on
+        assert hit is not None
+        assert hit.score.position == len(engine.chat(WRITES)) - 1 + drawn
+    assert guarded.finish.reason is not FinishReason.ERROR
+
+
+def test_the_writing_test_has_a_hit_while_writing(engine: Live) -> None:
+    """Without one, the test above would show nothing."""
+    answer = engine.draw([WRITES], greedy(), [ENGLISH_ENFORCED])[0]
+    assert answer.finish.abstained_on is not None
+    assert answer.finish.abstained_on.score.stage is Stage.GENERATION
+    assert answer.text
+
+
+def test_logprobs_of_a_cut_answer_end_before_the_withheld_token(engine: Live) -> None:
+    answer = engine.draw([WRITES], greedy(logprobs=3), [ENGLISH_ENFORCED])[0]
+    assert answer.finish.reason is FinishReason.ABSTAIN
+    assert sum(len(chunk.logprobs) for chunk in answer.chunks) == answer.finish.completion_tokens > 0

@@ -1,0 +1,61 @@
+"""What the scheduler does with a withheld token. Its base is imitated; the real one runs in the other tests here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from guards.errors import GuardReadingError
+from server.engines.vllm_events import EVENTS, STOP_REASON, Event, load_event
+
+
+class Base:
+    """As vLLM's scheduler: asks `_update_request_with_output` per request, and makes an output of the answer."""
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = []
+        for index, name in enumerate(model_runner_output.req_ids):
+            request = scheduler_output[name]
+            tokens, stopped = self._update_request_with_output(request, model_runner_output.sampled_token_ids[index])
+            outputs.append(
+                SimpleNamespace(request_id=name, new_token_ids=tokens, stopped=stopped, kv_transfer_params=None)
+            )
+        return {0: SimpleNamespace(outputs=outputs)}
+
+    def _update_request_with_output(self, request: Any, tokens: list[int], is_stale: bool = False) -> Any:
+        return tokens, False
+
+
+def updated(events: dict[str, Event] | None) -> Any:
+    from server.engines.vllm_scheduler import _Withholding
+
+    class Scheduler(_Withholding, Base):
+        pass
+
+    requests = {name: SimpleNamespace(request_id=name, status=None, stop_reason=None) for name in ("a", "b")}
+    output = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[2], [40]])
+    if events is not None:
+        setattr(output, EVENTS, events)
+    return requests, Scheduler().update_from_output(requests, output)[0].outputs
+
+
+def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:
+    event = Event(0, (1.0,), True)
+    requests, (first, second) = updated({"a": event})
+    assert (first.new_token_ids, first.stopped) == ([], True)
+    assert requests["a"].stop_reason == STOP_REASON
+    assert load_event(first.kv_transfer_params) == event
+    assert (second.new_token_ids, second.stopped) == ([40], False)
+    assert second.kv_transfer_params is None
+
+
+def test_an_event_without_withholding_travels_beside_its_token() -> None:
+    event = Event(0, (9.0,), False)
+    _, (first, _) = updated({"a": event})
+    assert (first.new_token_ids, first.stopped) == ([2], False)
+    assert load_event(first.kv_transfer_params) == event
+
+
+def test_tokens_that_nobody_judged_are_an_error() -> None:
+    with pytest.raises(GuardReadingError, match="no guard judged"):
+        updated(None)

@@ -1,0 +1,125 @@
+"""The same verdicts however vLLM splits, cuts and repeats the work."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from guards.verdict import GuardMode, Reading
+from server.engines.base import Engine, FinishReason
+from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
+
+DETECTORS = ("ksd-mathematics", "ksd-code", "ksd-zh")
+CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
+VARIANTS: dict[str, Sequence[str]] = {
+    "compiled": (),
+    "two tensor-parallel ranks": ("--tensor-parallel-size", "2"),
+    "two tensor-parallel ranks, uncompiled": ("--tensor-parallel-size", "2", "--enforce-eager"),
+    "two pipeline stages": ("--pipeline-parallel-size", "2"),
+    "two pipeline stages, uncompiled": ("--pipeline-parallel-size", "2", "--enforce-eager"),
+    "chunks of 16 tokens": CHUNKED,
+}
+
+
+@contextmanager
+def bound_to_cores(flags: Sequence[str]) -> Iterator[None]:
+    """Two workers on one memory node have to be told which core is whose."""
+    if not any("parallel" in flag for flag in flags):
+        yield
+        return
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+    try:
+        yield
+    finally:
+        del os.environ["VLLM_CPU_OMP_THREADS_BIND"]
+
+
+def prompts(running: Live, per_skill: int = 12) -> list[tuple[int, ...]]:
+    """Held-out prompts of every skill of the demo, in the chat frame."""
+    found = []
+    for path in sorted((DEMO / "data").glob("*.test.jsonl")):
+        lines = path.read_text().splitlines()[:per_skill]
+        found += [running.chat(json.loads(line)["prompt"]) for line in lines]
+    return found
+
+
+def verdicts(running: Live, ids: Sequence[tuple[int, ...]]) -> list[dict[str, tuple[Reading, float]]]:
+    return [{name: (s.reading, s.score) for name, s in found.items()} for found in running.scores(ids)]
+
+
+def same(got: list[dict[str, tuple[Reading, float]]], wanted: list[dict[str, tuple[Reading, float]]]) -> None:
+    for here, there in zip(got, wanted, strict=True):
+        assert here.keys() == there.keys()
+        for name, (reading, score) in here.items():
+            assert reading is there[name][0], name
+            assert score == pytest.approx(there[name][1], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def wanted() -> Iterator[tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]]:
+    """What the embedded engine says."""
+    with live(embedded(*DETECTORS)) as running:
+        ids = prompts(running)
+        found = verdicts(running, ids)
+        assert {reading for each in found for reading, _ in each.values()} == {Reading.INSIDE, Reading.OUTSIDE}
+        yield ids, found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_verdicts_are_the_same(
+    variant: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
+) -> None:
+    flags = VARIANTS[variant]
+    with bound_to_cores(flags), live(on_vllm(*DETECTORS, flags=flags)) as running:
+        ids, there = wanted
+        same(verdicts(running, ids), there)
+        same(verdicts(running, ids), there)  # now out of a warm prefix cache
+
+
+@pytest.mark.parametrize("flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2")])
+def test_an_intervention_moves_the_same_neurons(flags: Sequence[str]) -> None:
+    def make(flags: Sequence[str] | None) -> Engine:
+        return (embedded("na-mathematics") if flags is None else on_vllm("na-mathematics", flags=flags))()
+
+    answers = []
+    for each in (None, flags):
+        with bound_to_cores(each or ()), live(lambda each=each: make(each)) as running:  # type: ignore[misc]
+            ids = prompts(running, per_skill=3)
+            answers.append([(a.text, a.finish.neurons_shifted) for a in running.draw(ids, greedy())])
+    for (text, moved), (other, also_moved) in zip(*answers, strict=True):
+        assert text == other
+        assert moved == pytest.approx(also_moved, abs=3)
+    assert all(moved for _, moved in answers[0])
+
+
+def test_preempted_answers_are_judged_as_others() -> None:
+    """A cache of a few blocks: answers are set aside and computed again, from prompt and what was drawn."""
+    cache = ("--block-size", "32", "--num-gpu-blocks-override", "12", "--max-model-len", "256")
+    flags = ("--enforce-eager", "--no-enable-prefix-caching", *cache)
+    shadow = dict.fromkeys(("ksd-mathematics", "ksd-en"), GuardMode.SHADOW)
+    long = greedy(max_tokens=120, ignore_eos=True)
+    with live(embedded("ksd-mathematics", "ksd-en")) as running:
+        ids = prompts(running, per_skill=1)
+    with live(on_vllm("ksd-mathematics", "ksd-en", flags=flags)) as running:
+        alone = [running.draw([prompt], long, [shadow])[0] for prompt in ids]
+        before = preemptions(running)
+        together = running.draw(ids, long, [shadow] * len(ids))
+        assert preemptions(running) > before, "nothing was preempted, so nothing is shown"
+    for one, other in zip(alone, together, strict=True):
+        assert one.finish.reason is other.finish.reason is FinishReason.LENGTH
+        assert other.finish.verified
+        assert one.text == other.text
+        hits = [[(hit.score.guard, hit.score.position) for hit in each.finish.hits] for each in (one, other)]
+        assert hits[0] == hits[1]
+
+
+def preemptions(running: Live) -> float:
+    """What vLLM counted so far."""
+    return sum(
+        float(sample.value)
+        for metric in running.engine.metrics()
+        for sample in metric.samples
+        if sample.name == "vllm:num_preemptions_total"
+    )
