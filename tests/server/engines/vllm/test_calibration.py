@@ -29,11 +29,10 @@ from guards.sites import Site
 from guards.verdict import Reading
 from server.cli import main
 from server.engines.options import EmbeddedOptions, VllmOptions
-from tests.server.engines.vllm.live import DEMO, MODEL
+from tests.server.engines.vllm.live import DEMO, MODEL, SMALL
 from tests.server.engines.vllm.quantised import save_int8
 
-EAGER = ("--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 27))
-FLOAT32 = (*EAGER, "--dtype", "float32")
+EAGER = ("--enforce-eager", *SMALL)
 CHUNKED = ("--max-num-batched-tokens", "32", "--max-num-seqs", "4")
 """Most prompts take several passes, beside others."""
 OPTIONS = KSDOptions(frames=("chat",), max_false_abstention=0.05)
@@ -108,7 +107,7 @@ def _verdicts(artifact: Artifact) -> list[tuple[TokenIds, bool]]:
 def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
     loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
 ) -> None:
-    with _activations(MODEL, Site.KEY, *FLOAT32, *CHUNKED) as model:
+    with _activations(MODEL, Site.KEY, *EAGER, *CHUNKED) as model:
         assert model.identity == loaded.identity
         calibration = calibrate_ksd(model, *_sources(), OPTIONS)
     embedded.save(tmp_path / "embedded", "mathematics")
@@ -123,7 +122,7 @@ def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
         torch.testing.assert_close(theirs.tensors[name], tensor, rtol=1e-4, atol=1e-4)
     assert _verdicts(theirs) == _verdicts(ours)
     both = (tmp_path / "embedded", tmp_path / "vllm")
-    verified, readings = _serve(_on_vllm(MODEL, *both, flags=FLOAT32), _prompts(loaded, "mathematics", 4))
+    verified, readings = _serve(_on_vllm(MODEL, *both, flags=EAGER), _prompts(loaded, "mathematics", 4))
     assert verified == {"embedded": None, "vllm": None}
     assert readings == [Reading.INSIDE] * 4
     verified, _ = _serve(_on_transformers(*both))
@@ -145,7 +144,7 @@ def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path
             str(tmp_path / "vllm"),
         ),
         *("--retain", str(data / "code.calibration.jsonl"), "--retain", str(data / "facts.calibration.jsonl")),
-        *("--frame", "chat", "--fraction", "0.05", "--draw", "certain", "--dtype", "float32", *EAGER),
+        *("--frame", "chat", "--fraction", "0.05", "--draw", "certain", *EAGER),
     ]
     assert main(words) == 0
     ours, theirs = (read_artifact(tmp_path / name) for name in ("embedded", "vllm"))
@@ -172,9 +171,9 @@ def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], token
 @pytest.mark.parametrize(
     ("site", "flags"),
     [
-        (Site.PRE_ACTIVATION, ("--tensor-parallel-size", "2", *CHUNKED)),
+        (Site.PRE_ACTIVATION, ("--enforce-eager", "--tensor-parallel-size", "2", *CHUNKED)),
         (Site.KEY, ("--tensor-parallel-size", "2")),
-        (Site.KEY, ("--pipeline-parallel-size", "2")),
+        (Site.KEY, ("--enforce-eager", "--pipeline-parallel-size", "2")),
     ],
 )
 def test_ranks_give_what_one_process_gives(
@@ -184,7 +183,7 @@ def test_ranks_give_what_one_process_gives(
         pytest.skip("vLLM binds each rank to a core of its own")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     examples = [*_prompts(loaded, "mathematics", 20), *_prompts(loaded, "code", 20)]
-    with _activations(MODEL, site, *FLOAT32, *flags, group_bytes=2_000_000) as model:
+    with _activations(MODEL, site, *SMALL, *flags, group_bytes=2_000_000) as model:
         for tokens in Tokens:
             wanted, got = (_collect(each, site, examples, tokens) for each in (loaded, model))
             assert got.keys() == wanted.keys()
@@ -198,7 +197,7 @@ def test_a_quantised_model_is_calibrated_and_served_as_it_is(
     loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
 ) -> None:
     folder = save_int8(MODEL, tmp_path / "int8")
-    flags = (*EAGER, "--dtype", "bfloat16")
+    flags = (*EAGER, "--dtype", "bfloat16")  # of two, vLLM takes the later
     with _activations(folder, Site.KEY, *flags) as model:
         live = model.identity
         calibration = calibrate_ksd(model, *_sources(), OPTIONS)
