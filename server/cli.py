@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from guards.errors import SkillguardError
 from server import cli_calibrate, cli_import, cli_inspect, cli_key, cli_serve
-from server.cli_engine import split_flags
+from server.cli_engine import own_flags, split_flags
 from server.engines.base import EngineFlagError
 from server.version import version
 
 COMMANDS = (cli_serve, cli_calibrate, cli_inspect, cli_import, cli_key)
+WITH_ENGINE = ("serve", "calibrate")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skillguard",
         description="Takes one skill away from an open-weight language model at inference time.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"skillguard {version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -27,11 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments. What `serve` does not know is kept in `engine_flags`, for its engine."""
-    if argv[:1] != ["serve"]:
-        return build_parser().parse_args(argv)
-    ours, engine_flags = split_flags(argv)
-    return build_parser().parse_args(ours, argparse.Namespace(engine_flags=engine_flags))
+    """The parsed arguments. What a command that runs an engine does not know is kept in `engine_flags`, for it."""
+    parser = build_parser()
+    if not argv or argv[0] not in WITH_ENGINE:
+        return parser.parse_args(argv)
+    ours, engine_flags = split_flags(argv, own_flags(parser, argv[0]))
+    return parser.parse_args(ours, argparse.Namespace(engine_flags=tuple(engine_flags)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,16 +1,15 @@
-"""Which engine `skillguard serve` runs, and whose flag is whose. Imports an engine only to create it."""
+"""Which engine a command runs, and whose flag is whose. Imports an engine only to create it."""
 
 import argparse
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.cli_fields import add_fields, build_settings
-from server.config import ServerConfig
 from server.engines.base import EngineFlagError
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
@@ -25,8 +24,6 @@ DEMO_DTYPE = "float32"
 _SHARED = [name for name in EmbeddedOptions.model_fields if name in VllmOptions.model_fields]
 _ONLY_EMBEDDED = [name for name in EmbeddedOptions.model_fields if name not in _SHARED]
 _ONLY_VLLM = [name for name in VllmOptions.model_fields if name not in (*_SHARED, "flags")]
-_OURS = {f"--{name.replace('_', '-')}" for name in (*_SHARED, *_ONLY_EMBEDDED, *_ONLY_VLLM, *ServerConfig.model_fields)}
-_OURS |= {"--engine", "--unguarded", "--help", "-h"}
 _ON_VLLM = {
     "max_model_tokens": "--max-model-len",
     "max_running": "--max-num-seqs",
@@ -58,7 +55,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fields(parser.add_argument_group("engine vllm", flags), VllmOptions, *_ONLY_VLLM)
 
 
-def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def own_flags(parser: argparse.ArgumentParser, command: str) -> set[str]:
+    """Every flag that a command of ours knows, those of its subcommands included."""
+    found: set[str] = set()
+
+    def visit(node: argparse.ArgumentParser) -> None:
+        for action in node._actions:
+            found.update(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                for child in action.choices.values():
+                    visit(child)
+
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    visit(commands.choices[command])
+    return found
+
+
+def split_flags(argv: Sequence[str], own: Collection[str]) -> tuple[list[str], list[str]]:
     """Our words, and those for the engine. A word that is no flag belongs to the flag before it.
 
     argparse cannot do this: it takes `--flag={"a": 1}` for a value because of the space, and an option of ours that
@@ -70,7 +83,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in argv:
         if flag := _FLAG.fullmatch(word):
             name = flag[1].replace("_", "-")  # as vLLM reads its own
-            owner = ours if name in _OURS and not word.startswith("--help=") else theirs
+            owner = ours if name in own and not word.startswith("--help=") else theirs
             word = name + (flag[2] or "") if owner is ours else word
         owner.append(word)
     return ours, theirs

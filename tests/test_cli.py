@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from server.auth import load_keys
-from server.cli import main, parse
-from server.cli_engine import engine_options, split_flags
+from server.cli import build_parser, main, parse
+from server.cli_engine import engine_options, own_flags, split_flags
 from server.cli_fields import build_settings
 from server.config import ServerConfig
 from server.engines.options import VllmOptions
 from server.errors import ConfigError
+
+OWN = own_flags(build_parser(), "serve")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -83,12 +85,12 @@ def test_defaults_come_from_the_settings() -> None:
     ],
 )
 def test_every_word_goes_to_whom_it_belongs(words: str, ours: str, theirs: str) -> None:
-    assert split_flags(words.split()) == (ours.split(), theirs.split())
+    assert split_flags(words.split(), OWN) == (ours.split(), theirs.split())
 
 
 def test_a_space_within_a_word_does_not_make_it_somebody_elses() -> None:
     json_flag, text = '--hf-overrides={"a": 1}', "- not here -"
-    assert split_flags(["--artifacts", "a", json_flag, "--abstain-text", text, "--port=0"]) == (
+    assert split_flags(["--artifacts", "a", json_flag, "--abstain-text", text, "--port=0"], OWN) == (
         ["--artifacts", "a", "--abstain-text", text, "--port=0"],
         [json_flag],
     )

@@ -71,8 +71,8 @@ class GuardedEngine(ABC):
         for name, entry in self._guards.items():
             result[name] = None
             for index, canary in enumerate(entry.artifact.manifest.canaries):
-                row = await self._probe(canary.token_ids, f"canary-{name}-{index}")
-                reading, scores = row.prompt_parts.get(name, (Reading.MISSING, ()))
+                readings = await self.read(canary.token_ids, f"canary-{name}-{index}")
+                reading, scores = readings[name]
                 trouble = disagreement(
                     canary,
                     reading,
@@ -85,6 +85,13 @@ class GuardedEngine(ABC):
                     result[name] = f"canary {index}: {trouble}"
                     break
         return result
+
+    async def read(
+        self, prompt_token_ids: tuple[int, ...], request_id: str
+    ) -> Mapping[str, tuple[Reading, tuple[float, ...]]]:
+        """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
+        row = await self._probe(prompt_token_ids, request_id)
+        return {name: row.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
         row = await self._probe(prompt_token_ids, request_id)

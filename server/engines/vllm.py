@@ -7,8 +7,6 @@ draw it, the scheduler to deliver it, and an answer's stream to pass it on.
 
 import asyncio
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -24,10 +22,9 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from guards.artifact import ModelIdentity
 from guards.encoding import TextCodec
-from guards.errors import AttachError, UnsupportedModelError
-from guards.identity import refuse_mismatch, tokenizer_sha256, weights_sha256
+from guards.errors import UnsupportedModelError
+from guards.identity import refuse_mismatch
 from guards.loading import load_tokenizer, resolve_folder
 from guards.shard import WHOLE
 from guards.verdict import GuardMode, Verdict
@@ -50,10 +47,10 @@ from server.engines.rows import Row
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
 from server.engines.tools import ToolUse
-from server.engines.vllm_config import guard_settings, parse_flags, refuse_unguardable
+from server.engines.vllm_config import guard_settings, parse_flags
 from server.engines.vllm_events import SHADOW, load_event
+from server.engines.vllm_launch import describe, launch, make_config
 from server.engines.vllm_tools import VllmTools
-from server.engines.vllm_worker import FAILURE_FILE
 
 _WORKER = "server.engines.vllm_worker.GuardedWorker"
 _SCHEDULER = "server.engines.vllm_scheduler.GuardedScheduler"
@@ -76,7 +73,7 @@ class VllmEngine(GuardedEngine):
         self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
         self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
-        llm = await asyncio.to_thread(_launch, config, self._disable_log_stats)
+        llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
         try:
             await self._take_over(llm, config, folder)
         except BaseException:
@@ -87,13 +84,8 @@ class VllmEngine(GuardedEngine):
     def _configure(self, folder: Path) -> Any:
         """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
         arguments = self._arguments
-        arguments.model = str(folder)
         self._disable_log_stats = bool(arguments.disable_log_stats)
-        try:
-            config = arguments.create_engine_config()
-        except (ValueError, NotImplementedError, RuntimeError) as error:
-            raise UnsupportedModelError(f"vLLM does not take this: {error}") from error
-        refuse_unguardable(config)
+        config = make_config(arguments, folder, _WORKER)
         text_config = config.model_config.hf_text_config
         self._stop_ids = _stop_ids(config.model_config, self._codec.tokenizer)
         pairs = [
@@ -101,7 +93,6 @@ class VllmEngine(GuardedEngine):
             for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
         ]
         config.additional_config = guard_settings(pairs, min(self._stop_ids), self._options)
-        config.parallel_config.worker_cls = _WORKER
         asynchronous = config.scheduler_config.async_scheduling
         config.scheduler_config.scheduler_cls = _ASYNC_SCHEDULER if asynchronous else _SCHEDULER
         self._vocabulary = int(text_config.vocab_size)
@@ -112,22 +103,7 @@ class VllmEngine(GuardedEngine):
 
     async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
         """Compares what runs with the artifacts. Raises AttachError or ArtifactMismatchError."""
-        ranks = await llm.collective_rpc("describe")
-        covered = sorted({layer for rank in ranks for layer in rank["here"]})
-        if covered != list(range(ranks[0]["layers"])):
-            raise AttachError(f"vLLM's ranks hold blocks {covered}, the model has {ranks[0]['layers']}")
-        weights = await asyncio.to_thread(weights_sha256, folder)
-        identity = ModelIdentity.model_validate(
-            {
-                "architecture": config.model_config.architectures[0],
-                "layers": ranks[0]["layers"],
-                "d_model": ranks[0]["d_model"],
-                "d_ff": ranks[0]["d_ff"],
-                "dtype": str(config.model_config.dtype).removeprefix("torch."),
-                "tokenizer_sha256": tokenizer_sha256(folder),
-                "weights_sha256": weights,
-            }
-        )
+        identity = await describe(llm, config, folder)
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, identity)
         bound = {
@@ -249,20 +225,6 @@ class VllmEngine(GuardedEngine):
         pump = self._pumps.pop(request_id, None)
         if pump is not None and not finished:
             pump.cancel()
-
-
-def _launch(config: Any, disable_log_stats: bool) -> AsyncLLM:
-    """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        failure = Path(scratch) / "failure"
-        os.environ[FAILURE_FILE] = str(failure)
-        try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=disable_log_stats)
-        except Exception as error:
-            reason = failure.read_text() if failure.is_file() else f"{error}"
-            raise AttachError(f"vLLM did not start: {reason}") from error
-        finally:
-            del os.environ[FAILURE_FILE]
 
 
 def _stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:

@@ -45,9 +45,8 @@ def parse_flags(options: VllmOptions) -> Any:
     for name, instead in _REFUSED.items():
         if getattr(parsed, name) != getattr(default, name):
             raise EngineFlagError(f"--{name.replace('_', '-')}: {instead}")
-    arguments = AsyncEngineArgs.from_cli_args(parsed)
-    arguments.model = options.model
-    return arguments
+    parsed.model = options.model  # at once: without a network, vLLM looks for whatever model this names
+    return AsyncEngineArgs.from_cli_args(parsed)
 
 
 def refuse_unguardable(config: Any) -> None:
@@ -92,7 +91,7 @@ def refuse_unguardable(config: Any) -> None:
         raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
 
 
-TESTED_QUANTISATION: tuple[str, ...] = ()
+TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors",)
 
 
 def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:

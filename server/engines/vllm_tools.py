@@ -20,10 +20,9 @@ from vllm.tokenizers.hf import get_cached_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 from vllm.tool_parsers.utils import get_json_schema_from_tools
 
-from server.engines.base import Grammar, GrammarKind, ToolPlan, UnsupportedOptionError
+from server.engines.base import EngineFlagError, Grammar, GrammarKind, ToolPlan, UnsupportedOptionError
 from server.engines.template import template_tool
 from server.engines.tools import Parsed, ParsedPiece, ToolCall, ToolCallPiece, ToolChoice, ToolUse
-from server.engines.vllm_config import EngineFlagError
 
 logger = logging.getLogger("skillguard.server")
 
