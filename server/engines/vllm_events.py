@@ -7,7 +7,7 @@ intervention moved a neuron. Silence about any other row says that every guard r
 from typing import Any, NamedTuple
 
 EVENTS = "skillguard_events"
-"""Attribute of vLLM's ModelRunnerOutput: request id -> Event. Its absence says that nothing was judged."""
+"""Attribute of vLLM's ModelRunnerOutput: the step's `Told`. Its absence says that nothing was judged."""
 STOP_REASON = "skillguard"
 """vLLM's `stop_reason` of an answer whose token was withheld."""
 PARAMS_KEY = "skillguard"
@@ -26,6 +26,13 @@ class Event(NamedTuple):
     def dump(self) -> dict[str, Any]:
         """For vLLM's message format."""
         return {PARAMS_KEY: [self.generated, list(self.cells), self.withheld]}
+
+
+class Told(NamedTuple):
+    """One step: the requests whose rows were judged, and what was worth telling of them."""
+
+    judged: frozenset[str]
+    events: dict[str, Event]
 
 
 def load_event(params: Any) -> Event | None:

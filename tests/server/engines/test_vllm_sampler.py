@@ -28,7 +28,11 @@ class Inner(nn.Module):
 
     def forward(self, logits: Tensor, sampling_metadata: Any) -> Any:
         rows = logits.shape[0]
-        logprobs = SimpleNamespace(logprobs=torch.full((rows, 3), -0.5), logprob_token_ids=torch.full((rows, 3), DRAWN))
+        logprobs = SimpleNamespace(
+            logprobs=torch.full((rows, 3), -0.5),
+            logprob_token_ids=torch.full((rows, 3), DRAWN),
+            selected_token_ranks=torch.ones(rows),
+        )
         tokens = torch.full((rows, 1), DRAWN, dtype=torch.int32)
         return SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=logprobs if sampling_metadata else None)
 
@@ -106,7 +110,9 @@ def test_what_is_told() -> None:
     draw(under_test, row(), row(), row(a=IN), row(moved=2.0), row(a=IN), row(b=BROKEN))
     judged = under_test.take()
     assert judged is not None
-    events = judged.events()
+    told = judged.told()
+    assert told.judged == {f"r{index}" for index in range(6)}
+    events = told.events
     assert {name: (event.generated, event.withheld) for name, event in events.items()} == {
         "r0": (0, False),  # every prompt is told
         "r2": (3, True),
