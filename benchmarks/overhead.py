@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead [--rows NAME ...] [--rounds N] [--eager] [--dtype bfloat16] [--work DIR]
 
-Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler. Guarded is our engine, whose guards never fire,
-so that both do the same work. Both run at the same time with the same flags, on a Llama of random weights which is
+Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler. Guarded is our engine with guards that never
+fire, so that both do the same work. Both run at the same time with the same flags, on a Llama of random weights that is
 written first, and are asked in turns, ABBA, while the other one idles: the same random prompts at once, greedily, each
 read to its end as text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngine.submit (detokenised
 by us) here. `ratio` is the median over pairs of rounds of guarded over unguarded tokens a second, drawn ones where
@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,9 +78,7 @@ def vllm_itself(llm: Any) -> Ask:
     from vllm.sampling_params import RequestOutputKind
 
     async def one(prompt: tuple[int, ...], drawn: int, name: str) -> None:
-        options = SamplingParams(
-            max_tokens=drawn, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-        )
+        options = SamplingParams(max_tokens=drawn, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
         tokens = 0
         async for output in llm.generate(tokens_input(list(prompt)), options, name):
             tokens += len(output.outputs[0].token_ids)
@@ -141,7 +140,7 @@ async def alternate(plain: Ask, guarded: Ask, load: Workload, rounds: int) -> tu
 
 def summarise(load: Workload, plain: Sequence[float], guarded: Sequence[float]) -> dict[str, Any]:
     """One row's figures from the seconds of paired rounds."""
-    same = [first / second for first, second in zip(plain, plain[1:], strict=False)]
+    same = [first / second for first, second in pairwise(plain)]
     return {
         **interval([p / g for p, g in zip(plain, guarded, strict=True)]),
         "unguarded_tokens_per_second": round(load.tokens / median(plain), 1),

@@ -63,8 +63,8 @@ def _tokenizer() -> Any:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<|end|>", *letters, *(f"Ġw{index}" for index in range(VOCABULARY - len(letters) - 1))]
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[END], bos_token=words[END])
 
 
