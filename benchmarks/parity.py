@@ -1,6 +1,6 @@
 """Whether vLLM's verdicts are the embedded engine's, on real prompts and however vLLM runs the model.
 
-    python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M]
+    python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M] [--work DIR]
 
 Guards are calibrated first, by the project's own calibration: Key Space Detection of four skills, and Neuron Adjust of
 one, which is served by itself since it changes what the others read. Prompts are a quarter each GSM8K test, MBPP
@@ -43,7 +43,7 @@ from server.engines.options import EmbeddedOptions, VllmOptions
 
 SKILLS = ("mathematics", "code", "language-es", "language-zh")
 ADJUSTED = "mathematics"
-FORGET_LIMIT = 2000
+FORGET_LIMIT = 600
 MARGIN = 1e-3
 """Of tau, in float32: a thousand times its rounding, a hundredth of what separates a canary from tau."""
 AT_A_TIME = 64
@@ -64,7 +64,6 @@ class Variant:
     answers: int = 0
 
 
-TINY_CACHE = str(3 << 20)
 VARIANTS: Mapping[str, Variant] = {
     "compiled": Variant(),
     "eager": Variant(("--enforce-eager",)),
@@ -73,7 +72,7 @@ VARIANTS: Mapping[str, Variant] = {
     "chunks of 16 tokens": Variant(("--max-num-batched-tokens", "16", "--max-num-seqs", "4")),
     "prefix cached": Variant(("--block-size", "32"), twice=True, proof="cached_tokens"),
     "preempted": Variant(
-        ("--block-size", "32", "--max-model-len", "256", "--kv-cache-memory-bytes", TINY_CACHE),
+        ("--block-size", "32", "--max-model-len", "512", "--kv-cache-memory-bytes", str(4 << 20)),
         proof="preemptions",
         answers=48,
     ),
@@ -119,20 +118,27 @@ def read_prompts(data: Path, codec: TextCodec, count: int) -> list[Ids]:
 
 
 def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Path], list[Path]]:
-    """Writes the detectors and the intervention; returns what encodes prompts, and both lists of artifacts."""
+    """Writes the detectors and the intervention that are not there yet.
+
+    Returns what encodes prompts, and both lists of artifacts.
+    """
     loaded = load_model(model, "cpu", "float32")
     every = skills(data)
     detectors = []
     for skill in (each for each in every if each.name in SKILLS):
+        detectors.append(folder / f"ksd-{skill.name}")
+        if detectors[-1].exists():
+            continue
         forget, retain = [read_source(skill.train, limit=FORGET_LIMIT)], retain_sources(data, skill, every)
         calibration = calibrate_ksd(loaded, forget, retain, KSDOptions(frames=(FRAME,)))
-        calibration.save(folder / f"ksd-{skill.name}", skill.name)
-        detectors.append(folder / f"ksd-{skill.name}")
-    (adjusted,) = (each for each in every if each.name == ADJUSTED)
-    forget, retain = [read_source(adjusted.train, limit=RETAIN_LIMIT)], retain_sources(data, adjusted, every)
-    intervention = calibrate_neuron_adjust(loaded, forget, retain, NeuronAdjustOptions(frames=(FRAME,)))
-    intervention.save(folder / f"na-{ADJUSTED}", ADJUSTED)
-    return loaded.codec, detectors, [folder / f"na-{ADJUSTED}"]
+        calibration.save(detectors[-1], skill.name)
+    intervention = folder / f"na-{ADJUSTED}"
+    if not intervention.exists():
+        (skill,) = (each for each in every if each.name == ADJUSTED)
+        forget, retain = [read_source(skill.train, limit=RETAIN_LIMIT)], retain_sources(data, skill, every)
+        options = NeuronAdjustOptions(frames=(FRAME,))
+        calibrate_neuron_adjust(loaded, forget, retain, options).save(intervention, ADJUSTED)
+    return loaded.codec, detectors, [intervention]
 
 
 async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Readings:
@@ -320,11 +326,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--margin", type=float, default=MARGIN, help="of tau (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, help="folder of the guards, kept for another run (default: a temporary one)"
+    )
     args = parser.parse_args()
     args.model = args.model or args.data / "weights" / "realtext5m"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with tempfile.TemporaryDirectory() as scratch:
-        rows = asyncio.run(measure(args, Path(scratch)))
+        rows = asyncio.run(measure(args, args.work or Path(scratch)))
     disagree = sum(row["disagree"] for row in rows)
     publish("parity", rows, prompts=args.prompts, margin=args.margin, model=args.model.name, disagree=disagree)
 
