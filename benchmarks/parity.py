@@ -20,7 +20,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -28,13 +28,13 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks import real_text_ksd
-from benchmarks.real_text_ksd import FRAME, RETAIN_LIMIT, retain_sources, skills
+from benchmarks.real_text_ksd import FRAME, Skill, retain_sources, skills
 from benchmarks.report import publish
 from guards.calibrate_ksd import calibrate_ksd
 from guards.calibrate_na import calibrate_neuron_adjust
 from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
 from guards.canaries import SHIFT_SLACK
-from guards.data import read_source
+from guards.data import Source, read_source
 from guards.encoding import TextCodec
 from guards.loading import load_model
 from guards.verdict import GuardMode
@@ -43,7 +43,8 @@ from server.engines.options import EmbeddedOptions, VllmOptions
 
 SKILLS = ("mathematics", "code", "language-es", "language-zh")
 ADJUSTED = "mathematics"
-FORGET_LIMIT = 600
+FORGET_LIMIT, RETAIN_LIMIT = 300, 60
+"""Texts of each source: what is compared is engines, not how well guards separate."""
 MARGIN = 1e-3
 """Of tau, in float32: a thousand times its rounding, a hundredth of what separates a canary from tau."""
 AT_A_TIME = 64
@@ -129,16 +130,20 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
         detectors.append(folder / f"ksd-{skill.name}")
         if detectors[-1].exists():
             continue
-        forget, retain = [read_source(skill.train, limit=FORGET_LIMIT)], retain_sources(data, skill, every)
-        calibration = calibrate_ksd(loaded, forget, retain, KSDOptions(frames=(FRAME,)))
+        calibration = calibrate_ksd(loaded, *_sides(data, skill, every), KSDOptions(frames=(FRAME,)))
         calibration.save(detectors[-1], skill.name)
     intervention = folder / f"na-{ADJUSTED}"
     if not intervention.exists():
         (skill,) = (each for each in every if each.name == ADJUSTED)
-        forget, retain = [read_source(skill.train, limit=RETAIN_LIMIT)], retain_sources(data, skill, every)
         options = NeuronAdjustOptions(frames=(FRAME,))
-        calibrate_neuron_adjust(loaded, forget, retain, options).save(intervention, ADJUSTED)
+        calibrate_neuron_adjust(loaded, *_sides(data, skill, every), options).save(intervention, ADJUSTED)
     return loaded.codec, detectors, [intervention]
+
+
+def _sides(data: Path, skill: Skill, every: list[Skill]) -> tuple[list[Source], list[Source]]:
+    """Forget and retain sources, cut short."""
+    retain = [replace(source, texts=source.texts[:RETAIN_LIMIT]) for source in retain_sources(data, skill, every)]
+    return [read_source(skill.train, limit=FORGET_LIMIT)], retain
 
 
 async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Readings:
