@@ -49,7 +49,7 @@ from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
 from server.engines.tools import ToolUse
 from server.engines.vllm_config import guard_settings, parse_flags
-from server.engines.vllm_events import SHADOW, STOP_REASON, Event, load_event
+from server.engines.vllm_events import SHADOW, STOP_REASON, load_event, load_moved
 from server.engines.vllm_launch import describe, launch, make_config
 from server.engines.vllm_tools import VllmTools
 
@@ -135,18 +135,22 @@ class VllmEngine(GuardedEngine):
 
         def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             for output in outputs:
-                event = load_event(output.kv_transfer_params)
+                if output.kv_transfer_params is None:
+                    continue
                 state = processor.request_states.get(output.request_id)
                 stream = None if state is None else self._streams.get(state.external_req_id)
-                if event is not None and stream is not None:
-                    self._judge(stream.row, event)
+                if stream is not None:
+                    self._take(stream.row, output.kv_transfer_params)
             return process(outputs, *args, **kwargs)
 
         processor.process_outputs = process_outputs
 
-    def _judge(self, row: Row, event: Event) -> None:
+    def _take(self, row: Row, params: Any) -> None:
         """An error here is one answer's: raised, it would end the loop that hears for all of them."""
         try:
+            row.neurons_shifted += load_moved(params)
+            if (event := load_event(params)) is None:
+                return
             row.generated = event.generated
             row.judge(self._guard_facts, self._cells.readings(event.cells))
             if event.withheld != (row.outcome is not Verdict.ALLOW):

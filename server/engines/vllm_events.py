@@ -1,7 +1,8 @@
 """What the worker tells the scheduler of a step, and the scheduler the engine's front: rows that say something.
 
-A row is worth telling when it is a prompt's last token, when a guard's reading is anything but OUTSIDE, or when an
-intervention moved a neuron. Silence about any other row says that every guard read OUTSIDE there.
+A row is worth telling in full when it is a prompt's last token, or when a guard's reading is anything but OUTSIDE. Of
+any other row only the number of neurons moved is told, where there are any; else silence says that every guard read
+OUTSIDE.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ STOP_REASON = "skillguard"
 """vLLM's `stop_reason` of an answer whose token was withheld."""
 PARAMS_KEY = "skillguard"
 """Under which an Event travels in `kv_transfer_params`."""
+MOVED_KEY = "skillguard_moved"
+"""Under which the neurons moved at a row without an Event do."""
 SHADOW = "skillguard_shadow"
 """Key of `SamplingParams.extra_args`: names of the guards that only watch this request."""
 
@@ -33,6 +36,15 @@ class Told(NamedTuple):
 
     judged: frozenset[str]
     events: dict[str, Event]
+    moved: dict[str, int]
+    """Neurons moved at rows that are not among the events; rows without any are left out."""
+
+    def params(self, request_id: str) -> dict[str, Any] | None:
+        """What travels with one request's output, for vLLM's message format."""
+        if (event := self.events.get(request_id)) is not None:
+            return event.dump()
+        moved = self.moved.get(request_id)
+        return None if moved is None else {MOVED_KEY: moved}
 
 
 def load_event(params: Any) -> Event | None:
@@ -41,3 +53,8 @@ def load_event(params: Any) -> Event | None:
         return None
     generated, cells, withheld = params[PARAMS_KEY]
     return Event(int(generated), tuple(float(cell) for cell in cells), bool(withheld))
+
+
+def load_moved(params: Any) -> int:
+    """Neurons moved at an output's row, where it has no event."""
+    return int(params.get(MOVED_KEY, 0)) if isinstance(params, dict) else 0

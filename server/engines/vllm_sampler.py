@@ -42,16 +42,19 @@ class Judged:
         if self.ready is not None:
             self.ready.synchronize()
         codes_RG, cells_RC, withheld_R = self.codes_RG.numpy(), self.cells_RC.numpy(), self.withheld_R.numpy()
-        told_R = (self.generated_R == 0) | (codes_RG != int(Reading.OUTSIDE)).any(axis=1) | withheld_R
-        if self.counts:
-            told_R |= (cells_RC[:, list(self.counts)] != 0).any(axis=1)
+        full_R = (self.generated_R == 0) | (codes_RG != int(Reading.OUTSIDE)).any(axis=1) | withheld_R
         events = {
             self.request_ids[row]: Event(
                 int(self.generated_R[row]), tuple(cells_RC[row].tolist()), bool(withheld_R[row])
             )
-            for row in (told_R & self.keep_R).nonzero()[0]
+            for row in (full_R & self.keep_R).nonzero()[0]
         }
-        return Told(frozenset(self.request_ids), events)
+        moved: dict[str, int] = {}
+        if self.counts:
+            moved_R = cells_RC[:, list(self.counts)].sum(axis=1)
+            rows = (~full_R & self.keep_R & (moved_R > 0)).nonzero()[0]
+            moved = {self.request_ids[row]: int(moved_R[row]) for row in rows}
+        return Told(frozenset(self.request_ids), events, moved)
 
 
 class GuardedSampler(nn.Module):

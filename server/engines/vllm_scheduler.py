@@ -20,18 +20,19 @@ from server.engines.vllm_events import EVENTS, STOP_REASON, Told
 
 def _end_with_parent() -> None:
     """Ends this process and its workers once the server is gone: they would hold the model's memory for ever."""
-    parent = os.getppid()
+    parent, main = os.getppid(), threading.main_thread().ident or 0
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        # To the main thread, which waits for work and would not wake up for a signal to another.
+        signal.pthread_kill(main, signal.SIGTERM)
 
     threading.Thread(target=watch, name="skillguard-parent", daemon=True).start()
 
 
 class _Withholding:
-    _told = Told(frozenset(), {})
+    _told = Told(frozenset(), {}, {})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,9 +43,7 @@ class _Withholding:
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         for of_client in outputs.values():
             for output in of_client.outputs:
-                event = self._told.events.get(output.request_id)
-                if event is not None:
-                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), **event.dump()}
+                output.kv_transfer_params = self._told.params(output.request_id)
         return outputs
 
     def _update_request_with_output(

@@ -111,4 +111,4 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return psutil.pid_exists(pid) and str(psutil.Process(pid).status()) != "zombie"

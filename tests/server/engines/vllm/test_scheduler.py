@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.errors import GuardReadingError
-from server.engines.vllm_events import EVENTS, STOP_REASON, Event, Told, load_event
+from server.engines.vllm_events import EVENTS, STOP_REASON, Event, Told, load_event, load_moved
 
 
 class Base:
@@ -35,7 +35,7 @@ def updated(events: dict[str, Event] | None, judged: str = "ab") -> Any:
     requests = {name: SimpleNamespace(request_id=name, status=None, stop_reason=None) for name in ("a", "b")}
     output = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[2], [40]])
     if events is not None:
-        setattr(output, EVENTS, Told(frozenset(judged), events))
+        setattr(output, EVENTS, Told(frozenset(judged), events, {"b": 5}))
     return requests, Scheduler().update_from_output(requests, output)[0].outputs
 
 
@@ -46,7 +46,7 @@ def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:
     assert requests["a"].stop_reason == STOP_REASON
     assert load_event(first.kv_transfer_params) == event
     assert (second.new_token_ids, second.stopped) == ([40], False)
-    assert second.kv_transfer_params is None
+    assert load_moved(second.kv_transfer_params) == 5
 
 
 def test_an_event_without_withholding_travels_beside_its_token() -> None:
