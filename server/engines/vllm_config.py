@@ -116,7 +116,8 @@ def refuse_unguardable(config: Any) -> None:
         raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
 
 
-TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors",)
+TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors", "auto_gptq", "int8_per_channel_weight_only")
+"""vLLM's names of the methods with which a guard was calibrated and served (`tests/server/engines/vllm`)."""
 
 
 def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:
