@@ -17,6 +17,9 @@ from vllm.v1.request import RequestStatus
 from guards.errors import GuardReadingError
 from server.engines.vllm_events import EVENTS, STOP_REASON, Told
 
+_SECONDS_TO_END = 10
+"""What vLLM gets to end by itself; its workers notice when this process is gone."""
+
 
 def _end_with_parent() -> None:
     """Ends this process and its workers once the server is gone: they would hold the model's memory for ever."""
@@ -27,6 +30,8 @@ def _end_with_parent() -> None:
             time.sleep(1)
         # To the main thread, which waits for work and would not wake up for a signal to another.
         signal.pthread_kill(main, signal.SIGTERM)
+        time.sleep(_SECONDS_TO_END)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="skillguard-parent", daemon=True).start()
 
