@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from guards.errors import SkillguardError
-from server import cli_calibrate, cli_import, cli_inspect, cli_key, cli_serve
+from server import cli_calibrate, cli_evaluate, cli_import, cli_inspect, cli_key, cli_serve
 from server.version import version
 
-COMMANDS = (cli_serve, cli_calibrate, cli_inspect, cli_import, cli_key)
+COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
 
 
 def build_parser() -> argparse.ArgumentParser:

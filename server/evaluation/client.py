@@ -97,7 +97,9 @@ class Client:
             seconds = _seconds(response.headers["retry-after"])
             waited += seconds
             if waited > PATIENCE_SECONDS:
-                raise EvaluationError(f"{path}: still HTTP {response.status_code} after {waited:.0f} s; lower --concurrency")
+                raise EvaluationError(
+                    f"{path}: still HTTP {response.status_code} after {waited:.0f} s; lower --concurrency"
+                )
             await self._sleep(seconds)
 
 
@@ -115,7 +117,9 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise EvaluationError(f"got HTTP {response.status_code} and no JSON object; wanted a skillguard server's answer")
+        raise EvaluationError(
+            f"got HTTP {response.status_code} and no JSON object; wanted a skillguard server's answer"
+        )
     return found
 
 

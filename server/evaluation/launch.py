@@ -25,15 +25,15 @@ SIGNALLED = 128
 """Added to the number of the signal that ended the program, as shells do."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The kernel does not permit this."""
 
 
 def call(function: str, *arguments: object) -> None:
-    """A C function that returns 0 where it worked. Raises Refused."""
+    """A C function that returns 0 where it worked. Raises RefusedError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, function) or getattr(libc, function)(*arguments) != 0:
-        raise Refused(f"{function}: {os.strerror(ctypes.get_errno())}")
+        raise RefusedError(f"{function}: {os.strerror(ctypes.get_errno())}")
 
 
 def unshare() -> None:
@@ -53,7 +53,9 @@ def close_files(work: str, uid: int, file_bytes: int) -> None:
     """Everything becomes read-only but the working directory, which becomes memory that ends with the program."""
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, PRIVATE, 0)
     call("syscall", MOUNT_SETATTR, AT_CWD, b"/", RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes))
-    options = f"size={16 * file_bytes},nr_inodes=1024,mode=0700,uid={uid},gid={uid if os.getuid() == 0 else os.getgid()}"
+    options = (
+        f"size={16 * file_bytes},nr_inodes=1024,mode=0700,uid={uid},gid={uid if os.getuid() == 0 else os.getgid()}"
+    )
     call("mount", b"none", work.encode(), b"tmpfs", NO_SUID_NO_DEVICES, options.encode())
 
 
@@ -77,7 +79,7 @@ def become(uid: int, search: bool) -> None:
 def main() -> None:
     plan, program = json.loads(sys.argv[1]), sys.argv[2]
     uid = plan["uid"]
-    with contextlib.suppress(Refused, OSError):
+    with contextlib.suppress(RefusedError, OSError):
         unshare()
         close_files(plan["work"], os.getuid() if uid is None else uid, plan["limits"]["RLIMIT_FSIZE"])
         # The first process of its namespace: it can signal none but itself, and takes its children with it.
@@ -87,7 +89,7 @@ def main() -> None:
     os.chdir(plan["work"])
     if uid is not None:
         become(uid, plan["search"])
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(RefusedError):
         call("prctl", PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
         call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     for name, value in plan["limits"].items():

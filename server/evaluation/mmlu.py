@@ -13,7 +13,7 @@ from server.evaluation.kinds import Grade, Question, Traits, Turn, take
 
 LETTERS = "ABCD"
 _TURN = Turn("{text}\nAnswer:", "{text}\nAnswer:")
-_LETTER = re.compile(rf"(?<![A-Za-z])[{LETTERS}](?![A-Za-z'’])")
+_LETTER = re.compile(rf"(?<![A-Za-z])[{LETTERS}](?![A-Za-z'\u2019])")
 
 
 class MMLU:

@@ -12,8 +12,8 @@ class EvaluationOptions(BaseModel):
 
     frame: str = Field(
         "chat",
-        description="chat (the chat endpoint), bare, or a template with {text} such as 'Q: {text}\\nA:'. A guard fitted "
-        "on last tokens is bound to its frames, so ask in one it was calibrated for.",
+        description="chat (the chat endpoint), bare, or a template with {text} such as 'Q: {text}\\nA:'. A guard "
+        "fitted on last tokens is bound to its frames, so ask in one it was calibrated for.",
     )
     limit: int | None = Field(None, ge=1, description="At most this many items of each suite, drawn by --seed.")
     seed: int = Field(0, ge=0, description="Fixes which items are drawn, sampling, and the bootstrap.")
@@ -25,7 +25,9 @@ class EvaluationOptions(BaseModel):
     match: Literal["exact", "substring"] = Field(
         "exact", description="How suites of kind prompts are judged: the whole answer, or the gold answer within it."
     )
-    answer_field: str = Field("answer", min_length=1, description="Field of suites of kind prompts that holds the answer.")
+    answer_field: str = Field(
+        "answer", min_length=1, description="Field of suites of kind prompts that holds the answer."
+    )
     concurrency: int = Field(
         16, ge=1, description="Requests at a time. Raising it fills the server's batch and changes no result."
     )

@@ -112,14 +112,18 @@ def _read(spec: SuiteSpec, shots: str | None, options: EvaluationOptions) -> Sui
         question = kind.question(row, table.spec.field)
         if shots is not None and question.group not in solved:
             raise DataError(f"{row.where}: {shots} holds no solved example of {question.group!r}")
-        before = "".join(f"{turn.replace('{text}', text)} {answer}\n\n" for text, answer in solved.get(question.group, ()))
+        before = "".join(
+            f"{turn.replace('{text}', text)} {answer}\n\n" for text, answer in solved.get(question.group, ())
+        )
         prompt = before + turn.replace("{text}", question.text)
         digest = hashlib.sha256(json.dumps([prompt, question.gold]).encode()).hexdigest()
         if question.text.strip():
             items.setdefault(digest, Item(prompt, question, digest))
     kept = list(items.values())
     if not kept:
-        raise DataError(f"{spec.source}: got no item out of {table.total} rows; loosen the condition or check the field")
+        raise DataError(
+            f"{spec.source}: got no item out of {table.total} rows; loosen the condition or check the field"
+        )
     if options.limit is not None and options.limit < len(kept):
         ranked = seeded_rank([item.prompt for item in kept], options.seed)
         kept = [kept[index] for index in sorted(ranked[: options.limit])]

@@ -52,7 +52,9 @@ class Prompts:
         name = text_field or next((name for name in FIELDS if name in row.values), None)
         if name is None:
             found = ", ".join(sorted(row.values))
-            raise DataError(f"{row.where}: got none of the fields {', '.join(FIELDS)}; found {found}: name one with #FIELD")
+            raise DataError(
+                f"{row.where}: got none of the fields {', '.join(FIELDS)}; found {found}: name one with #FIELD"
+            )
         gold = take_texts(row, self._answer_field)
         return Question(take(row, name, str), gold, gold)
 
