@@ -14,6 +14,8 @@ TIMEOUT_SECONDS = 600.0
 """For one answer, its place in the queue included."""
 PATIENCE_SECONDS = 900.0
 """How long one item is retried while the server says that it is full or not ready."""
+TOO_LONG = "too_long"
+"""The finish reason of a prompt that does not fit into the model's context: there is no answer, and cannot be one."""
 _MOST_LOGPROBS = {CHAT: 20, TEXT: 5}
 """What each endpoint gives at most."""
 
@@ -67,8 +69,11 @@ class Client:
             body |= {"logprobs": True, "top_logprobs": most} if prompt.chat else {"logprobs": most}
         response = await self._post(path, body)
         found = _object(response)
-        if response.status_code == 400 and (error := found.get("error", {})).get("code") == "skill_abstained":
+        error = found.get("error") or {}
+        if response.status_code == 400 and error.get("code") == "skill_abstained":
             return Reply("", "error", error.get("guard") or {})
+        if response.status_code == 400 and error.get("code") == "context_length_exceeded":
+            return Reply(str(error.get("message")), TOO_LONG, None)
         _require_ok(response, found)
         choice = found["choices"][0]
         reason = str(choice["finish_reason"])
@@ -137,5 +142,5 @@ def _likeliest(logprobs: Mapping[str, Any], letters: str, chat: bool) -> str | N
         pairs = [(top["token"], top["logprob"]) for token in tokens for top in (token, *token["top_logprobs"])]
     else:
         pairs = [pair for top in logprobs["top_logprobs"][:1] for pair in top.items()]
-    found = [(logprob, token.strip()) for token, logprob in pairs if token.strip() and token.strip() in letters]
+    found = [(logprob, token.strip()) for token, logprob in pairs if token.strip() in set(letters)]
     return max(found)[1] if found else None

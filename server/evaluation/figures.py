@@ -77,7 +77,7 @@ def relative_bars(results: Mapping[str, Any]) -> bytes:
     panel.set_ylabel("relative performance")
     panel.set_ylim(bottom=0)
     panel.set_title(f"{results['settings']['model']}: accuracy with a guard over accuracy without, 95 %", fontsize=10)
-    panel.legend(fontsize=8, ncols=min(len(labels), 5), loc="lower center", bbox_to_anchor=(0.5, -0.38))
+    figure.legend(fontsize=8, ncols=min(len(labels), 5), loc="outside lower center")
     return _png(figure)
 
 

@@ -4,7 +4,8 @@ A script of its own, since limits set between fork and exec of a process with th
 deadlock. Only the standard library, and no other module of ours.
 
 PLAN is a JSON object: `work` (the working directory), `uid` (whom to become, null to stay), `search` (whether that user
-needs a right to reach the interpreter), and `limits`, resource name -> value. What the kernel does not permit is left out here; `sandbox.probe` finds out what holds.
+needs a right to reach the interpreter), and `limits`, resource name -> value. What the kernel does not permit is left
+out here; `sandbox.probe` finds out what holds.
 """
 
 import contextlib

@@ -28,6 +28,11 @@ class EvaluationOptions(BaseModel):
     answer_field: str = Field(
         "answer", min_length=1, description="Field of suites of kind prompts that holds the answer."
     )
+    too_long: Literal["fail", "leave-out"] = Field(
+        "fail",
+        description="What becomes of items that do not fit into the model's context: no results, or results without "
+        "them, which say how many.",
+    )
     concurrency: int = Field(
         16, ge=1, description="Requests at a time. Raising it fills the server's batch and changes no result."
     )

@@ -8,7 +8,9 @@ import torch
 
 from guards.errors import DataError
 from guards.statistics import auroc
+from server.errors import EvaluationError
 from server.evaluation.arms import BASELINE, Arm
+from server.evaluation.client import TOO_LONG
 from server.evaluation.folder import Record
 from server.evaluation.measures import Rate, deviation_score, rate_of, relative, s_unlearning
 from server.evaluation.options import EvaluationOptions
@@ -66,12 +68,7 @@ def results_of(
     timings: Mapping[str, Timing],
 ) -> dict[str, Any]:
     """The whole of results.json."""
-    found = {
-        arm.name: {
-            suite.label: [records[item_key(arm, suite, item, options)] for item in suite.items] for suite in suites
-        }
-        for arm in arms
-    }
+    found = {arm.name: {suite.label: _fitting(arm, suite, options, records) for suite in suites} for arm in arms}
     baseline = found[BASELINE]
     guarded = [arm for arm in arms if arm.name != BASELINE]
     results = {
@@ -86,12 +83,22 @@ def results_of(
     return rounded
 
 
+def _fitting(arm: Arm, suite: Suite, options: EvaluationOptions, records: Mapping[str, Record]) -> list[Record]:
+    """An arm's records of a suite in the items' order, without prompts that fit into no arm's context."""
+    every = [records[item_key(arm, suite, item, options)] for item in suite.items]
+    fitting = [record for record in every if record["finish_reason"] != TOO_LONG]
+    if not fitting:
+        raise EvaluationError(f"{suite.label}: no prompt fits into the model's context; give fewer or no --shots")
+    return fitting
+
+
 def _suite(suite: Suite, before: Sequence[Record]) -> dict[str, Any]:
     return {
         "label": suite.label,
         "kind": suite.kind_name,
         "skill": suite.skill,
-        "items": len(suite.items),
+        "items": len(before),
+        "left_out": len(suite.items) - len(before),
         "chance": suite.kind.traits.chance,
         "accuracy": _rate(rate_of([record["correct"] for record in before])),
         "unread": sum(record["read"] is None for record in before),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from server.errors import EvaluationError
 from server.evaluation.arms import Arm
-from server.evaluation.client import Client, Prompt, Reply
+from server.evaluation.client import TOO_LONG, Client, Prompt, Reply
 from server.evaluation.folder import Record, RunFolder, key_of
 from server.evaluation.kinds import Grade
 from server.evaluation.options import EvaluationOptions
@@ -120,7 +120,11 @@ async def _one(work: _Work, client: Client, suite: Suite, item: Item, key: str, 
 async def _ask(work: _Work, client: Client, suite: Suite, item: Item) -> Record:
     prompt = Prompt(item.prompt, chat=work.options.frame == "chat")
     reply = await client.ask(prompt, sampling_of(suite, item, work.options), suite.kind.traits.letters)
-    ratios = await client.ratios(prompt) if work.arm.scores and work.arm.detectors else None
+    too_long = reply.finish_reason == TOO_LONG
+    if too_long and work.options.too_long == "fail":
+        raise EvaluationError(f"{reply.text}; or say --too-long leave-out")
+    scored = work.arm.scores and work.arm.detectors and not too_long
+    ratios = await client.ratios(prompt) if scored else None
     grade = await _judge(work, suite, item, reply)
     references = item.question.references
     return {

@@ -14,11 +14,15 @@ from server.evaluation.tables import number
 
 def print_summary(results: Mapping[str, Any], output: Path) -> None:
     """Relative performance by guard and skill, then what each guard catches and costs."""
-    console = Console()
     labels = [suite["label"] for suite in results["suites"]]
-    table = Table("guard", *map(escape, labels), box=SIMPLE_HEAD, padding=(0, 1), caption="relative performance")
+    console = Console()
+    # Cells that are cut short say nothing; lines that a narrow terminal wraps still do.
+    console.width = max(console.width, 24 + sum(2 + max(5, len(label)) for label in labels))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption="accuracy with the guard over accuracy without")
+    for heading in ("guard", *labels):
+        table.add_column(escape(heading), no_wrap=True)
     accuracies = [number(suite["accuracy"]["rate"]) for suite in results["suites"]]
-    table.add_row("accuracy without", *accuracies, end_section=True)
+    table.add_row("none: accuracy", *accuracies, end_section=True)
     for guard in results["guards"]:
         cells = []
         for label in labels:
