@@ -109,9 +109,7 @@ def _notes(results: Results) -> str:
         notes.append(f"* Nothing right without a guard, so no relative performance: {', '.join(zero)}.")
     for suite in results["suites"]:
         if suite["left_out"]:
-            notes.append(
-                f"* {suite['label']}: {suite['left_out']} items do not fit into the context, left out."
-            )
+            notes.append(f"* {suite['label']}: {suite['left_out']} items do not fit into the context, left out.")
     if isolation := results["settings"]["sandbox"]:
         network = "could reach the network" if isolation["network"] else "had no network"
         files = "could write where its user may" if isolation["files"] else "could write nowhere outside"
