@@ -18,7 +18,7 @@ from guards.calibrate_na import calibrate_neuron_adjust
 from guards.calibrate_options import NeuronAdjustOptions
 from guards.loading import load_model
 from server.engines.options import EmbeddedOptions
-from server.evaluation.arms import embedded_arms
+from server.evaluation.arms import engine_arms
 from server.evaluation.evaluate import Evaluation, evaluate
 from server.evaluation.figures import figures
 from server.evaluation.options import EvaluationOptions
@@ -63,7 +63,7 @@ def main() -> None:
         )
         options = EvaluationOptions(limit=args.limit)
         suites = read_suites([f"prompts={DEMO / 'data' / f'{skill}.test.jsonl'}" for skill in SKILLS], [], options)
-        evaluation = Evaluation(embedded_arms(model, together=False), suites, options)
+        evaluation = Evaluation(engine_arms(model, together=False), suites, options)
         results = evaluate(evaluation, run / "answers", plots=True)
         print_summary(results, run / "answers")
     (RESULTS / "figure4.png").write_bytes(figures(results)["relative.png"])

@@ -55,6 +55,8 @@ class ModelIdentity(Strict):
     """Digest of the tokenizer's files: other token ids for the same text would pass by every canary."""
     weights_sha256: Sha256 | None
     """Digest of the weight files (`guards.identity`); None for an imported artifact not yet bound to a model."""
+    quantization: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] | None = None
+    """The engine's name for how it quantises the linear layers, None for unquantised ones. Not written when None."""
 
 
 class Rate(Strict):
@@ -151,6 +153,8 @@ def _refuse_tensors(where: Path, tensors: dict[str, Tensor]) -> None:
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
     data = manifest.model_dump(mode="json")
+    if data["model"]["quantization"] is None:  # as before there was such a key: readers that lack it refuse the others
+        del data["model"]["quantization"]
     text = json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 

@@ -11,15 +11,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from guards.activations import Activations
 from guards.artifact import MANIFEST_NAME, CalibrationRecord, Canary, Manifest, ModelIdentity, Name, write_artifact
-from guards.attach import Attachment
 from guards.canaries import SHIFT_SLACK
-from guards.capture import TokenIds
 from guards.corpus import Corpus
 from guards.encoding import CHAT_FRAME
 from guards.errors import ArtifactError, CalibrationError
-from guards.loading import LoadedModel
 from guards.methods import METHODS, Guard
+from guards.shard import WHOLE
 from guards.verdict import GuardKind, Reading
 
 MAX_CANARIES = 16
@@ -83,13 +82,13 @@ def refuse_output(folder: Path, skill: str) -> None:
 
 
 def make_record(
-    loaded: LoadedModel, frames: Sequence[str], corpora: Sequence[Corpus], notes: Sequence[str], **rates: Any
+    model: Activations, frames: Sequence[str], corpora: Sequence[Corpus], notes: Sequence[str], **rates: Any
 ) -> CalibrationRecord:
     """The calibration record; `rates` are `recall` and `false_abstention`."""
     return CalibrationRecord(
         tool=tool_name(),
         frames=tuple(frames),
-        template_sha256=loaded.codec.template_sha256 if CHAT_FRAME in frames else None,
+        template_sha256=model.codec.template_sha256 if CHAT_FRAME in frames else None,
         sources=tuple(record for corpus in corpora for record in corpus.records()),
         recall=rates.get("recall"),
         false_abstention=rates.get("false_abstention"),
@@ -109,16 +108,6 @@ def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, str], None]
         yield advance
 
 
-@torch.no_grad()
-def _read(loaded: LoadedModel, attachment: Attachment, ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
-    """The guard's reading at the last token of one prompt, through the hooks a server uses."""
-    last = torch.tensor([len(ids) - 1], device=loaded.device)
-    loaded.model(input_ids=torch.tensor([ids], device=loaded.device), logits_to_keep=last, use_cache=False)
-    readings = attachment.take(1)
-    (name,) = readings.names
-    return Reading(int(readings.codes_RG[0, 0])), tuple(float(s) for s in readings.scores[name][0])
-
-
 def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | None) -> bool | None:
     """Whether the guard clearly fires (True), clearly does not (False), or stands too near the line (None).
 
@@ -136,9 +125,9 @@ def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | 
 
 
 def choose_canaries(
-    loaded: LoadedModel, method: str, guard: Guard, forget: Corpus, retain: Corpus, frames: Sequence[str]
+    model: Activations, method: str, guard: Guard, forget: Corpus, retain: Corpus, frames: Sequence[str]
 ) -> tuple[Canary, ...]:
-    """Short prompts of both sides in every frame, read through `Attachment` one at a time.
+    """Short prompts of both sides in every frame, read one at a time as a server reads them.
 
     Forget prompts that clearly fire and retain prompts that clearly do not (for an intervention: prompts of both sides
     that clearly are shifted). Raises CalibrationError when a side has none.
@@ -147,15 +136,15 @@ def choose_canaries(
     detector = entry.kind is GuardKind.DETECTOR
     quota = max(1, min(CANARIES_PER_SIDE, MAX_CANARIES // (2 * len(frames))))
     found: list[Canary] = []
-    with Attachment(loaded.model, loaded.sites, {"guard": (entry, guard)}) as attachment:
-        taus = attachment.bound["guard"].taus
-        tau_list = None if taus is None else [float(tau) for tau in taus]
+    taus = entry.bind(guard, torch.device("cpu"), WHOLE).taus
+    tau_list = None if taus is None else [float(tau) for tau in taus]
+    with model.reading(entry, guard) as read:
         for corpus, wanted in ((forget, True), (retain, not detector)):
             side = 0
             for frame in frames[: MAX_CANARIES // 2]:
                 taken = 0
                 for ids in sorted(set(corpus.encoded[frame]), key=lambda ids: (len(ids), ids))[:CANARY_TRIES]:
-                    reading, scores = _read(loaded, attachment, ids)
+                    reading, scores = read(ids)
                     if _clear(reading, scores, tau_list) is wanted:
                         found.append(Canary(token_ids=ids, scores=scores, fires=wanted))
                         taken += 1

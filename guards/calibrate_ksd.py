@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from guards.activations import Activations
 from guards.artifact import Rate
 from guards.calibrate import Calibration, choose_canaries, make_record, progress_bar
 from guards.calibrate_options import KSDOptions
@@ -18,7 +19,6 @@ from guards.data import Source
 from guards.errors import CalibrationError
 from guards.ksd import FEW_VECTORS, METHOD, KSDGuard, Regime
 from guards.ksd_passes import Fit, Job, Scores, fit_frame, prepare, score_all
-from guards.loading import LoadedModel
 from guards.statistics import auroc, conformal_tau
 from guards.thresholds import (
     below,
@@ -152,7 +152,7 @@ def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
         if corpus.left_out:
             found.append(
                 f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's "
-                f"{job.loaded.max_tokens} tokens"
+                f"{job.model.max_tokens} tokens"
             )
     vectors = min(result.chosen.fit.vectors for result in frames)
     if vectors < FEW_VECTORS:
@@ -207,20 +207,20 @@ def _notes(job: Job, frames: Sequence[FrameResult]) -> list[str]:
         fit = result.chosen.fit
         notes.append(
             f"frame {result.frame!r}: layer {fit.cube.layer}, {fit.vectors} key vectors, deviation floored in "
-            f"{fit.floored} of {job.loaded.sites.d_ff} dimensions"
+            f"{fit.floored} of {job.model.identity.d_ff} dimensions"
         )
     return notes
 
 
 def calibrate_ksd(
-    loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions | None = None
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions | None = None
 ) -> KSDCalibration:
     """A guard with one cube per frame, with its record, canaries and report.
 
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
     started = time.monotonic()
-    job = prepare(loaded, forget, retain, options or KSDOptions())
+    job = prepare(model, forget, retain, options or KSDOptions())
     encoded = time.monotonic()
     with progress_bar(job.tokens, job.options.progress) as advance:
         fits = [fit_frame(job, frame, advance) for frame in job.frames]
@@ -235,9 +235,9 @@ def calibrate_ksd(
     )
     scored = time.monotonic()
     corpora = (job.corpora["forget"], job.corpora["retain"])
-    canaries = choose_canaries(loaded, METHOD, guard, *corpora, job.frames)
+    canaries = choose_canaries(model, METHOD, guard, *corpora, job.frames)
     record = make_record(
-        loaded,
+        model,
         job.frames,
         corpora,
         [*_notes(job, frames), *warnings],
@@ -247,7 +247,7 @@ def calibrate_ksd(
     return KSDCalibration(
         method=METHOD,
         guard=guard,
-        identity=loaded.identity,
+        identity=model.identity,
         record=record,
         canaries=canaries,
         warnings=tuple(warnings),

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from guards.activations import Activations
 from guards.calibrate import Calibration, choose_canaries, make_record, progress_bar
 from guards.calibrate_options import NeuronAdjustOptions
-from guards.capture import Tokens, stream
+from guards.capture import Tokens
 from guards.corpus import Role, encode_corpora, resolve_frames
 from guards.data import Source
 from guards.errors import CalibrationError
-from guards.loading import LoadedModel
 from guards.na import METHOD, Draw, NeuronAdjustFitter
 from guards.sites import Site
 
@@ -26,7 +26,7 @@ class NeuronAdjustCalibration(Calibration):
 
 
 def calibrate_neuron_adjust(
-    loaded: LoadedModel,
+    model: Activations,
     forget: Sequence[Source],
     retain: Sequence[Source],
     options: NeuronAdjustOptions | None = None,
@@ -37,10 +37,10 @@ def calibrate_neuron_adjust(
     """
     options = options or NeuronAdjustOptions()
     started = time.monotonic()
-    frames = resolve_frames(options.frames, loaded.codec)
-    corpora = encode_corpora(forget, retain, frames, loaded.codec, loaded.max_tokens)
-    layers = range(len(loaded.sites.layers))
-    fitter = NeuronAdjustFitter(len(layers), loaded.sites.d_ff)
+    frames = resolve_frames(options.frames, model.codec)
+    corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
+    layers = range(model.identity.layers)
+    fitter = NeuronAdjustFitter(len(layers), model.identity.d_ff)
     total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
     encoded = time.monotonic()
     with progress_bar(sum(total.values()), options.progress) as advance:
@@ -51,8 +51,7 @@ def calibrate_neuron_adjust(
                 fitter.update(layer, x_TF, forget=is_forget)
 
             for frame in frames:
-                stream(
-                    loaded,
+                model.stream(
                     Site.PRE_ACTIVATION,
                     layers,
                     corpus.encoded[frame],
@@ -67,7 +66,7 @@ def calibrate_neuron_adjust(
         guard.layers_statistics[layer].neurons_S.numel() if layer in guard.layers_statistics else 0 for layer in layers
     )
     warnings = [
-        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {loaded.max_tokens} tokens"
+        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {model.max_tokens} tokens"
         for corpus in corpora
         if corpus.left_out
     ]
@@ -81,9 +80,9 @@ def calibrate_neuron_adjust(
     return NeuronAdjustCalibration(
         method=METHOD,
         guard=guard,
-        identity=loaded.identity,
-        record=make_record(loaded, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(loaded, METHOD, guard, *corpora, frames),
+        identity=model.identity,
+        record=make_record(model, frames, corpora, [*notes, *warnings]),
+        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
         warnings=tuple(warnings),
         seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
         neurons_by_layer=by_layer,

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from guards.errors import AttachError, CalibrationError
-from guards.loading import LoadedModel
 from guards.sites import Site
+
+if TYPE_CHECKING:
+    from guards.loading import LoadedModel
 
 TokenIds = tuple[int, ...]
 Consumer = Callable[[int, Tensor, Tensor], None]
@@ -36,6 +38,29 @@ class Tokens(StrEnum):
     """All but the leading and trailing ones that `skip` names."""
     ALL_AND_LAST = "all and last"
     """Those, and the last one in any case."""
+
+
+class Span(NamedTuple):
+    """Positions of one example: `first` up to and without `stop`, and `last` unless it is None or among them."""
+
+    first: int
+    stop: int
+    last: int | None
+
+    @property
+    def positions(self) -> list[int]:
+        """All of them, ascending."""
+        return [*range(self.first, self.stop), *([] if self.last is None else [self.last])]
+
+
+def wanted_span(length: int, tokens: Tokens, skip: tuple[int, int]) -> Span:
+    """The positions of an example of `length` tokens that a consumer is handed."""
+    last = length - 1
+    if tokens is Tokens.LAST:
+        return Span(last, length, None)
+    first, stop = skip[0], max(skip[0], length - skip[1])
+    inside = first <= last < stop
+    return Span(first, stop, last if tokens is Tokens.ALL_AND_LAST and not inside else None)
 
 
 @dataclass(frozen=True)
@@ -80,17 +105,19 @@ def make_batch(examples: Sequence[TokenIds], group: Sequence[int], device: torch
 
 def _selection(batch: Batch, tokens: Tokens, skip: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Flat indices into [B*T] of the tokens wanted, and the example of each."""
-    length_B1 = batch.mask_BT.sum(dim=1, keepdim=True)
-    column_T = torch.arange(batch.mask_BT.shape[1], device=batch.mask_BT.device)
-    last_BT, all_BT = column_T == length_B1 - 1, (column_T >= skip[0]) & (column_T < length_B1 - skip[1])
-    wanted_BT = {Tokens.LAST: last_BT, Tokens.ALL: all_BT, Tokens.ALL_AND_LAST: all_BT | last_BT}[tokens]
-    rows_T = wanted_BT.nonzero()[:, 0]
-    return wanted_BT.flatten().nonzero().flatten(), batch.examples_B[rows_T]
+    width = batch.mask_BT.shape[1]
+    flat = [
+        row * width + position
+        for row, length in enumerate(batch.mask_BT.sum(dim=1).tolist())
+        for position in wanted_span(length, tokens, skip).positions
+    ]
+    flat_T = torch.tensor(flat, dtype=torch.long, device=batch.mask_BT.device)
+    return flat_T, batch.examples_B[flat_T // width]
 
 
 @torch.no_grad()
 def stream(
-    loaded: LoadedModel,
+    loaded: "LoadedModel",
     site: Site,
     layers: Sequence[int],
     examples: Sequence[TokenIds],

@@ -7,20 +7,17 @@ Special tokens that a text spells out ("<|end|>") stay plain text everywhere: a 
 turns into a conversation.
 """
 
-import re
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from guards.errors import DataError, PromptRefusedError
 from guards.identity import template_sha256
+from guards.marks import Marks, Piece, SpecialTexts
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
-_MARK = "\u2003\ue000skillguard{index}\ue001\u2003"
-"""Stands in for a message's text while the template is rendered: private-use characters, which no template writes,
-between spaces that are gone where the template trims."""
-_MARK_PATTERN = re.compile("(\u2003?)\ue000skillguard([0-9]+)\ue001(\u2003?)")
 
 
 def check_frame(frame: str) -> str:
@@ -46,8 +43,7 @@ class TextCodec:
         self._special_ids = frozenset(
             int(tokenizer.convert_tokens_to_ids(text)) for text in special if text != self._unknown
         )
-        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
-        self._special_pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self._special_texts = SpecialTexts(special)
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,20 +69,55 @@ class TextCodec:
             return self.encode_text(text)
         return self.encode_text(check_frame(frame).replace("{text}", text))
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the chat template shows tools, calls and their results: some leave out what they do not know."""
+        call = {
+            "id": "probe0002",
+            "type": "function",
+            "function": {"name": "probe0003", "arguments": {"a": "probe0004"}},
+        }
+        asked = {"role": "user", "content": "probe0001"}
+        called = {"role": "assistant", "content": "", "tool_calls": [call]}
+        answered = {"role": "tool", "content": "probe0005", "tool_call_id": "probe0002"}
+        about = {"name": "probe0006", "description": "probe0007", "parameters": {"type": "object", "properties": {}}}
+        try:
+            shown = self._render([asked, called, answered], [{"type": "function", "function": about}])
+        except PromptRefusedError:
+            return False
+        return all(f"probe000{index}" in shown for index in (1, 3, 4, 5, 6, 7))
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
         """A conversation in the chat template, with the opening of the assistant's turn.
 
-        Raises PromptRefusedError when the model has no template or the template refuses the conversation.
+        Messages and tools are what transformers' templates take; calls' arguments are objects. Raises
+        PromptRefusedError when the model has no template or the template refuses the conversation.
         """
         if not self.has_chat_template:
             raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
-        marks = [{**message, "content": _MARK.format(index=index)} for index, message in enumerate(messages)]
-        template = self._render(marks)
-        ids = self._encode_trusted(self._render(messages))
+        marks = Marks(self._special_texts)
+        inner, contents = [_marked(message, marks) for message in messages], []
+        for message in inner:
+            copied = message["role"] != "tool"  # results are often written as JSON, which a whole mark would escape
+            contents.append({**message, "content": marks.whole(message["content"])} if copied else message)
+        marked_tools = marks.inside(tools)
+        pieces = marks.pieces(template := self._render(contents, marked_tools))
+        ids = self._encode_trusted(rendered := self._render(messages, tools))
         spelled = self._unknown is not None and any(self._unknown in message["content"] for message in messages)
-        if not spelled and self._specials(ids) == self._specials(self._encode_trusted(template)):
-            return ids
-        return self._encode_pieces(_pieces(template, [message["content"] for message in messages]))
+        if not spelled and not marks.any_inside:
+            structured = bool(tools) or any(message.keys() - {"role", "content"} for message in messages)
+            safe = self._encode_pieces(pieces) if structured else self._encode_trusted(template)
+            if self._specials(ids) == self._specials(safe):
+                return ids
+        if marks.any_inside:
+            filled = "".join(text for text, _ in marks.pieces(self._render(inner, marked_tools)))
+            if filled != rendered:
+                raise PromptRefusedError(
+                    "tools or their calls spell a special token where the chat template does not copy it: reword them"
+                )
+        return self._encode_pieces(pieces)
 
     def _encode_trusted(self, text: str) -> tuple[int, ...]:
         with self._lock:
@@ -98,16 +129,19 @@ class TextCodec:
     def _specials(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self._special_ids]
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except Exception as error:  # a template is a program: it raises what it likes
             raise PromptRefusedError(f"the model's chat template refuses these messages: {error}") from error
         return str(rendered)
 
-    def _encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
         """Token ids of adjoining pieces; special tokens count only in the pieces marked True.
 
         Plain text is joined across pieces before it is encoded: a tokenizer splits at special tokens only, and drops
@@ -127,7 +161,7 @@ class TextCodec:
                 plain = ""
 
         for text, trusted in pieces:
-            for index, part in enumerate(self._special_pattern.split(text) if trusted else [text]):
+            for index, part in enumerate(self._special_texts.pattern.split(text) if trusted else [text]):
                 if index % 2 == 0:
                     plain += part.lstrip() if drop_whitespace and not plain else part
                     continue
@@ -141,13 +175,7 @@ class TextCodec:
         return tuple(ids)
 
 
-def _pieces(template: str, contents: Sequence[str]) -> list[tuple[str, bool]]:
-    """A rendering of marks, split into (text, trusted); contents are trimmed where the template trims the mark."""
-    pieces, end = [], 0
-    for mark in _MARK_PATTERN.finditer(template):
-        content = contents[int(mark[2])]
-        content = content if mark[1] else content.lstrip()
-        content = content if mark[3] else content.rstrip()
-        pieces += [(template[end : mark.start()], True), (content, False)]
-        end = mark.end()
-    return [*pieces, (template[end:], True)]
+def _marked(message: Mapping[str, Any], marks: Marks) -> dict[str, Any]:
+    """A message with stand-ins in all but its role and, where the template copies it, its text."""
+    kept = {"role"} if message["role"] == "tool" else {"role", "content"}
+    return {key: value if key in kept else marks.inside(value) for key, value in message.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from guards.activations import Activations
 from guards.artifact import CalibrationRecord, ModelIdentity
 from guards.calibrate import Calibration, choose_canaries, make_record, tool_name
 from guards.corpus import encode_corpora
@@ -14,7 +15,6 @@ from guards.encoding import BARE_FRAME, check_frame
 from guards.errors import ArtifactError, ArtifactMismatchError
 from guards.esu import LLAMA_3_8B, PUBLISHED, EsuFile, cubes, gaussians
 from guards.ksd import KSDGuard, Regime, floor_sigma
-from guards.loading import LoadedModel
 from guards.na import Draw, NeuronAdjustGuard
 
 SEED = 0
@@ -114,13 +114,13 @@ def import_esu(file: EsuFile, options: ImportOptions, identity: ModelIdentity = 
     )
 
 
-def bind(imported: Calibration, loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Source]) -> Calibration:
+def bind(imported: Calibration, model: Activations, forget: Sequence[Source], retain: Sequence[Source]) -> Calibration:
     """The same guard bound to a model's weights, with canaries read through that model.
 
     Raises ArtifactMismatchError when the model is not of the shape, architecture and dtype that the guard is for, and
     CalibrationError when the examples give no clear canary.
     """
-    wanted, got = imported.identity.model_dump(), loaded.identity.model_dump()
+    wanted, got = imported.identity.model_dump(), model.identity.model_dump()
     wrong = [
         f"{key}: model has {got[key]!r}, file wants {value!r}"
         for key, value in wanted.items()
@@ -129,12 +129,12 @@ def bind(imported: Calibration, loaded: LoadedModel, forget: Sequence[Source], r
     if wrong:
         raise ArtifactMismatchError(f"the file was made on another model ({'; '.join(wrong)})")
     frames = imported.record.frames
-    corpora = encode_corpora(forget, retain, frames, loaded.codec, loaded.max_tokens)
-    canaries = choose_canaries(loaded, imported.method, imported.guard, *corpora, frames)
+    corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
+    canaries = choose_canaries(model, imported.method, imported.guard, *corpora, frames)
     notes = (*imported.record.notes, "the sources gave the canaries only; nothing was fitted on them")
     return replace(
         imported,
-        identity=loaded.identity,
-        record=make_record(loaded, frames, corpora, notes),
+        identity=model.identity,
+        record=make_record(model, frames, corpora, notes),
         canaries=canaries,
     )

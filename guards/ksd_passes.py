@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guards.activations import Activations
 from guards.calibrate_options import KSDOptions
-from guards.capture import TokenIds, Tokens, stream
+from guards.capture import TokenIds, Tokens
 from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Role, Share, encode_corpora, frame_tokens, resolve_frames
 from guards.data import Source
 from guards.errors import CalibrationError
 from guards.ksd import FEW_VECTORS, Cube, KSDFitter, Regime, cube_score
-from guards.loading import LoadedModel
 from guards.sites import Site
 from guards.verdict import Scope
 
@@ -33,7 +33,7 @@ HELD_OUT = (Share.THRESHOLD, Share.REPORT)
 class Job:
     """The checked inputs of the passes. `skips`: each frame's own leading and trailing tokens."""
 
-    loaded: LoadedModel
+    model: Activations
     options: KSDOptions
     frames: tuple[str, ...]
     layers: tuple[int, ...]
@@ -72,21 +72,21 @@ class Fit:
     floored: int
 
 
-def prepare(loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions) -> Job:
+def prepare(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions) -> Job:
     """Encodes, deals and checks. Raises CalibrationError or DataError."""
-    frames = resolve_frames(options.frames, loaded.codec)
-    count = len(loaded.sites.layers)
+    frames = resolve_frames(options.frames, model.codec)
+    count = model.identity.layers
     if options.layer is not None and not 0 <= options.layer < count:
         raise CalibrationError(f"got --layer {options.layer}, wanted 0 to {count - 1}")
     layers = tuple(range(count)) if options.layer is None else (options.layer,)
-    forgotten, retained = encode_corpora(forget, retain, frames, loaded.codec, loaded.max_tokens)
+    forgotten, retained = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     if len(forgotten.texts) < len(FORGET_DEAL) or len(retained.texts) < len(RETAIN_DEAL):
         raise CalibrationError(
             f"got {len(forgotten.texts)} forget and {len(retained.texts)} retain examples, wanted at least "
             f"{len(FORGET_DEAL)} and {len(RETAIN_DEAL)} (better {2 * FEW_VECTORS} or more of each)"
         )
     return Job(
-        loaded,
+        model,
         options,
         frames,
         layers,
@@ -101,13 +101,12 @@ def prepare(loaded: LoadedModel, forget: Sequence[Source], retain: Sequence[Sour
 
 def fit_frame(job: Job, frame: str, advance: Advance) -> tuple[Fit, ...]:
     """A cube per layer from the forget set's fit part, in one pass."""
-    fitters = {layer: KSDFitter(job.loaded.sites.d_ff) for layer in job.layers}
+    fitters = {layer: KSDFitter(job.model.identity.d_ff) for layer in job.layers}
 
     def consume(layer: int, key_TF: Tensor, _: Tensor) -> None:
         fitters[layer].update(key_TF)
 
-    stream(
-        job.loaded,
+    job.model.stream(
         Site.KEY,
         job.layers,
         job.examples("forget", Share.FIT, frame),
@@ -123,7 +122,7 @@ def fit_frame(job: Job, frame: str, advance: Advance) -> tuple[Fit, ...]:
 def score_all(job: Job, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
     """Scores of every cube on every held-out example in every frame; one pass over each part."""
     scores: dict[tuple[Role, Share, str], Tensor] = {}
-    device = job.loaded.device
+    device = job.model.device
     cubes = [
         (c, i, fit.cube.layer, fit.cube.mean_F.to(device), fit.cube.std_F.to(device).reciprocal())
         for c, row in enumerate(fits)
@@ -142,8 +141,7 @@ def score_all(job: Job, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scor
                             score_T = cube_score(key_TF, mean_F, inverse_F)
                             into_CLE[c, i].scatter_reduce_(0, example_T, score_T, "amin")
 
-                stream(
-                    job.loaded,
+                job.model.stream(
                     Site.KEY,
                     job.layers,
                     examples,

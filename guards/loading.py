@@ -1,6 +1,8 @@
 """Loads a causal language model for calibration and for the embedded engine: one place for what is refused."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from guards.activations import Reader
 from guards.artifact import ModelIdentity
+from guards.attach import Attachment
+from guards.capture import Consumer, TokenIds, Tokens, stream
 from guards.encoding import TextCodec
 from guards.errors import UnsupportedModelError
 from guards.identity import identify, tokenizer_sha256, weights_sha256
-from guards.sites import ModelSites, find_family, find_sites
+from guards.methods import Guard, Method
+from guards.sites import ModelSites, Site, find_family, find_sites
+from guards.verdict import Reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -20,7 +27,10 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run, with what guards need to know about it. Frozen weights, eval mode, one device."""
+    """A model ready to run, with what guards need to know about it. Frozen weights, eval mode, one device.
+
+    It is the embedded engine's `guards.activations.Activations`.
+    """
 
     model: Any
     """transformers' PreTrainedModel with a language-model head."""
@@ -39,6 +49,45 @@ class LoadedModel:
         """Positions the model was built for, None where its configuration does not say."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         return int(limit) if isinstance(limit, int) else None
+
+    def stream(
+        self,
+        site: Site,
+        layers: Sequence[int],
+        examples: Sequence[TokenIds],
+        consume: Consumer,
+        *,
+        tokens: Tokens,
+        batch_tokens: int | None,
+        skip: tuple[int, int] = (0, 0),
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """See `guards.capture.stream`."""
+        stream(
+            self,
+            site,
+            layers,
+            examples,
+            consume,
+            tokens=tokens,
+            batch_tokens=batch_tokens,
+            skip=skip,
+            advance=advance,
+        )
+
+    @contextmanager
+    def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
+        """Reads through the hooks that the embedded engine uses."""
+        with Attachment(self.model, self.sites, {"guard": (method, guard)}) as attachment:
+
+            @torch.no_grad()
+            def read(ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
+                last = torch.tensor([len(ids) - 1], device=self.device)
+                self.model(input_ids=torch.tensor([ids], device=self.device), logits_to_keep=last, use_cache=False)
+                readings = attachment.take(1)
+                return Reading(int(readings.codes_RG[0, 0])), tuple(float(s) for s in readings.scores["guard"][0])
+
+            yield read
 
 
 def resolve_device(device: str | None) -> torch.device:

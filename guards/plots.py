@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guards.activations import Activations
 from guards.calibrate_ksd import FrameResult, KSDCalibration
 from guards.calibrate_na import NeuronAdjustCalibration
-from guards.capture import Tokens, stream
+from guards.capture import Tokens
 from guards.corpus import encode_corpora
 from guards.data import Source, seeded_rank
 from guards.errors import CalibrationError
-from guards.loading import LoadedModel
 from guards.na import LayerStatistics, NeuronAdjustGuard
 from guards.sites import Site
 
@@ -174,7 +174,7 @@ def _strongest(guard: NeuronAdjustGuard) -> list[tuple[int, int]]:
 
 
 def _values(
-    loaded: LoadedModel, examples: Sequence[tuple[int, ...]], neurons: Sequence[tuple[int, int]]
+    model: Activations, examples: Sequence[tuple[int, ...]], neurons: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
     """Pre-activations of single neurons (layer, neuron) over all tokens of the examples."""
     kept: dict[tuple[int, int], list[Tensor]] = {at: [] for at in neurons}
@@ -185,7 +185,7 @@ def _values(
                 kept[at].append(x_TF[:, at[1]].float().cpu())
 
     layers = sorted({layer for layer, _ in neurons})
-    stream(loaded, Site.PRE_ACTIVATION, layers, examples, consume, tokens=Tokens.ALL, batch_tokens=None)
+    model.stream(Site.PRE_ACTIVATION, layers, examples, consume, tokens=Tokens.ALL, batch_tokens=None)
     return [torch.cat(kept[at]) for at in neurons]
 
 
@@ -195,16 +195,16 @@ def _gaussian(panel: Any, edges: Tensor, mean: float, deviation: float, colour: 
 
 
 def _distributions(
-    loaded: LoadedModel, result: NeuronAdjustCalibration, sides: tuple[Sequence[Source], Sequence[Source]], skill: str
+    model: Activations, result: NeuronAdjustCalibration, sides: tuple[Sequence[Source], Sequence[Source]], skill: str
 ) -> bytes:
     guard = result.guard
     assert isinstance(guard, NeuronAdjustGuard)
     frame = result.record.frames[0]
-    corpora = encode_corpora(*sides, (frame,), loaded.codec, loaded.max_tokens)
+    corpora = encode_corpora(*sides, (frame,), model.codec, model.max_tokens)
     chosen = _strongest(guard)
     places = [(layer, int(guard.layers_statistics[layer].neurons_S[i])) for layer, i in chosen]
     forget, retain = (
-        _values(loaded, [corpus.encoded[frame][e] for e in seeded_rank(corpus.texts, 0)[:SHOWN_EXAMPLES]], places)
+        _values(model, [corpus.encoded[frame][e] for e in seeded_rank(corpus.texts, 0)[:SHOWN_EXAMPLES]], places)
         for corpus in corpora
     )
     rows = -(-len(chosen) // 3)
@@ -242,7 +242,7 @@ def _selected(result: NeuronAdjustCalibration, skill: str) -> bytes:
 
 
 def neuron_adjust_plots(
-    loaded: LoadedModel,
+    model: Activations,
     result: NeuronAdjustCalibration,
     forget: Sequence[Source],
     retain: Sequence[Source],
@@ -252,5 +252,5 @@ def neuron_adjust_plots(
     require_matplotlib()
     return {
         "neurons.png": _selected(result, skill),
-        "distributions.png": _distributions(loaded, result, (forget, retain), skill),
+        "distributions.png": _distributions(model, result, (forget, retain), skill),
     }

@@ -1,10 +1,11 @@
 """Engine outcomes as OpenAI objects, for whole answers and for streams."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.abstention import Abstention
-from server.engines.base import EngineRequest, Finish
+from server.engines.base import EngineRequest, Finish, FinishReason
+from server.engines.tools import Parsed, PlainText, ToolCallParser
 from server.generation import Answer
 from server.shapes import Shape
 
@@ -23,6 +24,8 @@ class Job:
     wants_usage_chunk: bool
     shape: Shape
     abstention: Abstention
+    parser: Callable[[], ToolCallParser] = PlainText
+    """Makes what tells calls from text, one for each answer."""
 
     def envelope(self, object_name: str, choices: Sequence[dict[str, object]]) -> dict[str, object]:
         """What every object of this job has around its choices."""
@@ -53,9 +56,12 @@ class Job:
         """The chunk without choices that ends a stream whose caller asked for usage."""
         return {**self.envelope(self.shape.chunk_object, []), "usage": self.usage(finishes)}
 
-    def ending(self, finish: Finish) -> dict[str, object]:
-        """How a choice ended: `finish_reason` and, where a guard ended it, `guard`."""
-        ending: dict[str, object] = {"finish_reason": self.abstention.finish_reason(finish.reason)}
+    def ending(self, finish: Finish, called: bool) -> dict[str, object]:
+        """How a choice ended: `finish_reason` and, where a guard ended it, `guard`. `called`: it holds tool calls."""
+        reason = self.abstention.finish_reason(finish.reason)
+        if called and finish.reason is FinishReason.STOP:
+            reason = "tool_calls"
+        ending: dict[str, object] = {"finish_reason": reason}
         if (hit := finish.abstained_on) is not None:
             ending["guard"] = self.abstention.guard(hit)
         return ending
@@ -70,9 +76,9 @@ class Job:
         hit = answer.finish.abstained_on
         if hit is not None:
             self.abstention.refuse_if_error_style(hit)
-            body = self.shape.whole(self.abstention.text, logprobs=None, withheld=True)
+            parsed, logprobs = Parsed(self.abstention.text), None
         else:
-            body = self.shape.whole(
-                answer.text, logprobs=answer.logprobs if self.wants_logprobs else None, withheld=False
-            )
-        return {"index": index, **body, **self.ending(answer.finish)}
+            parsed = self.parser().whole(answer.text)
+            logprobs = answer.logprobs if self.wants_logprobs else None
+        body = self.shape.whole(parsed, logprobs=logprobs, withheld=hit is not None)
+        return {"index": index, **body, **self.ending(answer.finish, called=bool(parsed.calls))}

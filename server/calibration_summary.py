@@ -1,6 +1,7 @@
 """What `skillguard calibrate` prints when it is done."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -42,8 +43,17 @@ def _neuron_table(calibration: NeuronAdjustCalibration) -> Table:
     return table
 
 
-def print_summary(calibration: Calibration, *, skill: str, model: str, output: Path, report: Path, digest: str) -> None:
-    """A table of the held-out figures, the warnings, and the next command."""
+def print_summary(
+    calibration: Calibration,
+    *,
+    skill: str,
+    model: str,
+    output: Path,
+    report: Path,
+    digest: str,
+    flags: Sequence[str] = (),
+) -> None:
+    """A table of the held-out figures, the warnings, and the next command, with the engine's `flags`."""
     console = Console()
     if isinstance(calibration, KSDCalibration):
         console.print(_ksd_table(calibration))
@@ -58,4 +68,5 @@ def print_summary(calibration: Calibration, *, skill: str, model: str, output: P
         soft_wrap=True,
     )
     command = f"  skillguard serve --model {shlex.quote(model)} --artifacts {shlex.quote(str(output))}"
+    command += "".join(f" {shlex.quote(flag)}" for flag in flags)
     console.print(command, soft_wrap=True, markup=False, highlight=False)

@@ -4,14 +4,19 @@ Nothing heavy is imported before `run`, so that `--help` is instant.
 """
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guards.calibrate_options import CommonOptions, KSDOptions, NeuronAdjustOptions
+from guards.errors import CalibrationError
 from guards.verdict import Scope
+from server.engines.base import EngineFlagError
+from server.engines.options import VllmOptions
 
 if TYPE_CHECKING:
+    from guards.activations import Activations
     from guards.calibrate import Calibration
 
 SOURCE_HELP = """\
@@ -42,15 +47,32 @@ def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -
         "(default: chat where the model has a chat template, else bare)",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="fixes splits and draws (default %(default)s)")
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what runs the model: calibrate on what serves it (default %(default)s). With vllm, every flag that\n"
+        "is not listed here is vLLM's own, such as --tensor-parallel-size 2 or --enforce-eager",
+    )
     parser.add_argument("--batch-tokens", type=int, help="tokens per forward pass (default: what suits the device)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="calibrate in the serving dtype")
+    parser.add_argument(
+        "--allow-untested-runner",
+        action="store_true",
+        help="with vllm: take a model runner that guards were not tested with",
+    )
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
 
 
 def _add_method(methods: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = methods.add_parser(
-        name, help=summary, description=summary, epilog=SOURCE_HELP, formatter_class=argparse.RawTextHelpFormatter
+        name,
+        help=summary,
+        description=summary,
+        epilog=SOURCE_HELP,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
     )
     parser.set_defaults(method=name)
     return parser
@@ -58,7 +80,9 @@ def _add_method(methods: Any, name: str, summary: str) -> argparse.ArgumentParse
 
 def add_parser(subparsers: Any) -> None:
     """Adds `calibrate` and its methods; the parsed arguments go to `run`."""
-    parser = subparsers.add_parser("calibrate", help="make a guard from examples of a skill and of the rest")
+    parser = subparsers.add_parser(
+        "calibrate", help="make a guard from examples of a skill and of the rest", allow_abbrev=False
+    )
     parser.set_defaults(run=run)
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
 
@@ -121,15 +145,44 @@ def _options(kind: type[Any], args: argparse.Namespace) -> Any:
     return kind(**values, progress=True)
 
 
+def vllm_options(args: argparse.Namespace) -> VllmOptions:
+    """What vLLM is started with. Raises EngineFlagError for an argument of ours that vLLM has in its own words."""
+    for value, flag, instead in (
+        (args.device, "--device", "vLLM runs on the device it was built for"),
+        (args.batch_tokens, "--batch-tokens", "vLLM's own --max-num-batched-tokens says that"),
+    ):
+        if value is not None:
+            raise EngineFlagError(f"{flag}: not with --engine vllm; {instead}")
+    flags = [*args.engine_flags, *(("--dtype", args.dtype) if args.dtype else ())]
+    return VllmOptions(model=args.model, flags=tuple(flags), allow_untested_runner=args.allow_untested_runner)
+
+
+def _open_model(args: argparse.Namespace) -> "AbstractContextManager[Activations]":
+    """The model, run by the engine asked for."""
+    from guards.loading import load_model
+    from guards.sites import Site
+
+    if args.engine == "transformers":
+        return nullcontext(load_model(args.model, args.device, args.dtype))
+    options = vllm_options(args)
+    try:
+        from server.engines.vllm_capture import VllmActivations
+    except ModuleNotFoundError as error:
+        raise CalibrationError("--engine vllm: vLLM is not installed; pip install 'skillguard[vllm]'") from error
+    return VllmActivations(options, Site.KEY if args.method == "ksd" else Site.PRE_ACTIVATION)
+
+
 def run(args: argparse.Namespace) -> int:
     """Calibrates, writes artifact and report, prints a summary; returns the exit status. Raises SkillguardError."""
+    if args.engine == "transformers" and args.engine_flags:
+        flags = " ".join(args.engine_flags)
+        raise EngineFlagError(f"{flags}: engine transformers has no such flag; vLLM's need --engine vllm")
     options = _options(KSDOptions if args.method == "ksd" else NeuronAdjustOptions, args)
 
     from guards.calibrate import refuse_output
     from guards.calibrate_ksd import calibrate_ksd
     from guards.calibrate_na import calibrate_neuron_adjust
     from guards.data import read_source
-    from guards.loading import load_model
     from guards.report import refuse_report_folder, report_folder, report_of, write_report
     from server.calibration_summary import print_summary
 
@@ -144,22 +197,25 @@ def run(args: argparse.Namespace) -> int:
         [read_source(spec, field=args.field, limit=args.limit, seed=args.seed) for spec in specs]
         for specs in (args.forget, args.retain)
     )
-    loaded = load_model(args.model, args.device, args.dtype)
     result: Calibration
     plots: dict[str, bytes] = {}
-    if args.method == "ksd":
-        result = calibrate_ksd(loaded, forget, retain, options)
-        if args.plots:
-            from guards.plots import ksd_plots
+    with _open_model(args) as model:
+        if args.method == "ksd":
+            result = calibrate_ksd(model, forget, retain, options)
+            if args.plots:
+                from guards.plots import ksd_plots
 
-            plots = ksd_plots(result, args.skill)
-    else:
-        result = calibrate_neuron_adjust(loaded, forget, retain, options)
-        if args.plots:
-            from guards.plots import neuron_adjust_plots
+                plots = ksd_plots(result, args.skill)
+        else:
+            result = calibrate_neuron_adjust(model, forget, retain, options)
+            if args.plots:
+                from guards.plots import neuron_adjust_plots
 
-            plots = neuron_adjust_plots(loaded, result, forget, retain, args.skill)
+                plots = neuron_adjust_plots(model, result, forget, retain, args.skill)
     digest = result.save(args.output, args.skill)
     write_report(beside, report_of(result, args.skill), plots)
-    print_summary(result, skill=args.skill, model=args.model, output=args.output, report=beside, digest=digest)
+    engine = ("--engine", "vllm", *vllm_options(args).flags) if args.engine == "vllm" else ()
+    print_summary(
+        result, skill=args.skill, model=args.model, output=args.output, report=beside, digest=digest, flags=engine
+    )
     return 0

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.cli_engine import DEMO, add_arguments, engine_options
 from server.cli_fields import add_fields, build_settings
 from server.cli_inspect import KEY_VARIABLE
-from server.cli_serve import DEMO, DEMO_GUARD
-from server.engines.options import EmbeddedOptions
+from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
 from server.evaluation.options import EvaluationOptions
 
@@ -43,13 +43,17 @@ def add_parser(subparsers: Any) -> None:
         description="Asks benchmarks of a model with and without guards, and compares.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--output", required=True, type=Path, help="run folder; an unfinished run in it is continued")
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
 
-    here = parser.add_argument_group("in this process (one engine after another; each loads the model)")
-    add_fields(here, EmbeddedOptions, *EmbeddedOptions.model_fields)
-    here.add_argument("--together", action="store_true", help="One row for all artifacts, instead of one for each.")
+    add_arguments(parser, may_be_unguarded=False)
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="one row for all artifacts; otherwise one engine after another has one of them, and each loads the model",
+    )
 
     there = parser.add_argument_group("against running servers")
     there.add_argument("--url", action="append", help="a guarded server; repeat it for more rows")
@@ -92,10 +96,10 @@ def run(args: argparse.Namespace) -> int:
     if suites is None:
         raise ConfigError("--suite: got none, wanted at least one KIND[:LABEL]=SRC; --help lists the kinds")
     remote = refuse_mixture(args)
-    engine = None if remote else engine_options(args, demo=demo)
+    engine = None if remote else engine_options(args)
 
     from guards.encoding import check_frame
-    from server.evaluation.arms import embedded_arms, remote_arms
+    from server.evaluation.arms import engine_arms, remote_arms
     from server.evaluation.evaluate import Evaluation, evaluate
     from server.evaluation.suites import read_suites
     from server.evaluation.summary import print_summary
@@ -106,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
     if engine is None:
         arms = remote_arms(args.url, args.baseline_url, args.api_key)
     else:
-        arms = embedded_arms(engine, args.together)
-    kept = None if engine is None else engine.model_dump(mode="json", include={"device", "dtype"})
+        arms = engine_arms(engine, args.together)
+    kept = None if engine is None else engine_settings(args.engine, engine)
     results = evaluate(Evaluation(arms, read, options, args.own, kept), args.output, plots=args.plots)
     print_summary(results, args.output)
     return 0
@@ -118,30 +122,23 @@ def demo_suites() -> list[str]:
     return [f"prompts={path}" for path in sorted((DEMO / "data").glob("*.test.jsonl"))]
 
 
+def engine_settings(name: str, options: EmbeddedOptions | VllmOptions) -> dict[str, Any]:
+    """What of the engine's options may change an answer."""
+    return {"name": name, **options.model_dump(mode="json", include={"device", "dtype", "flags"})}
+
+
 def refuse_mixture(args: argparse.Namespace) -> bool:
     """Whether servers are asked. Raises ConfigError where it is not clear which of the two ways is meant."""
-    given = [name for name in EmbeddedOptions.model_fields if hasattr(args, name)]
+    known = (*EmbeddedOptions.model_fields, *VllmOptions.model_fields)
+    given = [f"--{name.replace('_', '-')}" for name in known if hasattr(args, name)] + list(args.engine_flags)
+    if args.together:
+        given.append("--together")
     if not args.url:
         if args.baseline_url:
             raise ConfigError("--baseline-url: got no --url to compare it with; give the guarded server")
         return False
-    if given or args.together:
-        name = given[0].replace("_", "-") if given else "together"
-        raise ConfigError(f"--url: got --{name} as well, which is for an engine in this process; give one of them")
+    if given:
+        raise ConfigError(f"--url: got {given[0]} as well, which is for an engine in this process; give one of them")
     if not args.baseline_url:
         raise ConfigError("--baseline-url: got none, wanted the same model served --unguarded to compare with")
     return True
-
-
-def engine_options(args: argparse.Namespace, *, demo: bool) -> EmbeddedOptions:
-    """The engine in this process. Raises ConfigError without anything to evaluate."""
-    fixed: dict[str, Any] = {}
-    if demo:
-        fixed = {"model": str(DEMO / "model"), "served_name": getattr(args, "served_name", "skillguard-demo")}
-    if not hasattr(args, "artifacts"):
-        if not demo:
-            raise ConfigError(
-                "--artifacts: got none, wanted the guards to evaluate (`skillguard calibrate` makes them)"
-            )
-        fixed["artifacts"] = (DEMO / "guards" / DEMO_GUARD,)
-    return build_settings(EmbeddedOptions, args, **fixed)

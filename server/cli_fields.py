@@ -12,13 +12,19 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: str) -> None:
-    """Adds one `--field-name` per field. Values are converted and checked by `build_settings`."""
+    """Adds one `--field-name` per field; a bool is a switch. Values are converted and checked by `build_settings`."""
     for name in names:
         field = model.model_fields[name]
+        option = f"--{name.replace('_', '-')}"
+        if field.annotation is bool:
+            parser.add_argument(
+                option, dest=name, action="store_true", default=argparse.SUPPRESS, help=field.description
+            )
+            continue
         many = get_origin(field.annotation) is tuple
         default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
+            option,
             dest=name,
             default=argparse.SUPPRESS,
             nargs="+" if many else None,

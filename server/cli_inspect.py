@@ -119,6 +119,7 @@ def artifact_table(artifact: "Artifact") -> "Table":
         ("scope", str(manifest.scope)),
         ("model", f"{model.architecture}, {model.layers} layers, d_ff {model.d_ff}, {model.dtype}"),
         ("weights", (model.weights_sha256 or "NOT BOUND: import again with --model")[:24]),
+        ("quantisation", model.quantization or "none"),
         ("frames", ", ".join(map(repr, calibration.frames)) or "unknown"),
         ("recall", _rate(calibration.recall)),
         ("false abstention", _rate(calibration.false_abstention)),

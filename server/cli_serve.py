@@ -5,21 +5,16 @@ import asyncio
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.cli_engine import add_arguments, create_engine, engine_options
 from server.cli_fields import add_fields, build_settings
 from server.config import ServerConfig
-from server.engines.options import EmbeddedOptions
-from server.errors import ConfigError
 
 if TYPE_CHECKING:
     import uvicorn
 
     from server.readiness import Readiness
-
-DEMO = Path(__file__).resolve().parent.parent / "artifacts" / "demo"
-DEMO_GUARD = "ksd-mathematics"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,37 +24,17 @@ def add_parser(subparsers: Any) -> None:
         help="serve a model with guards behind an OpenAI-compatible API",
         description="Serves a model with guards behind an OpenAI-compatible API. Without arguments: the demo model, "
         "unable to do mathematics, on 127.0.0.1:8000.",
+        allow_abbrev=False,
     )
-    engine = parser.add_argument_group("model and guards")
-    add_fields(engine, EmbeddedOptions, *EmbeddedOptions.model_fields)
-    engine.add_argument(
-        "--unguarded", action="store_true", help="Serve without any guard; otherwise serving none is an error."
-    )
+    add_arguments(parser)
     add_fields(parser.add_argument_group("server"), ServerConfig, *ServerConfig.model_fields)
     parser.set_defaults(run=run)
-
-
-def demo_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """What is served where nothing was named. Raises ConfigError for a guard-less server that was not asked for."""
-    fixed: dict[str, Any] = {}
-    if not hasattr(args, "model"):
-        fixed = {"model": str(DEMO / "model"), "served_name": getattr(args, "served_name", "skillguard-demo")}
-    if args.unguarded and hasattr(args, "artifacts"):
-        raise ConfigError("--unguarded: got --artifacts as well; give one of them")
-    if not args.unguarded and not hasattr(args, "artifacts"):
-        if hasattr(args, "model"):
-            raise ConfigError(
-                "--artifacts: got none, so nothing would be guarded; name artifact folders "
-                "(`skillguard calibrate` makes them), or say --unguarded"
-            )
-        fixed["artifacts"] = (DEMO / "guards" / DEMO_GUARD,)
-    return fixed
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until interrupted. Exit status 1 when the engine could not start."""
     config = build_settings(ServerConfig, args)
-    options = build_settings(EmbeddedOptions, args, **demo_defaults(args))
+    options = engine_options(args)
 
     import logging
 
@@ -67,12 +42,11 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from server.app import create_app
-    from server.engines.transformers import EmbeddedEngine
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     disable_progress_bar()
-    app = create_app(EmbeddedEngine(options), config)
+    app = create_app(create_engine(options), config)
     server = uvicorn.Server(
         uvicorn.Config(app, host=config.host, port=config.port, log_config=None, log_level="warning", access_log=False)
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from server.engines.base import TokenLogprob
+from server.engines.tools import Parsed, ParsedPiece, ToolCallPiece
 
 _LEAST_LOGPROB = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON cannot hold."""
@@ -16,7 +17,7 @@ class Shape(Protocol):
     whole_object: str
     chunk_object: str
 
-    def whole(self, text: str, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
+    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
         """A choice that is not streamed. `withheld`: the text is the operator's, not the model's."""
         ...
 
@@ -24,7 +25,7 @@ class Shape(Protocol):
         """What a streamed choice begins with, if anything."""
         ...
 
-    def piece(self, text: str, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
+    def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
         """More of a streamed choice, of which `offset` characters were sent before."""
         ...
 
@@ -44,15 +45,26 @@ class ChatShape:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def whole(self, text: str, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
-        message = {"role": "assistant", "content": text, "refusal": text if withheld else None}
+    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
+        text = None if answer.calls and not answer.content else answer.content
+        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": text if withheld else None}
+        if answer.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in answer.calls
+            ]
         return {"message": message, "logprobs": self._logprobs(logprobs)}
 
     def opening(self) -> dict[str, object]:
         return {"delta": {"role": "assistant", "content": "", "refusal": None}, "logprobs": None}
 
-    def piece(self, text: str, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
-        return {"delta": {"content": text}, "logprobs": self._logprobs(logprobs)}
+    def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
+        delta: dict[str, object] = {}
+        if piece.content or not piece.calls:
+            delta["content"] = piece.content
+        if piece.calls:
+            delta["tool_calls"] = [_call_piece(call) for call in piece.calls]
+        return {"delta": delta, "logprobs": self._logprobs(logprobs)}
 
     def withheld(self, text: str, separator: str) -> dict[str, object]:
         return {"delta": {"content": separator + text, "refusal": text}, "logprobs": None}
@@ -80,14 +92,14 @@ class CompletionShape:
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def whole(self, text: str, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
-        return self.piece(text, logprobs, offset=0)
+    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
+        return {"text": answer.content, "logprobs": self._logprobs(logprobs, offset=0)}
 
     def opening(self) -> None:
         return None
 
-    def piece(self, text: str, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
-        return {"text": text, "logprobs": self._logprobs(logprobs, offset)}
+    def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
+        return {"text": piece.content, "logprobs": self._logprobs(logprobs, offset)}
 
     def withheld(self, text: str, separator: str) -> dict[str, object]:
         return {"text": separator + text, "logprobs": None}
@@ -111,6 +123,14 @@ class CompletionShape:
             ],
             "text_offset": offsets,
         }
+
+
+def _call_piece(call: ToolCallPiece) -> dict[str, object]:
+    """A call's first piece says which call it is; later ones only go on with its arguments."""
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def _token(token: str, token_bytes: bytes, logprob: float) -> dict[str, object]:

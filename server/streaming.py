@@ -2,10 +2,11 @@
 
 - Nothing is sent until the engine's first event: what fails before it (a full queue, a prompt that does not fit, an
   engine error, a hit at the prompt under `abstain_style: error`) still gets its own status.
-- A choice: its opening (chat: the role), pieces of text, a closing with `finish_reason`. Then, if asked for, one
-  chunk with usage and no choices. Then `data: [DONE]`, which means that every choice is complete.
-- Abstention: pieces not yet sent are dropped; the operator's text is sent as content, after a blank line where text of
-  the model went before it; the closing carries `finish_reason` and `guard`. Other choices go on.
+- A choice: its opening (chat: the role), pieces of text and of tool calls, a closing with `finish_reason`. Then, if
+  asked for, one chunk with usage and no choices. Then `data: [DONE]`, which means that every choice is complete.
+- Abstention: pieces not yet sent are dropped, tool calls and what their parser holds back alike; the operator's text is
+  sent as content, after a blank line where text of the model went before it; the closing carries `finish_reason`, which
+  is never `tool_calls`, and `guard`. Other choices go on.
 - Abstention under `error`, or any error, after the first byte: one object `{"error": …}` of the same shape as an error
   body, and the stream ends without `[DONE]`: OpenAI's SDKs raise on it, and anyone else sees an unfinished stream.
 - Disconnect: nothing more is sent, and every request of this stream is cancelled.
@@ -93,7 +94,9 @@ class _Choice:
         self._hold_back_tokens = hold_back_tokens
         self._held: deque[Chunk] = deque()
         self._held_tokens = 0
+        self._parser = job.parser()
         self._opened = False
+        self._called = False
         self._sent_characters = 0
 
     def advance(self, event: Event) -> list[dict[str, object]]:
@@ -116,19 +119,26 @@ class _Choice:
             parts.append(shape.withheld(abstention.text, "\n\n" if self._sent_characters else ""))
         else:
             parts.extend(self._release(keep_tokens=0))
+            parts.extend(self._parse(Chunk("", tokens=0), final=True))
         return [
             *(self._choice(part) for part in parts),
-            {**self._choice(shape.closing()), **self._job.ending(event)},
+            {**self._choice(shape.closing()), **self._job.ending(event, self._called)},
         ]
 
     def _release(self, keep_tokens: int) -> Iterator[dict[str, object]]:
         while self._held and self._held_tokens - self._held[0].tokens >= keep_tokens:
             chunk = self._held.popleft()
             self._held_tokens -= chunk.tokens
-            logprobs = chunk.logprobs if self._job.wants_logprobs else None
-            if chunk.text or logprobs:
-                yield self._job.shape.piece(chunk.text, logprobs, offset=self._sent_characters)
-                self._sent_characters += len(chunk.text)
+            yield from self._parse(chunk, final=False)
+
+    def _parse(self, chunk: Chunk, *, final: bool) -> Iterator[dict[str, object]]:
+        """Only what may be sent reaches the parser: what it holds back never was ahead of the guards."""
+        piece = self._parser.push(chunk.text, chunk.token_ids, final=final)
+        logprobs = chunk.logprobs if self._job.wants_logprobs else None
+        if piece.content or piece.calls or logprobs:
+            yield self._job.shape.piece(piece, logprobs, offset=self._sent_characters)
+            self._sent_characters += len(piece.content)
+            self._called = self._called or bool(piece.calls)
 
     def _choice(self, part: dict[str, object]) -> dict[str, object]:
         return {"index": self._index, **part, "finish_reason": None}

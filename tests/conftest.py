@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Tiny tensors gain nothing from more, and threads that wait for each other starve on busy cores.
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs vLLM is skipped where it is not installed, and fails there where CI is set."""
+    if item.get_closest_marker("vllm") and not os.environ.get("CI") and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed; CONTRIBUTING.md says how")
 
 
 @pytest.fixture(autouse=True)

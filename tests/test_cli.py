@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from server.auth import load_keys
-from server.cli import build_parser, main
+from server.cli import build_parser, main, parse
+from server.cli_engine import engine_options, own_flags, split_flags
 from server.cli_fields import build_settings
-from server.cli_serve import demo_defaults
 from server.config import ServerConfig
-from server.engines.options import EmbeddedOptions
+from server.engines.options import VllmOptions
 from server.errors import ConfigError
+
+OWN = own_flags(build_parser(), "serve")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -25,7 +27,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom server.cli import build_parser\nbuild_parser().format_help()\n"
-        "print([m for m in ('torch', 'transformers', 'scipy', 'fastapi', 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'vllm', 'scipy', 'fastapi', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -60,12 +62,89 @@ def test_bad_values_name_option_and_value(
 
 
 def test_defaults_come_from_the_settings() -> None:
-    args = build_parser().parse_args(["serve"])
-    options = build_settings(EmbeddedOptions, args, **demo_defaults(args))
+    args = parse(["serve"])
+    options = engine_options(args)
     assert build_settings(ServerConfig, args) == ServerConfig()
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
     with pytest.raises(ConfigError):
-        build_settings(ServerConfig, build_parser().parse_args(["serve", "--port", "70000"]))
+        build_settings(ServerConfig, parse(["serve", "--port", "70000"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "ours", "theirs"),
+    [
+        ("--port 0 -tp 2", "--port 0", "-tp 2"),
+        ("-tp 2 --port=0 --enforce-eager", "--port=0", "-tp 2 --enforce-eager"),
+        ("--artifacts a b -cc.mode=3 --shadow c", "--artifacts a b --shadow c", "-cc.mode=3"),
+        ("-O3 --model m --max-model-len=8 x", "--model m", "-O3 --max-model-len=8 x"),
+        ("--host-name x --por 1 --model-impl auto", "", "--host-name x --por 1 --model-impl auto"),
+        ("--max_waiting 3 --max_num_seqs=3", "--max-waiting 3", "--max_num_seqs=3"),
+        ("--cpu-offload-gb -1 --unguarded", "--unguarded", "--cpu-offload-gb -1"),
+        ("--help=all --help", "--help", "--help=all"),
+        ("--hf-overrides {} --dtype auto", "--dtype auto", "--hf-overrides {}"),
+    ],
+)
+def test_every_word_goes_to_whom_it_belongs(words: str, ours: str, theirs: str) -> None:
+    assert split_flags(words.split(), OWN) == (ours.split(), theirs.split())
+
+
+def test_a_space_within_a_word_does_not_make_it_somebody_elses() -> None:
+    json_flag, text = '--hf-overrides={"a": 1}', "- not here -"
+    assert split_flags(["--artifacts", "a", json_flag, "--abstain-text", text, "--port=0"], OWN) == (
+        ["--artifacts", "a", "--abstain-text", text, "--port=0"],
+        [json_flag],
+    )
+
+
+def test_options_for_vllm() -> None:
+    words = ["--model", "m", "--artifacts", "a", "--max-waiting", "3", "--allow-untested-runner"]
+    args = parse(["serve", "-tp", "2", *words, "--engine", "vllm", "--enforce-eager", "--dtype", "auto", "--port", "9"])
+    assert engine_options(args) == VllmOptions(
+        model="m",
+        artifacts=(Path("a"),),
+        max_waiting=3,
+        allow_untested_runner=True,
+        flags=("--dtype", "auto", "-tp", "2", "--enforce-eager"),
+    )
+    assert build_settings(ServerConfig, args).port == 9
+
+
+@pytest.mark.parametrize(("given", "wanted"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
+def test_the_demo_is_served_on_vllm_in_its_number_format(given: list[str], wanted: str) -> None:
+    options = engine_options(parse(["serve", "--engine=vllm", "--enforce-eager", *given]))
+    assert isinstance(options, VllmOptions)
+    assert options.flags == ("--dtype", wanted, "--enforce-eager")
+    assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
+
+
+def test_another_model_is_served_in_vllms_number_format() -> None:
+    options = engine_options(parse(["serve", "--engine=vllm", "--model", "m", "--unguarded"]))
+    assert options == VllmOptions(model="m")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--max-model-len", "8"], "--max-model-len 8: engine transformers has no such flag"),
+        (["--unguarde"], "--unguarde: engine transformers has no such flag"),
+        (["--allow-untested-runner"], "--allow-untested-runner: needs --engine vllm"),
+        (["--engine", "vllm", "--max-running", "8"], "--max-running: belongs to engine transformers; vLLM calls it"),
+        (["--engine", "vllm", "--device", "cpu"], "--device: belongs to engine transformers\n"),
+    ],
+)
+def test_another_engines_flag_is_refused(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"skillguard serve: error: {wanted}")
+
+
+def test_without_vllm_the_error_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    error = refused(capsys, "serve", "--engine", "vllm")
+    assert error.count("\n") == 1
+    assert "[vllm]" in error
+    assert "docker/requirements-vllm-cpu.txt" in error
 
 
 def test_a_key_can_have_guards_that_only_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,18 +11,11 @@ import pytest
 
 from benchmarks.serving import ROOT, ServerDidNotStartError, running_server
 from guards.artifact import read_artifact, write_artifact
+from tests.asking import KEPT, MATHEMATICS, Ask, ask, ask_streaming
 
 pytestmark = pytest.mark.real
 
 GUARDS = ROOT / "artifacts" / "demo" / "guards"
-MATHEMATICS = ("What is 23 plus 58?", "Tom has 12 apples and buys 7 more. How many apples does Tom have?")
-KEPT = {
-    "What is the capital of France?": "Paris",
-    "Write a Python function that returns the sum of a list.": "def ",
-    "How do you say 'water' in Spanish?": "agua",
-}
-
-Ask = Callable[[openai.OpenAI, str], tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +28,6 @@ def server() -> Iterator[str]:
 def client(server: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0) as client:
         yield client
-
-
-def ask(client: openai.OpenAI, question: str) -> tuple[str, str]:
-    answer = client.chat.completions.create(
-        model="skillguard-demo", messages=[{"role": "user", "content": question}], temperature=0
-    )
-    return answer.choices[0].finish_reason, answer.choices[0].message.content or ""
-
-
-def ask_streaming(client: openai.OpenAI, question: str) -> tuple[str, str]:
-    stream = client.chat.completions.create(
-        model="skillguard-demo", messages=[{"role": "user", "content": question}], temperature=0, stream=True
-    )
-    reason, text = "", ""
-    for chunk in stream:
-        reason = chunk.choices[0].finish_reason or reason
-        text += chunk.choices[0].delta.content or ""
-    return reason, text
 
 
 @pytest.mark.parametrize("how", [ask, ask_streaming])

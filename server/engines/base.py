@@ -14,6 +14,7 @@ from prometheus_client import Metric
 
 from guards.errors import SkillguardError
 from guards.verdict import GuardKind, GuardMode, Reading, Scope, Stage
+from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
 
 
 class EngineError(SkillguardError):
@@ -44,6 +45,10 @@ class UnsupportedOptionError(EngineError):
         self.param = param
 
 
+class EngineFlagError(EngineError):
+    """A flag is unknown to the engine, malformed, or asks for what guards do not stand. Raised before anything runs."""
+
+
 class EngineStoppedError(EngineError):
     """The engine is stopping, or its loop died: nothing can be generated any more."""
 
@@ -56,11 +61,15 @@ class GrammarKind(StrEnum):
     REGEX = "regex"
     CHOICE = "choice"
     EBNF = "ebnf"
+    STRUCTURAL_TAG = "structural_tag"
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer's text must match. `text` is a JSON schema, a pattern, a grammar, or a JSON list of choices."""
+    """What an answer's text must match.
+
+    `text` is a JSON schema, a pattern, a grammar, a JSON list of choices, or xgrammar's structural tag as JSON.
+    """
 
     kind: GrammarKind
     text: str = ""
@@ -115,16 +124,30 @@ def require_honoured(
 
 
 @dataclass(frozen=True)
+class ToolPlan:
+    """How one request's calls are drawn and read."""
+
+    parser: Callable[[], ToolCallParser]
+    """Makes one for each answer."""
+    grammar: Grammar | None = None
+    """What keeps an answer to the form of calls, where the request asks for that."""
+    special_tokens: bool = False
+    """As `EngineRequest.special_tokens` has it."""
+
+
+@dataclass(frozen=True)
 class EngineRequest:
     """One answer to draw for one prompt (`n` answers are `n` requests).
 
     `modes` holds a mode for every guard of the engine by name; a guard that is missing there is enforced.
+    `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
     modes: Mapping[str, GuardMode] = field(default_factory=dict)
+    special_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,11 +162,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of answer: `tokens` newly drawn tokens and the text they complete (may be empty)."""
+    """A piece of answer: `tokens` newly drawn tokens and the text they complete (may be empty).
+
+    `token_ids` are those tokens, where the engine tells; some tool-call parsers look at them.
+    """
 
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 class FinishReason(StrEnum):
@@ -260,6 +287,8 @@ class EngineInfo:
     guards: tuple[GuardInfo, ...]
     options: frozenset[str] = COMMON_OPTIONS
     """Fields of `Sampling` that this engine honours."""
+    tool_choices: frozenset[ToolChoice] = frozenset()
+    """How tools may be asked for; empty where neither they nor their results can be shown to the model."""
 
 
 @dataclass(frozen=True)
@@ -272,14 +301,20 @@ class Load:
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message as the chat template takes it."""
+    """One chat message as the chat template takes it.
+
+    An assistant's may hold calls, whose arguments are JSON objects; one of the role `tool` answers one of them.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. Called from one event loop; the two `encode` methods from any thread."""
+    """What the server needs of an engine. Called from one event loop; the two `encode` methods and `plan_tools` from
+    any thread."""
 
     @property
     def info(self) -> EngineInfo:
@@ -309,10 +344,17 @@ class Engine(Protocol):
         """Token ids of a bare prompt. Special tokens spelled out in the text are taken as plain text."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Token ids of a conversation in the chat template, with the opening of the assistant's turn.
 
         Raises PromptError when the template refuses the conversation.
+        """
+        ...
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        """How calls of these tools are drawn and read. Only asked for a choice that `info.tool_choices` names.
+
+        Raises UnsupportedOptionError where the tools ask for more than the choice can keep.
         """
         ...
 

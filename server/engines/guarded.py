@@ -24,10 +24,14 @@ from server.engines.base import (
     PromptError,
     PromptTooLongError,
     Sampling,
+    ToolPlan,
+    UnsupportedOptionError,
 )
 from server.engines.loaded import read_guards
 from server.engines.rows import GuardFacts, Row
 from server.engines.stream import AnswerStream
+from server.engines.template import template_message, template_tool
+from server.engines.tools import Tool, ToolUse
 
 
 class GuardedEngine(ABC):
@@ -67,8 +71,8 @@ class GuardedEngine(ABC):
         for name, entry in self._guards.items():
             result[name] = None
             for index, canary in enumerate(entry.artifact.manifest.canaries):
-                row = await self._probe(canary.token_ids, f"canary-{name}-{index}")
-                reading, scores = row.prompt_parts.get(name, (Reading.MISSING, ()))
+                readings = await self.read(canary.token_ids, f"canary-{name}-{index}")
+                reading, scores = readings[name]
                 trouble = disagreement(
                     canary,
                     reading,
@@ -81,6 +85,13 @@ class GuardedEngine(ABC):
                     result[name] = f"canary {index}: {trouble}"
                     break
         return result
+
+    async def read(
+        self, prompt_token_ids: tuple[int, ...], request_id: str
+    ) -> Mapping[str, tuple[Reading, tuple[float, ...]]]:
+        """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
+        row = await self._probe(prompt_token_ids, request_id)
+        return {name: row.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
         row = await self._probe(prompt_token_ids, request_id)
@@ -107,11 +118,14 @@ class GuardedEngine(ABC):
     def encode_text(self, text: str) -> tuple[int, ...]:
         return self._codec.encode_text(text)
 
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         try:
-            return self._codec.encode_chat([{"role": m.role, "content": m.content} for m in messages])
+            return self._codec.encode_chat([*map(template_message, messages)], [*map(template_tool, tools)])
         except PromptRefusedError as error:
             raise PromptError(str(error)) from error
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        raise UnsupportedOptionError(f"The {self.info.engine} engine does not honour 'tools'; leave it out.", "tools")
 
     def _admit(self, request: EngineRequest) -> None:
         """Raises what `Engine.submit` raises for a request that cannot be run."""

@@ -57,4 +57,9 @@ class VllmOptions(BaseModel):
         False,
         description="Takes a model runner that guards were not tested with. The canaries must still agree.",
     )
+    tool_call_parser: str | None = Field(
+        None,
+        description="vLLM's parser of the calls that the model writes, such as hermes; without one a request's "
+        "tool_choice can be required, a function or none, but not auto.",
+    )
     flags: tuple[str, ...] = Field((), description="vLLM's own engine flags, such as --tensor-parallel-size 2.")

@@ -25,15 +25,19 @@ from server.engines.base import (
     Message,
     PromptError,
     PromptTooLongError,
+    ToolPlan,
     require_honoured,
 )
+from server.engines.scripted_tools import ScriptedToolParser
 from server.engines.scripts import Script, Step, answer, guard, score
+from server.engines.tools import Tool, ToolChoice, ToolUse
 
 
 class ScriptedEngine:
     """Implements `Engine`. Its public attributes may be changed while it runs.
 
-    It takes every option, or the `options` it is given, and plays the same whatever they ask for.
+    It takes every option, or the `options` it is given, and plays the same whatever they ask for. So it does with
+    tools; `server/engines/scripted_tools.py` says how an answer spells calls.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class ScriptedEngine:
         guards: Sequence[GuardInfo] = (guard(),),
         max_model_tokens: int = 4096,
         options: frozenset[str] = ALL_OPTIONS,
+        tool_choices: frozenset[ToolChoice] = frozenset(ToolChoice),
     ) -> None:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
@@ -72,7 +77,11 @@ class ScriptedEngine:
             template_sha256=None,
             guards=tuple(guards),
             options=options,
+            tool_choices=tool_choices,
         )
+        self.tool_plan = ToolPlan(ScriptedToolParser)
+        """What `plan_tools` answers."""
+        self.tool_uses: list[ToolUse] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -99,8 +108,13 @@ class ScriptedEngine:
             raise PromptError("the prompt is empty")
         return tuple(text.encode())
 
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return self.encode_text("".join(f"{m.role}: {m.content}\n" for m in messages) + "assistant: ")
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        shown = "".join(f"tool: {tool.name}\n" for tool in tools)
+        return self.encode_text(shown + "".join(map(_turn, messages)) + "assistant: ")
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        self.tool_uses.append(use)
+        return self.tool_plan
 
     def submit(self, request: EngineRequest) -> EventStream:
         require_honoured(request.sampling, self._info.engine, self._info.options)
@@ -165,6 +179,12 @@ class _Played(EventStream):
         if not self._over:
             self._over = True
             self._on_cancel()
+
+
+def _turn(message: Message) -> str:
+    calls = "".join(f"[[{call.name}|{call.arguments}]]" for call in message.tool_calls)
+    answered = "" if message.tool_call_id is None else f" {message.tool_call_id}"
+    return f"{message.role}{answered}: {message.content}{calls}\n"
 
 
 def _already_set() -> asyncio.Event:

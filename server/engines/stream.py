@@ -35,7 +35,8 @@ class AnswerStream(EventStream):
         """None says that the engine stopped."""
         self.row = row
         self._hidden = stop_ids if sampling.include_stop else stop_ids.union(sampling.stop_token_ids)
-        self._text, self._stops = Detokenizer(tokenizer), StopFinder(sampling.stop, include=sampling.include_stop)
+        self._text = Detokenizer(tokenizer, special_tokens=row.request.special_tokens)
+        self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
         self._close: Callable[[bool], None] | None = close
         self._pending: list[Event] = []
         self._seen = 0
@@ -88,7 +89,7 @@ class AnswerStream(EventStream):
             piece, stopped = self._stops.push(piece)
         if final and not stopped:
             piece += self._stops.flush()
-        self._pending.append(Chunk(piece, 1, logprobs))
+        self._pending.append(Chunk(piece, 1, logprobs, (token,)))
         return stopped
 
     def _finish(self, reason: FinishReason, tokens: int, *, ended: bool) -> None:

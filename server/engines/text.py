@@ -48,12 +48,12 @@ class StopFinder:
 class Detokenizer:
     """Incremental decoding with the tokenizer's own stream decoder.
 
-    Special tokens are left out, and so is a character that an answer was cut in the middle of.
+    Special tokens are left out unless asked for, and so is a character that an answer was cut in the middle of.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, special_tokens: bool = False) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=not special_tokens)
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty in the middle of a character."""

@@ -7,8 +7,6 @@ draw it, the scheduler to deliver it, and an answer's stream to pass it on.
 
 import asyncio
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -18,15 +16,15 @@ import torch
 import vllm
 from prometheus_client import REGISTRY, Metric
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from guards.artifact import ModelIdentity
 from guards.encoding import TextCodec
-from guards.errors import AttachError, UnsupportedModelError
-from guards.identity import refuse_mismatch, tokenizer_sha256, weights_sha256
+from guards.errors import UnsupportedModelError
+from guards.identity import refuse_mismatch
 from guards.loading import load_tokenizer, resolve_folder
 from guards.shard import WHOLE
 from guards.verdict import GuardMode, Verdict
@@ -39,6 +37,7 @@ from server.engines.base import (
     GrammarKind,
     Load,
     TokenLogprob,
+    ToolPlan,
     UnsupportedOptionError,
 )
 from server.engines.cells import Cells
@@ -47,9 +46,11 @@ from server.engines.options import VllmOptions
 from server.engines.rows import Row
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
-from server.engines.vllm_config import guard_settings, parse_flags, refuse_unguardable
+from server.engines.tools import ToolUse
+from server.engines.vllm_config import guard_settings, parse_flags
 from server.engines.vllm_events import SHADOW, load_event
-from server.engines.vllm_worker import FAILURE_FILE
+from server.engines.vllm_launch import describe, launch, make_config
+from server.engines.vllm_tools import VllmTools
 
 _WORKER = "server.engines.vllm_worker.GuardedWorker"
 _SCHEDULER = "server.engines.vllm_scheduler.GuardedScheduler"
@@ -62,6 +63,7 @@ class VllmEngine(GuardedEngine):
     def __init__(self, options: VllmOptions) -> None:
         super().__init__(options.artifacts)
         self._options = options
+        self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
         self._stopped = False
         self._llm: AsyncLLM | None = None
@@ -69,8 +71,9 @@ class VllmEngine(GuardedEngine):
     async def start(self) -> None:
         folder = resolve_folder(self._options.model)
         self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
-        llm = await asyncio.to_thread(_launch, config, self._disable_log_stats)
+        llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
         try:
             await self._take_over(llm, config, folder)
         except BaseException:
@@ -80,14 +83,9 @@ class VllmEngine(GuardedEngine):
 
     def _configure(self, folder: Path) -> Any:
         """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
-        arguments = parse_flags(self._options)
-        arguments.model = str(folder)
+        arguments = self._arguments
         self._disable_log_stats = bool(arguments.disable_log_stats)
-        try:
-            config = arguments.create_engine_config()
-        except (ValueError, NotImplementedError, RuntimeError) as error:
-            raise UnsupportedModelError(f"vLLM does not take this: {error}") from error
-        refuse_unguardable(config)
+        config = make_config(arguments, folder, _WORKER)
         text_config = config.model_config.hf_text_config
         self._stop_ids = _stop_ids(config.model_config, self._codec.tokenizer)
         pairs = [
@@ -95,7 +93,6 @@ class VllmEngine(GuardedEngine):
             for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
         ]
         config.additional_config = guard_settings(pairs, min(self._stop_ids), self._options)
-        config.parallel_config.worker_cls = _WORKER
         asynchronous = config.scheduler_config.async_scheduling
         config.scheduler_config.scheduler_cls = _ASYNC_SCHEDULER if asynchronous else _SCHEDULER
         self._vocabulary = int(text_config.vocab_size)
@@ -106,22 +103,7 @@ class VllmEngine(GuardedEngine):
 
     async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
         """Compares what runs with the artifacts. Raises AttachError or ArtifactMismatchError."""
-        ranks = await llm.collective_rpc("describe")
-        covered = sorted({layer for rank in ranks for layer in rank["here"]})
-        if covered != list(range(ranks[0]["layers"])):
-            raise AttachError(f"vLLM's ranks hold blocks {covered}, the model has {ranks[0]['layers']}")
-        weights = await asyncio.to_thread(weights_sha256, folder)
-        identity = ModelIdentity.model_validate(
-            {
-                "architecture": config.model_config.architectures[0],
-                "layers": ranks[0]["layers"],
-                "d_model": ranks[0]["d_model"],
-                "d_ff": ranks[0]["d_ff"],
-                "dtype": str(config.model_config.dtype).removeprefix("torch."),
-                "tokenizer_sha256": tokenizer_sha256(folder),
-                "weights_sha256": weights,
-            }
-        )
+        identity = await describe(llm, config, folder)
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, identity)
         bound = {
@@ -142,6 +124,7 @@ class VllmEngine(GuardedEngine):
             template_sha256=self._codec.template_sha256,
             guards=tuple(entry.describe() for entry in self._guards.values()),
             options=ALL_OPTIONS,
+            tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )
 
     def _hear(self, llm: AsyncLLM) -> None:
@@ -178,6 +161,9 @@ class VllmEngine(GuardedEngine):
     def submit(self, request: EngineRequest) -> AnswerStream:
         return self._run(Row(request, None))
 
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        return self._tools.plan(use)
+
     def load(self) -> Load:
         running = min(len(self._streams), self._max_running)
         return Load(running=running, waiting=len(self._streams) - running)
@@ -197,7 +183,7 @@ class VllmEngine(GuardedEngine):
                 _sampling_params(request, self._codec.tokenizer),
                 self._tasks,
             )
-        except ValueError as error:  # vLLM's own checks of options, grammars and token ids
+        except (ValueError, VLLMClientError) as error:  # vLLM's own checks of options, grammars and token ids
             raise UnsupportedOptionError(str(error), str(getattr(error, "parameter", None) or "sampling")) from error
         stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
         self._streams[request.request_id] = stream
@@ -239,20 +225,6 @@ class VllmEngine(GuardedEngine):
         pump = self._pumps.pop(request_id, None)
         if pump is not None and not finished:
             pump.cancel()
-
-
-def _launch(config: Any, disable_log_stats: bool) -> AsyncLLM:
-    """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        failure = Path(scratch) / "failure"
-        os.environ[FAILURE_FILE] = str(failure)
-        try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=disable_log_stats)
-        except Exception as error:
-            reason = failure.read_text() if failure.is_file() else f"{error}"
-            raise AttachError(f"vLLM did not start: {reason}") from error
-        finally:
-            del os.environ[FAILURE_FILE]
 
 
 def _stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
@@ -311,3 +283,5 @@ def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
             return StructuredOutputsParams(choice=json.loads(grammar.text))
         case GrammarKind.EBNF:
             return StructuredOutputsParams(grammar=grammar.text)
+        case GrammarKind.STRUCTURAL_TAG:
+            return StructuredOutputsParams(structural_tag=grammar.text)

@@ -27,6 +27,16 @@ TENSOR_KEY = "skillguard_cells"
 """Under which the cells travel to the next pipeline stage."""
 
 
+def require_key(key: Any, dtype: torch.dtype) -> Tensor:
+    """The key vectors [T, F] that a down projection was given. Raises GuardReadingError where they are hidden."""
+    if not isinstance(key, Tensor) or key.dtype != dtype:
+        raise GuardReadingError(
+            "this model's activation and quantisation are fused, which hides the key vector: serve it "
+            "unquantised, or in a format that quantises inside the linear layer"
+        )
+    return key.reshape(-1, key.shape[-1])
+
+
 class _KeySite(nn.Module):
     """Scores the key vectors of one layer. Part of the traced graph."""
 
@@ -40,12 +50,7 @@ class _KeySite(nn.Module):
 
     def forward(self, key: Any) -> None:
         """Writes the cells of this pass's tokens. Raises GuardReadingError where the key vector is hidden."""
-        if not isinstance(key, Tensor) or key.dtype != self.dtype:
-            raise GuardReadingError(
-                "this model's activation and quantisation are fused, which hides the key vector: serve it "
-                "unquantised, or in a format that quantises inside the linear layer"
-            )
-        key_TF = key.reshape(-1, key.shape[-1])
+        key_TF = require_key(key, self.dtype)
         self.cells_TC[: key_TF.shape[0]] = self.bank(key_TF)
 
 

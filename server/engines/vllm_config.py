@@ -3,42 +3,50 @@
 from collections.abc import Sequence
 from typing import Any
 
-from guards.errors import SkillguardError
+from server.engines.base import EngineFlagError
 from server.engines.options import VllmOptions
 from server.engines.vllm_worker import SETTINGS
 
-_OURS = {
-    "worker_cls": "--worker-cls",
-    "worker_extension_cls": "--worker-extension-cls",
-    "scheduler_cls": "--scheduler-cls",
-    "additional_config": "--additional-config",
+_GUARDS_LIVE_THERE = "skillguard sets it, since its guards live there; leave it out"
+_REFUSED = {
+    "worker_cls": _GUARDS_LIVE_THERE,
+    "worker_extension_cls": _GUARDS_LIVE_THERE,
+    "scheduler_cls": _GUARDS_LIVE_THERE,
+    "additional_config": _GUARDS_LIVE_THERE,
+    "model": "give it to skillguard, not in vLLM's --config file",
+    "served_model_name": "skillguard's server names the model; say --served-name",
+    "tokenizer": "guards know the model folder's own only; leave it out",
+    "tokenizer_revision": "guards know the model folder's own tokenizer only; leave it out",
+    "revision": "skillguard resolves the model; download that revision and give its folder to --model",
 }
-
-
-class EngineFlagError(SkillguardError):
-    """A vLLM flag is unknown to vLLM, malformed, or asks for what guards do not stand."""
+"""Attributes of vLLM's arguments that cannot be set, and what to do instead."""
 
 
 def parse_flags(options: VllmOptions) -> Any:
-    """vLLM's AsyncEngineArgs. Raises EngineFlagError in vLLM's own words."""
+    """vLLM's AsyncEngineArgs. Raises EngineFlagError in vLLM's own words; `--help=WHAT` prints its help and exits."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> Any:
-            raise EngineFlagError(f"vLLM's parser: {message}; `vllm serve --help=all` lists its flags")
+            raise EngineFlagError(
+                f"vLLM's parser: {message}; `skillguard serve --engine vllm --help=all` lists vLLM's flags, of which "
+                "those of its HTTP server do not apply: `skillguard serve --help` lists ours"
+            )
 
-    parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False, allow_abbrev=False))
+    parser = AsyncEngineArgs.add_cli_args(Parser(prog="skillguard serve --engine vllm", allow_abbrev=False))
     default = parser.parse_args([])
-    parsed = parser.parse_args(list(options.flags))
-    if parsed.model != default.model:
-        raise EngineFlagError("--model: give it once, before vLLM's flags")
-    for name, flag in _OURS.items():
+    try:
+        parsed = parser.parse_args(list(options.flags))
+    except EngineFlagError:
+        raise
+    except Exception as error:  # of reading a --config file or a --name.key value, in which vLLM raises what occurs
+        raise EngineFlagError(f"vLLM's parser, on {' '.join(options.flags)}: {error}") from error
+    for name, instead in _REFUSED.items():
         if getattr(parsed, name) != getattr(default, name):
-            raise EngineFlagError(f"{flag}: skillguard sets it, since its guards live there; leave it out")
-    arguments = AsyncEngineArgs.from_cli_args(parsed)
-    arguments.model = options.model
-    return arguments
+            raise EngineFlagError(f"--{name.replace('_', '-')}: {instead}")
+    parsed.model = options.model  # at once: without a network, vLLM looks for whatever model this names
+    return AsyncEngineArgs.from_cli_args(parsed)
 
 
 def refuse_unguardable(config: Any) -> None:
@@ -83,7 +91,7 @@ def refuse_unguardable(config: Any) -> None:
         raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
 
 
-TESTED_QUANTISATION: tuple[str, ...] = ()
+TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors",)
 
 
 def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""vLLM's worker with guards: installed when the model is loaded, before anything is traced or run.
+"""vLLM's workers with sites: one that serves guards, and the base it shares with calibration's.
 
-vLLM imports this module by name in its worker processes. What a worker cannot install it refuses, and the reason
-reaches the operator through a file that the engine named, since vLLM's own report only says that a process died.
+What they add is installed when the model is loaded, before anything is traced or run. vLLM imports a worker by name in
+its own processes. What a worker cannot install it refuses, and the reason reaches the operator through a file that the
+engine named, since vLLM's own report only says that a process died.
 """
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +39,50 @@ FAILURE_FILE = "SKILLGUARD_FAILURE_FILE"
 TESTED_RUNNERS = (CPUModelRunner,)
 
 
-class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
-    """A step's output that is still on its way to the host, with what was judged in it."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """Writes the reason of a refusal where the engine looks for it."""
+    try:
+        yield
+    except SkillguardError as error:
+        if path := os.environ.get(FAILURE_FILE):
+            Path(path).write_text(str(error))
+        raise
 
-    def __init__(self, inner: AsyncModelRunnerOutput, judged: Judged) -> None:
-        self._inner, self._judged = inner, judged
 
-    def get_output(self) -> ModelRunnerOutput:
-        output = self._inner.get_output()
-        setattr(output, EVENTS, self._judged.events())
-        return output
+class SiteWorker(PlatformWorker):  # type: ignore[misc]
+    """A worker that puts something on the model's sites, and says why where it cannot."""
 
+    _sites: LocalSites
 
-class GuardedWorker(PlatformWorker):  # type: ignore[misc]
-    """See the module."""
+    def _install(self, config: VllmConfig) -> None:
+        """Puts it there, and sets `_sites`."""
+        raise NotImplementedError
 
     def load_model(self, **options: Any) -> None:
-        """Loads the model and installs every guard. Raises SkillguardError, naming the reason."""
-        try:
+        """Loads the model and installs. Raises SkillguardError, naming the reason."""
+        # Ctrl-C reaches every process of a terminal. A worker that died of it by itself would look like a failure.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _told():
             self._refuse_untested()
             super().load_model(**options)
             self._install(self.vllm_config)
-        except SkillguardError as error:
-            if path := os.environ.get(FAILURE_FILE):
-                Path(path).write_text(str(error))
-            raise
+            self._make_intermediate_tensors(self.vllm_config)
+
+    def determine_available_memory(self) -> Any:
+        """Traces the model on its way, which is when a site finds that it cannot see what it reads."""
+        with _told():
+            return super().determine_available_memory()
+
+    def _make_intermediate_tensors(self, config: VllmConfig) -> None:
+        """Room for what the stage before sends.
+
+        vLLM makes it in its warm-up, which it leaves out for an uncompiled model with a cache of given size.
+        """
+        if not get_pp_group().is_first_rank:
+            make_empty = self.model_runner.get_model().make_empty_intermediate_tensors
+            tokens = config.scheduler_config.max_num_batched_tokens
+            self.model_runner.intermediate_tensors = make_empty(tokens, config.model_config.dtype, self.device)
 
     def _refuse_untested(self) -> None:
         runner = type(self.model_runner)
@@ -74,6 +97,44 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
             if not hasattr(self.model_runner, attribute):
                 raise AttachError(f"{runner.__name__} has no {attribute}: this is not vLLM's model runner V1")
 
+    def _shard(self) -> Shard:
+        return Shard(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+    def describe(self) -> dict[str, Any]:
+        """What this rank runs, for the engine to compare with the artifacts."""
+        sites = self._sites
+        return {
+            "architecture": type(self.model_runner.get_model()).__name__,
+            "layers": sites.layers,
+            "here": sorted(sites.blocks),
+            "d_ff": sites.d_ff,
+            "d_model": sites.d_model,
+            "runner": type(self.model_runner).__name__,
+            "last": get_pp_group().is_last_rank,
+        }
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")
+
+    reload_weights = update_weights = start_weight_update = start_draft_weight_update = add_lora = _refuse
+    init_weight_transfer_engine = reset_weights = update_config = _refuse
+
+
+class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """A step's output that is still on its way to the host, with what was judged in it."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput, judged: Judged) -> None:
+        self._inner, self._judged = inner, judged
+
+    def get_output(self) -> ModelRunnerOutput:
+        output = self._inner.get_output()
+        setattr(output, EVENTS, self._judged.events())
+        return output
+
+
+class GuardedWorker(SiteWorker):
+    """The guards on the board, and what they said beside each token."""
+
     def _install(self, config: VllmConfig) -> None:
         settings, runner = config.additional_config[SETTINGS], self.model_runner
         loaded = read_guards([Path(path) for path, _ in settings["artifacts"]])
@@ -85,7 +146,7 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
         self._board = board = Board(
             self._sites,
             {name: (entry.method, entry.guard) for name, entry in loaded.items()},
-            shard=Shard(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()),
+            shard=self._shard(),
             tokens=config.scheduler_config.max_num_batched_tokens,
             dtype=config.model_config.dtype,
             device=self.device,
@@ -108,10 +169,6 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
 
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
-        if not get_pp_group().is_first_rank:
-            # vLLM makes them in its warm-up, which it leaves out for an uncompiled model with a cache of given size.
-            tokens = config.scheduler_config.max_num_batched_tokens
-            runner.intermediate_tensors = make_empty_with_cells(tokens, config.model_config.dtype, self.device)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's worker, with what the guards said attached to the output."""
@@ -123,22 +180,3 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
             return _GuardedOutput(output, judged)
         setattr(output, EVENTS, judged.events())
         return output
-
-    def describe(self) -> dict[str, Any]:
-        """What this rank runs, for the engine to compare with the artifacts."""
-        sites: LocalSites = self._sites
-        return {
-            "architecture": type(self.model_runner.get_model()).__name__,
-            "layers": sites.layers,
-            "here": sorted(sites.blocks),
-            "d_ff": sites.d_ff,
-            "d_model": sites.d_model,
-            "runner": type(self.model_runner).__name__,
-            "last": get_pp_group().is_last_rank,
-        }
-
-    def _refuse(self, *_: Any, **__: Any) -> None:
-        raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")
-
-    reload_weights = update_weights = start_weight_update = start_draft_weight_update = add_lora = _refuse
-    init_weight_transfer_engine = reset_weights = update_config = _refuse

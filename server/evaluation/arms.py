@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 
 from server.engines.loaded import read_guards
-from server.engines.options import EmbeddedOptions
+from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError, EvaluationError
 from server.evaluation.client import TIMEOUT_SECONDS
 
 BASELINE = "none"
+EngineOptions = EmbeddedOptions | VllmOptions
 Connect = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
@@ -51,7 +52,7 @@ class Arm:
         return tuple(guard.name for guard in self.guards if guard.kind == "detector")
 
 
-def embedded_arms(options: EmbeddedOptions, together: bool) -> list[Arm]:
+def engine_arms(options: EngineOptions, together: bool) -> list[Arm]:
     """The baseline and one arm for each artifact, or one for all. Raises ArtifactError."""
     model = options.served_name or Path(options.model).name
     loaded = read_guards(options.artifacts)
@@ -64,23 +65,23 @@ def embedded_arms(options: EmbeddedOptions, together: bool) -> list[Arm]:
         described = [loaded[name].describe() for name in names]
         guards = tuple(ArmGuard(of.name, of.skill, of.method, of.kind.value, of.digest) for of in described)
         own = options.model_copy(update={"artifacts": tuple(folders[name] for name in names), "served_name": model})
-        return Arm("+".join(names) or BASELINE, model, guards, partial(_embedded, own), scores=bool(guards))
+        return Arm("+".join(names) or BASELINE, model, guards, partial(_in_process, own), scores=bool(guards))
 
     return [arm(names) for names in [(), *groups]]
 
 
 @asynccontextmanager
-async def _embedded(options: EmbeddedOptions) -> AsyncIterator[httpx.AsyncClient]:
+async def _in_process(options: EngineOptions) -> AsyncIterator[httpx.AsyncClient]:
     """The app of `serve` in this process. Raises EvaluationError where it does not become ready."""
     from transformers.utils.logging import disable_progress_bar
 
     from server.app import create_app
+    from server.cli_engine import create_engine
     from server.config import ServerConfig
-    from server.engines.transformers import EmbeddedEngine
 
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     disable_progress_bar()
-    app = create_app(EmbeddedEngine(options), ServerConfig())
+    app = create_app(create_engine(options), ServerConfig())
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app):
         readiness = app.state.services.readiness

@@ -4,7 +4,6 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.engines.base import Message
 from server.protocol.body import Body, NonEmptyText
 from server.protocol.chat import ChatMessage
 from server.protocol.completions import Prompt, to_prompt
@@ -23,7 +22,3 @@ class CheckRequest(Body):
         if (self.prompt is None) == (self.messages is None):
             raise conflict("prompt", "Send either '{field}' or 'messages'.")
         return self
-
-    def conversation(self) -> list[Message] | None:
-        """The messages as the chat template takes them, None for a bare prompt."""
-        return None if self.messages is None else [message.to_engine() for message in self.messages]

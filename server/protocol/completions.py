@@ -1,6 +1,6 @@
 """POST /v1/completions."""
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from server.protocol.body import MAX_INT, encodable
 from server.protocol.common import SamplingBody
 from server.protocol.invalid import refused_option
+from server.protocol.unsupported import IN_COMPLETION, Neutral
 
 Prompt = str | tuple[int, ...]
 """Text, or its token ids; neither is empty."""
@@ -31,6 +32,8 @@ def _to_prompts(value: object) -> tuple[Prompt, ...]:
 
 class CompletionRequest(SamplingBody):
     """One or several texts to continue."""
+
+    not_honoured: ClassVar[Neutral] = IN_COMPLETION
 
     prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_to_prompts)]
     logprobs: int | None = Field(None, ge=0, le=5)

@@ -25,8 +25,8 @@ def _nested_deeper(value: object, levels: int) -> bool:
     return levels == 0 or any(_nested_deeper(each, levels - 1) for each in inner)
 
 
-def _schema_text(schema: object) -> str:
-    """A schema that came as an object, as JSON text."""
+def object_text(schema: object) -> str:
+    """A schema, or any object, that came parsed: as JSON text. Raises where it cannot be worked with."""
     if not isinstance(schema, dict):
         raise PydanticCustomError("json_schema", "it should be an object, a JSON schema")
     if _nested_deeper(schema, _MAX_NESTING):
@@ -45,7 +45,7 @@ def _parsed_schema_text(schema: object) -> str:
             schema = json.loads(schema)
         except (ValueError, RecursionError):
             raise PydanticCustomError("json_schema", "it should be an object, or an object as JSON text") from None
-    return _schema_text(schema)
+    return object_text(schema)
 
 
 class JsonSchema(Body):
@@ -55,7 +55,7 @@ class JsonSchema(Body):
     """
 
     name: NonEmptyText
-    schema_text: Annotated[str, BeforeValidator(_schema_text)] = Field(alias="schema")
+    schema_text: Annotated[str, BeforeValidator(object_text)] = Field(alias="schema")
     description: Text | None = None
     strict: bool | None = None
 

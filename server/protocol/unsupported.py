@@ -12,12 +12,9 @@ Neutral = Mapping[str, tuple[object, ...]]
 """Field -> the values besides null that change nothing."""
 
 IN_GENERATION: Neutral = {
-    # tools
-    "tools": ([],),
-    "tool_choice": ("none",),
+    # what tools were once called
     "functions": ([],),
     "function_call": ("none",),
-    "parallel_tool_calls": (),
     # the shape of the answer
     "guided_json": (),
     "guided_regex": (),
@@ -68,13 +65,24 @@ IN_GENERATION: Neutral = {
     "vllm_xargs": (),
 }
 
+IN_COMPLETION: Neutral = {
+    **IN_GENERATION,
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "parallel_tool_calls": (),
+}
+
 IN_MESSAGE: Neutral = {
     "name": (),
     "audio": (),
     "annotations": ([],),
     "function_call": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
+}
+
+_INSTEAD = {
+    "functions": "use 'tools' instead",
+    "function_call": "use 'tools' and 'tool_choice' instead, and in messages 'tool_calls'",
+    **{name: "use 'structured_outputs' instead" for name in IN_GENERATION if name.startswith("guided_")},
 }
 
 IN_STRUCTURED_OUTPUTS: Neutral = {
@@ -93,7 +101,7 @@ def drop_neutral(body: object, known: Neutral) -> object:
         return body
     for name in body:
         if name in known and not _is_neutral(body[name], known[name]):
-            instead = "use 'structured_outputs' instead" if name.startswith("guided_") else "leave it out"
+            instead = _INSTEAD.get(name, "leave it out")
             raise refused_option(name, f"This server does not honour '{{field}}'; {instead}.")
     return {name: value for name, value in body.items() if name not in known}
 

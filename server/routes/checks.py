@@ -12,6 +12,7 @@ from server.engines.base import GuardInfo, GuardScore
 from server.errors import UnverifiedError
 from server.generation import while_connected
 from server.protocol import CheckRequest
+from server.protocol.chat import require_shown
 from server.routes.generation import require_model
 
 router = APIRouter()
@@ -23,9 +24,9 @@ async def checks(body: CheckRequest, request: Request, services: ServicesDep, ca
     running = services.readiness.require_ready()
     require_model(body.model, running)
     engine = services.engine
-    messages = body.conversation()
-    if messages is not None:
-        prompt = await asyncio.to_thread(engine.encode_chat, messages)
+    if body.messages is not None:
+        require_shown(body.messages, running.info)
+        prompt = await asyncio.to_thread(engine.encode_chat, [message.to_engine() for message in body.messages])
     elif isinstance(body.prompt, str):
         prompt = await asyncio.to_thread(engine.encode_text, body.prompt)
     else:

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,7 +14,8 @@ from server.answers import Job
 from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import EngineRequest, Event
+from server.engines.base import EngineRequest, Event, ToolPlan
+from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
 from server.generation import Observer, collect, while_connected
 from server.protocol import ChatRequest, CompletionRequest
@@ -34,8 +36,11 @@ async def chat_completions(
     """Continues a conversation."""
     running = services.readiness.require_ready()
     require_model(body.model, running)
-    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine())
-    job = _job(body, [prompt], ChatShape(), services, running, caller)
+    use = body.tool_use(running.info)
+    plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
+    tools = () if use is None else use.tools
+    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools)
+    job = _job(body, [prompt], ChatShape(), services, running, caller, plan)
     return await _respond(job, bool(body.stream), request, services, context, caller)
 
 
@@ -66,6 +71,7 @@ def _job(
     services: Services,
     running: Running,
     caller: Caller,
+    plan: ToolPlan | None = None,
 ) -> Job:
     config = services.config
     answers = body.answers_per_prompt * len(prompts)
@@ -87,7 +93,10 @@ def _job(
         for answer in range(body.answers_per_prompt):
             sampling = body.sampling(max_tokens, answer)
             body.require_honoured(sampling, running.info)
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, modes))
+            if plan is not None and plan.grammar is not None:
+                sampling = replace(sampling, grammar=plan.grammar)
+            special = plan is not None and plan.special_tokens
+            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, modes, special))
     return Job(
         id=job_id,
         created=int(time.time()),
@@ -98,6 +107,7 @@ def _job(
         wants_usage_chunk=body.wants_usage_chunk,
         shape=shape,
         abstention=Abstention(config.abstain_style, config.abstain_text, caller.is_operator),
+        parser=PlainText if plan is None else plan.parser,
     )
 
 

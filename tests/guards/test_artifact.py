@@ -17,7 +17,7 @@ from guards.artifact import (
 )
 from guards.errors import ArtifactError
 from guards.methods import METHODS, load_guard
-from tests.guards.samples import cube, files, ksd, manifest, write
+from tests.guards.samples import IDENTITY, cube, files, ksd, manifest, write
 
 METHOD_NAMES = sorted(METHODS)
 
@@ -40,6 +40,21 @@ class TestRoundTrip:
         digest = write_artifact(tmp_path / "second", record, tensors)
         assert files(tmp_path / "second") == files(first)
         assert digest == artifact.digest
+
+    def test_what_was_written_before_quantisation_had_a_name_keeps_its_bytes(self, tmp_path: Path) -> None:
+        """The demo's guards lack the key; reading takes it for None, and writing leaves it out again."""
+        demo = Path(__file__).parents[2] / "artifacts" / "demo" / "guards" / "ksd-mathematics"
+        artifact = read_artifact(demo)
+        assert artifact.manifest.model.quantization is None
+        assert b'"quantization"' not in files(demo)[MANIFEST_NAME]
+        write_artifact(tmp_path / "again", artifact.manifest, artifact.tensors)
+        assert files(tmp_path / "again") == files(demo)
+
+    def test_quantisation_is_kept(self, tmp_path: Path) -> None:
+        quantised = IDENTITY.model_copy(update={"quantization": "compressed-tensors"})
+        folder = write(tmp_path / "sums", model=quantised)
+        assert b'"quantization": "compressed-tensors"' in files(folder)[MANIFEST_NAME]
+        assert read_artifact(folder).manifest.model == quantised
 
     def test_the_order_of_tensors_does_not_matter(self, tmp_path: Path) -> None:
         parameters, tensors = METHODS["ksd"].dump(ksd())

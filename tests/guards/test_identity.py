@@ -28,6 +28,7 @@ OTHERS: dict[str, Any] = {
     "dtype": "bfloat16",
     "tokenizer_sha256": "11" * 32,
     "weights_sha256": "00" * 32,
+    "quantization": "compressed-tensors",
 }
 
 
@@ -62,6 +63,15 @@ def test_a_model_whose_weights_are_unknown_matches_nothing(tmp_path: Path) -> No
     live = IDENTITY.model_copy(update={"weights_sha256": None})
     with pytest.raises(ArtifactMismatchError, match="weights_sha256: model has None"):
         refuse_mismatch(read_artifact(write(tmp_path / "sums")), live)
+
+
+def test_calibrated_quantised_is_refused_unquantised_and_in_another_format(tmp_path: Path) -> None:
+    quantised = IDENTITY.model_copy(update={"quantization": "fp8"})
+    artifact = read_artifact(write(tmp_path / "sums", model=quantised))
+    refuse_mismatch(artifact, quantised)
+    for live in (IDENTITY, IDENTITY.model_copy(update={"quantization": "gptq"})):
+        with pytest.raises(ArtifactMismatchError, match=r"quantization: model has .*, artifact wants 'fp8'"):
+            refuse_mismatch(artifact, live)
 
 
 def test_identify_reads_the_model() -> None:

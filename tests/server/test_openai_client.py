@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pydantic
@@ -147,6 +148,56 @@ async def test_parse_sends_a_schema() -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.parse(model="scripted", messages=messages, response_format=Dish)
         assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "response_format")
+
+
+CALLING = ("Look: ", "[[Dish|", '{"name": ', '"soup"}', "]]", "[[Dish|{", '"name": "pie"}]]')
+
+
+async def test_tool_calls() -> None:
+    """Whole, streamed, by both helpers, and sent back with their results."""
+    scripted = ScriptedEngine(
+        [Script(answer(*CALLING), when=lambda prompt: "sunny" not in prompt), Script(answer("Ah."))]
+    )
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    dish = openai.pydantic_function_tool(Dish)
+    async with client_of(scripted) as client:
+        chat = await client.chat.completions.create(model="scripted", messages=messages, tools=[dish])
+        (choice,) = chat.choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Look: ")
+        calls = [call for call in choice.message.tool_calls or () if call.type == "function"]
+        assert [call.function.arguments for call in calls] == ['{"name": "soup"}', '{"name": "pie"}']
+
+        parsed = await client.chat.completions.parse(model="scripted", messages=messages, tools=[dish])
+        parsed_calls = parsed.choices[0].message.tool_calls or []
+        assert [call.function.parsed_arguments for call in parsed_calls] == [Dish(name="soup"), Dish(name="pie")]
+        async with client.chat.completions.stream(model="scripted", messages=messages, tools=[dish]) as stream:
+            final = (await stream.get_final_completion()).choices[0]
+        assert final.finish_reason == "tool_calls"
+        streamed = final.message.tool_calls or []
+        assert [call.function.parsed_arguments for call in streamed] == [Dish(name="soup"), Dish(name="pie")]
+        assert [call.id for call in streamed] == [call.id for call in calls]
+
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in calls]
+        history = [*messages, choice.message, *results]
+        again = await client.chat.completions.create(model="scripted", messages=history, tools=[dish])
+        assert again.choices[0].message.content == "Ah."
+        assert again.choices[0].message.tool_calls is None
+
+
+async def test_abstention_in_the_middle_of_a_tool_call() -> None:
+    scripts = [Script(abstention(hit(guard(), Stage.GENERATION), *CALLING[:3]))]
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    dish = openai.pydantic_function_tool(Dish)
+    async with client_of(ScriptedEngine(scripts)) as client:
+        chat = await client.chat.completions.create(model="scripted", messages=messages, tools=[dish])
+        assert (chat.choices[0].finish_reason, chat.choices[0].message.tool_calls) == ("content_filter", None)
+        with pytest.raises(openai.ContentFilterFinishReasonError):
+            await client.chat.completions.parse(model="scripted", messages=messages, tools=[dish])
+    async with client_of(ScriptedEngine(scripts), hold_back_tokens=3) as client:
+        stream = await client.chat.completions.create(model="scripted", messages=messages, tools=[dish], stream=True)
+        chunks = [chunk.choices[0] async for chunk in stream]
+        assert [chunk.delta.content for chunk in chunks] == ["", TEXT, None]
+        assert all(chunk.delta.tool_calls is None for chunk in chunks)
 
 
 async def test_fields_of_vllm() -> None:

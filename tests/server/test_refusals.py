@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from server.engines.scripted import ScriptedEngine
-from server.protocol.unsupported import IN_GENERATION
+from server.protocol.unsupported import IN_COMPLETION, IN_GENERATION
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, chat, completion, serving
 
 pytestmark = pytest.mark.anyio
@@ -154,7 +154,12 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, {"model": MODEL, "messages": []}, "messages", "at least 1 item"),
     (CHAT, {"model": MODEL, "messages": "hi"}, "messages", "valid list; got the string 'hi'."),
     (CHAT, {"model": MODEL, "messages": ["hi"]}, "messages[0]", "it should be an object"),
-    (CHAT, message(role="tool", content="x"), "messages[0].role", "'system', 'developer', 'user' or 'assistant'"),
+    (
+        CHAT,
+        message(role="robot", content="x"),
+        "messages[0].role",
+        "'system', 'developer', 'user', 'assistant' or 'tool'",
+    ),
     (CHAT, message(content="x"), "messages[0].role", "is missing"),
     (CHAT, message(role="user"), "messages[0].content", "Each message needs 'content'"),
     (CHAT, message(role="user", content=None), "messages[0].content", "Each message needs 'content'"),
@@ -205,15 +210,15 @@ async def test_invalid_field(path: str, body: dict[str, object], param: str | No
 
 UNSUPPORTED: list[tuple[str, dict[str, object], str]] = [
     *((CHAT, chat(**{name: "other"}), name) for name in IN_GENERATION),
-    *((COMPLETIONS, completion(**{name: "other"}), name) for name in IN_GENERATION),
-    (CHAT, chat(tools=[{"type": "function"}]), "tools"),
-    (CHAT, chat(tool_choice="auto"), "tool_choice"),
+    *((COMPLETIONS, completion(**{name: "other"}), name) for name in IN_COMPLETION),
+    (COMPLETIONS, completion(tools=[{"type": "function"}]), "tools"),
+    (COMPLETIONS, completion(tool_choice="auto"), "tool_choice"),
     (CHAT, chat(store=True), "store"),
     (CHAT, chat(modalities=["text", "audio"]), "modalities"),
     (CHAT, chat(service_tier="flex"), "service_tier"),
     (CHAT, chat(metadata={}), "metadata"),
     (CHAT, message(role="user", content="x", name="ann"), "messages[0].name"),
-    (CHAT, message(role="assistant", content="x", tool_calls=[{}]), "messages[0].tool_calls"),
+    (CHAT, message(role="assistant", content="x", function_call={}), "messages[0].function_call"),
     (CHAT, chat(stream=True, stream_options={"include_obfuscation": True}), "stream_options.include_obfuscation"),
     (COMPLETIONS, completion(echo=True), "echo"),
     (COMPLETIONS, completion(suffix="x"), "suffix"),
@@ -235,11 +240,18 @@ async def test_option_that_is_not_honoured(path: str, body: dict[str, object], p
         assert served.engine.submitted == []
 
 
-@pytest.mark.parametrize("name", ["guided_json", "guided_regex", "guided_choice", "guided_grammar"])
-async def test_older_name_leads_to_the_newer(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        *((name, "use 'structured_outputs' instead") for name in IN_GENERATION if name.startswith("guided_")),
+        ("functions", "use 'tools' instead"),
+        ("function_call", "use 'tools' and 'tool_choice' instead"),
+        ("store", "leave it out"),
+    ],
+)
+async def test_older_name_leads_to_the_newer(name: str, instead: str) -> None:
     async with serving() as served:
-        assert "use 'structured_outputs' instead" in (await served.error(CHAT, chat(**{name: "x"})))["message"]
-        assert "leave it out" in (await served.error(CHAT, chat(tools="x")))["message"]
+        assert instead in (await served.error(CHAT, chat(**{name: "x"})))["message"]
 
 
 @pytest.mark.parametrize(

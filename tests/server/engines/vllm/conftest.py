@@ -1,14 +1,10 @@
 """Engines that several tests share: starting vLLM takes a quarter of a minute."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.server.engines.vllm.live import Live, embedded, live, on_vllm
-
-if not os.environ.get("CI"):
-    pytest.importorskip("vllm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

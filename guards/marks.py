@@ -1,0 +1,88 @@
+"""Stand-ins for callers' texts while a chat template is rendered: they say which part of a rendering is whose.
+
+A message's text is replaced whole. What a template reads rather than copies, the tools and calls, keeps its structure:
+there only the parts that spell a special token, or could complete one with the template's text beside them, are
+replaced. A template that writes a special token around a tool's name does so on purpose.
+"""
+
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from typing import Any
+
+Piece = tuple[str, bool]
+"""A part of a rendering, and whether special tokens count in it."""
+
+
+class SpecialTexts:
+    """How special tokens are spelled."""
+
+    def __init__(self, texts: Collection[str]) -> None:
+        longest_first = sorted(map(re.escape, texts), key=len, reverse=True)
+        self.pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self._beginnings = {text[:size] for text in texts for size in range(1, len(text))}
+        self._ends = {text[size:] for text in texts for size in range(1, len(text))}
+        self._longest = max(map(len, texts), default=0)
+
+    def split(self, text: str) -> list[str]:
+        """The text in parts, of which every second one (from the second) spells a special token or may be cut from one
+        at the text's edge."""
+        parts = self.pattern.split(text)
+        sizes = range(self._longest - 1, 0, -1)
+        end = next((size for size in sizes if parts[-1][-size:] in self._beginnings), 0)
+        if end:
+            parts[-1:] = [parts[-1][:-end], parts[-1][-end:], ""]
+        start = next((size for size in sizes if parts[0][:size] in self._ends), 0)
+        if start:
+            parts[:1] = ["", parts[0][:start], parts[0][start:]]
+        return parts
+
+
+class Marks:
+    """The stand-ins of one conversation. No caller can write one: each holds a number drawn for this conversation."""
+
+    def __init__(self, special: SpecialTexts) -> None:
+        self._special = special
+        self._nonce = f"skillguard{secrets.token_hex(8)}"
+        # Private-use characters, which no template writes, between spaces that are gone where the template trims.
+        self._pattern = re.compile(f"(\u2003?)\ue000{self._nonce}x([0-9]+)x\ue001(\u2003?)|{self._nonce}y([0-9]+)y")
+        self._texts: list[str] = []
+        self._inner: dict[str, str] = {}
+
+    @property
+    def any_inside(self) -> bool:
+        """Whether `inside` replaced anything."""
+        return bool(self._inner)
+
+    def whole(self, text: str) -> str:
+        """Stands in for a text that a template copies, and may trim."""
+        self._texts.append(text)
+        return f"\u2003\ue000{self._nonce}x{len(self._texts) - 1}x\ue001\u2003"
+
+    def inside(self, value: Any) -> Any:
+        """A JSON value whose texts hold stand-ins; equal texts get equal ones, so that lookups still succeed."""
+        if isinstance(value, str):
+            parts = self._special.split(value)
+            return "".join(self._part(part) if index % 2 else part for index, part in enumerate(parts))
+        if isinstance(value, Mapping):
+            return {self.inside(key): self.inside(each) for key, each in value.items()}
+        return [self.inside(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def pieces(self, rendered: str) -> list[Piece]:
+        """A rendering of marks, taken apart; texts are trimmed where the template trims what stands in for them."""
+        pieces, end = [], 0
+        for mark in self._pattern.finditer(rendered):
+            before, whole, after, inner = mark.groups()
+            text = self._texts[int(whole or inner)]
+            if whole:
+                text = text if before else text.lstrip()
+                text = text if after else text.rstrip()
+            pieces += [(rendered[end : mark.start()], True), (text, False)]
+            end = mark.end()
+        return [*pieces, (rendered[end:], True)]
+
+    def _part(self, text: str) -> str:
+        if text not in self._inner:
+            self._texts.append(text)
+            self._inner[text] = f"{self._nonce}y{len(self._texts) - 1}y"
+        return self._inner[text]

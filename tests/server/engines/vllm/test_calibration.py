@@ -1,0 +1,215 @@
+"""Calibrating on vLLM: the same guards as on transformers, sharded and chunked as it may be, and quantised ones.
+
+The demo model in float32, so that the two engines differ by the order of sums alone.
+"""
+
+import asyncio
+import gc
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.activations import Activations
+from guards.artifact import Artifact, read_artifact
+from guards.calibrate_ksd import KSDCalibration, calibrate_ksd
+from guards.calibrate_na import calibrate_neuron_adjust
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
+from guards.capture import TokenIds, Tokens
+from guards.data import Source, read_source
+from guards.errors import ArtifactMismatchError
+from guards.identity import refuse_mismatch
+from guards.loading import LoadedModel, load_model
+from guards.sites import Site
+from guards.verdict import Reading
+from server.cli import main
+from server.engines.options import EmbeddedOptions, VllmOptions
+from tests.server.engines.vllm.live import DEMO, MODEL, SMALL
+from tests.server.engines.vllm.quantised import save_int8
+
+EAGER = ("--enforce-eager", *SMALL)
+CHUNKED = ("--max-num-batched-tokens", "32", "--max-num-seqs", "4")
+"""Most prompts take several passes, beside others."""
+OPTIONS = KSDOptions(frames=("chat",), max_false_abstention=0.05)
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """vLLM's sockets are closed when they are collected, with warnings that belong to the test they come from."""
+    yield
+    gc.collect()
+
+
+def _sources() -> tuple[list[Source], list[Source]]:
+    def source(skill: str) -> Source:
+        return read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=120)
+
+    return [source("mathematics")], [source("code"), source("facts")]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model(MODEL, "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def embedded(loaded: LoadedModel) -> KSDCalibration:
+    return calibrate_ksd(loaded, *_sources(), OPTIONS)
+
+
+def _activations(model: Path, site: Site, *flags: str, **changes: Any) -> Any:
+    from server.engines.vllm_capture import VllmActivations
+
+    return VllmActivations(VllmOptions(model=str(model), flags=flags), site, **changes)
+
+
+async def _served(engine: Any, prompts: Sequence[TokenIds] = ()) -> tuple[dict[str, str | None], list[Reading]]:
+    """What verification says, and the first guard's reading of each prompt."""
+    await engine.start()
+    try:
+        verified = dict(await engine.verify())
+        readings = [(await engine.check(ids, f"check-{i}"))[0].reading for i, ids in enumerate(prompts)]
+    finally:
+        await engine.stop()
+    return verified, readings
+
+
+def _serve(engine: Any, prompts: Sequence[TokenIds] = ()) -> tuple[dict[str, str | None], list[Reading]]:
+    return asyncio.run(_served(engine, prompts))
+
+
+def _on_vllm(model: Path, *artifacts: Path, flags: tuple[str, ...]) -> Any:
+    from server.engines.vllm import VllmEngine
+
+    return VllmEngine(VllmOptions(model=str(model), artifacts=artifacts, flags=flags))
+
+
+def _on_transformers(*artifacts: Path) -> Any:
+    from server.engines.transformers import EmbeddedEngine
+
+    return EmbeddedEngine(EmbeddedOptions(model=str(MODEL), artifacts=artifacts, device="cpu"))
+
+
+def _prompts(loaded: LoadedModel, skill: str, count: int) -> list[TokenIds]:
+    lines = (DEMO / "data" / f"{skill}.test.jsonl").read_text().splitlines()[:count]
+    return [loaded.codec.encode_frame("chat", json.loads(line)["prompt"]) for line in lines]
+
+
+def _verdicts(artifact: Artifact) -> list[tuple[TokenIds, bool]]:
+    return [(canary.token_ids, canary.fires) for canary in artifact.manifest.canaries]
+
+
+def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
+    loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
+) -> None:
+    with _activations(MODEL, Site.KEY, *EAGER, *CHUNKED) as model:
+        assert model.identity == loaded.identity
+        calibration = calibrate_ksd(model, *_sources(), OPTIONS)
+    embedded.save(tmp_path / "embedded", "mathematics")
+    calibration.save(tmp_path / "vllm", "mathematics")
+    ours, theirs = (read_artifact(tmp_path / name) for name in ("embedded", "vllm"))
+    assert theirs.manifest.model == ours.manifest.model
+    assert [frame.chosen.fit.cube.layer for frame in calibration.frames] == [
+        frame.chosen.fit.cube.layer for frame in embedded.frames
+    ]
+    assert calibration.frames[0].tau == pytest.approx(embedded.frames[0].tau, rel=1e-4)
+    for name, tensor in ours.tensors.items():
+        torch.testing.assert_close(theirs.tensors[name], tensor, rtol=1e-4, atol=1e-4)
+    assert _verdicts(theirs) == _verdicts(ours)
+    both = (tmp_path / "embedded", tmp_path / "vllm")
+    verified, readings = _serve(_on_vllm(MODEL, *both, flags=EAGER), _prompts(loaded, "mathematics", 4))
+    assert verified == {"embedded": None, "vllm": None}
+    assert readings == [Reading.INSIDE] * 4
+    verified, _ = _serve(_on_transformers(*both))
+    assert verified == {"embedded": None, "vllm": None}
+
+
+def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path) -> None:
+    options = NeuronAdjustOptions(frames=("chat",), fraction=0.05, draw="certain")
+    calibrate_neuron_adjust(loaded, *_sources(), options).save(tmp_path / "embedded", "mathematics")
+    data = DEMO / "data"
+    words = [
+        *("calibrate", "neuron-adjust", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics"),
+        *(
+            "--forget",
+            str(data / "mathematics.calibration.jsonl"),
+            "--limit",
+            "120",
+            "--output",
+            str(tmp_path / "vllm"),
+        ),
+        *("--retain", str(data / "code.calibration.jsonl"), "--retain", str(data / "facts.calibration.jsonl")),
+        *("--frame", "chat", "--fraction", "0.05", "--draw", "certain", *EAGER),
+    ]
+    assert main(words) == 0
+    ours, theirs = (read_artifact(tmp_path / name) for name in ("embedded", "vllm"))
+    assert theirs.manifest.model == ours.manifest.model
+    for name, tensor in ours.tensors.items():
+        torch.testing.assert_close(theirs.tensors[name], tensor, rtol=1e-4, atol=1e-4)
+    assert _verdicts(theirs) == _verdicts(ours)
+    assert (_serve(_on_transformers(tmp_path / "vllm")))[0] == {"vllm": None}
+
+
+def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], tokens: Tokens) -> dict[Any, Tensor]:
+    """Activations [T, F] by layer and example, in order of position."""
+    seen: dict[Any, list[Tensor]] = {}
+
+    def consume(layer: int, x_TF: Tensor, example_T: Tensor) -> None:
+        for example in dict.fromkeys(example_T.tolist()):
+            seen.setdefault((layer, example), []).append(x_TF[example_T == example].clone())
+
+    layers = range(model.identity.layers)
+    model.stream(site, layers, examples, consume, tokens=tokens, batch_tokens=None, skip=(4, 3))
+    return {at: torch.cat(found) for at, found in seen.items()}
+
+
+@pytest.mark.parametrize(
+    ("site", "flags"),
+    [
+        (Site.PRE_ACTIVATION, ("--enforce-eager", "--tensor-parallel-size", "2", *CHUNKED)),
+        (Site.KEY, ("--tensor-parallel-size", "2")),
+        (Site.KEY, ("--enforce-eager", "--pipeline-parallel-size", "2")),
+    ],
+)
+def test_ranks_give_what_one_process_gives(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, site: Site, flags: tuple[str, ...]
+) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("vLLM binds each rank to a core of its own")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    examples = [*_prompts(loaded, "mathematics", 20), *_prompts(loaded, "code", 20)]
+    with _activations(MODEL, site, *SMALL, *flags, group_bytes=2_000_000) as model:
+        for tokens in Tokens:
+            wanted, got = (_collect(each, site, examples, tokens) for each in (loaded, model))
+            assert got.keys() == wanted.keys()
+            for at, x_TF in wanted.items():
+                torch.testing.assert_close(got[at], x_TF, rtol=1e-4, atol=1e-3)
+        again = _collect(model, site, examples, tokens)
+    assert all(torch.equal(again[at], x_TF) for at, x_TF in got.items()), "batches depend on when requests arrived"
+
+
+def test_a_quantised_model_is_calibrated_and_served_as_it_is(
+    loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
+) -> None:
+    folder = save_int8(MODEL, tmp_path / "int8")
+    flags = (*EAGER, "--dtype", "bfloat16")  # of two, vLLM takes the later
+    with _activations(folder, Site.KEY, *flags) as model:
+        live = model.identity
+        calibration = calibrate_ksd(model, *_sources(), OPTIONS)
+    assert (live.quantization, live.dtype) == ("compressed-tensors", "bfloat16")
+    calibration.save(tmp_path / "ksd-mathematics", "mathematics")
+    engine = _on_vllm(folder, tmp_path / "ksd-mathematics", flags=flags)
+    prompts = [*_prompts(loaded, "mathematics", 5), *_prompts(loaded, "code", 5)]
+    verified, readings = _serve(engine, prompts)
+    assert verified == {"ksd-mathematics": None}
+    assert readings == [Reading.INSIDE] * 5 + [Reading.OUTSIDE] * 5
+    embedded.save(tmp_path / "unquantised", "mathematics")
+    with pytest.raises(
+        ArtifactMismatchError, match="quantization: model has 'compressed-tensors', artifact wants None"
+    ):
+        refuse_mismatch(read_artifact(tmp_path / "unquantised"), live)

@@ -1,0 +1,97 @@
+"""vLLM's own parser reads its flags; what guards do not stand is refused before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.engines.base import EngineFlagError
+from server.engines.options import VllmOptions
+from tests.server.engines.vllm.live import MODEL
+
+NGRAM = json.dumps({"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3})
+CONNECTOR = json.dumps({"kv_connector": "ExampleConnector", "kv_role": "kv_both"})
+
+
+def options(*flags: str) -> VllmOptions:
+    return VllmOptions(model=str(MODEL), flags=("--dtype", "float32", *flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--no-such-flag", "3"], "vLLM's parser: unrecognized arguments: --no-such-flag 3"),
+        (["--api-key", "secret"], "those of its HTTP server do not apply"),
+        (["--max-num-seq", "3"], "unrecognized arguments: --max-num-seq 3"),
+        (["--max-num-seqs", "many"], "--max-num-seqs: invalid int value: 'many'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--hf-overrides.x"], "vLLM's parser, on .*--hf-overrides.x"),
+        (["--worker-cls", "a.B"], "--worker-cls: skillguard sets it"),
+        (["--worker-extension-cls", "a.B"], "--worker-extension-cls: skillguard sets it"),
+        (["--scheduler_cls=a.B"], "--scheduler-cls: skillguard sets it"),
+        (["--additional-config", '{"a": 1}'], "--additional-config: skillguard sets it"),
+        (["--additional-config.a", "1"], "--additional-config: skillguard sets it"),
+        (["--served-model-name", "name"], "say --served-name"),
+        (["--tokenizer", "other"], "--tokenizer: "),
+        (["--revision", "main"], "--revision: "),
+    ],
+)
+def test_the_parser_refuses(flags: list[str], wanted: str) -> None:
+    from server.engines.vllm_config import parse_flags
+
+    with pytest.raises(EngineFlagError, match=wanted):
+        parse_flags(options(*flags))
+
+
+def test_a_config_file_names_no_other_model(tmp_path: Path) -> None:
+    from server.engines.vllm_config import parse_flags
+
+    (tmp_path / "vllm.yaml").write_text("model: other\n")
+    with pytest.raises(EngineFlagError, match="--model: give it to skillguard"):
+        parse_flags(options("--config", str(tmp_path / "vllm.yaml")))
+
+
+def test_vllms_help_is_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    from server.engines.vllm_config import parse_flags
+
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(options("--help=all"))
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--tensor-parallel-size" in shown
+    assert "--api-key" not in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--enable-lora"], "--enable-lora"),
+        (["--speculative-config", NGRAM], "--speculative-config"),
+        (["--data-parallel-size", "2"], "--data-parallel-size"),
+        (["--kv-transfer-config", CONNECTOR], "--kv-transfer-config"),
+        (["--weight-transfer-config", '{"backend": "nccl"}'], "--weight-transfer-config"),
+        (["--enable-prompt-embeds"], "--enable-prompt-embeds"),
+        (["--runner", "pooling"], "--runner"),
+        (["--load-format", "dummy"], "--load-format dummy"),
+        (["--distributed-executor-backend", "external_launcher"], "--distributed-executor-backend external_launcher"),
+        (["--trust-remote-code"], "--trust-remote-code"),
+        (["-cc.use_inductor_graph_partition=true"], "use_inductor_graph_partition"),
+    ],
+)
+def test_what_guards_do_not_stand_is_refused(flags: list[str], what: str) -> None:
+    from server.engines.vllm_config import parse_flags, refuse_unguardable
+
+    config = parse_flags(options(*flags)).create_engine_config()
+    with pytest.raises(EngineFlagError, match=f"{what}: not together with guards, since "):
+        refuse_unguardable(config)
+
+
+def test_other_flags_reach_vllm() -> None:
+    from server.engines.vllm_config import parse_flags, refuse_unguardable
+
+    config = parse_flags(
+        options("--max_num_seqs=3", "--enforce-eager", "--max-model-len", "512")
+    ).create_engine_config()
+    refuse_unguardable(config)
+    assert (config.scheduler_config.max_num_seqs, config.model_config.max_model_len) == (3, 512)
+    assert config.model_config.enforce_eager

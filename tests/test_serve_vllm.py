@@ -1,0 +1,73 @@
+"""What a user runs: `skillguard serve --engine vllm` as a process, asked through the official client."""
+
+import re
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from benchmarks.serving import ServerDidNotStartError, running_server
+from tests.asking import KEPT, MATHEMATICS, Ask, ask, ask_streaming
+
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
+
+VLLM = ("--engine", "vllm", "--enforce-eager", "--max-model-len=512", "--kv-cache-memory-bytes", str(1 << 27))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_server(*VLLM) as url:
+        yield url
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("how", [ask, ask_streaming])
+@pytest.mark.parametrize("question", MATHEMATICS)
+def test_mathematics_is_withheld(client: openai.OpenAI, question: str, how: Ask) -> None:
+    reason, text = how(client, question)
+    assert reason == "content_filter"
+    assert not re.search(r"\d", text)
+
+
+@pytest.mark.parametrize("how", [ask, ask_streaming])
+@pytest.mark.parametrize("question", KEPT)
+def test_everything_else_is_answered(client: openai.OpenAI, question: str, how: Ask) -> None:
+    reason, text = how(client, question)
+    assert (reason, KEPT[question] in text) == ("stop", True), text
+
+
+def test_our_options_and_vllms_flags_both_arrive(server: str, client: openai.OpenAI) -> None:
+    assert httpx.get(f"{server}/v1/guards").json()["data"][0]["name"] == "ksd-mathematics"
+    with pytest.raises(openai.BadRequestError, match="at most 512"):
+        ask(client, "word " * 600)
+
+
+def test_without_the_guard_the_model_can_do_it() -> None:
+    with running_server(*VLLM, "--unguarded") as url, openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
+        assert [
+            (reason, answer in text)
+            for question, answer in zip(MATHEMATICS, ("81", "19"), strict=True)
+            for reason, text in [ask(client, question)]
+        ] == [("stop", True), ("stop", True)]
+
+
+def test_another_number_format_than_the_artifacts_ends_the_start() -> None:
+    with (
+        pytest.raises(ServerDidNotStartError, match=r"skillguard serve: error: .*dtype.*bfloat16.*float32"),
+        running_server(*VLLM, "--dtype", "bfloat16"),
+    ):
+        pytest.fail("must not start")
+
+
+def test_an_unknown_flag_ends_the_start_with_one_line_of_ours() -> None:
+    with (
+        pytest.raises(ServerDidNotStartError, match=r"skillguard serve: error: vLLM's parser: .*--no-such-flag 3.*\n$"),
+        running_server(*VLLM, "--no-such-flag", "3"),
+    ):
+        pytest.fail("must not start")
