@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks.serving import ROOT, running_server
 from server.cli import main
+from server.engines.options import EmbeddedOptions
+from server.evaluation.arms import engine_arms
 
 pytestmark = pytest.mark.real
 
@@ -41,6 +43,13 @@ def test_in_this_process(tmp_path: Path) -> None:
             assert suite["relative"]["value"] == (0 if label == own else 1)
     assert (tmp_path / "run" / "relative.png").is_file()
     assert (tmp_path / "run" / "languages.png").is_file()
+
+
+def test_together_is_one_row() -> None:
+    artifacts = tuple(DEMO / "guards" / name for name in ("ksd-mathematics", "ksd-es"))
+    options = EmbeddedOptions(model=str(DEMO / "model"), artifacts=artifacts)
+    assert [arm.name for arm in engine_arms(options, together=True)] == ["none", "ksd-mathematics+ksd-es"]
+    assert [arm.name for arm in engine_arms(options, together=False)] == ["none", "ksd-mathematics", "ksd-es"]
 
 
 def test_against_servers(tmp_path: Path) -> None:

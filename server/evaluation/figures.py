@@ -73,7 +73,8 @@ def relative_bars(results: Mapping[str, Any]) -> bytes:
             error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#222222"},
         )
     panel.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
-    panel.set_xticks(range(len(guards)), [guard["guard"] for guard in guards], rotation=20 if len(guards) > 4 else 0)
+    turned: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if len(guards) > 4 else {}
+    panel.set_xticks(range(len(guards)), [guard["guard"] for guard in guards], **turned)
     panel.set_ylabel("relative performance")
     panel.set_ylim(bottom=0)
     panel.set_title(f"{results['settings']['model']}: accuracy with a guard over accuracy without, 95 %", fontsize=10)

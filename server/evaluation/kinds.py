@@ -50,6 +50,10 @@ class Traits:
     """Accuracy of guessing, for S-unlearning."""
     letters: str = ""
     """Where not empty, the answer is the most likely of these letters as the first token."""
+    fixed_length: bool = False
+    """Whether the length of an answer belongs to the benchmark, so that --max-tokens does not change it."""
+    greedy: bool = False
+    """Whether the benchmark is asked greedily whatever --temperature says, as in ESU."""
     blocking: bool = False
     """Whether judging takes so long that it needs a thread."""
     turn: Turn = field(default_factory=Turn)

@@ -29,7 +29,7 @@ class MBPP:
     The tests are part of the question, as in the paper: only they tell the function's name.
     """
 
-    traits = Traits(skill="code", shots=3, max_tokens=512, blocking=True)
+    traits = Traits(skill="code", shots=3, max_tokens=512, greedy=True, blocking=True)
 
     def question(self, row: Row, text_field: str | None) -> Question:
         task = take(row, text_field or ("text" if "text" in row.values else "prompt"), str)

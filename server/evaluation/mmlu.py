@@ -19,7 +19,16 @@ _LETTER = re.compile(rf"(?<![A-Za-z])[{LETTERS}](?![A-Za-z'\u2019])")
 class MMLU:
     """Fields `question`, `choices` (four texts), `answer` (index) and `subject`; shots are of the same subject."""
 
-    traits = Traits(skill="knowledge", shots=5, max_tokens=1, chance=0.25, letters=LETTERS, turn=_TURN)
+    traits = Traits(
+        skill="knowledge",
+        shots=5,
+        max_tokens=1,
+        chance=0.25,
+        letters=LETTERS,
+        fixed_length=True,
+        greedy=True,
+        turn=_TURN,
+    )
 
     def question(self, row: Row, text_field: str | None) -> Question:
         choices = take(row, "choices", list)
@@ -43,4 +52,4 @@ class MMLU:
 class MMLUText(MMLU):
     """The same questions, answered in writing."""
 
-    traits = Traits(skill="knowledge", shots=5, max_tokens=32, chance=0.25, turn=_TURN)
+    traits = Traits(skill="knowledge", shots=5, max_tokens=32, chance=0.25, greedy=True, turn=_TURN)

@@ -18,10 +18,15 @@ class EvaluationOptions(BaseModel):
     limit: int | None = Field(None, ge=1, description="At most this many items of each suite, drawn by --seed.")
     seed: int = Field(0, ge=0, description="Fixes which items are drawn, sampling, and the bootstrap.")
     max_tokens: int | None = Field(
-        None, ge=1, description="Length of every generated answer; by default what each kind of suite sets."
+        None,
+        ge=1,
+        description="Length of answers; by default what each kind of suite sets. Not for mmlu, mlqa and xquad, "
+        "where it belongs to the benchmark.",
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy. ESU's GSM8K figures: 0.8.")
-    top_p: float = Field(1.0, gt=0, le=1, description="ESU's GSM8K figures: 0.95.")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="0 is greedy; for gsm8k and prompts, the others are always greedy. ESU: 0.8."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Where --temperature applies. ESU: 0.95.")
     match: Literal["exact", "substring"] = Field(
         "exact", description="How suites of kind prompts are judged: the whole answer, or the gold answer within it."
     )

@@ -50,11 +50,12 @@ class _Work:
 def sampling_of(suite: Suite, item: Item, options: EvaluationOptions) -> dict[str, Any]:
     """The request fields that say how to draw. The seed of an item does not depend on which others are asked."""
     traits = suite.kind.traits
-    limit = traits.max_tokens if traits.letters else options.max_tokens or traits.max_tokens
-    sampling: dict[str, Any] = {"max_tokens": limit, "temperature": options.temperature}
+    limit = traits.max_tokens if traits.fixed_length else options.max_tokens or traits.max_tokens
+    temperature = 0.0 if traits.greedy else options.temperature
+    sampling: dict[str, Any] = {"max_tokens": limit, "temperature": temperature}
     if suite.stop:
         sampling["stop"] = list(suite.stop)
-    if options.temperature > 0:
+    if temperature > 0:
         digest = hashlib.sha256(f"{options.seed}\n{item.digest}".encode()).digest()
         sampling |= {"top_p": options.top_p, "seed": int.from_bytes(digest[:7]) % 2**53}
     return sampling

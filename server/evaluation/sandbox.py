@@ -37,6 +37,8 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     TIMEOUT = "timeout"
+    KILLED = "killed"
+    """By the limit on CPU time, by a machine short of memory, or by itself."""
     OUTPUT = "output"
     """It wrote more than the cap and was killed."""
 
@@ -101,9 +103,8 @@ def run_program(code: str, limits: Limits | None = None) -> Ran:
     text = output.decode(errors="replace")
     if cut is not None:
         return Ran(cut, status, text)
-    # The CPU limit kills as well; nothing else sends that signal.
     if status == 128 + signal.SIGKILL:
-        return Ran(Outcome.TIMEOUT, status, text)
+        return Ran(Outcome.KILLED, status, text)
     return Ran(Outcome.PASSED if status == PASSED_STATUS else Outcome.FAILED, status, text)
 
 

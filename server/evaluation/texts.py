@@ -25,7 +25,7 @@ def contains(answer: str, gold: str) -> bool:
 class Passages:
     """Questions on a passage: fields `context`, `question` and `answers`. Gold substring of 24 tokens, as in ESU."""
 
-    traits = Traits(skill=None, shots=0, max_tokens=24)
+    traits = Traits(skill=None, shots=0, max_tokens=24, fixed_length=True, greedy=True)
 
     def question(self, row: Row, text_field: str | None) -> Question:
         gold = take_texts(row, "answers")

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,18 @@ def test_an_early_or_broken_end_is_no_success(code: str) -> None:
     ],
 )
 def test_an_endless_program_is_ended(code: str) -> None:
-    assert run_program(code, QUICK).outcome is Outcome.TIMEOUT
+    assert run_program(code, QUICK).outcome in (Outcome.TIMEOUT, Outcome.KILLED)
+
+
+def test_it_can_kill_nobody_but_itself_where_the_machine_permits_namespaces() -> None:
+    if probe().files:
+        pytest.skip("this machine permits no namespaces, and an evaluation says so")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as bystander:
+        ran = run_program(f"import os; os.kill({bystander.pid}, 9)")
+        assert bystander.poll() is None
+        bystander.kill()
+    assert (ran.outcome, "ProcessLookupError" in ran.output) == (Outcome.FAILED, True)
+    assert run_program("import os; os.kill(0, 9)", QUICK).outcome in (Outcome.KILLED, Outcome.PASSED)
 
 
 def test_no_process_can_be_started_beside_it() -> None:
