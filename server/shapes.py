@@ -138,4 +138,4 @@ def _token(token: str, token_bytes: bytes, logprob: float) -> dict[str, object]:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
+    return logprob if logprob > _LEAST_LOGPROB else _LEAST_LOGPROB  # a NaN too

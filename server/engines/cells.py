@@ -42,11 +42,14 @@ class Cells:
         self.counts = [i for i, cell in enumerate(self.all) if bound[cell.guard].taus is None]
         """Columns that count moved neurons; the others are scores."""
         self.guards = tuple(bound)
-        self._bound = bound
-        self._columns = {
-            name: [[i for i, cell in enumerate(self.all) if (cell.guard, cell.part) == (name, part)] for part in parts]
-            for name, parts in ((name, range(len(guard.parts))) for name, guard in bound.items())
-        }
+        self._columns: dict[str, tuple[bool, list[int]]] = {}
+        for name, guard in bound.items():
+            mine = [i for i, cell in enumerate(self.all) if cell.guard == name]
+            self._columns[name] = guard.taus is None, sorted(mine, key=lambda i: self.all[i].part)
+        taus = [_tau(bound[cell.guard], cell.part) for cell in self.all]
+        owners = [[float(cell.guard == name) for name in self.guards] for cell in self.all]
+        self._taus_C = torch.tensor(taus, dtype=torch.float32)
+        self._owner_CG = torch.tensor(owners, dtype=torch.float32).reshape(len(self.all), len(self.guards))
         assert all(a.layer <= b.layer for a, b in pairwise(self.all))
 
     def __len__(self) -> int:
@@ -67,21 +70,18 @@ class Cells:
 
     def parts(self, cells_RC: Tensor, name: str) -> Tensor:
         """A guard's parts, float32 [R, parts]."""
-        return torch.stack([cells_RC[:, columns].sum(dim=1) for columns in self._columns[name]], dim=1)
+        summed, columns = self._columns[name]
+        parts_RP = cells_RC[:, columns]
+        return parts_RP.sum(dim=1, keepdim=True) if summed else parts_RP
 
     def codes(self, cells_RC: Tensor) -> Tensor:
-        """`Reading` of every guard, int8 [R, G]; compared in float32."""
-        codes = []
-        for name in self.guards:
-            scores_RP = self.parts(cells_RC, name)
-            taus = self._bound[name].taus
-            finite_R = torch.isfinite(scores_RP).all(dim=1)
-            inside_R = (scores_RP <= taus).any(dim=1) if taus is not None else torch.zeros_like(finite_R)
-            code_R = torch.where(inside_R, int(Reading.INSIDE), int(Reading.OUTSIDE))
-            codes.append(torch.where(finite_R, code_R, int(Reading.INVALID)).to(torch.int8))
-        if not codes:
-            return torch.zeros((cells_RC.shape[0], 0), dtype=torch.int8, device=cells_RC.device)
-        return torch.stack(codes, dim=1)
+        """`Reading` of every guard, int8 [R, G]; compared in float32. All guards at once: this runs at every step."""
+        if self._taus_C.device != cells_RC.device:
+            self._taus_C, self._owner_CG = self._taus_C.to(cells_RC.device), self._owner_CG.to(cells_RC.device)
+        invalid_RG = (~torch.isfinite(cells_RC)).float() @ self._owner_CG > 0
+        inside_RG = (cells_RC <= self._taus_C).float() @ self._owner_CG > 0
+        code_RG = torch.where(inside_RG, int(Reading.INSIDE), int(Reading.OUTSIDE))
+        return torch.where(invalid_RG, int(Reading.INVALID), code_RG).to(torch.int8)
 
     def readings(self, row_C: Sequence[float]) -> dict[str, tuple[Reading, tuple[float, ...]]]:
         """What one row says, as `Row.judge` takes it. A row of another length reads MISSING throughout."""
@@ -93,3 +93,8 @@ class Cells:
             name: (Reading(code), tuple(self.parts(cells_1C, name)[0].tolist()))
             for name, code in zip(self.guards, codes, strict=True)
         }
+
+
+def _tau(guard: Bound, part: int) -> float:
+    """A detector's threshold; an intervention has none, so that its counts are never inside."""
+    return -torch.inf if guard.taus is None else float(guard.taus[part])

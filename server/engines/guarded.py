@@ -47,6 +47,7 @@ class GuardedEngine(ABC):
         self._guards = read_guards(artifacts)
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
+        self._probes = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -102,6 +103,8 @@ class GuardedEngine(ABC):
     async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> Row:
         """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
         shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
+        self._probes += 1  # a probe of the same name may still be on its way out
+        request_id = f"{request_id}-{self._probes}"
         row = Row(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
         finish = None
         stream = self._run(row)

@@ -68,18 +68,19 @@ class AnswerStream(EventStream):
             row.fail(drawn.error)
         if drawn.tokens and not row.judged:
             row.fail("a token was drawn that no guard judged")
-        ended = drawn.ended is not None
-        if row.outcome is not Verdict.ALLOW and (ended or not row.judged):
-            abstained = row.outcome is Verdict.ABSTAIN
-            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, row.generated, ended=ended)
-            return
-        for index, token in enumerate(drawn.tokens):
+        ended, allowed = drawn.ended is not None, row.outcome is Verdict.ALLOW
+        # Outputs may come several at a time: what was drawn before a token was withheld is good, what follows is not.
+        tokens = drawn.tokens if allowed else drawn.tokens[: max(0, row.generated - self._seen)]
+        for index, token in enumerate(tokens):
             self._seen += 1
-            final = ended and index == len(drawn.tokens) - 1
+            final = ended and index == len(tokens) - 1
             if self._push(token, drawn.logprobs[index : index + 1], final=final):
                 self._finish(FinishReason.STOP, self._seen, ended=ended)
                 return
-        if drawn.ended is not None:
+        if not allowed and (ended or not row.judged):
+            abstained = row.outcome is Verdict.ABSTAIN
+            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, row.generated, ended=ended)
+        elif drawn.ended is not None:
             self._finish(drawn.ended, self._seen, ended=True)
 
     def _push(self, token: int, logprobs: tuple[TokenLogprob, ...], *, final: bool) -> bool:
@@ -94,13 +95,15 @@ class AnswerStream(EventStream):
 
     def _finish(self, reason: FinishReason, tokens: int, *, ended: bool) -> None:
         row = self.row
+        # The engine may be ahead of a stop string: what it read past the answer's end is not the answer's.
+        last = len(row.request.prompt_token_ids) - 1 + tokens - (reason is FinishReason.STOP)
         self._pending.append(
             Finish(
                 reason=reason,
                 prompt_tokens=len(row.request.prompt_token_ids),
                 completion_tokens=tokens,
                 verified=row.verified and (row.judged or not self._seen),
-                hits=tuple(row.hits.values()),
+                hits=tuple(hit for hit in row.hits.values() if hit.score.position <= last),
                 prompt_scores=row.prompt_scores,
                 neurons_shifted=row.neurons_shifted,
                 error=row.error,

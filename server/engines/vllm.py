@@ -41,6 +41,7 @@ from server.engines.base import (
     UnsupportedOptionError,
 )
 from server.engines.cells import Cells
+from server.engines.grammars import require_bounded
 from server.engines.guarded import GuardedEngine
 from server.engines.options import VllmOptions
 from server.engines.rows import Row
@@ -48,7 +49,7 @@ from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
 from server.engines.tools import ToolUse
 from server.engines.vllm_config import guard_settings, parse_flags
-from server.engines.vllm_events import SHADOW, load_event
+from server.engines.vllm_events import SHADOW, STOP_REASON, load_event, load_moved
 from server.engines.vllm_launch import describe, launch, make_config
 from server.engines.vllm_tools import VllmTools
 
@@ -134,17 +135,29 @@ class VllmEngine(GuardedEngine):
 
         def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             for output in outputs:
-                event = load_event(output.kv_transfer_params)
+                if output.kv_transfer_params is None:
+                    continue
                 state = processor.request_states.get(output.request_id)
                 stream = None if state is None else self._streams.get(state.external_req_id)
-                if event is not None and stream is not None:
-                    stream.row.generated = event.generated
-                    stream.row.judge(self._guard_facts, self._cells.readings(event.cells))
-                    if event.withheld and stream.row.outcome is Verdict.ALLOW:
-                        stream.row.fail("the worker withheld a token, and the readings do not say why")
+                if stream is not None:
+                    self._take(stream.row, output.kv_transfer_params)
             return process(outputs, *args, **kwargs)
 
         processor.process_outputs = process_outputs
+
+    def _take(self, row: Row, params: Any) -> None:
+        """An error here is one answer's: raised, it would end the loop that hears for all of them."""
+        try:
+            row.neurons_shifted += load_moved(params)
+            if (event := load_event(params)) is None:
+                return
+            row.generated = event.generated
+            row.judge(self._guard_facts, self._cells.readings(event.cells))
+            if event.withheld != (row.outcome is not Verdict.ALLOW):
+                withheld = "withheld" if event.withheld else "drew"
+                row.fail(f"the worker {withheld} a token, and its readings say {row.outcome.name}")
+        except Exception as error:
+            row.fail(f"a reading could not be judged: {error!r}")
 
     async def stop(self) -> None:
         if self._stopped:
@@ -184,7 +197,9 @@ class VllmEngine(GuardedEngine):
                 self._tasks,
             )
         except (ValueError, VLLMClientError) as error:  # vLLM's own checks of options, grammars and token ids
-            raise UnsupportedOptionError(str(error), str(getattr(error, "parameter", None) or "sampling")) from error
+            # A message may end in the whole value that was refused.
+            parameter = str(getattr(error, "parameter", None) or "sampling")
+            raise UnsupportedOptionError(str(error.args[0] if error.args else error)[:500], parameter) from error
         stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
         self._streams[request.request_id] = stream
         self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
@@ -194,14 +209,17 @@ class VllmEngine(GuardedEngine):
         """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
         try:
             async for output in llm.generate(prepared, prepared.sampling_params, prepared.request_id):
-                stream.outputs.put_nowait(self._drawn(output.outputs[0]))
+                stream.outputs.put_nowait(self._drawn(stream.row, output.outputs[0]))
         except EngineDeadError:
             stream.outputs.put_nowait(None)
         except Exception as error:
-            stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {error!r}"))
+            cause = error.__cause__ or error  # vLLM's wrapper says nothing itself
+            stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {cause!r}"))
 
-    def _drawn(self, output: Any) -> Drawn:
+    def _drawn(self, row: Row, output: Any) -> Drawn:
         tokens, ended, error = tuple(output.token_ids), None, None
+        if output.stop_reason == STOP_REASON and row.outcome is Verdict.ALLOW:
+            row.fail("a token was withheld, and nothing said why")
         if output.finish_reason in ("stop", "length"):
             ended = FinishReason(output.finish_reason)
         elif output.finish_reason is not None:
@@ -272,6 +290,7 @@ def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
 def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
     if grammar is None:
         return None
+    require_bounded(grammar)
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
             return StructuredOutputsParams(json=grammar.text)

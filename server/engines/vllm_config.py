@@ -8,6 +8,8 @@ from server.engines.options import VllmOptions
 from server.engines.vllm_worker import SETTINGS
 
 _GUARDS_LIVE_THERE = "skillguard sets it, since its guards live there; leave it out"
+_OTHER_MODEL = "it would run another model than the folder whose digests guards are bound to; change the folder"
+_FOREIGN_CODE = "it brings code into the engine that guards were not tested with"
 _REFUSED = {
     "worker_cls": _GUARDS_LIVE_THERE,
     "worker_extension_cls": _GUARDS_LIVE_THERE,
@@ -18,6 +20,22 @@ _REFUSED = {
     "tokenizer": "guards know the model folder's own only; leave it out",
     "tokenizer_revision": "guards know the model folder's own tokenizer only; leave it out",
     "revision": "skillguard resolves the model; download that revision and give its folder to --model",
+    "model_class_overrides": _OTHER_MODEL,
+    "hf_overrides": _OTHER_MODEL,
+    "hf_config_path": _OTHER_MODEL,
+    "config_format": _OTHER_MODEL,
+    "ignore_patterns": _OTHER_MODEL,
+    "model_loader_extra_config": _OTHER_MODEL,
+    "quantization_config": _OTHER_MODEL,
+    "skip_tokenizer_init": "grammars and bad words need the tokenizer",
+    "nnodes": "it was not tested: all ranks must be on this machine",
+    "kv_cache_dtype": "it was not tested with guards",
+    "kv_events_config": "it would publish prompts and answers",
+    "max_num_queued_reqs": "say --max-waiting",
+    "max_num_queued_tokens": "say --max-waiting",
+    "logits_processors": _FOREIGN_CODE,
+    "reasoning_parser_plugin": _FOREIGN_CODE,
+    "io_processor_plugin": _FOREIGN_CODE,
 }
 """Attributes of vLLM's arguments that cannot be set, and what to do instead."""
 
@@ -51,6 +69,8 @@ def parse_flags(options: VllmOptions) -> Any:
 
 def refuse_unguardable(config: Any) -> None:
     """Raises EngineFlagError naming the first feature under which guards are not known to hold."""
+    from vllm.config import CompilationMode
+
     parallel, model, load = config.parallel_config, config.model_config, config.load_config
     untested = "it was not tested"
     quantisation = f"quantisation {model.quantization}"
@@ -83,6 +103,11 @@ def refuse_unguardable(config: Any) -> None:
             untested,
         ),
         (config.compilation_config.use_inductor_graph_partition, "use_inductor_graph_partition", untested),
+        (
+            config.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
+            "compilation mode 1",
+            "the model is compiled before guards are in it",
+        ),
     )
     for present, what, why in refused:
         if present:
@@ -91,7 +116,8 @@ def refuse_unguardable(config: Any) -> None:
         raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
 
 
-TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors",)
+TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors", "auto_gptq", "int8_per_channel_weight_only")
+"""vLLM's names of the methods with which a guard was calibrated and served (`tests/server/engines/vllm`)."""
 
 
 def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from guards.errors import GuardReadingError
 from guards.verdict import Reading, Scope, Stage
 from server.engines.cells import Cells
-from server.engines.vllm_events import SHADOW, Event
+from server.engines.vllm_events import SHADOW, Event, Told
 
 
 @dataclass
@@ -37,20 +37,24 @@ class Judged:
     counts: Sequence[int]
     ready: Any
 
-    def events(self) -> dict[str, Event]:
-        """The rows worth telling. Waits for the results."""
+    def told(self) -> Told:
+        """What the scheduler hears. Waits for the results."""
         if self.ready is not None:
             self.ready.synchronize()
         codes_RG, cells_RC, withheld_R = self.codes_RG.numpy(), self.cells_RC.numpy(), self.withheld_R.numpy()
-        told_R = (self.generated_R == 0) | (codes_RG != int(Reading.OUTSIDE)).any(axis=1) | withheld_R
-        if self.counts:
-            told_R |= (cells_RC[:, list(self.counts)] != 0).any(axis=1)
-        return {
+        full_R = (self.generated_R == 0) | (codes_RG != int(Reading.OUTSIDE)).any(axis=1) | withheld_R
+        events = {
             self.request_ids[row]: Event(
                 int(self.generated_R[row]), tuple(cells_RC[row].tolist()), bool(withheld_R[row])
             )
-            for row in (told_R & self.keep_R).nonzero()[0]
+            for row in (full_R & self.keep_R).nonzero()[0]
         }
+        moved: dict[str, int] = {}
+        if self.counts:
+            moved_R = cells_RC[:, list(self.counts)].sum(axis=1)
+            rows = (~full_R & self.keep_R & (moved_R > 0)).nonzero()[0]
+            moved = {self.request_ids[row]: int(moved_R[row]) for row in rows}
+        return Told(frozenset(self.request_ids), events, moved)
 
 
 class GuardedSampler(nn.Module):
@@ -107,6 +111,7 @@ class GuardedSampler(nn.Module):
         if output.logprobs_tensors is not None:
             output.logprobs_tensors.logprobs.masked_fill_(withheld_R[:, None], -torch.inf)
             output.logprobs_tensors.logprob_token_ids.masked_fill_(withheld_R[:, None], self._sentinel)
+            output.logprobs_tensors.selected_token_ranks.masked_fill_(withheld_R, 0)
         on_host = [tensor.to("cpu", non_blocking=True) for tensor in (cells_RC, codes_RG, withheld_R)]
         ready = None
         if cells_RC.device.type == "cuda":

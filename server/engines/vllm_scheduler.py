@@ -4,8 +4,10 @@ The worker has replaced the token before this sees it. Here the replacement is d
 minimum length ever judges it, the answer ends at once, and what the guards said goes with the output to the front.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import os
+import signal
+import threading
+import time
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -13,29 +15,43 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from guards.errors import GuardReadingError
-from server.engines.vllm_events import EVENTS, STOP_REASON, Event
+from server.engines.vllm_events import EVENTS, STOP_REASON, Told
+
+
+def _end_with_parent() -> None:
+    """Ends this process and its workers once the server is gone: they would hold the model's memory for ever."""
+    parent, main = os.getppid(), threading.main_thread().ident or 0
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        # To the main thread, which waits for work and would not wake up for a signal to another.
+        signal.pthread_kill(main, signal.SIGTERM)
+
+    threading.Thread(target=watch, name="skillguard-parent", daemon=True).start()
 
 
 class _Withholding:
-    _events: Mapping[str, Event] = MappingProxyType({})
+    _told = Told(frozenset(), {}, {})
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _end_with_parent()
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        events = getattr(model_runner_output, EVENTS, None)
-        if events is None and any(model_runner_output.sampled_token_ids):
-            raise GuardReadingError("the model runner drew tokens that no guard judged")
-        self._events = events or {}
+        self._told = getattr(model_runner_output, EVENTS, _Withholding._told)
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         for of_client in outputs.values():
             for output in of_client.outputs:
-                event = self._events.get(output.request_id)
-                if event is not None:
-                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), **event.dump()}
+                output.kv_transfer_params = self._told.params(output.request_id)
         return outputs
 
     def _update_request_with_output(
         self, request: Any, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        event = self._events.get(request.request_id)
+        if request.request_id not in self._told.judged:
+            raise GuardReadingError("the model runner drew a token that no guard judged")
+        event = self._told.events.get(request.request_id)
         if event is not None and event.withheld:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP_REASON

@@ -128,7 +128,7 @@ class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
 
     def get_output(self) -> ModelRunnerOutput:
         output = self._inner.get_output()
-        setattr(output, EVENTS, self._judged.events())
+        setattr(output, EVENTS, self._judged.told())
         return output
 
 
@@ -178,5 +178,5 @@ class GuardedWorker(SiteWorker):
             return output
         if isinstance(output, AsyncModelRunnerOutput):
             return _GuardedOutput(output, judged)
-        setattr(output, EVENTS, judged.events())
+        setattr(output, EVENTS, judged.told())
         return output

@@ -14,6 +14,7 @@ from server.protocol.structure import ResponseFormat, StructuredOutputs
 from server.protocol.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
 _MAX_STOPS = 4
+_MAX_STOP_CHARACTERS = 512
 _TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
 
 
@@ -40,7 +41,8 @@ def _biases(value: object) -> object:
     return {int(key): bias for key, bias in value.items()}
 
 
-Stops = Annotated[tuple[NonEmptyText, ...], Field(max_length=_MAX_STOPS)]
+StopText = Annotated[NonEmptyText, Field(max_length=_MAX_STOP_CHARACTERS)]
+Stops = Annotated[tuple[StopText, ...], Field(max_length=_MAX_STOPS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -74,7 +76,7 @@ class SamplingBody(Body, ABC):
     min_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     bad_words: list[NonEmptyText] | None = None

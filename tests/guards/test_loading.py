@@ -30,6 +30,7 @@ def test_loads_a_folder(folder: Path) -> None:
         "dtype": "float32",
         "tokenizer_sha256": tokenizer_sha256(folder),
         "weights_sha256": weights_sha256(folder),
+        "quantization": None,
     }
     assert loaded.codec.has_chat_template
     assert (loaded.device.type, loaded.max_tokens) == ("cpu", 64)

@@ -13,7 +13,7 @@ from guards.methods import METHODS, Bound
 from guards.shard import WHOLE
 from guards.verdict import Scope
 from server.engines.cells import Cells
-from server.engines.vllm_events import SHADOW, Event, load_event
+from server.engines.vllm_events import SHADOW, Event, load_event, load_moved
 from server.engines.vllm_sampler import GuardedSampler
 from tests.guards.samples import cube, ksd, neuron_adjust
 
@@ -28,7 +28,11 @@ class Inner(nn.Module):
 
     def forward(self, logits: Tensor, sampling_metadata: Any) -> Any:
         rows = logits.shape[0]
-        logprobs = SimpleNamespace(logprobs=torch.full((rows, 3), -0.5), logprob_token_ids=torch.full((rows, 3), DRAWN))
+        logprobs = SimpleNamespace(
+            logprobs=torch.full((rows, 3), -0.5),
+            logprob_token_ids=torch.full((rows, 3), DRAWN),
+            selected_token_ranks=torch.ones(rows),
+        )
         tokens = torch.full((rows, 1), DRAWN, dtype=torch.int32)
         return SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=logprobs if sampling_metadata else None)
 
@@ -106,14 +110,18 @@ def test_what_is_told() -> None:
     draw(under_test, row(), row(), row(a=IN), row(moved=2.0), row(a=IN), row(b=BROKEN))
     judged = under_test.take()
     assert judged is not None
-    events = judged.events()
+    told = judged.told()
+    assert told.judged == {f"r{index}" for index in range(6)}
+    events = told.events
     assert {name: (event.generated, event.withheld) for name, event in events.items()} == {
         "r0": (0, False),  # every prompt is told
         "r2": (3, True),
-        "r3": (3, False),
         "r5": (4, True),
     }
-    assert events["r3"].cells == (OUT, OUT, 2.0, 0.0)
+    assert events["r2"].cells == (IN, OUT, 0.0, 0.0)
+    assert told.moved == {"r3": 2}
+    assert load_moved(told.params("r3")) == 2
+    assert told.params("r1") is None
     assert under_test.take() is None
 
 
@@ -149,3 +157,5 @@ def test_events_survive_the_journey() -> None:
     assert load_event({**event.dump(), "other": 1}) == event
     assert load_event(None) is None
     assert load_event({"other": 1}) is None
+    assert load_moved(event.dump()) == 0
+    assert load_moved(None) == 0

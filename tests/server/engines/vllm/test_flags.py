@@ -34,6 +34,11 @@ def options(*flags: str) -> VllmOptions:
         (["--served-model-name", "name"], "say --served-name"),
         (["--tokenizer", "other"], "--tokenizer: "),
         (["--revision", "main"], "--revision: "),
+        (["--hf-overrides", '{"rope_theta": 1.0}'], "--hf-overrides: it would run another model"),
+        (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype: it was not tested"),
+        (["--nnodes", "2"], "--nnodes: it was not tested"),
+        (["--logits-processors", "a.B"], "--logits-processors: it brings code"),
+        (["--max-num-queued-reqs", "3"], "say --max-waiting"),
     ],
 )
 def test_the_parser_refuses(flags: list[str], wanted: str) -> None:

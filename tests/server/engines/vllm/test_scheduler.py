@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.errors import GuardReadingError
-from server.engines.vllm_events import EVENTS, STOP_REASON, Event, load_event
+from server.engines.vllm_events import EVENTS, STOP_REASON, Event, Told, load_event, load_moved
 
 
 class Base:
@@ -26,7 +26,7 @@ class Base:
         return tokens, False
 
 
-def updated(events: dict[str, Event] | None) -> Any:
+def updated(events: dict[str, Event] | None, judged: str = "ab") -> Any:
     from server.engines.vllm_scheduler import _Withholding
 
     class Scheduler(_Withholding, Base):
@@ -35,7 +35,7 @@ def updated(events: dict[str, Event] | None) -> Any:
     requests = {name: SimpleNamespace(request_id=name, status=None, stop_reason=None) for name in ("a", "b")}
     output = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[2], [40]])
     if events is not None:
-        setattr(output, EVENTS, events)
+        setattr(output, EVENTS, Told(frozenset(judged), events, {"b": 5}))
     return requests, Scheduler().update_from_output(requests, output)[0].outputs
 
 
@@ -46,7 +46,7 @@ def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:
     assert requests["a"].stop_reason == STOP_REASON
     assert load_event(first.kv_transfer_params) == event
     assert (second.new_token_ids, second.stopped) == ([40], False)
-    assert second.kv_transfer_params is None
+    assert load_moved(second.kv_transfer_params) == 5
 
 
 def test_an_event_without_withholding_travels_beside_its_token() -> None:
@@ -56,6 +56,7 @@ def test_an_event_without_withholding_travels_beside_its_token() -> None:
     assert load_event(first.kv_transfer_params) == event
 
 
-def test_tokens_that_nobody_judged_are_an_error() -> None:
+@pytest.mark.parametrize(("events", "judged"), [(None, ""), ({}, ""), ({}, "a"), ({}, "b")])
+def test_a_token_that_nobody_judged_is_an_error(events: dict[str, Event] | None, judged: str) -> None:
     with pytest.raises(GuardReadingError, match="no guard judged"):
-        updated(None)
+        updated(events, judged)

@@ -200,7 +200,7 @@ def test_special_tokens_are_kept_for_parsers_that_read_them(make: Any, parser: s
     ],
 )
 def test_parsers_that_are_refused_at_start(make: Any, parser: str, says: str) -> None:
-    from server.engines.vllm_config import EngineFlagError
+    from server.engines.base import EngineFlagError
 
     with pytest.raises(EngineFlagError, match=says):
         make(parser)

@@ -1,0 +1,230 @@
+"""What guards cost on vLLM: guarded against unguarded, alternating in one run.
+
+    python -m benchmarks.overhead [--rows NAME ...] [--rounds N] [--eager] [--dtype bfloat16] [--work DIR]
+
+Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler. Guarded is our engine with guards that never
+fire, so that both do the same work. Both run at the same time with the same flags, on a Llama of random weights that is
+written first, and are asked in turns, ABBA, while the other one idles: the same random prompts at once, greedily, each
+read to its end as text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngine.submit (detokenised
+by us) here. `ratio` is the median over pairs of rounds of guarded over unguarded tokens a second, drawn ones where
+the workload decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap).
+`same` is the like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
+
+`abstained` is the time from asking to a refusal by a guard that always fires, over the unguarded time to the first
+token, one request at a time. The last line printed is one JSON object.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import publish
+from benchmarks.synthetic import ALWAYS, NEVER, VOCABULARY, build_model, cubes, neuron_adjust, save
+from guards.artifact import ModelIdentity
+from guards.loading import DTYPES
+from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
+from server.engines.options import VllmOptions
+
+SETTLE_SECONDS = 1.3
+"""vLLM's idle workers keep polling for a second after their last step, which would slow the other engine's round."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Workload:
+    """So many prompts at once, so long, with so many tokens drawn for each."""
+
+    name: str
+    prompts: int
+    prompt_tokens: int
+    drawn: int
+
+    @property
+    def tokens(self) -> int:
+        """What is counted in tokens a second."""
+        return self.prompts * (self.drawn if self.drawn > 1 else self.prompt_tokens)
+
+
+DECODE = Workload("decode", 8, 16, 64)
+PREFILL = Workload("prefill", 4, 256, 1)
+ONE = Workload("one request", 1, 64, 1)
+
+Ask = Callable[[Workload, int], Awaitable[float]]
+"""Sends a workload's prompts, made from a seed, and returns the seconds until the last answer's end."""
+
+
+def prompts(load: Workload, seed: int) -> list[tuple[int, ...]]:
+    """Random prompts, the same for a seed; nothing is in a prefix cache yet."""
+    source = random.Random(seed)
+    return [tuple(source.randrange(300, VOCABULARY) for _ in range(load.prompt_tokens)) for _ in range(load.prompts)]
+
+
+def vllm_itself(llm: Any) -> Ask:
+    """AsyncLLM, asked for text deltas."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+
+    async def one(prompt: tuple[int, ...], drawn: int, name: str) -> None:
+        options = SamplingParams(max_tokens=drawn, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        tokens = 0
+        async for output in llm.generate(tokens_input(list(prompt)), options, name):
+            tokens += len(output.outputs[0].token_ids)
+        assert tokens == drawn
+
+    async def ask(load: Workload, seed: int) -> float:
+        asked = prompts(load, seed)
+        started = time.perf_counter()
+        await asyncio.gather(*(one(prompt, load.drawn, f"{seed}-{i}") for i, prompt in enumerate(asked)))
+        return time.perf_counter() - started
+
+    return ask
+
+
+def ours(engine: Any, wanted: FinishReason) -> Ask:
+    """Our engine; every answer must end as `wanted`."""
+
+    async def one(prompt: tuple[int, ...], drawn: int, name: str) -> None:
+        tokens, finish = 0, None
+        async for event in engine.submit(EngineRequest(name, prompt, Sampling(drawn, temperature=0, ignore_eos=True))):
+            if isinstance(event, Chunk):
+                tokens += event.tokens
+            else:
+                finish = event
+        assert isinstance(finish, Finish)
+        assert finish.reason is wanted, finish
+        assert tokens == (drawn if wanted is FinishReason.LENGTH else 0)
+
+    async def ask(load: Workload, seed: int) -> float:
+        asked = prompts(load, seed)
+        started = time.perf_counter()
+        await asyncio.gather(*(one(prompt, load.drawn, f"{seed}-{i}") for i, prompt in enumerate(asked)))
+        return time.perf_counter() - started
+
+    return ask
+
+
+def interval(ratios: Sequence[float]) -> dict[str, float]:
+    """The median with its 95 % bootstrap interval."""
+    values = np.asarray(ratios)
+    drawn = np.median(np.random.default_rng(0).choice(values, (RESAMPLES, len(values))), axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"ratio": round(median(ratios), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+async def alternate(plain: Ask, guarded: Ask, load: Workload, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of every round of both, in order. The first pair warms up and is dropped."""
+    seconds: dict[Ask, list[float]] = {plain: [], guarded: []}
+    last = None
+    for pair in range(rounds + 1):
+        seed = random.randrange(1 << 40)  # never one asked before, whose prompts one engine may still hold
+        for ask in (plain, guarded) if pair % 2 else (guarded, plain):
+            if ask is not last:
+                await asyncio.sleep(SETTLE_SECONDS)
+            last = ask
+            seconds[ask].append(await ask(load, seed))
+    return seconds[plain][1:], seconds[guarded][1:]
+
+
+def summarise(load: Workload, plain: Sequence[float], guarded: Sequence[float]) -> dict[str, Any]:
+    """One row's figures from the seconds of paired rounds."""
+    same = [first / second for first, second in pairwise(plain)]
+    return {
+        **interval([p / g for p, g in zip(plain, guarded, strict=True)]),
+        "unguarded_tokens_per_second": round(load.tokens / median(plain), 1),
+        "guarded_tokens_per_second": round(load.tokens / median(guarded), 1),
+        "same": [round(float(value), 4) for value in np.quantile(same, (0.25, 0.75))] if same else [],
+        "rounds": len(plain),
+    }
+
+
+def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]:
+    """The artifacts of every row."""
+    every, last = list(range(identity.layers)), [identity.layers - 1]
+
+    def write(name: str, guard: Any) -> Path:
+        return save(folder / name, guard, identity)
+
+    return {
+        "none": [],
+        "1 cube, last layer": [write("one", cubes(identity, last, NEVER, 0))],
+        "16 cubes, every layer": [write(f"every-{seed}", cubes(identity, every, NEVER, seed)) for seed in range(16)],
+        "neuron adjust 3 %": [write("adjust", neuron_adjust(identity))],
+        "always fires": [write("fires", cubes(identity, last, ALWAYS, 0))],
+    }
+
+
+async def measure(args: argparse.Namespace, folder: Path) -> None:
+    """Starts vLLM itself once and our engine once for every row, and publishes what was measured."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from server.engines.vllm import VllmEngine
+    from server.engines.vllm_config import parse_flags
+
+    model = folder / "model"
+    identity = build_model(model, layers=args.layers, d_model=args.d_model, d_ff=args.d_ff, dtype=args.dtype)
+    artifacts = write_guards(folder / "guards", identity)
+    flags = ["--dtype", args.dtype, "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28)]
+    flags += ["--enforce-eager"] if args.eager else []
+    rows: list[dict[str, Any]] = []
+    abstained: dict[str, Any] = {}
+    config = parse_flags(VllmOptions(model=str(model), flags=tuple(flags))).create_engine_config()
+    llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    try:
+        plain = vllm_itself(llm)
+        for name in args.rows:
+            async with AsyncExitStack() as stack:
+                options = VllmOptions(model=str(model), artifacts=tuple(artifacts[name]), flags=tuple(flags))
+                engine = VllmEngine(options)
+                stack.push_async_callback(engine.stop)
+                await engine.start()
+                if name == "always fires":
+                    guarded = ours(engine, FinishReason.ABSTAIN)
+                    seconds = await alternate(plain, guarded, ONE, 3 * args.rounds)
+                    ratios = interval([g / p for p, g in zip(*seconds, strict=True)])
+                    first, refused = (round(1000 * median(each), 2) for each in seconds)
+                    abstained = {**ratios, "first_token_ms": first, "abstained_ms": refused}
+                    print("abstained", abstained, flush=True)
+                    continue
+                guarded = ours(engine, FinishReason.LENGTH)
+                for load in (DECODE, PREFILL):
+                    figures = summarise(load, *await alternate(plain, guarded, load, args.rounds))
+                    rows.append({"guards": name, "workload": load.name, **figures})
+                    print(rows[-1], flush=True)
+    finally:
+        llm.shutdown()
+    shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
+    publish("overhead", rows, abstained=abstained, model=shape, mode="eager" if args.eager else "compiled")
+
+
+def main() -> None:
+    every = ("none", "1 cube, last layer", "16 cubes, every layer", "neuron adjust 3 %", "always fires")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
+    parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")
+    parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--d-model", type=int, default=1024)
+    parser.add_argument("--d-ff", type=int, default=2816)
+    parser.add_argument("--work", type=Path, help="folder for the model and its guards (default: a temporary one)")
+    args = parser.parse_args()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        asyncio.run(measure(args, args.work or Path(scratch)))
+
+
+if __name__ == "__main__":
+    main()

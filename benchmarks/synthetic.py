@@ -1,0 +1,118 @@
+"""A model of random weights and guards of random statistics: for timing, where only shapes matter."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from guards.artifact import CalibrationRecord, Canary, ModelIdentity
+from guards.calibrate import Calibration
+from guards.identity import tokenizer_sha256, weights_sha256
+from guards.ksd import METHOD as KSD
+from guards.ksd import Cube, KSDGuard, Regime
+from guards.loading import DTYPES
+from guards.methods import Guard
+from guards.na import METHOD as NEURON_ADJUST
+from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.verdict import Scope
+
+VOCABULARY = 32000
+END = 0
+CONTEXT = 1024
+NEVER, ALWAYS = 1e-6, 1e30
+"""Taus inside which no key vector lies, and every one."""
+FRACTION = 0.03
+
+
+def build_model(folder: Path, *, layers: int, d_model: int, d_ff: int, dtype: str) -> ModelIdentity:
+    """Writes a Llama of random weights with a byte-level tokenizer, and returns its identity."""
+    config: Any = AutoConfig.for_model(
+        "llama",
+        vocab_size=VOCABULARY,
+        hidden_size=d_model,
+        intermediate_size=d_ff,
+        num_hidden_layers=layers,
+        num_attention_heads=d_model // 64,
+        num_key_value_heads=max(1, d_model // 128),
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=END,
+        eos_token_id=END,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(DTYPES[dtype])
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return ModelIdentity.model_validate(
+        {
+            "architecture": "LlamaForCausalLM",
+            "layers": layers,
+            "d_model": d_model,
+            "d_ff": d_ff,
+            "dtype": dtype,
+            "tokenizer_sha256": tokenizer_sha256(folder),
+            "weights_sha256": weights_sha256(folder),
+        }
+    )
+
+
+def _tokenizer() -> Any:
+    """Every id decodes to a word of its own."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|end|>", *letters, *(f"Ġw{index}" for index in range(VOCABULARY - len(letters) - 1))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[END], bos_token=words[END])
+
+
+def cubes(identity: ModelIdentity, layers: list[int], tau: float, seed: int) -> KSDGuard:
+    """A detector with one cube at each of the layers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> torch.Tensor:
+        return torch.rand(identity.d_ff, generator=generator)
+
+    return KSDGuard(
+        tuple(Cube(layer, "bare", draw() - 0.5, draw() + 0.5, k=tau, tau=tau) for layer in layers),
+        Scope.BOTH,
+        Regime.LAST_TOKEN,
+    )
+
+
+def neuron_adjust(identity: ModelIdentity, fraction: float = FRACTION) -> NeuronAdjustGuard:
+    """An intervention on that share of every layer's neurons, drawn as in the paper; it moves some of them."""
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, int(fraction * identity.d_ff))
+    statistics = {
+        layer: LayerStatistics(
+            torch.randperm(identity.d_ff, generator=generator)[:count].sort().values,
+            *(torch.full((count,), value) for value in (0.1, 1.0, -0.1, 1.0)),
+        )
+        for layer in range(identity.layers)
+    }
+    return NeuronAdjustGuard(statistics, fraction, Draw.RANDOM, seed=0)
+
+
+def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
+    """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
+    detector = isinstance(guard, KSDGuard)
+    calibration = Calibration(
+        method=KSD if detector else NEURON_ADJUST,
+        guard=guard,
+        identity=identity,
+        record=CalibrationRecord(
+            tool="benchmarks.synthetic",
+            frames=("bare",),
+            template_sha256=None,
+            sources=(),
+            recall=None,
+            false_abstention=None,
+            notes=("random statistics, for timing only",),
+        ),
+        canaries=(Canary(token_ids=(1,), scores=(0.0,), fires=True),),
+    )
+    calibration.save(folder, folder.name)
+    return folder

@@ -1,0 +1,127 @@
+"""What an answer's stream passes on, whatever order the engine's outputs and the guards' verdicts come in."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse, Replace, Sequence
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from guards.part import Part
+from guards.verdict import GuardMode, Reading, Scope
+from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Sampling
+from server.engines.rows import GuardFacts, Row
+from server.engines.stream import AnswerStream, Drawn
+
+PROMPT = (4, 5, 6)
+EOS = 2
+FACTS = {"sums": GuardFacts("sums", "ksd", Scope.BOTH, (Part("bare", 0),), (3.0,))}
+OUTSIDE, INSIDE = (Reading.OUTSIDE, (9.0,)), (Reading.INSIDE, (1.0,))
+
+
+def tokenizer() -> Any:
+    backend = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    backend.decoder = Sequence([Replace("w", " w"), Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="w2")
+
+
+def judge(row: Row, generated: int, reading: tuple[Reading, tuple[float, ...]]) -> None:
+    row.generated = generated
+    row.judge(FACTS, {"sums": reading})
+
+
+def row(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> Row:
+    return Row(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), {"sums": mode}), None)
+
+
+def events(of: Row, *drawn: Drawn | None) -> tuple[int, Finish, list[bool]]:
+    """(tokens passed on, how it ended, what was said about that to the engine)."""
+    closed: list[bool] = []
+    stream = AnswerStream(of, tokenizer(), frozenset({EOS}), closed.append)
+
+    async def read() -> list[Event]:
+        for each in drawn:
+            stream.outputs.put_nowait(each)
+        return [event async for event in stream]
+
+    *chunks, finish = asyncio.run(asyncio.wait_for(read(), 5))
+    assert isinstance(finish, Finish)
+    assert all(isinstance(chunk, Chunk) for chunk in chunks)
+    return len(chunks), finish, closed
+
+
+STOPPED = Drawn(ended=FinishReason.STOP)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        (Drawn((10,)), Drawn((11,)), STOPPED),
+        (Drawn((10, 11)), STOPPED),
+        (Drawn((10, 11), ended=FinishReason.STOP),),
+        (Drawn((10,)), Drawn((11,), ended=FinishReason.STOP)),
+    ],
+)
+def test_what_came_before_a_hit_is_passed_on_however_outputs_are_merged(drawn: tuple[Drawn, ...]) -> None:
+    """The engine is ahead: the hit after two tokens is known before any of them is read."""
+    of = row()
+    judge(of, 0, OUTSIDE)
+    judge(of, 2, INSIDE)
+    passed, finish, closed = events(of, *drawn)
+    assert (passed, finish.reason, finish.completion_tokens) == (2, FinishReason.ABSTAIN, 2)
+    assert finish.verified
+    assert closed == [True]
+
+
+def test_an_engine_that_goes_on_after_a_hit_is_not_listened_to() -> None:
+    of = row()
+    judge(of, 0, OUTSIDE)
+    judge(of, 1, INSIDE)
+    passed, finish, _ = events(of, Drawn((10, 11, 12)), Drawn((13,)), Drawn((14,), ended=FinishReason.LENGTH))
+    assert (passed, finish.reason) == (1, FinishReason.ABSTAIN)
+
+
+def test_a_hit_at_the_prompt_passes_nothing() -> None:
+    of = row()
+    judge(of, 0, INSIDE)
+    assert events(of, Drawn((10, 11)), STOPPED)[0] == 0
+
+
+def test_tokens_that_no_guard_judged_are_an_error() -> None:
+    passed, finish, closed = events(row(), Drawn((10,)), STOPPED)
+    assert (passed, finish.reason, finish.verified) == (0, FinishReason.ERROR, True)
+    assert finish.error == "a token was drawn that no guard judged"
+    assert closed == [False]
+
+
+@pytest.mark.parametrize("reading", [(Reading.MISSING, ()), (Reading.INVALID, (float("nan"),))])
+def test_a_reading_that_is_none_is_an_error(reading: tuple[Reading, tuple[float, ...]]) -> None:
+    of = row(GuardMode.SHADOW)
+    judge(of, 0, reading)
+    passed, finish, _ = events(of, Drawn((10,)), STOPPED)
+    assert (passed, finish.reason, finish.verified) == (0, FinishReason.ERROR, False)
+
+
+def test_the_engine_stops() -> None:
+    of = row()
+    judge(of, 0, OUTSIDE)
+    passed, finish, _ = events(of, Drawn((10,)), None)
+    assert (passed, finish.reason) == (1, FinishReason.ERROR)
+
+
+def test_a_hit_past_a_stop_string_is_not_the_answers() -> None:
+    """The engine drew further than the stop string before anybody read it."""
+    of = row(stop=("w11",))
+    judge(of, 0, OUTSIDE)
+    judge(of, 3, INSIDE)
+    passed, finish, closed = events(of, Drawn((10, 11, 12)), STOPPED)
+    assert (passed, finish.reason, finish.hits) == (2, FinishReason.STOP, ())
+    assert closed == [False]
+
+
+def test_min_tokens_holds_a_stop_string_back() -> None:
+    of = row(stop=("w11",), min_tokens=3)
+    judge(of, 0, OUTSIDE)
+    assert events(of, Drawn((10, 11, 12, 13)), Drawn((11,)), STOPPED)[0] == 5
