@@ -66,7 +66,6 @@ def main() -> None:
         evaluation = Evaluation(engine_arms(model, together=False), suites, options)
         results = evaluate(evaluation, run / "answers", plots=True)
         print_summary(results, run / "answers")
-    (RESULTS / "figure4.png").write_bytes(figures(results)["relative.png"])
     rows = [
         {
             "guard": guard["guard"],
@@ -79,6 +78,7 @@ def main() -> None:
         for label, cell in guard["suites"].items()
     ]
     publish("figure4", rows, settings=results["settings"])
+    (RESULTS / "figure4.png").write_bytes(figures(results)["relative.png"])
 
 
 if __name__ == "__main__":
