@@ -144,43 +144,69 @@ def seeded_rank(texts: Sequence[str], seed: int) -> list[int]:
     return sorted(range(len(texts)), key=keys.__getitem__)
 
 
-def read_source(spec: str, *, field: str | None = None, limit: int | None = None, seed: int = 0) -> Source:
-    """Reads a source.
+@dataclass(frozen=True)
+class Table:
+    """Rows of one source that meet its conditions, in the order read. `name` holds no machine's path."""
 
-    `field`: used where the source names none. `limit`: keep at most that many texts, drawn by `seed`.
-    Raises DataError on a missing, empty or malformed file (with the line), a missing key, text that is not UTF-8,
-    and when no row is left.
+    name: str
+    rows: tuple[Row, ...]
+    spec: SourceSpec
+    total: int
+    """Rows before the conditions."""
+
+    def column(self, row: Row, field: str | None = None) -> str:
+        """The field of a row that holds the text: the source's own, `field`, or the first of FIELDS."""
+        return _pick_field(self.spec, row, field)
+
+
+def read_table(spec: str) -> Table:
+    """Reads a source's rows whole, for what needs more than one field of them.
+
+    Raises DataError on a missing, empty or malformed file (with the line), a missing key, and text that is not UTF-8.
     """
     parsed = parse_source(spec)
-    if limit is not None and limit < 1:
-        raise DataError(f"got limit {limit}, wanted at least 1")
     if parsed.is_hub:
         name, rows = parsed.location, read_hub(parsed.location)
     else:
         path = Path(parsed.location)
         if path.suffix == ".txt" and (parsed.conditions or parsed.field):
             raise DataError(f"{spec}: a .txt file has no fields; drop the part after the file name")
-        if path.suffix == ".txt":
-            field = None
         resolved = path.resolve()
         name, rows = f"{resolved.parent.name}/{resolved.name}", read_file(path)
-    texts: dict[str, None] = {}
-    total, column = 0, None
+    kept, total = [], 0
     for row in rows:
         total += 1
         if _keep(row, parsed):
-            column = _pick_field(parsed, row, field) if column is None else column
-            text = _text(row, column)
-            if text.strip():
-                texts[text] = None
+            kept.append(row)
     if not total:
         raise DataError(f"{parsed.location}: got no rows; wanted a source with at least one example")
+    return Table(name + spec[len(parsed.location) :], tuple(kept), parsed, total)
+
+
+def read_source(spec: str, *, field: str | None = None, limit: int | None = None, seed: int = 0) -> Source:
+    """Reads a source's texts.
+
+    `field`: used where the source names none. `limit`: keep at most that many texts, drawn by `seed`.
+    Raises what `read_table` raises, and DataError when no row is left.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"got limit {limit}, wanted at least 1")
+    table = read_table(spec)
+    if table.spec.location.endswith(".txt") and not table.spec.is_hub:
+        field = None
+    texts: dict[str, None] = {}
+    column = None
+    for row in table.rows:
+        column = table.column(row, field) if column is None else column
+        text = _text(row, column)
+        if text.strip():
+            texts[text] = None
     if not texts:
-        raise DataError(f"{spec}: got no example out of {total} rows; loosen the condition or check the field")
+        raise DataError(f"{spec}: got no example out of {table.total} rows; loosen the condition or check the field")
     kept_texts = tuple(texts)
     if limit is not None and limit < len(kept_texts):
         kept_texts = tuple(kept_texts[index] for index in sorted(seeded_rank(kept_texts, seed)[:limit]))
-    return Source(name + spec[len(parsed.location) :], kept_texts)
+    return Source(table.name, kept_texts)
 
 
 def refuse_overlap(forget: Sequence[Source], retain: Sequence[Source]) -> None:

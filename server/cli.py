@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from guards.errors import SkillguardError
-from server import cli_calibrate, cli_import, cli_inspect, cli_key, cli_serve
+from server import cli_calibrate, cli_evaluate, cli_import, cli_inspect, cli_key, cli_serve
 from server.cli_engine import own_flags, split_flags
 from server.engines.base import EngineFlagError
 from server.version import version
 
-COMMANDS = (cli_serve, cli_calibrate, cli_inspect, cli_import, cli_key)
-WITH_ENGINE = ("serve", "calibrate")
+COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
+WITH_ENGINE = ("serve", "calibrate", "evaluate")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -34,8 +34,9 @@ _ON_VLLM = {
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, may_be_unguarded: bool = True) -> None:
     """Adds the choice of the engine and the options of each."""
+    parser.set_defaults(unguarded=False)
     group = parser.add_argument_group("model and guards")
     group.add_argument(
         "--engine",
@@ -44,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="What runs the model; vllm must be installed (default: %(default)s).",
     )
     add_fields(group, EmbeddedOptions, *_SHARED)
-    group.add_argument(
-        "--unguarded", action="store_true", help="Serve without any guard; otherwise serving none is an error."
-    )
+    if may_be_unguarded:
+        group.add_argument(
+            "--unguarded", action="store_true", help="Serve without any guard; otherwise serving none is an error."
+        )
     add_fields(parser.add_argument_group("engine transformers"), EmbeddedOptions, *_ONLY_EMBEDDED)
     flags = (
         "--dtype, and every flag that is not listed here, goes to vLLM. `skillguard serve --engine vllm --help=all` "

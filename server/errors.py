@@ -16,6 +16,7 @@ SkillguardError (guards/errors.py)
     │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
     ├── ServerUnreachableError   no skillguard server answers at an address to inspect
+    ├── EvaluationError          an evaluation cannot be run, resumed or completed as asked
     ├── NotReadyError            the engine is loading, being verified, failed, or stopping
     └── GenerationError          the engine ended an answer with an error
         └── UnverifiedError          a position had no finite reading of every guard
@@ -44,6 +45,10 @@ class ConfigError(ServerError):
 
 class ServerUnreachableError(ServerError):
     """No skillguard server answers at the address that `inspect` was given."""
+
+
+class EvaluationError(ServerError):
+    """An evaluation cannot be run as asked, does not continue what its folder holds, or has items without an answer."""
 
 
 class RequestError(ServerError):

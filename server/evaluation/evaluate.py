@@ -1,0 +1,70 @@
+"""One evaluation from its parts: reads, runs, measures, writes."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from server.evaluation.arms import Arm
+from server.evaluation.figures import figures, require_matplotlib
+from server.evaluation.folder import RunFolder
+from server.evaluation.options import EvaluationOptions
+from server.evaluation.results import own_suites, results_of
+from server.evaluation.runner import run_arms
+from server.evaluation.sandbox import probe
+from server.evaluation.suites import Suite
+from server.evaluation.tables import markdown
+from server.version import version
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be measured. `engine`: the in-process engine's own settings, part of a run's settings."""
+
+    arms: Sequence[Arm]
+    suites: Sequence[Suite]
+    options: EvaluationOptions
+    own: Sequence[str] = ()
+    engine: Any = None
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the answers. No path and no address: a run folder may move."""
+        code = any(suite.kind.traits.blocking for suite in self.suites)
+        return {
+            "tool": f"skillguard {version()}",
+            "model": self.arms[0].model,
+            "engine": self.engine,
+            "guards": {arm.name: [asdict(guard) for guard in arm.guards] for arm in self.arms},
+            "suites": {
+                suite.label: {
+                    "kind": suite.kind_name,
+                    "source": suite.source,
+                    "shots": suite.shots,
+                    "items": len(suite.items),
+                    "sha256": suite.sha256,
+                }
+                for suite in self.suites
+            },
+            "asked": self.options.model_dump(exclude={"concurrency"}),
+            "sandbox": asdict(probe()) if code else None,
+        }
+
+
+def evaluate(evaluation: Evaluation, output: Path, *, plots: bool, quiet: bool = False) -> dict[str, Any]:
+    """Runs, or goes on with, the evaluation in a folder, and writes its results there. Raises SkillguardError."""
+    if plots:
+        require_matplotlib()
+    arms, suites, options = evaluation.arms, evaluation.suites, evaluation.options
+    own = own_suites(arms, suites, evaluation.own)
+    settings = evaluation.settings()
+    with RunFolder(output, settings) as folder:
+        timings = asyncio.run(run_arms(arms, suites, options, folder, quiet=quiet))
+        results = results_of(settings, arms, suites, options, own, folder.records, timings)
+        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+        (output / "results.json").write_text(text + "\n", encoding="utf-8")
+        (output / "results.md").write_text(markdown(results), encoding="utf-8")
+        for name, png in (figures(results) if plots else {}).items():
+            (output / name).write_bytes(png)
+    return results

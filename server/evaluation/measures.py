@@ -1,0 +1,107 @@
+"""The figures of one arm, each a function of outcomes. Light but for the intervals."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from guards.statistics import clopper_pearson
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of items with its exact (Clopper-Pearson) 95 % interval."""
+
+    hits: int
+    total: int
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Accuracy with a guard over accuracy without. `lost`: right before and not after; `gained`: the other way."""
+
+    value: float
+    low: float
+    high: float
+    interval: str
+    lost: int
+    gained: int
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """S-unlearning: `s = ubar * rbar`, 1 where the skill is at chance and the rest perfect."""
+
+    rbar: float
+    ubar: float
+    s: float
+
+
+def rate_of(outcomes: Sequence[bool]) -> Rate | None:
+    """None of nothing."""
+    if not outcomes:
+        return None
+    hits, total = sum(outcomes), len(outcomes)
+    return Rate(hits, total, hits / total, *clopper_pearson(hits, total, CONFIDENCE))
+
+
+def relative(before: Sequence[bool], after: Sequence[bool], seed: str) -> Relative | None:
+    """Relative performance over paired outcomes, None where nothing was right before.
+
+    The interval respects the pairs, without which it would be several times too wide. Where nothing was gained, as with
+    a guard that only withholds, the ratio is the share of solved items that stay solved, a binomial proportion: its
+    exact interval keeps a width where all or none stay. Else it is a percentile bootstrap over items (Efron 1979): a
+    ratio of small accuracies is skewed, which the delta method's symmetric interval denies. Items count by their
+    pair of outcomes only, so that a resample is one multinomial draw over the four pairs; `seed` fixes the draws.
+    """
+    pairs = list(zip(before, after, strict=True))
+    kept = sum(first and then for first, then in pairs)
+    lost, gained = sum(before) - kept, sum(after) - kept
+    if kept + lost == 0:
+        return None
+    if gained == 0:
+        low, high = clopper_pearson(kept, kept + lost, CONFIDENCE)
+        return Relative(kept / (kept + lost), low, high, "clopper-pearson", lost, gained)
+    counts = np.array([kept, lost, gained, len(pairs) - kept - lost - gained])
+    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
+    drawn = generator.multinomial(len(pairs), counts / counts.sum(), RESAMPLES)
+    solved = drawn[:, 0] + drawn[:, 1]
+    ratios = (drawn[:, 0] + drawn[:, 2])[solved > 0] / solved[solved > 0]
+    low, high = (float(bound) for bound in np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+    return Relative((kept + gained) / (kept + lost), low, high, "paired bootstrap", lost, gained)
+
+
+def above_chance(accuracy: float, chance: float) -> float:
+    """0 at chance or below, 1 at perfect."""
+    return min(1.0, max(0.0, (accuracy - chance) / (1 - chance)))
+
+
+def s_unlearning(own: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> Unlearning | None:
+    """From (accuracy, chance) with the guard, of the suites of its own skill and of the others; means over suites.
+
+    `Rbar = clip((R - c) / (1 - c))`, `Ubar = 1 - clip((U - c) / (1 - c))` ("Model Unlearning Objectives Vary for
+    Distinct Language Functions", with c = .25 there). None without suites on both sides.
+    """
+    if not own or not others:
+        return None
+    rbar = sum(above_chance(*pair) for pair in others) / len(others)
+    ubar = 1 - sum(above_chance(*pair) for pair in own) / len(own)
+    return Unlearning(rbar, ubar, ubar * rbar)
+
+
+def deviation_score(own: Sequence[float], others: Sequence[float]) -> float | None:
+    """`100 sqrt(R_f^2 + (1 - R_r)^2)` of mean ROUGE-1 recalls, 0 at best (LUNAR). Each is a suite's mean.
+
+    None without suites of texts on both sides.
+    """
+    if not own or not others:
+        return None
+    forget, retain = sum(own) / len(own), sum(others) / len(others)
+    return float(100 * (forget**2 + (1 - retain) ** 2) ** 0.5)

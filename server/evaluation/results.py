@@ -1,0 +1,199 @@
+"""From finished items to results: one JSON-able object, the same bytes for the same items but for `timings`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from guards.errors import DataError
+from guards.statistics import auroc
+from server.errors import EvaluationError
+from server.evaluation.arms import BASELINE, Arm
+from server.evaluation.client import TOO_LONG
+from server.evaluation.folder import Record
+from server.evaluation.measures import Rate, deviation_score, rate_of, relative, s_unlearning
+from server.evaluation.options import EvaluationOptions
+from server.evaluation.runner import Timing, item_key
+from server.evaluation.suites import Suite
+
+Own = Mapping[str, tuple[str, ...]]
+"""Arm -> labels of the suites that measure what it is to forget."""
+_PLACES = 6
+"""Decimals kept: more would differ between machines."""
+
+
+def skill_name(skill: str) -> str:
+    """Skills compare without the prefix that calibration examples give to languages."""
+    return skill.removeprefix("language-")
+
+
+def own_suites(arms: Sequence[Arm], suites: Sequence[Suite], named: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """By the skills' names, or as `--own GUARD=LABEL[,LABEL]` says; GUARD=none for a guard whose skill is not measured.
+
+    Raises DataError where an arm's skill is no suite's and nothing was said: every abstention would look false.
+    """
+    guarded = [arm for arm in arms if arm.name != BASELINE]
+    labels = {suite.label for suite in suites}
+    said = {}
+    for text in named:
+        name, _, value = text.partition("=")
+        chosen = () if value == "none" else tuple(value.split(","))
+        if name not in [arm.name for arm in guarded] or not set(chosen) <= labels or name in said:
+            rows, columns = ", ".join(arm.name for arm in guarded), ", ".join(sorted(labels))
+            raise DataError(
+                f"--own: got {text!r}, wanted GUARD=LABEL[,LABEL] once, of {rows} and {columns}, or GUARD=none"
+            )
+        said[name] = chosen
+    own = {}
+    for arm in guarded:
+        skills = {skill_name(guard.skill) for guard in arm.guards}
+        found = tuple(suite.label for suite in suites if skill_name(suite.skill) in skills)
+        own[arm.name] = said.get(arm.name, found)
+        if not own[arm.name] and arm.name not in said:
+            raise DataError(
+                f"{arm.name}: no suite measures its skill {', '.join(sorted(skills))}; add one, label one so "
+                f"(KIND:LABEL=SRC), or say --own {arm.name}=LABEL, or {arm.name}=none"
+            )
+    return own
+
+
+def results_of(
+    settings: Mapping[str, Any],
+    arms: Sequence[Arm],
+    suites: Sequence[Suite],
+    options: EvaluationOptions,
+    own: Own,
+    records: Mapping[str, Record],
+    timings: Mapping[str, Timing],
+) -> dict[str, Any]:
+    """The whole of results.json."""
+    found = {arm.name: {suite.label: _fitting(arm, suite, options, records) for suite in suites} for arm in arms}
+    baseline = found[BASELINE]
+    guarded = [arm for arm in arms if arm.name != BASELINE]
+    results = {
+        "settings": dict(settings),
+        "suites": [_suite(suite, baseline[suite.label]) for suite in suites],
+        "guards": [_arm(arm, suites, options.seed, own[arm.name], baseline, found[arm.name]) for arm in guarded],
+        "timings": {
+            name: {"seconds": round(timing.seconds, 1), "items": timing.asked} for name, timing in timings.items()
+        },
+    }
+    rounded: dict[str, Any] = _rounded(results)
+    return rounded
+
+
+def _fitting(arm: Arm, suite: Suite, options: EvaluationOptions, records: Mapping[str, Record]) -> list[Record]:
+    """An arm's records of a suite in the items' order, without prompts that fit into no arm's context."""
+    every = [records[item_key(arm, suite, item, options)] for item in suite.items]
+    fitting = [record for record in every if record["finish_reason"] != TOO_LONG]
+    if not fitting:
+        raise EvaluationError(f"{suite.label}: no prompt fits into the model's context; give fewer or no --shots")
+    return fitting
+
+
+def _suite(suite: Suite, before: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "label": suite.label,
+        "kind": suite.kind_name,
+        "skill": suite.skill,
+        "items": len(before),
+        "left_out": len(suite.items) - len(before),
+        "chance": suite.kind.traits.chance,
+        "accuracy": _rate(rate_of([record["correct"] for record in before])),
+        "unread": sum(record["read"] is None for record in before),
+        "rouge1": _mean([record["rouge1"] for record in before]),
+    }
+
+
+def _arm(
+    arm: Arm,
+    suites: Sequence[Suite],
+    seed: int,
+    own: Sequence[str],
+    baseline: Mapping[str, Sequence[Record]],
+    after: Mapping[str, Sequence[Record]],
+) -> dict[str, Any]:
+    others = [suite.label for suite in suites if suite.label not in own]
+    ratios = {label: _ratios(arm, rows) for label, rows in after.items()}
+    by_suite: dict[str, dict[str, Any]] = {}
+    for suite in suites:
+        label = suite.label
+        rows, before = after[label], baseline[label]
+        right = [record["correct"] for record in rows]
+        ratio = relative([record["correct"] for record in before], right, f"{seed}\n{arm.name}\n{label}")
+        by_suite[label] = {
+            "own": label in own,
+            "accuracy": _rate(rate_of(right)),
+            "relative": None if ratio is None else asdict(ratio),
+            "abstained": _rate(rate_of([_abstained(record) for record in rows])),
+            "unread": sum(record["read"] is None and not _abstained(record) for record in rows),
+            "auroc": None if label in own else _auroc([ratios[mine] for mine in own], [ratios[label]]),
+            "rouge1": _mean([record["rouge1"] for record in rows]),
+        }
+    chances = {suite.label: (by_suite[suite.label]["accuracy"]["rate"], suite.kind.traits.chance) for suite in suites}
+    score = s_unlearning([chances[label] for label in own], [chances[label] for label in others])
+    texts = {label: by_suite[label]["rouge1"] for label in after if by_suite[label]["rouge1"] is not None}
+    deviation = deviation_score(
+        [texts[label] for label in own if label in texts], [texts[label] for label in others if label in texts]
+    )
+    notes = []
+    if not arm.detectors:
+        notes.append("it changes answers and withholds none, so it has no recall, false abstention and AUROC")
+    elif not arm.scores:
+        notes.append("no AUROC: the server shows scores to operators only")
+    if not own:
+        notes.append("no suite measures its skill")
+    if deviation is None:
+        notes.append("no Deviation Score: it needs answers that are texts among its own suites and among the others")
+    return {
+        "guard": arm.name,
+        "skills": sorted({guard.skill for guard in arm.guards}),
+        "methods": sorted({guard.method for guard in arm.guards}),
+        "own": list(own),
+        "recall": _pooled(after, own) if arm.detectors else None,
+        "false_abstention": _pooled(after, others) if arm.detectors else None,
+        "auroc": _auroc([ratios[label] for label in own], [ratios[label] for label in others]),
+        "s_unlearning": None if score is None else asdict(score),
+        "deviation_score": deviation,
+        "suites": by_suite,
+        "notes": notes,
+    }
+
+
+def _abstained(record: Record) -> bool:
+    return record["guard"] is not None
+
+
+def _pooled(after: Mapping[str, Sequence[Record]], labels: Sequence[str]) -> dict[str, Any] | None:
+    return _rate(rate_of([_abstained(record) for label in labels for record in after[label]]))
+
+
+def _ratios(arm: Arm, rows: Sequence[Record]) -> list[float]:
+    """The least score over tau of the arm's detectors for each prompt: the arm fires where it is at most 1."""
+    seen = [[record["ratios"][name] for name in arm.detectors] for record in rows if record["ratios"] is not None]
+    return [min(each) for each in seen if each]
+
+
+def _auroc(own: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float | None:
+    forget, retain = ([ratio for ratios in each for ratio in ratios] for each in (own, others))
+    if not forget or not retain:
+        return None
+    return auroc(torch.tensor(forget, dtype=torch.float64), torch.tensor(retain, dtype=torch.float64))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rate(rate: Rate | None) -> dict[str, Any] | None:
+    return None if rate is None else asdict(rate)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _PLACES)
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value

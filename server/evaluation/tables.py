@@ -1,0 +1,117 @@
+"""Results as Markdown, for people and for pull requests."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Results = Mapping[str, Any]
+_UNKNOWN = "-"
+
+
+def markdown(results: Results) -> str:
+    """The whole of results.md."""
+    parts = [
+        "# Evaluation",
+        _heading(results),
+        "## Relative performance",
+        "Accuracy with the guard over accuracy without, with its 95 % interval over paired items; an answer that is "
+        "withheld counts as wrong. **Bold**: what the guard is to forget.",
+        relative_table(results),
+        "## Guards",
+        "Shares of prompts that were refused, with exact 95 % intervals. AUROC is of score over tau, its own suites "
+        "against the others. S = Ubar Rbar; a Deviation Score of 0 is best.",
+        guard_table(results),
+        "## Suites",
+        suite_table(results),
+        _notes(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _heading(results: Results) -> str:
+    settings = results["settings"]
+    asked = settings["asked"]
+    sampled = "greedy" if asked["temperature"] == 0 else f"temperature {asked['temperature']}, top-p {asked['top_p']}"
+    return f"Model `{settings['model']}`, frame `{_code(asked['frame'])}`, {sampled}, seed {asked['seed']}."
+
+
+def _code(text: str) -> str:
+    return text.replace("\n", "\\n").replace("`", "'")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def number(value: float | None, places: int = 3) -> str:
+    """A figure, or a dash."""
+    return _UNKNOWN if value is None else f"{value:.{places}f}"
+
+
+def interval(found: Mapping[str, Any] | None, name: str) -> str:
+    """A figure with its interval, or a dash."""
+    return _UNKNOWN if found is None else f"{found[name]:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def relative_table(results: Results) -> str:
+    """Rows guards, columns skills."""
+    labels = [suite["label"] for suite in results["suites"]]
+    rows = []
+    for guard in results["guards"]:
+        cells = []
+        for label in labels:
+            cell = interval(guard["suites"][label]["relative"], "value")
+            cells.append(f"**{cell}**" if guard["suites"][label]["own"] else cell)
+        rows.append([f"`{guard['guard']}`", *cells])
+    return _table(["guard", *labels], rows)
+
+
+def guard_table(results: Results) -> str:
+    """What each guard catches and what it costs."""
+    rows = []
+    for guard in results["guards"]:
+        score = guard["s_unlearning"]
+        rows.append(
+            [
+                f"`{guard['guard']}`",
+                interval(guard["recall"], "rate"),
+                interval(guard["false_abstention"], "rate"),
+                number(guard["auroc"], 4),
+                *(number(None if score is None else score[name]) for name in ("ubar", "rbar", "s")),
+                number(guard["deviation_score"], 1),
+            ]
+        )
+    return _table(["guard", "recall", "false abstention", "AUROC", "Ubar", "Rbar", "S", "Deviation Score"], rows)
+
+
+def suite_table(results: Results) -> str:
+    """What was asked, and what the model does without a guard."""
+    sources = results["settings"]["suites"]
+    rows = [
+        [
+            suite["label"],
+            suite["kind"],
+            sources[suite["label"]]["source"],
+            str(sources[suite["label"]]["shots"]),
+            str(suite["items"]),
+            interval(suite["accuracy"], "rate"),
+            str(suite["unread"]),
+        ]
+        for suite in results["suites"]
+    ]
+    return _table(["suite", "kind", "source", "shots", "items", "accuracy without a guard", "nothing to judge"], rows)
+
+
+def _notes(results: Results) -> str:
+    notes = [f"* `{guard['guard']}`: {note}." for guard in results["guards"] for note in guard["notes"]]
+    zero = [suite["label"] for suite in results["suites"] if not suite["accuracy"]["hits"]]
+    if zero:
+        notes.append(f"* Nothing right without a guard, so no relative performance: {', '.join(zero)}.")
+    for suite in results["suites"]:
+        if suite["left_out"]:
+            notes.append(f"* {suite['label']}: {suite['left_out']} items do not fit into the context, left out.")
+    if isolation := results["settings"]["sandbox"]:
+        network = "could reach the network" if isolation["network"] else "had no network"
+        files = "could write where its user may" if isolation["files"] else "could write nowhere outside"
+        notes.append(f"* Generated code ran in a sandbox of its own process; it {network} and {files}.")
+    return "\n".join(["## Notes", "", *notes]) if notes else ""

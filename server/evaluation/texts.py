@@ -1,0 +1,69 @@
+"""Suites whose answers are texts: MLQA and XQuAD, and any file of prompts and answers."""
+
+import unicodedata
+from collections.abc import Sequence
+
+from guards.data import FIELDS
+from guards.errors import DataError
+from guards.rows import Row
+from server.evaluation.kinds import Grade, Question, Traits, take, take_texts
+
+
+def normalise(text: str) -> str:
+    """Forgets what no reader sees as a difference: Unicode form, white space at line ends, outer blank lines."""
+    lines = unicodedata.normalize("NFC", text).strip().splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def contains(answer: str, gold: str) -> bool:
+    """Whether the gold answer is a part of the text, whatever their case, width and white space."""
+    folded = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in (answer, gold))
+    within, wanted = folded
+    return wanted in within
+
+
+class Passages:
+    """Questions on a passage: fields `context`, `question` and `answers`. Gold substring of 24 tokens, as in ESU."""
+
+    traits = Traits(skill=None, shots=0, max_tokens=24, fixed_length=True, greedy=True)
+
+    def question(self, row: Row, text_field: str | None) -> Question:
+        gold = take_texts(row, "answers")
+        question = take(row, text_field or "question", str).strip()
+        return Question(f"{take(row, 'context', str).strip()}\n\n{question}", gold, gold)
+
+    def shown_answer(self, row: Row) -> str:
+        return take_texts(row, "answers")[0]
+
+    def grade(self, gold: Sequence[str], answer: str) -> Grade:
+        return Grade(any(contains(answer, each) for each in gold), answer.strip())
+
+
+class Prompts:
+    """Any rows with a prompt and an answer, or a list of answers of which one suffices."""
+
+    traits = Traits(skill=None, shots=0, max_tokens=256)
+
+    def __init__(self, answer_field: str = "answer", match: str = "exact") -> None:
+        self._answer_field = answer_field
+        self._exact = match == "exact"
+
+    def question(self, row: Row, text_field: str | None) -> Question:
+        name = text_field or next((name for name in FIELDS if name in row.values), None)
+        if name is None:
+            found = ", ".join(sorted(row.values))
+            raise DataError(
+                f"{row.where}: got none of the fields {', '.join(FIELDS)}; found {found}: name one with #FIELD"
+            )
+        gold = take_texts(row, self._answer_field)
+        return Question(take(row, name, str), gold, gold)
+
+    def shown_answer(self, row: Row) -> str:
+        return take_texts(row, self._answer_field)[0]
+
+    def grade(self, gold: Sequence[str], answer: str) -> Grade:
+        if self._exact:
+            right = any(normalise(answer) == normalise(each) for each in gold)
+        else:
+            right = any(contains(answer, each) for each in gold)
+        return Grade(right, answer.strip())
