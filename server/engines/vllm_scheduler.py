@@ -4,6 +4,7 @@ The worker has replaced the token before this sees it. Here the replacement is d
 minimum length ever judges it, the answer ends at once, and what the guards said goes with the output to the front.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -23,11 +24,12 @@ _SECONDS_TO_END = 10
 
 def _end_with_parent() -> None:
     """Ends this process and its workers once the server is gone: they would hold the model's memory for ever."""
-    parent, main = os.getppid(), threading.main_thread().ident or 0
+    parent, main = multiprocessing.parent_process(), threading.main_thread().ident or 0
+    if parent is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         # To the main thread, which waits for work and would not wake up for a signal to another.
         signal.pthread_kill(main, signal.SIGTERM)
         time.sleep(_SECONDS_TO_END)
