@@ -103,15 +103,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """What this rank runs, for the engine to compare with the artifacts."""
         sites = self._sites
-        return {
-            "architecture": type(self.model_runner.get_model()).__name__,
-            "layers": sites.layers,
-            "here": sorted(sites.blocks),
-            "d_ff": sites.d_ff,
-            "d_model": sites.d_model,
-            "runner": type(self.model_runner).__name__,
-            "last": get_pp_group().is_last_rank,
-        }
+        return {"layers": sites.layers, "here": sorted(sites.blocks), "d_ff": sites.d_ff, "d_model": sites.d_model}
 
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")
