@@ -73,7 +73,7 @@ def refuse_unguardable(config: Any) -> None:
 
     parallel, model, load = config.parallel_config, config.model_config, config.load_config
     untested = "it was not tested"
-    quantisation = f"quantisation {model.quantization}"
+    scheme = quantisation_scheme(model)
     refused = (
         (config.lora_config, "--enable-lora", "an adapter changes the weights that guards were calibrated on"),
         (
@@ -91,7 +91,7 @@ def refuse_unguardable(config: Any) -> None:
         (model.runner_type != "generate", "--runner", "only generation is served"),
         (model.is_multimodal_model, "a multimodal model", untested),
         (model.trust_remote_code, "--trust-remote-code", "its layers' names prove nothing"),
-        (model.quantization not in (None, *TESTED_QUANTISATION), quantisation, untested),
+        (scheme not in (None, *TESTED_QUANTISATION), f"quantisation {scheme}", untested),
         (load.load_format not in ("auto", "safetensors"), f"--load-format {load.load_format}", untested),
         (parallel.data_parallel_size > 1, "--data-parallel-size", f"{untested}; start several servers instead"),
         (parallel.decode_context_parallel_size > 1, "--decode-context-parallel-size", untested),
@@ -116,8 +116,20 @@ def refuse_unguardable(config: Any) -> None:
         raise EngineFlagError("model runner V2: it was not tested with guards; set VLLM_USE_V2_MODEL_RUNNER=0")
 
 
-TESTED_QUANTISATION: tuple[str, ...] = ("compressed-tensors", "auto_gptq", "int8_per_channel_weight_only")
-"""vLLM's names of the methods with which a guard was calibrated and served (`tests/server/engines/vllm`)."""
+def quantisation_scheme(model: Any) -> str | None:
+    """vLLM's name of a model's quantisation, with the format where one name covers several."""
+    if model.quantization != "compressed-tensors":
+        return None if model.quantization is None else str(model.quantization)
+    settings = getattr(model.hf_config, "quantization_config", None)
+    return f"compressed-tensors.{settings.get('format') if isinstance(settings, dict) else None}"
+
+
+TESTED_QUANTISATION: tuple[str, ...] = (
+    "compressed-tensors.int-quantized",
+    "auto_gptq",
+    "int8_per_channel_weight_only",
+)
+"""The schemes with which a guard was calibrated and served (`tests/server/engines/vllm`)."""
 
 
 def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:

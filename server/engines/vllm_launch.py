@@ -11,7 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from guards.artifact import ModelIdentity
 from guards.errors import AttachError, UnsupportedModelError
 from guards.identity import tokenizer_sha256, weights_sha256
-from server.engines.vllm_config import refuse_unguardable
+from server.engines.vllm_config import quantisation_scheme, refuse_unguardable
 from server.engines.vllm_worker import FAILURE_FILE
 
 
@@ -56,6 +56,6 @@ async def describe(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdentity:
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "tokenizer_sha256": await asyncio.to_thread(tokenizer_sha256, folder),
             "weights_sha256": await asyncio.to_thread(weights_sha256, folder),
-            "quantization": config.model_config.quantization,
+            "quantization": quantisation_scheme(config.model_config),
         }
     )

@@ -196,7 +196,7 @@ def test_ranks_give_what_one_process_gives(
 @pytest.mark.parametrize(
     ("name", "save", "flags"),
     [
-        ("compressed-tensors", save_int8, ()),
+        ("compressed-tensors.int-quantized", save_int8, ()),
         ("auto_gptq", save_gptq, ()),
         ("int8_per_channel_weight_only", None, ("--quantization", "int8_per_channel_weight_only")),
     ],

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -100,3 +102,22 @@ def test_other_flags_reach_vllm() -> None:
     refuse_unguardable(config)
     assert (config.scheduler_config.max_num_seqs, config.model_config.max_model_len) == (3, 512)
     assert config.model_config.enforce_eager
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "tested"),
+    [
+        (None, None, True),
+        ("auto_gptq", {}, True),
+        ("compressed-tensors", {"format": "int-quantized"}, True),
+        ("compressed-tensors", {"format": "float-quantized"}, False),
+        ("compressed-tensors", {}, False),
+        ("compressed-tensors", None, False),
+        ("fp8", {}, False),
+    ],
+)
+def test_one_name_does_not_cover_schemes_that_were_not_tested(method: Any, settings: Any, tested: bool) -> None:
+    from server.engines.vllm_config import TESTED_QUANTISATION, quantisation_scheme
+
+    model = SimpleNamespace(quantization=method, hf_config=SimpleNamespace(quantization_config=settings))
+    assert (quantisation_scheme(model) in (None, *TESTED_QUANTISATION)) is tested
