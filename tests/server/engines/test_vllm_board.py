@@ -11,11 +11,12 @@ from transformers import LlamaConfig
 
 from guards.errors import AttachError, GuardReadingError
 from guards.ksd import cube_score
-from guards.methods import METHODS, Guard, Method
+from guards.methods import Guard
 from guards.shard import WHOLE, Shard
 from server.engines import vllm_board
 from server.engines.vllm_board import Board
 from server.engines.vllm_sites import find_local_sites
+from tests.guards.attached import entry
 from tests.guards.samples import cube, ksd, neuron_adjust
 from tests.models import D_FF, D_MODEL
 from tests.server.engines.imitation import LlamaForCausalLM, PPMissingLayer, Stage, sliced
@@ -26,9 +27,7 @@ CUBES = (cube(0, seed=1), cube(2, seed=2), cube(2, seed=3))
 
 
 def board_on(model: nn.Module, shard: Shard = WHOLE, dtype: torch.dtype = torch.float32, **guards: Guard) -> Board:
-    chosen: dict[str, tuple[Method, Guard]] = {
-        name: (METHODS["ksd" if hasattr(guard, "cubes") else "neuron-adjust"], guard) for name, guard in guards.items()
-    }
+    chosen = {name: entry(guard) for name, guard in guards.items()}
     board = Board(
         find_local_sites(model, LlamaConfig(num_hidden_layers=3)),
         chosen,
