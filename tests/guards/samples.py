@@ -75,16 +75,16 @@ def neuron_adjust(draw: Draw = Draw.CERTAIN) -> NeuronAdjustGuard:
     return NeuronAdjustGuard(chosen, fraction=5 / (LAYERS * D_FF), draw=draw, seed=7)
 
 
-def pruned() -> PruneGuard:
+def pruned(d_attention: int = D_MODEL) -> PruneGuard:
     """An intervention on feed-forward neurons of two layers and attention neurons of two, one of them the same."""
     feed_forward = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([0, D_FF - 1])}
     attention = {0: torch.tensor([3]), 1: torch.tensor([2, D_MODEL - 1])}
     return PruneGuard(
         feed_forward,
         attention,
-        d_attention=D_MODEL,
+        d_attention=d_attention,
         fraction=5 / (LAYERS * D_FF),
-        attention_fraction=3 / (LAYERS * D_MODEL),
+        attention_fraction=3 / (LAYERS * d_attention),
         steps=1,
         importance=Importance.ABS,
     )
