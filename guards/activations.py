@@ -29,7 +29,11 @@ class Activations(Protocol):
 
     @property
     def identity(self) -> ModelIdentity:
-        """What an artifact is bound to; it also has the number of layers and d_ff."""
+        """What an artifact is bound to; it also has the number of layers."""
+        ...
+
+    def width(self, site: Site) -> int:
+        """Neurons of a layer at a site."""
         ...
 
     @property
@@ -54,11 +58,16 @@ class Activations(Protocol):
         skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """One pass over the examples: `consume` sees every wanted token of every wanted layer exactly once.
+        """One pass over the examples: `consume` sees every wanted token of every wanted layer exactly once, as an
+        intervention at that site leaves it.
 
         `skip`: how many leading and trailing tokens of every example are no part of `Tokens.ALL`. `batch_tokens`:
         tokens of a forward pass, None for what suits. `advance` is told the tokens that are done.
         """
+        ...
+
+    def guarded(self, method: Method, guard: Guard) -> AbstractContextManager[None]:
+        """Puts an intervention on the model: what `stream` then sees is a model that it acts in."""
         ...
 
     def reading(self, method: Method, guard: Guard) -> AbstractContextManager[Reader]:

@@ -297,6 +297,14 @@ def take_tensor(artifact: Artifact, name: str, shape: tuple[int, ...], dtype: to
     return tensor
 
 
+def take_neurons(artifact: Artifact, name: str, count: int, width: tuple[str, int]) -> Tensor:
+    """Indices int64 [count], distinct and below `width`, which is given with its name. Raises ArtifactError."""
+    neurons_S = take_tensor(artifact, name, (count,), torch.int64)
+    if int(neurons_S.min()) < 0 or int(neurons_S.max()) >= width[1] or len(set(neurons_S.tolist())) != count:
+        raise ArtifactError(f"{artifact.name}: {name}: wanted distinct indices below {width[0]} {width[1]}")
+    return neurons_S
+
+
 def refuse_extra_tensors(artifact: Artifact, wanted: set[str]) -> None:
     """Raises ArtifactError when the file holds a tensor that the manifest does not account for."""
     extra = sorted(set(artifact.tensors) - wanted)

@@ -1,9 +1,12 @@
 """Puts guards on a transformers model, all or nothing, and takes them off again.
 
 One forward pass at a time. A pre-hook on the model itself learns which rows will be sampled (`logits_to_keep`) and
-every token's position; the hooks inside the feed-forward layers score those rows only, so a detector costs one pass
-over one key vector per sampled token however long the prompt is; `take` then hands out one reading per guard and
-row, in the order of the logits' rows. A guard that was not heard of reads MISSING, which nothing treats as a pass.
+every token's position; the hooks inside the blocks score those rows only, so a detector costs one pass over one key
+vector per sampled token however long the prompt is; `take` then hands out one reading per guard and row, in the order
+of the logits' rows. A guard that was not heard of reads MISSING, which nothing treats as a pass.
+
+Interventions are installed before detectors, in whatever order guards are given: hooks of a module run as installed,
+and a key vector is to be scored as the model goes on with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from guards.errors import AttachError, GuardReadingError
-from guards.methods import Bound, BoundDetector, BoundIntervention, Guard, Method
+from guards.methods import Bound, BoundDetector, BoundIntervention, Guard, Method, detectors, interventions
 from guards.shard import WHOLE
-from guards.sites import ModelSites, Site
+from guards.sites import ModelSites, Place, Site
 from guards.verdict import Reading
 
 
@@ -41,7 +44,7 @@ class _Forward:
     positions_T: Tensor
     scores: dict[tuple[str, int], Tensor]
     shifted: dict[str, Tensor]
-    fired: set[tuple[str, int]]
+    fired: set[tuple[str, Place]]
 
 
 class Attachment:
@@ -50,6 +53,7 @@ class Attachment:
     def __init__(self, model: nn.Module, sites: ModelSites, guards: Mapping[str, tuple[Method, Guard]]) -> None:
         device = next(model.parameters()).device
         self.bound: dict[str, Bound] = {}
+        self._places: dict[str, tuple[Place, ...]] = {}
         self._forward: _Forward | None = None
         self._fused = sites.family.fused_gate_up
         with ExitStack() as stack:
@@ -62,17 +66,26 @@ class Attachment:
                         f"guard {name!r} wants layers {list(bound.layers)}, the model has {len(sites.layers)}"
                     )
                 self.bound[name] = bound
-                for layer in bound.layers:
-                    stack.callback(self._install(name, bound, layer, sites))
+            for name, intervention in interventions(self.bound).items():
+                self._places[name] = intervention.places
+                for place in intervention.places:
+                    stack.callback(self._install_change(name, intervention, place, sites))
+            for name, detector in detectors(self.bound).items():
+                self._places[name] = tuple(Place(layer, detector.site) for layer in detector.layers)
+                for place in self._places[name]:
+                    hook = self._score_hook(name, detector, place)
+                    stack.callback(sites.layers[place.layer].at(place.site).register_forward_pre_hook(hook).remove)
             self._stack = stack.pop_all()
 
-    def _install(self, name: str, bound: Any, layer: int, sites: ModelSites) -> Callable[[], None]:
-        """Installs one guard on one layer; returns what takes it off."""
-        if bound.site is Site.KEY:
-            hook = self._key_hook(name, bound, layer)
-            return sites.layers[layer].key.register_forward_pre_hook(hook).remove
-        change = self._pre_activation_hook(name, bound, layer, sites.d_ff)
-        return sites.layers[layer].pre_activation.register_forward_hook(change).remove
+    def _install_change(
+        self, name: str, bound: BoundIntervention, place: Place, sites: ModelSites
+    ) -> Callable[[], None]:
+        """Installs one intervention at one place; returns what takes it off."""
+        change = self._change(name, bound, place, sites.width(place.site))
+        module = sites.layers[place.layer].at(place.site)
+        if place.site is Site.PRE_ACTIVATION:
+            return module.register_forward_hook(lambda _, __, output: change(output)).remove
+        return module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:])).remove
 
     def __enter__(self) -> "Attachment":
         return self
@@ -105,20 +118,22 @@ class Attachment:
             rows = None
         self._forward = _Forward(rows, positions.reshape(-1), {}, {}, set())
 
-    def _running(self, name: str, layer: int) -> _Forward:
+    def _running(self, name: str, place: Place) -> _Forward:
         forward = self._forward
         if forward is None:
-            raise GuardReadingError(f"guard {name!r}: layer {layer} ran outside a forward pass of the model")
-        if (name, layer) in forward.fired:
-            raise GuardReadingError(f"guard {name!r}: layer {layer} ran twice in one forward pass")
-        forward.fired.add((name, layer))
+            raise GuardReadingError(f"guard {name!r}: layer {place.layer} ran outside a forward pass of the model")
+        if (name, place) in forward.fired:
+            raise GuardReadingError(f"guard {name!r}: layer {place.layer} ran twice in one forward pass")
+        forward.fired.add((name, place))
         return forward
 
-    def _key_hook(self, name: str, bound: BoundDetector, layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        parts, bank = bound.at(layer)
+    def _score_hook(
+        self, name: str, bound: BoundDetector, place: Place
+    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        parts, bank = bound.at(place.layer)
 
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            forward = self._running(name, layer)
+            forward = self._running(name, place)
             key_TF = args[0].reshape(-1, args[0].shape[-1])
             if forward.rows_R is not None:
                 key_TF = key_TF.index_select(0, forward.rows_R)
@@ -127,24 +142,23 @@ class Attachment:
 
         return hook
 
-    def _pre_activation_hook(
-        self, name: str, bound: BoundIntervention, layer: int, width: int
-    ) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        adjuster = bound.at(layer, width)
+    def _change(self, name: str, bound: BoundIntervention, place: Place, width: int) -> Callable[[Tensor], Tensor]:
+        act = bound.at(place, width)
+        gate_half = self._fused and place.site is Site.PRE_ACTIVATION
 
-        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            forward = self._running(name, layer)
-            if output.requires_grad:
-                output = output.clone()
-            x_TF = output.view(-1, output.shape[-1])
-            if self._fused:
+        def change(x: Tensor) -> Tensor:
+            forward = self._running(name, place)
+            if x.requires_grad:
+                x = x.clone()
+            x_TF = x.view(-1, x.shape[-1])  # never a copy, in which a change would be lost
+            if gate_half:
                 x_TF = x_TF[:, : x_TF.shape[-1] // 2]
-            moved_T = adjuster(x_TF, forward.positions_T)
+            moved_T = act(x_TF, forward.positions_T)
             before = forward.shifted.get(name)
             forward.shifted[name] = moved_T if before is None else before + moved_T
-            return output
+            return x
 
-        return hook
+        return change
 
     def take(self, rows: int) -> Readings:
         """Readings of the forward pass that just ended, for its first `rows` logits rows; forgets the pass.
@@ -170,8 +184,8 @@ class Attachment:
         return Readings(names, codes, dict(zip(names, blocks, strict=True)))
 
     def _scores(self, name: str, bound: Bound, forward: _Forward, rows: int) -> Tensor | None:
-        """Float32 [rows, parts], or None when some layer's hook did not run or gave too few rows."""
-        if any((name, layer) not in forward.fired for layer in bound.layers):
+        """Float32 [rows, parts], or None when some hook did not run or gave too few rows."""
+        if any((name, place) not in forward.fired for place in self._places[name]):
             return None
         if bound.taus is None:
             shifted_T = forward.shifted[name]

@@ -5,20 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 from tqdm import tqdm
 
 from guards.activations import Activations
 from guards.artifact import MANIFEST_NAME, CalibrationRecord, Canary, Manifest, ModelIdentity, Name, write_artifact
 from guards.canaries import SHIFT_SLACK
+from guards.capture import Tokens
 from guards.corpus import Corpus
 from guards.encoding import CHAT_FRAME
 from guards.errors import ArtifactError, CalibrationError
 from guards.methods import METHODS, Guard
 from guards.shard import WHOLE
+from guards.sites import Site
 from guards.verdict import GuardKind, Reading
 
 MAX_CANARIES = 16
@@ -26,6 +29,7 @@ CANARIES_PER_SIDE = 4
 CANARY_TRIES = 200
 CLEAR_INSIDE = 0.9
 CLEAR_OUTSIDE = 1.1
+Advance = Callable[[int, str], None]
 """A canary's smallest score over tau: far enough from 1 that another engine's rounding cannot turn it over."""
 
 
@@ -97,7 +101,7 @@ def make_record(
 
 
 @contextmanager
-def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(total: int, shown: bool) -> Iterator[Advance]:
     """A token counter with rate and time left on stderr; yields `advance(tokens, what)`."""
     with tqdm(total=total, unit="tok", unit_scale=True, disable=not shown, dynamic_ncols=True) as bar:
 
@@ -106,6 +110,49 @@ def progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, str], None]
             bar.update(tokens)
 
         yield advance
+
+
+class SidesFitter(Protocol):
+    """Takes the tokens of both sides, layer by layer."""
+
+    def update(self, layer: int, x_TF: Tensor, *, forget: bool) -> None: ...
+
+
+def stream_sides(
+    model: Activations,
+    site: Site,
+    fitter: SidesFitter,
+    corpora: Sequence[Corpus],
+    *,
+    batch_tokens: int | None,
+    advance: Advance,
+) -> None:
+    """One pass over both sides in every frame: the fitter sees all tokens of all layers."""
+    for corpus in corpora:
+        is_forget = corpus.role == "forget"
+
+        def consume(layer: int, x_TF: Tensor, _: Tensor, is_forget: bool = is_forget) -> None:
+            fitter.update(layer, x_TF, forget=is_forget)
+
+        for examples in corpus.encoded.values():
+            model.stream(
+                site,
+                range(model.identity.layers),
+                examples,
+                consume,
+                tokens=Tokens.ALL,
+                batch_tokens=batch_tokens,
+                advance=lambda tokens: advance(tokens, "fit"),
+            )
+
+
+def left_out_warnings(model: Activations, corpora: Sequence[Corpus]) -> list[str]:
+    """One for each side that has examples longer than the model's context."""
+    return [
+        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {model.max_tokens} tokens"
+        for corpus in corpora
+        if corpus.left_out
+    ]
 
 
 def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | None) -> bool | None:
@@ -153,8 +200,9 @@ def choose_canaries(
                 side += taken
             if not side:
                 does = "clearly fires" if wanted else "is clear of"
+                instead = "another --layer, --recall or --scope" if detector else "a larger --fraction"
                 raise CalibrationError(
                     f"none of the {CANARY_TRIES} shortest {corpus.role} prompts {does} the guard at its last token, so "
-                    "no server could verify it at start: give more examples, or another --layer, --recall or --scope"
+                    f"no server could verify it at start: give more examples, or {instead}"
                 )
     return tuple(found)

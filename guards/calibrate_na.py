@@ -4,12 +4,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from guards.activations import Activations
-from guards.calibrate import Calibration, choose_canaries, make_record, progress_bar
+from guards.calibrate import (
+    Calibration,
+    choose_canaries,
+    left_out_warnings,
+    make_record,
+    progress_bar,
+    stream_sides,
+)
 from guards.calibrate_options import NeuronAdjustOptions
-from guards.capture import Tokens
 from guards.corpus import Role, encode_corpora, resolve_frames
 from guards.data import Source
 from guards.errors import CalibrationError
@@ -40,36 +44,17 @@ def calibrate_neuron_adjust(
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     layers = range(model.identity.layers)
-    fitter = NeuronAdjustFitter(len(layers), model.identity.d_ff)
+    fitter = NeuronAdjustFitter(len(layers), model.width(Site.PRE_ACTIVATION))
     total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
     encoded = time.monotonic()
     with progress_bar(sum(total.values()), options.progress) as advance:
-        for corpus in corpora:
-            is_forget = corpus.role == "forget"
-
-            def consume(layer: int, x_TF: Tensor, _: Tensor, is_forget: bool = is_forget) -> None:
-                fitter.update(layer, x_TF, forget=is_forget)
-
-            for frame in frames:
-                model.stream(
-                    Site.PRE_ACTIVATION,
-                    layers,
-                    corpus.encoded[frame],
-                    consume,
-                    tokens=Tokens.ALL,
-                    batch_tokens=options.batch_tokens,
-                    advance=lambda tokens: advance(tokens, "fit"),
-                )
+        stream_sides(model, Site.PRE_ACTIVATION, fitter, corpora, batch_tokens=options.batch_tokens, advance=advance)
     fitted = time.monotonic()
     guard = fitter.finish(options.fraction, draw=Draw(options.draw), seed=options.seed)
     by_layer = tuple(
         guard.layers_statistics[layer].neurons_S.numel() if layer in guard.layers_statistics else 0 for layer in layers
     )
-    warnings = [
-        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {model.max_tokens} tokens"
-        for corpus in corpora
-        if corpus.left_out
-    ]
+    warnings = left_out_warnings(model, corpora)
     notes = [
         "moments over all tokens, the frame's own included: "
         + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),

@@ -9,6 +9,7 @@ from guards.verdict import Scope
 RegimeName = Literal["last-token", "all-tokens"]
 DrawName = Literal["random", "certain"]
 PlacementName = Literal["tight", "middle"]
+ImportanceName = Literal["abs", "freq", "rms", "std"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +77,31 @@ class NeuronAdjustOptions(CommonOptions):
         super().__post_init__()
         if not 0 < self.fraction <= 1:
             raise CalibrationError(f"got --fraction {self.fraction}, wanted a share above 0 and up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(CommonOptions):
+    """Selective Pruning.
+
+    `fraction` and `attention_fraction`: shares of all feed-forward and of all attention neurons that each step prunes
+    (SP: 0.02, and 0 or 0.005; ESU: 0.015 once for mathematics, 0.0001 for code); raising them forgets more and damages
+    the rest more. `steps`: every further one measures the model again with all that is pruned, and costs as much.
+    `importance`: the statistic whose ratio between forget and retain text decides (`guards.prune.Importance`).
+    """
+
+    fraction: float = 0.02
+    attention_fraction: float = 0.0
+    steps: int = 1
+    importance: ImportanceName = "abs"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, share in (("--fraction", self.fraction), ("--attention-fraction", self.attention_fraction)):
+            if not 0 <= share * max(self.steps, 1) <= 1:
+                raise CalibrationError(
+                    f"got {flag} {share} in each of {self.steps} step(s), wanted a share from 0 to 1 of all neurons"
+                )
+        if not self.fraction and not self.attention_fraction:
+            raise CalibrationError("got --fraction 0 and --attention-fraction 0, wanted at least one above 0")
+        if self.steps < 1:
+            raise CalibrationError(f"got --steps {self.steps}, wanted at least 1")

@@ -1,6 +1,6 @@
 """Runs a model over encoded examples and hands the activations of one site to a consumer, batch by batch.
 
-Suffixes: B examples of a batch, T tokens, F feed-forward width (d_ff).
+Suffixes: B examples of a batch, T tokens, F neurons of the site.
 
 Nothing is kept: a consumer sees each batch once. Examples are sorted by length and padded on the right, so that
 positions need no correction; padded tokens never reach the consumer, and with causal attention they reach no real
@@ -148,27 +148,27 @@ def stream(
         if layer == last:
             raise _PassOverError
 
-    def key_hook(layer: int) -> Callable[[Any, tuple[Any, ...]], None]:
+    def input_hook(layer: int) -> Callable[[Any, tuple[Any, ...]], None]:
         return lambda _, args: receive(layer, args[0])
 
-    def pre_activation_hook(layer: int) -> Callable[[Any, Any, Tensor], None]:
+    def output_hook(layer: int) -> Callable[[Any, Any, Tensor], None]:
         return lambda _, __, output: receive(layer, output)
 
     with ExitStack() as stack:
         for layer in sorted(set(layers)):
-            modules = loaded.sites.layers[layer]
-            if site is Site.KEY:
-                handle = modules.key.register_forward_pre_hook(key_hook(layer))
+            module = loaded.sites.layers[layer].at(site)
+            if site is Site.PRE_ACTIVATION:
+                handle = module.register_forward_hook(output_hook(layer))
             else:
-                handle = modules.pre_activation.register_forward_hook(pre_activation_hook(layer))
+                handle = module.register_forward_pre_hook(input_hook(layer))
             stack.callback(handle.remove)
-        body = loaded.model.base_model
         for group in plan_batches([len(ids) for ids in examples], budget):
             batch = make_batch(examples, group, loaded.device)
             selected = _selection(batch, tokens, skip)
             fired.clear()
             try:
-                body(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
+                # Not the body alone: guards hook the model. The pass ends before its head.
+                loaded.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
             except _PassOverError:
                 pass
             except torch.OutOfMemoryError as error:

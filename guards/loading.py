@@ -50,6 +50,10 @@ class LoadedModel:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         return int(limit) if isinstance(limit, int) else None
 
+    def width(self, site: Site) -> int:
+        """See `guards.sites.ModelSites.width`."""
+        return self.sites.width(site)
+
     def stream(
         self,
         site: Site,
@@ -74,6 +78,12 @@ class LoadedModel:
             skip=skip,
             advance=advance,
         )
+
+    @contextmanager
+    def guarded(self, method: Method, guard: Guard) -> Iterator[None]:
+        """Its hooks run before those of `stream`, which are younger."""
+        with Attachment(self.model, self.sites, {"guard": (method, guard)}):
+            yield
 
     @contextmanager
     def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:

@@ -5,19 +5,18 @@ A new method is one file beside `ksd.py` and one line in METHODS.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from guards import ksd_artifact, na_artifact
+from guards import ksd_artifact, na_artifact, prune_artifact
 from guards.artifact import Artifact
 from guards.errors import ArtifactError
 from guards.ksd import CubeBank
-from guards.na import Adjuster
 from guards.part import Part
 from guards.shard import Shard
-from guards.sites import Site
+from guards.sites import Place, Site
 from guards.verdict import GuardKind, Scope
 
 
@@ -39,9 +38,6 @@ class Bound(Protocol):
     """
 
     @property
-    def site(self) -> Site: ...
-
-    @property
     def layers(self) -> tuple[int, ...]: ...
 
     @property
@@ -52,7 +48,10 @@ class Bound(Protocol):
 
 
 class BoundDetector(Bound, Protocol):
-    """Scores tokens and changes nothing."""
+    """Scores tokens at one site and changes nothing."""
+
+    @property
+    def site(self) -> Site: ...
 
     def at(self, layer: int) -> tuple[tuple[int, ...], CubeBank]:
         """The parts that live at this layer, by index, and what scores them: x [T, F] -> float32 [T, parts]."""
@@ -60,15 +59,31 @@ class BoundDetector(Bound, Protocol):
 
 
 class BoundIntervention(Bound, Protocol):
-    """Changes activations in place."""
+    """Changes activations in place, at one or several sites of a layer."""
 
-    def at(self, layer: int, width: int) -> Adjuster:
-        """What changes x [T, F] of this layer, F being this rank's slice of `width`.
+    @property
+    def places(self) -> tuple[Place, ...]: ...
+
+    def at(self, place: Place, width: int) -> nn.Module:
+        """What changes x [T, F] there, F being this rank's slice of `width`.
 
         Called with x and positions [T], it returns how many of each token's neurons moved, float32 [T], NaN for a
-        token whose values were not finite.
+        token whose values were not finite. Raises AttachError when the guard was made for another width.
         """
         ...
+
+
+def detectors(bound: Mapping[str, Bound]) -> dict[str, BoundDetector]:
+    """Those that score, in their order."""
+    return {name: cast(BoundDetector, each) for name, each in bound.items() if each.taus is not None}
+
+
+def interventions(bound: Mapping[str, Bound]) -> dict[str, BoundIntervention]:
+    """Those that change activations, in their order.
+
+    At a site that both share they act before every detector, which is to score what the model goes on with.
+    """
+    return {name: cast(BoundIntervention, each) for name, each in bound.items() if each.taus is None}
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,13 @@ METHODS: Mapping[str, Method] = {
             na_artifact.load,
             na_artifact.dump,
             na_artifact.BoundNeuronAdjust,
+        ),
+        Method(
+            "selective-pruning",
+            GuardKind.INTERVENTION,
+            prune_artifact.load,
+            prune_artifact.dump,
+            prune_artifact.BoundPrune,
         ),
     )
 }

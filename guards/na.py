@@ -8,7 +8,6 @@ reflected about its mean. The draw is a hash of (seed, position, layer, neuron),
 on a tensor-parallel split or on the engine.
 """
 
-import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guards.errors import CalibrationError
+from guards.selection import top_neurons
 from guards.statistics import RunningMoments
 from guards.verdict import Scope
 
@@ -153,25 +153,14 @@ class NeuronAdjustFitter:
         """
         if min(self._forget[0].count, self._retain[0].count) < 2:
             raise CalibrationError("got fewer than 2 tokens on one side, wanted forget and retain text")
-        differences = self.differences()
-        count = math.floor(fraction * differences.numel() + 1e-9)
-        if not 0 < count <= differences.numel():
-            raise CalibrationError(
-                f"fraction {fraction} selects {count} of {differences.numel()} neurons: give one in (0, 1]"
-            )
-        chosen = torch.zeros(differences.numel(), dtype=torch.bool)
-        chosen[differences.flatten().topk(count).indices] = True
-        chosen = chosen.view_as(differences)
         statistics = {}
-        for layer in range(differences.shape[0]):
-            neurons = chosen[layer].nonzero().flatten()
-            if neurons.numel():
-                forget, retain = self._forget[layer], self._retain[layer]
-                statistics[layer] = LayerStatistics(
-                    neurons,
-                    forget.mean[neurons].float(),
-                    forget.std()[neurons].float().clamp_min(SIGMA_FLOOR),
-                    retain.mean[neurons].float(),
-                    retain.std()[neurons].float().clamp_min(SIGMA_FLOOR),
-                )
+        for layer, neurons in top_neurons(self.differences(), fraction).items():
+            forget, retain = self._forget[layer], self._retain[layer]
+            statistics[layer] = LayerStatistics(
+                neurons,
+                forget.mean[neurons].float(),
+                forget.std()[neurons].float().clamp_min(SIGMA_FLOOR),
+                retain.mean[neurons].float(),
+                retain.std()[neurons].float().clamp_min(SIGMA_FLOOR),
+            )
         return NeuronAdjustGuard(statistics, fraction, draw, seed)

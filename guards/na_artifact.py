@@ -6,12 +6,12 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from guards.artifact import Artifact, Strict, first_problem, refuse_extra_tensors, take_tensor
+from guards.artifact import Artifact, Strict, first_problem, refuse_extra_tensors, take_neurons, take_tensor
 from guards.errors import ArtifactError
 from guards.na import LAYER_FIELDS, Adjuster, Draw, LayerStatistics, NeuronAdjustGuard
 from guards.part import Part
 from guards.shard import WHOLE, Shard
-from guards.sites import Site
+from guards.sites import Place, Site
 
 _FIELDS = ("forget_mean", "forget_std", "retain_mean", "retain_std")
 
@@ -47,11 +47,7 @@ def load(artifact: Artifact) -> NeuronAdjustGuard:
             raise ArtifactError(
                 f"{artifact.name}: got layer {layer} twice or above the model's {manifest.model.layers} layers"
             )
-        neurons = take_tensor(artifact, f"{prefix}.neurons", (record.neurons,), torch.int64)
-        if int(neurons.min()) < 0 or int(neurons.max()) >= manifest.model.d_ff or _has_repeats(neurons):
-            raise ArtifactError(
-                f"{artifact.name}: {prefix}.neurons: wanted distinct indices below d_ff {manifest.model.d_ff}"
-            )
+        neurons = take_neurons(artifact, f"{prefix}.neurons", record.neurons, ("d_ff", manifest.model.d_ff))
         values = [take_tensor(artifact, f"{prefix}.{f}", (record.neurons,), torch.float32) for f in _FIELDS]
         if not bool((values[1] > 0).all() and (values[3] > 0).all()):
             raise ArtifactError(f"{artifact.name}: {prefix}: got a standard deviation <= 0; calibrate again")
@@ -59,10 +55,6 @@ def load(artifact: Artifact) -> NeuronAdjustGuard:
         statistics[layer] = LayerStatistics(neurons, *values)
     refuse_extra_tensors(artifact, names)
     return NeuronAdjustGuard(statistics, parameters.fraction, parameters.draw, parameters.seed, manifest.scope)
-
-
-def _has_repeats(neurons: Tensor) -> bool:
-    return len(set(neurons.tolist())) != neurons.numel()
 
 
 def dump(guard: NeuronAdjustGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -85,17 +77,17 @@ def dump(guard: NeuronAdjustGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
 class BoundNeuronAdjust:
     """A Neuron Adjust guard on a device, or its slice there of every layer."""
 
-    site = Site.PRE_ACTIVATION
     taus: Tensor | None = None
 
     def __init__(self, guard: NeuronAdjustGuard, device: torch.device, shard: Shard = WHOLE) -> None:
         self.layers = guard.layers
+        self.places = tuple(Place(layer, Site.PRE_ACTIVATION) for layer in guard.layers)
         self.parts = (Part("", guard.layers[-1]),)
         self._guard, self._device, self._shard = guard, device, shard
 
-    def at(self, layer: int, width: int) -> Adjuster:
+    def at(self, place: Place, width: int) -> Adjuster:
         """What adjusts the selected neurons of this layer, whose whole width is `width`."""
-        statistics, columns = self._guard.layers_statistics[layer], self._shard.columns(width)
-        here_S = (statistics.neurons_S >= columns.start) & (statistics.neurons_S < columns.stop)
+        statistics, columns = self._guard.layers_statistics[place.layer], self._shard.columns(width)
+        here_S = self._shard.holds(statistics.neurons_S, width)
         mine = LayerStatistics(*(getattr(statistics, name)[here_S].to(self._device) for name in LAYER_FIELDS))
-        return Adjuster(mine, columns.start, layer, self._guard.draw, self._guard.seed)
+        return Adjuster(mine, columns.start, place.layer, self._guard.draw, self._guard.seed)

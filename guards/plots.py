@@ -11,6 +11,7 @@ from torch import Tensor
 from guards.activations import Activations
 from guards.calibrate_ksd import FrameResult, KSDCalibration
 from guards.calibrate_na import NeuronAdjustCalibration
+from guards.calibrate_prune import PruneCalibration
 from guards.capture import Tokens
 from guards.corpus import encode_corpora
 from guards.data import Source, seeded_rank
@@ -229,14 +230,14 @@ def _distributions(
     return _png(figure)
 
 
-def _selected(result: NeuronAdjustCalibration, skill: str) -> bytes:
+def _by_layer(counts: Sequence[int], skill: str, done: str) -> bytes:
+    """How many neurons of each layer were chosen; `done` says what for."""
     figure, (panel,) = _figure(1, 1, 7.0, 3.6)
-    counts = result.neurons_by_layer
     panel.bar(range(len(counts)), counts, color=FORGET_COLOUR)
     panel.set_xlabel("layer")
-    panel.set_ylabel("neurons adjusted")
+    panel.set_ylabel(f"{done} neurons")
     panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.set_title(f"{skill}: {sum(counts)} adjusted neurons by layer", fontsize=10)
+    panel.set_title(f"{skill}: {sum(counts)} {done} neurons by layer", fontsize=10)
     panel.grid(axis="y", alpha=0.3)
     return _png(figure)
 
@@ -251,6 +252,15 @@ def neuron_adjust_plots(
     """PNGs by file name: neurons by layer, and the distributions of a few of them (one more pass on a few examples)."""
     require_matplotlib()
     return {
-        "neurons.png": _selected(result, skill),
+        "neurons.png": _by_layer(result.neurons_by_layer, skill, "adjusted"),
         "distributions.png": _distributions(model, result, (forget, retain), skill),
     }
+
+
+def prune_plots(result: PruneCalibration, skill: str) -> dict[str, bytes]:
+    """PNGs by file name: pruned neurons by layer, attention's only where any is pruned."""
+    require_matplotlib()
+    plots = {"neurons.png": _by_layer(result.feed_forward_by_layer, skill, "pruned feed-forward")}
+    if any(result.attention_by_layer):
+        plots["attention.png"] = _by_layer(result.attention_by_layer, skill, "pruned attention")
+    return plots

@@ -14,6 +14,7 @@ from guards.artifact import Rate
 from guards.calibrate import Calibration
 from guards.calibrate_ksd import FrameResult, KSDCalibration, LayerResult
 from guards.calibrate_na import NeuronAdjustCalibration
+from guards.calibrate_prune import PruneCalibration
 from guards.errors import ArtifactError
 
 REPORT_NAME = "report.json"
@@ -82,6 +83,10 @@ def report_of(calibration: Calibration, skill: str) -> dict[str, Any]:
         report["frames"] = [_frame(result) for result in calibration.frames]
     if isinstance(calibration, NeuronAdjustCalibration):
         report["neurons_by_layer"] = list(calibration.neurons_by_layer)
+        report["tokens"] = dict(calibration.tokens)
+    if isinstance(calibration, PruneCalibration):
+        report["feed_forward_by_layer"] = list(calibration.feed_forward_by_layer)
+        report["attention_by_layer"] = list(calibration.attention_by_layer)
         report["tokens"] = dict(calibration.tokens)
     return report
 

@@ -4,11 +4,12 @@
 |---|---|---|
 | pre-activation | output of the gate (or first) projection, before the activation function | Neuron Adjust |
 | key vector | input of the down (or second) projection | Key Space Detection, pruning, LUNAR |
+| attention | input of the attention's output projection: the heads' outputs side by side | pruning |
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,10 +17,18 @@ from guards.errors import UnsupportedModelError
 
 
 class Site(StrEnum):
-    """A tensor inside the feed-forward block."""
+    """A tensor inside a block."""
 
     PRE_ACTIVATION = "pre_activation"
     KEY = "key"
+    ATTENTION = "attention"
+
+
+class Place(NamedTuple):
+    """A site of one layer."""
+
+    layer: int
+    site: Site
 
 
 @dataclass(frozen=True)
@@ -31,15 +40,23 @@ class Family:
 
     pre_activation: str
     key: str
+    attention: str
     final_norm: str
     output_head: str
     fused_gate_up: bool = False
 
 
-_GATED = Family("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.down_proj", "model.norm", "lm_head")
+_GATED = Family(
+    "model.layers.{layer}.mlp.gate_proj",
+    "model.layers.{layer}.mlp.down_proj",
+    "model.layers.{layer}.self_attn.o_proj",
+    "model.norm",
+    "lm_head",
+)
 _PHI3 = Family(
     "model.layers.{layer}.mlp.gate_up_proj",
     "model.layers.{layer}.mlp.down_proj",
+    "model.layers.{layer}.self_attn.o_proj",
     "model.norm",
     "lm_head",
     fused_gate_up=True,
@@ -47,13 +64,21 @@ _PHI3 = Family(
 _OPT = Family(
     "model.decoder.layers.{layer}.fc1",
     "model.decoder.layers.{layer}.fc2",
+    "model.decoder.layers.{layer}.self_attn.out_proj",
     "model.decoder.final_layer_norm",
     "lm_head",
 )
-_GPT2 = Family("transformer.h.{layer}.mlp.c_fc", "transformer.h.{layer}.mlp.c_proj", "transformer.ln_f", "lm_head")
+_GPT2 = Family(
+    "transformer.h.{layer}.mlp.c_fc",
+    "transformer.h.{layer}.mlp.c_proj",
+    "transformer.h.{layer}.attn.c_proj",
+    "transformer.ln_f",
+    "lm_head",
+)
 _NEOX = Family(
     "gpt_neox.layers.{layer}.mlp.dense_h_to_4h",
     "gpt_neox.layers.{layer}.mlp.dense_4h_to_h",
+    "gpt_neox.layers.{layer}.attention.dense",
     "gpt_neox.final_layer_norm",
     "lm_head",
 )
@@ -80,15 +105,25 @@ _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num
 
 @dataclass(frozen=True)
 class LayerSites:
-    """The two modules of one block."""
+    """The modules of one block: what gives the pre-activation, and what takes the key and the attention vector."""
 
     pre_activation: nn.Module
     key: nn.Module
+    attention: nn.Module
+
+    def at(self, site: Site) -> nn.Module:
+        """The module of a site."""
+        module: nn.Module = getattr(self, site.value)
+        return module
 
 
 @dataclass(frozen=True)
 class ModelSites:
-    """Every site of a model, checked to exist. `d_ff` is the length of a key vector."""
+    """Every site of a model, checked to exist.
+
+    `d_ff` is the length of a key vector, `d_attention` that of an attention vector: heads times their width, which need
+    not be `d_model` (Gemma, Qwen3).
+    """
 
     family: Family
     layers: tuple[LayerSites, ...]
@@ -96,6 +131,11 @@ class ModelSites:
     output_head: nn.Module
     d_ff: int
     d_model: int
+    d_attention: int
+
+    def width(self, site: Site) -> int:
+        """Neurons of a layer at a site."""
+        return self.d_attention if site is Site.ATTENTION else self.d_ff
 
 
 def refuse_mixture_of_experts(config: Any) -> None:
@@ -147,18 +187,16 @@ def find_sites(model: nn.Module) -> ModelSites:
     count = int(config.num_hidden_layers)
     modules = dict(model.named_modules())
     wanted = [family.final_norm, family.output_head]
-    for layer in range(count):
-        wanted += [family.pre_activation.format(layer=layer), family.key.format(layer=layer)]
+    names = [[getattr(family, site.value).format(layer=layer) for site in Site] for layer in range(count)]
+    wanted += [name for block in names for name in block]
     missing = [name for name in wanted if name not in modules]
     if missing:
         raise UnsupportedModelError(
             f"model type {config.model_type!r} lacks {len(missing)} expected module(s): {', '.join(missing[:8])}"
         )
-    layers = tuple(
-        LayerSites(modules[family.pre_activation.format(layer=i)], modules[family.key.format(layer=i)])
-        for i in range(count)
-    )
+    layers = tuple(LayerSites(*(modules[name] for name in block)) for block in names)
     d_ff, d_model = projection_shape(layers[0].key)
+    d_attention = projection_shape(layers[0].attention)[0]
     for index, sites in enumerate(layers):
         outputs = projection_shape(sites.pre_activation)[1]
         got = (projection_shape(sites.key)[0], outputs // 2 if family.fused_gate_up else outputs)
@@ -166,4 +204,11 @@ def find_sites(model: nn.Module) -> ModelSites:
             raise UnsupportedModelError(
                 f"block {index}: got key and pre-activation widths {got}, wanted {(d_ff, d_ff)} in every block"
             )
-    return ModelSites(family, layers, modules[family.final_norm], modules[family.output_head], d_ff, d_model)
+        shape = projection_shape(sites.attention)
+        if shape != (d_attention, d_model):
+            raise UnsupportedModelError(
+                f"block {index}: got an attention output projection of {shape}, wanted {(d_attention, d_model)} in "
+                "every block"
+            )
+    final_norm, output_head = modules[family.final_norm], modules[family.output_head]
+    return ModelSites(family, layers, final_norm, output_head, d_ff, d_model, d_attention)

@@ -13,6 +13,7 @@ from guards.artifact import Rate
 from guards.calibrate import Calibration
 from guards.calibrate_ksd import KSDCalibration
 from guards.calibrate_na import NeuronAdjustCalibration
+from guards.calibrate_prune import PruneCalibration
 
 
 def _interval(rate: Rate) -> str:
@@ -43,6 +44,15 @@ def _neuron_table(calibration: NeuronAdjustCalibration) -> Table:
     return table
 
 
+def _prune_table(calibration: PruneCalibration) -> Table:
+    table = Table("layer", "feed-forward neurons pruned", "attention neurons pruned", box=SIMPLE_HEAD)
+    columns = calibration.feed_forward_by_layer, calibration.attention_by_layer
+    for layer, counts in enumerate(zip(*columns, strict=True)):
+        table.add_row(str(layer), *map(str, counts))
+    table.add_row("all", *(str(sum(column)) for column in columns))
+    return table
+
+
 def print_summary(
     calibration: Calibration,
     *,
@@ -59,6 +69,8 @@ def print_summary(
         console.print(_ksd_table(calibration))
     if isinstance(calibration, NeuronAdjustCalibration):
         console.print(_neuron_table(calibration))
+    if isinstance(calibration, PruneCalibration):
+        console.print(_prune_table(calibration))
     for warning in calibration.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     firing = sum(canary.fires for canary in calibration.canaries)

@@ -1,4 +1,4 @@
-"""`skillguard calibrate ksd | neuron-adjust`: from examples to an artifact.
+"""`skillguard calibrate ksd | neuron-adjust | prune`: from examples to an artifact.
 
 Nothing heavy is imported before `run`, so that `--help` is instant.
 """
@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guards.calibrate_options import CommonOptions, KSDOptions, NeuronAdjustOptions
+from guards.calibrate_options import CommonOptions, KSDOptions, NeuronAdjustOptions, PruneOptions
 from guards.errors import CalibrationError
 from guards.verdict import Scope
 from server.engines.base import EngineFlagError
@@ -18,6 +18,7 @@ from server.engines.options import VllmOptions
 if TYPE_CHECKING:
     from guards.activations import Activations
     from guards.calibrate import Calibration
+    from guards.sites import Site
 
 SOURCE_HELP = """\
 SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]: a .jsonl, .json, .csv or .txt file, or
@@ -134,6 +135,43 @@ def add_parser(subparsers: Any) -> None:
         help="shift by chance as in the paper, or always where it applies (default %(default)s)",
     )
 
+    prune = _add_method(methods, "prune", "Selective Pruning: set the skill's neurons to zero")
+    _add_common(prune, PruneOptions)
+    default_prune = PruneOptions()
+    prune.add_argument(
+        "--fraction",
+        type=float,
+        default=default_prune.fraction,
+        help="share of all feed-forward neurons that each step prunes (default %(default)s)",
+    )
+    prune.add_argument(
+        "--attention-fraction",
+        type=float,
+        default=default_prune.attention_fraction,
+        help="share of all attention neurons that each step prunes; less selective (default %(default)s)",
+    )
+    prune.add_argument(
+        "--steps",
+        type=int,
+        default=default_prune.steps,
+        help="how often to measure and prune again, each as costly as the first (default %(default)s)",
+    )
+    prune.add_argument(
+        "--importance",
+        choices=("abs", "freq", "rms", "std"),
+        default=default_prune.importance,
+        help="what of a neuron's output is compared: mean size, how often it is positive, root mean square,\n"
+        "or deviation (default %(default)s)",
+    )
+
+
+OPTIONS: dict[str, type[CommonOptions]] = {
+    "ksd": KSDOptions,
+    "neuron-adjust": NeuronAdjustOptions,
+    "prune": PruneOptions,
+}
+"""What each method's arguments become."""
+
 
 def _options(kind: type[Any], args: argparse.Namespace) -> Any:
     """The frozen options from the parsed arguments of the same names."""
@@ -157,10 +195,20 @@ def vllm_options(args: argparse.Namespace) -> VllmOptions:
     return VllmOptions(model=args.model, flags=tuple(flags), allow_untested_runner=args.allow_untested_runner)
 
 
-def _open_model(args: argparse.Namespace) -> "AbstractContextManager[Activations]":
+def _sites(options: CommonOptions) -> "tuple[Site, ...]":
+    """What a calibration looks at."""
+    from guards.sites import Site
+
+    if isinstance(options, NeuronAdjustOptions):
+        return (Site.PRE_ACTIVATION,)
+    if isinstance(options, PruneOptions) and options.attention_fraction:
+        return (Site.KEY, Site.ATTENTION)
+    return (Site.KEY,)
+
+
+def _open_model(args: argparse.Namespace, calibration: CommonOptions) -> "AbstractContextManager[Activations]":
     """The model, run by the engine asked for."""
     from guards.loading import load_model
-    from guards.sites import Site
 
     if args.engine == "transformers":
         return nullcontext(load_model(args.model, args.device, args.dtype))
@@ -169,7 +217,7 @@ def _open_model(args: argparse.Namespace) -> "AbstractContextManager[Activations
         from server.engines.vllm_capture import VllmActivations
     except ModuleNotFoundError as error:
         raise CalibrationError("--engine vllm: vLLM is not installed; pip install 'skillguard[vllm]'") from error
-    return VllmActivations(options, Site.KEY if args.method == "ksd" else Site.PRE_ACTIVATION)
+    return VllmActivations(options, *_sites(calibration))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -177,11 +225,12 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "transformers" and args.engine_flags:
         flags = " ".join(args.engine_flags)
         raise EngineFlagError(f"{flags}: engine transformers has no such flag; vLLM's need --engine vllm")
-    options = _options(KSDOptions if args.method == "ksd" else NeuronAdjustOptions, args)
+    options = _options(OPTIONS[args.method], args)
 
     from guards.calibrate import refuse_output
     from guards.calibrate_ksd import calibrate_ksd
     from guards.calibrate_na import calibrate_neuron_adjust
+    from guards.calibrate_prune import calibrate_prune
     from guards.data import read_source
     from guards.report import refuse_report_folder, report_folder, report_of, write_report
     from server.calibration_summary import print_summary
@@ -199,13 +248,19 @@ def run(args: argparse.Namespace) -> int:
     )
     result: Calibration
     plots: dict[str, bytes] = {}
-    with _open_model(args) as model:
+    with _open_model(args, options) as model:
         if args.method == "ksd":
             result = calibrate_ksd(model, forget, retain, options)
             if args.plots:
                 from guards.plots import ksd_plots
 
                 plots = ksd_plots(result, args.skill)
+        elif args.method == "prune":
+            result = calibrate_prune(model, forget, retain, options)
+            if args.plots:
+                from guards.plots import prune_plots
+
+                plots = prune_plots(result, args.skill)
         else:
             result = calibrate_neuron_adjust(model, forget, retain, options)
             if args.plots:

@@ -2,43 +2,43 @@
 
 Suffixes: R rows, C cells, G guards.
 
-A cell is what one layer says for one part of one guard: a cube's score, or the number of neurons that an intervention
-moved at that layer. Cells of a layer lie together. A detector's part is one cell; an intervention's only part is the
-sum of its cells, one per layer. Fresh memory and a hook that did not run read NaN, which nothing treats as a pass.
+A cell is what one place, a site of a layer, says for one part of one guard: a cube's score, or the number of neurons
+that an intervention moved there. Cells of a place lie together, scores before counts. A detector's part is one cell; an
+intervention's only part is the sum of its cells, one per place. Fresh memory and a hook that did not run read NaN,
+which nothing treats as a pass.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from guards.methods import Bound
+from guards.methods import Bound, detectors, interventions
+from guards.sites import Place
 from guards.verdict import Reading
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One column: guard by name, index of the part, layer."""
+    """One column: guard by name, index of the part, place."""
 
     guard: str
     part: int
-    layer: int
+    place: Place
 
 
 class Cells:
-    """The columns of all guards, ascending by layer, and what a row of them says."""
+    """The columns of all guards, ascending by place, and what a row of them says."""
 
     def __init__(self, bound: Mapping[str, Bound]) -> None:
         found = [
-            Cell(name, index, part.layer)
-            for name, guard in bound.items()
-            if guard.taus is not None
-            for index, part in enumerate(guard.parts)
+            Cell(name, index, Place(part.layer, detector.site))
+            for name, detector in detectors(bound).items()
+            for index, part in enumerate(detector.parts)
         ]
-        found += [Cell(name, 0, layer) for name, guard in bound.items() if guard.taus is None for layer in guard.layers]
-        self.all = tuple(sorted(found, key=lambda cell: cell.layer))
+        found += [Cell(name, 0, place) for name, each in interventions(bound).items() for place in each.places]
+        self.all = tuple(sorted(found, key=lambda cell: cell.place))
         self.counts = [i for i, cell in enumerate(self.all) if bound[cell.guard].taus is None]
         """Columns that count moved neurons; the others are scores."""
         self.guards = tuple(bound)
@@ -50,14 +50,13 @@ class Cells:
         owners = [[float(cell.guard == name) for name in self.guards] for cell in self.all]
         self._taus_C = torch.tensor(taus, dtype=torch.float32)
         self._owner_CG = torch.tensor(owners, dtype=torch.float32).reshape(len(self.all), len(self.guards))
-        assert all(a.layer <= b.layer for a, b in pairwise(self.all))
 
     def __len__(self) -> int:
         return len(self.all)
 
-    def at(self, layer: int) -> list[int]:
-        """The columns of a layer, which are consecutive."""
-        return [index for index, cell in enumerate(self.all) if cell.layer == layer]
+    def at(self, place: Place) -> list[int]:
+        """The columns of a place, which are consecutive."""
+        return [index for index, cell in enumerate(self.all) if cell.place == place]
 
     def over_ranks(self, cells_NRC: Tensor) -> Tensor:
         """One reading of N tensor-parallel ranks' slices, [R, C]: a score is a maximum over the width, a count a sum.

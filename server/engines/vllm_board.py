@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from guards.errors import AttachError, GuardReadingError
 from guards.ksd import CubeBank
-from guards.methods import BoundDetector, BoundIntervention, Guard, Method
-from guards.na import Adjuster
+from guards.methods import Guard, Method, detectors, interventions
 from guards.shard import Shard
-from guards.sites import Site
+from guards.sites import LayerSites, Place, Site
 from server.engines.cells import Cells
 from server.engines.vllm_sites import LocalSites
 
@@ -27,14 +26,14 @@ TENSOR_KEY = "skillguard_cells"
 """Under which the cells travel to the next pipeline stage."""
 
 
-def require_key(key: Any, dtype: torch.dtype) -> Tensor:
-    """The key vectors [T, F] that a down projection was given. Raises GuardReadingError where they are hidden."""
-    if not isinstance(key, Tensor) or key.dtype != dtype:
+def require_vectors(x: Any, dtype: torch.dtype) -> Tensor:
+    """What a projection was given [T, F], never a copy. Raises GuardReadingError where it is hidden."""
+    if not isinstance(x, Tensor) or x.dtype != dtype:
         raise GuardReadingError(
             "this model's activation and quantisation are fused, which hides the key vector: serve it "
             "unquantised, or in a format that quantises inside the linear layer"
         )
-    return key.reshape(-1, key.shape[-1])
+    return x.view(-1, x.shape[-1])
 
 
 class _KeySite(nn.Module):
@@ -50,30 +49,36 @@ class _KeySite(nn.Module):
 
     def forward(self, key: Any) -> None:
         """Writes the cells of this pass's tokens. Raises GuardReadingError where the key vector is hidden."""
-        key_TF = require_key(key, self.dtype)
+        key_TF = require_vectors(key, self.dtype)
         self.cells_TC[: key_TF.shape[0]] = self.bank(key_TF)
 
 
-class _PreActivationSite(nn.Module):
-    """Changes the pre-activations of one layer, one intervention after another. Part of the traced graph."""
+class _ChangeSite(nn.Module):
+    """Changes the activations of one place, one intervention after another. Part of the traced graph.
+
+    `gate_half`: of [gate | up] only the first half is the site's.
+    """
 
     cells_TC: Tensor
     positions_T: Tensor
 
-    def __init__(self, adjusters: list[Adjuster], fused: bool, positions_T: Tensor) -> None:
+    def __init__(self, changes: list[nn.Module], gate_half: bool, positions_T: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.adjusters, self.fused = nn.ModuleList(adjusters), fused
-        cells_TC = torch.full((len(positions_T), len(adjusters)), torch.nan, device=positions_T.device)
+        self.changes, self.gate_half, self.dtype = nn.ModuleList(changes), gate_half, dtype
+        cells_TC = torch.full((len(positions_T), len(changes)), torch.nan, device=positions_T.device)
         self.register_buffer("cells_TC", cells_TC, persistent=False)
         self.register_buffer("positions_T", positions_T, persistent=False)
 
-    def forward(self, output: Tensor) -> None:
-        """Changes the gate half of `output` in place and writes how many neurons of each token moved."""
-        x_TF = output.view(-1, output.shape[-1])
-        if self.fused:
+    def forward(self, x: Any) -> None:
+        """Changes x in place and writes how many neurons of each token moved.
+
+        Raises GuardReadingError where it is hidden.
+        """
+        x_TF = require_vectors(x, self.dtype)
+        if self.gate_half:
             x_TF = x_TF[:, : x_TF.shape[-1] // 2]
         tokens = x_TF.shape[0]
-        moved = [adjuster(x_TF, self.positions_T[:tokens]) for adjuster in self.adjusters]
+        moved = [change(x_TF, self.positions_T[:tokens]) for change in self.changes]
         self.cells_TC[:tokens] = torch.stack(moved, dim=1)
 
 
@@ -81,8 +86,12 @@ def _read_key(module: Any, args: tuple[Any, ...]) -> None:
     module.skillguard_key(args[0])
 
 
-def _change_pre_activation(module: Any, _: Any, output: Any) -> None:
-    module.skillguard_pre_activation(output[0] if isinstance(output, tuple) else output)
+def _change_input(module: Any, args: tuple[Any, ...]) -> None:
+    module.skillguard_change(args[0])
+
+
+def _change_output(module: Any, _: Any, output: Any) -> None:
+    module.skillguard_change(output[0] if isinstance(output, tuple) else output)
 
 
 class Board:
@@ -111,35 +120,44 @@ class Board:
         wanted = {layer for bound in self.bound.values() for layer in bound.layers}
         if wrong := sorted(layer for layer in wanted if layer >= sites.layers):
             raise AttachError(f"guards want layers {wrong}, the model has {sites.layers}")
-        for layer in sorted(wanted & sites.blocks.keys()):
-            self._install(layer, sites)
+        for layer, block in sites.blocks.items():
+            for site in Site:
+                self._install_changes(Place(layer, site), block, sites)
+            self._install_scores(Place(layer, Site.KEY), block)  # last: of what the model goes on with
 
-    def _install(self, layer: int, sites: LocalSites) -> None:
-        columns = {(self.cells.all[i].guard, self.cells.all[i].part): i for i in self.cells.at(layer)}
-        pre_activation, key = sites.blocks[layer]
-        banks, read, adjusters, changed = [], [], [], []
-        for name, bound in self.bound.items():
-            if layer not in bound.layers:
-                continue
-            if bound.site is Site.KEY:
-                detector: BoundDetector = bound  # type: ignore[assignment]
-                parts, bank = detector.at(layer)
-                banks.append(bank)
-                read += [columns[name, part] for part in parts]
-            else:
-                intervention: BoundIntervention = bound  # type: ignore[assignment]
-                adjusters.append(intervention.at(layer, sites.d_ff))
-                changed.append(columns[name, 0])
-        if banks:
-            site = _KeySite(CubeBank.join(banks), self._cells_TC.shape[0], self.dtype)
-            key.add_module("skillguard_key", site)
-            key.register_forward_pre_hook(_read_key)
-            self._sites.append((_span(read), site.cells_TC))
-        if adjusters:
-            change = _PreActivationSite(adjusters, sites.family.fused_gate_up, self._positions_T)
-            pre_activation.add_module("skillguard_pre_activation", change)
-            pre_activation.register_forward_hook(_change_pre_activation)
-            self._sites.append((_span(changed), change.cells_TC))
+    def _columns(self, place: Place) -> dict[tuple[str, int], int]:
+        """The columns of a place by guard and part."""
+        return {(self.cells.all[i].guard, self.cells.all[i].part): i for i in self.cells.at(place)}
+
+    def _install_changes(self, place: Place, block: LayerSites, sites: LocalSites) -> None:
+        acting = {name: bound for name, bound in interventions(self.bound).items() if place in bound.places}
+        if not acting:
+            return
+        columns, module = self._columns(place), block.at(place.site)
+        before_activation = place.site is Site.PRE_ACTIVATION
+        changes = [bound.at(place, sites.width(place.site)) for bound in acting.values()]
+        gate_half = before_activation and sites.family.fused_gate_up
+        site = _ChangeSite(changes, gate_half, self._positions_T, self.dtype)
+        module.add_module("skillguard_change", site)
+        if before_activation:
+            module.register_forward_hook(_change_output)
+        else:
+            module.register_forward_pre_hook(_change_input)
+        self._sites.append((_span([columns[name, 0] for name in acting]), site.cells_TC))
+
+    def _install_scores(self, place: Place, block: LayerSites) -> None:
+        scoring = {name: bound for name, bound in detectors(self.bound).items() if place.layer in bound.layers}
+        if not scoring:
+            return
+        columns, module, banks, read = self._columns(place), block.at(place.site), [], []
+        for name, bound in scoring.items():
+            parts, bank = bound.at(place.layer)
+            banks.append(bank)
+            read += [columns[name, part] for part in parts]
+        site = _KeySite(CubeBank.join(banks), self._cells_TC.shape[0], self.dtype)
+        module.add_module("skillguard_key", site)
+        module.register_forward_pre_hook(_read_key)
+        self._sites.append((_span(read), site.cells_TC))
 
     def surround(self, model: nn.Module) -> None:
         """Hooks the whole model, outside of what is compiled."""

@@ -1,6 +1,6 @@
 """Calibration on vLLM: activations of the very model that will be served, sharded, compiled or quantised as it is.
 
-Suffixes: R rows (tokens), F feed-forward width (d_ff).
+Suffixes: R rows (tokens), F neurons of the site.
 
 Every example is a prompt from which vLLM draws one token that nobody reads. Prefix caching is off, since a cached
 prefix is not computed again and so has no activations. Examples go in groups that bound the memory of their
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from vllm import SamplingParams
@@ -34,7 +35,7 @@ from server.engines.options import VllmOptions
 from server.engines.slices import assemble, plan_groups
 from server.engines.vllm import VllmEngine
 from server.engines.vllm_capture_worker import CAPTURE
-from server.engines.vllm_config import parse_flags
+from server.engines.vllm_config import guard_settings, parse_flags
 from server.engines.vllm_launch import describe, launch, make_config
 from server.engines.vllm_worker import SETTINGS
 
@@ -47,13 +48,13 @@ _PROVISIONAL = "provisional"
 class VllmActivations:
     """See `guards.activations.Activations`. Starts vLLM at once; use it as a context manager, or call `close`.
 
-    One site is seen: a traced graph cannot be told later what to copy.
+    Only `sites` are seen: a traced graph cannot be told later what to copy.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, options: VllmOptions, site: Site, *, group_bytes: int = GROUP_BYTES) -> None:
-        self._options, self._site, self._group_bytes = options, site, group_bytes
+    def __init__(self, options: VllmOptions, *sites: Site, group_bytes: int = GROUP_BYTES) -> None:
+        self._options, self._captured, self._group_bytes = options, sites, group_bytes
         self._folder = resolve_folder(options.model)
         self.codec = TextCodec(load_tokenizer(self._folder))
         self._llm: AsyncLLM | None = None
@@ -63,10 +64,9 @@ class VllmActivations:
             arguments = parse_flags(options)
             arguments.enable_prefix_caching = False
             self._config = make_config(arguments, self._folder, _WORKER)
-            self._config.additional_config = {
-                SETTINGS: {"capture": site.value, "allow_untested_runner": options.allow_untested_runner}
-            }
+            self._act([])
             self.identity: ModelIdentity = self._runner.run(describe(self._started(), self._config, self._folder))
+            self._d_attention: int = self._rpc("describe")[0]["d_attention"]
         except BaseException:
             self.close()
             raise
@@ -108,6 +108,19 @@ class VllmActivations:
 
             self._runner.run(stop())
 
+    def _act(self, artifacts: Sequence[tuple[str, str]]) -> None:
+        """Lets the next vLLM run with these guards, (folder, digest) each. No token it draws is read by anybody."""
+        self._config.additional_config = guard_settings(artifacts, sentinel=0, options=self._options)
+        self._config.additional_config[SETTINGS]["capture"] = [site.value for site in self._captured]
+
+    def _rpc(self, method: str, *args: Any) -> list[Any]:
+        """What every worker returns."""
+        return self._runner.run(self._started().collective_rpc(method, args=args))
+
+    def width(self, site: Site) -> int:
+        """See `guards.activations.Activations.width`."""
+        return self._d_attention if site is Site.ATTENTION else self.identity.d_ff
+
     def stream(
         self,
         site: Site,
@@ -125,28 +138,30 @@ class VllmActivations:
         Raises AttachError when a wanted row did not come back, CalibrationError for a site that is not captured or for
         `batch_tokens`, which is vLLM's own --max-num-batched-tokens here.
         """
-        if site is not self._site:
-            raise CalibrationError(f"got site {site.value}, wanted {self._site.value}, which this vLLM was started for")
+        if site not in self._captured:
+            raise CalibrationError(
+                f"got site {site.value}, wanted one that this vLLM was started for: {', '.join(self._captured)}"
+            )
         if batch_tokens is not None:
             raise CalibrationError("--batch-tokens: vLLM has its own flag for that, --max-num-batched-tokens")
         llm, wanted = self._started(), sorted(set(layers))
         spans = [wanted_span(len(ids), tokens, skip) for ids in examples]
         dtype = DTYPES[self.identity.dtype]
-        row_bytes = len(wanted) * self.identity.d_ff * dtype.itemsize
+        row_bytes = len(wanted) * self.width(site) * dtype.itemsize
         for group in plan_groups([len(span.positions) for span in spans], self._group_bytes // row_bytes):
             rows = [(index, position) for index in group for position in spans[index].positions]
             if rows:
-                self._runner.run(self._pass(llm, wanted, [(index, examples[index], spans[index]) for index in group]))
+                self._rpc("capture", site.value, wanted)
+                self._runner.run(self._pass(llm, [(index, examples[index], spans[index]) for index in group]))
             rows_R2 = torch.tensor(rows, dtype=torch.int64)
             for layer in wanted if rows else ():
-                slices = self._runner.run(llm.collective_rpc("take_captured", args=(layer,)))
-                x_RF = assemble(slices, rows_R2, self.identity.d_ff, dtype, layer)
+                slices = self._rpc("take_captured", site.value, layer)
+                x_RF = assemble(slices, rows_R2, self.width(site), dtype, layer)
                 consume(layer, x_RF, rows_R2[:, 0])
             advance(sum(len(examples[index]) for index in group))
 
-    async def _pass(self, llm: AsyncLLM, layers: list[int], group: Sequence[tuple[int, TokenIds, Span]]) -> None:
+    async def _pass(self, llm: AsyncLLM, group: Sequence[tuple[int, TokenIds, Span]]) -> None:
         """Runs one group's prompts."""
-        await llm.collective_rpc("capture", args=(layers,))
         await llm.pause_generation(mode="keep", clear_cache=False)
         answers = []
         for index, ids, span in group:
@@ -168,6 +183,19 @@ class VllmActivations:
             raise AttachError("vLLM died while it ran the examples; its own messages above say why") from error
 
     @contextmanager
+    def guarded(self, method: Method, guard: Guard) -> Iterator[None]:
+        """Starts vLLM again with the guard in its graph; a further start, once it is needed, is without."""
+        self._stop()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / _PROVISIONAL
+            self._act([(str(folder), self._write_provisional(folder, method, guard))])
+            try:
+                yield
+            finally:
+                self._stop()
+                self._act([])
+
+    @contextmanager
     def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
         """Reads through the engine that serves, started once on the guard as it stands.
 
@@ -186,8 +214,9 @@ class VllmActivations:
             finally:
                 self._runner.run(engine.stop())
 
-    def _write_provisional(self, folder: Path, method: Method, guard: Guard) -> None:
-        """An artifact that an engine takes. Nothing verifies it: its one canary only holds the place of real ones."""
+    def _write_provisional(self, folder: Path, method: Method, guard: Guard) -> str:
+        """An artifact that an engine takes, and its digest. Nothing verifies it: its one canary only holds the place of
+        real ones."""
         parameters, tensors = method.dump(guard)
         manifest = Manifest(
             method=method.name,
@@ -201,7 +230,7 @@ class VllmActivations:
             canaries=(Canary(token_ids=(0,), scores=(0.0,), fires=True),),
             tensors_sha256="0" * 64,
         )
-        write_artifact(folder, manifest, tensors)
+        return write_artifact(folder, manifest, tensors)
 
     def _read(self, engine: VllmEngine, ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
         self._requests += 1

@@ -1,6 +1,6 @@
 """vLLM's worker in calibration: it hands out the activations of prompts, of this process's slice and layers.
 
-Suffixes: T tokens of a forward pass, R rows that are wanted, F this rank's feed-forward width.
+Suffixes: T tokens of a forward pass, R rows that are wanted, F this rank's neurons of a site.
 
 A site inside the traced graph copies its tensor into a buffer and nothing more: what a graph replays cannot know whose
 rows they are. After the pass, outside of every graph, the worker picks the rows that requests asked for.
@@ -13,81 +13,72 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 
 from guards.capture import Span
-from guards.sites import Site
-from server.engines.vllm_board import require_key
-from server.engines.vllm_sites import find_local_sites
-from server.engines.vllm_worker import SETTINGS, SiteWorker
+from guards.sites import Place, Site
+from server.engines.vllm_board import require_vectors
+from server.engines.vllm_worker import SETTINGS, GuardedWorker
 
 CAPTURE = "skillguard_capture"
 """Key of `SamplingParams.extra_args`: the example's index and its `Span`."""
 
 
-class _KeyCopy(nn.Module):
-    """Copies the key vectors of one layer. Part of the traced graph."""
+class _Copy(nn.Module):
+    """Copies the activations of one place, of [gate | up] the gate half. Part of the traced graph."""
 
     kept_TF: Tensor
 
-    def __init__(self, kept_TF: Tensor) -> None:
+    def __init__(self, kept_TF: Tensor, gate_half: bool) -> None:
         super().__init__()
+        self.gate_half = gate_half
         self.register_buffer("kept_TF", kept_TF, persistent=False)
 
-    def forward(self, key: Any) -> None:
-        key_TF = require_key(key, self.kept_TF.dtype)
-        self.kept_TF[: key_TF.shape[0]] = key_TF
-
-
-class _PreActivationCopy(nn.Module):
-    """Copies the pre-activations of one layer, of [gate | up] the gate half. Part of the traced graph."""
-
-    kept_TF: Tensor
-
-    def __init__(self, kept_TF: Tensor, fused: bool) -> None:
-        super().__init__()
-        self.fused = fused
-        self.register_buffer("kept_TF", kept_TF, persistent=False)
-
-    def forward(self, output: Tensor) -> None:
-        x_TF = output.view(-1, output.shape[-1])
-        if self.fused:
+    def forward(self, x: Any) -> None:
+        x_TF = require_vectors(x, self.kept_TF.dtype)
+        if self.gate_half:
             x_TF = x_TF[:, : x_TF.shape[-1] // 2]
         self.kept_TF[: x_TF.shape[0]] = x_TF
 
 
-def _copy_key(module: Any, args: tuple[Any, ...]) -> None:
+def _copy_input(module: Any, args: tuple[Any, ...]) -> None:
     module.skillguard_copy(args[0])
 
 
-def _copy_pre_activation(module: Any, _: Any, output: Any) -> None:
+def _copy_output(module: Any, _: Any, output: Any) -> None:
     module.skillguard_copy(output[0] if isinstance(output, tuple) else output)
 
 
-class CapturingWorker(SiteWorker):
-    """Keeps what the last requests asked for until it is taken, layer by layer."""
+class CapturingWorker(GuardedWorker):
+    """Keeps what the last requests asked for until it is taken, layer by layer.
+
+    What guards it is started with change is kept as they leave it: their hooks are the older ones.
+    """
 
     def _install(self, config: VllmConfig) -> None:
-        site = Site(config.additional_config[SETTINGS]["capture"])
-        self._sites = sites = find_local_sites(self.model_runner.get_model(), config.model_config.hf_config)
-        self._kept: dict[int, Tensor] = {}
-        self._wanted: list[int] = []
+        super()._install(config)
+        self._kept: dict[Place, Tensor] = {}
+        self._wanted: list[Place] = []
         self._rows: list[tuple[int, int]] = []
-        self._taken: dict[int, list[Tensor]] = {}
-        shape = (config.scheduler_config.max_num_batched_tokens, sites.d_ff // self._shard().count)
-        for layer, (pre_activation, key) in sites.blocks.items():
-            kept_TF = self._kept[layer] = torch.empty(shape, dtype=config.model_config.dtype, device=self.device)
-            if site is Site.KEY:
-                key.add_module("skillguard_copy", _KeyCopy(kept_TF))
-                key.register_forward_pre_hook(_copy_key)
-            else:
-                copy = _PreActivationCopy(kept_TF, sites.family.fused_gate_up)
-                pre_activation.add_module("skillguard_copy", copy)
-                pre_activation.register_forward_hook(_copy_pre_activation)
+        self._taken: dict[Place, list[Tensor]] = {}
+        tokens = config.scheduler_config.max_num_batched_tokens
+        for site in map(Site, config.additional_config[SETTINGS]["capture"]):
+            shape = (tokens, self._sites.width(site) // self._shard().count)
+            before_activation = site is Site.PRE_ACTIVATION
+            for layer, block in self._sites.blocks.items():
+                kept_TF = torch.empty(shape, dtype=config.model_config.dtype, device=self.device)
+                self._kept[Place(layer, site)] = kept_TF
+                module = block.at(site)
+                copy = _Copy(kept_TF, before_activation and self._sites.family.fused_gate_up)
+                module.add_module("skillguard_copy", copy)
+                if before_activation:
+                    module.register_forward_hook(_copy_output)
+                else:
+                    module.register_forward_pre_hook(_copy_input)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """As vLLM's worker, then picks the wanted rows of this step."""
         scheduled = scheduler_output.num_scheduled_tokens
         total = scheduler_output.total_num_scheduled_tokens
-        for layer in self._wanted:
-            self._kept[layer][:total].fill_(torch.nan)  # a site that did not run must not give an older pass's rows
+        for place in self._wanted:
+            self._kept[place][:total].fill_(torch.nan)  # a site that did not run must not give an older pass's rows
         output = super().execute_model(scheduler_output)
         if total and self._wanted:
             self._pick(scheduled)
@@ -108,25 +99,27 @@ class CapturingWorker(SiteWorker):
         if not rows:
             return
         rows_R = torch.tensor(rows, device=self.device)
-        for layer in self._wanted:
-            self._taken[layer].append(self._kept[layer].index_select(0, rows_R).cpu())
+        for place in self._wanted:
+            self._taken[place].append(self._kept[place].index_select(0, rows_R).cpu())
 
-    def capture(self, layers: list[int]) -> None:
-        """Forgets what was kept and keeps those of `layers` that are here, from now on."""
-        self._wanted = [layer for layer in layers if layer in self._kept]
+    def capture(self, site: str, layers: list[int]) -> None:
+        """Forgets what was kept and keeps one site of those of `layers` that are here, from now on."""
+        places = [Place(layer, Site(site)) for layer in layers]
+        self._wanted = [place for place in places if place in self._kept]
         self._rows = []
-        self._taken = {layer: [] for layer in self._wanted}
+        self._taken = {place: [] for place in self._wanted}
 
-    def take_captured(self, layer: int) -> tuple[int, bytes, bytes] | None:
+    def take_captured(self, site: str, layer: int) -> tuple[int, bytes, bytes] | None:
         """One layer's rows, None where it is not here: this rank's slice, (example, position) int64, activations.
 
         As bytes, which is what vLLM's messages carry between processes.
         """
-        if layer not in self._taken:
+        place = Place(layer, Site(site))
+        if place not in self._taken:
             return None
-        kept, self._taken[layer] = self._taken[layer], []
-        width = self._kept[layer].shape[1]
-        x_RF = torch.cat(kept) if kept else torch.empty((0, width), dtype=self._kept[layer].dtype)
+        kept, self._taken[place] = self._taken[place], []
+        like = self._kept[place]
+        x_RF = torch.cat(kept) if kept else torch.empty((0, like.shape[1]), dtype=like.dtype)
         rows = torch.tensor(self._rows, dtype=torch.int64).reshape(-1, 2)
         return self._shard().index, _bytes(rows), _bytes(x_RF)
 

@@ -103,7 +103,13 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """What this rank runs, for the engine to compare with the artifacts."""
         sites = self._sites
-        return {"layers": sites.layers, "here": sorted(sites.blocks), "d_ff": sites.d_ff, "d_model": sites.d_model}
+        return {
+            "layers": sites.layers,
+            "here": sorted(sites.blocks),
+            "d_ff": sites.d_ff,
+            "d_model": sites.d_model,
+            "d_attention": sites.d_attention,
+        }
 
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")

@@ -5,8 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from guards.attach import Attachment, Readings
+from guards.ksd import METHOD as KSD
 from guards.ksd import KSDFitter, KSDGuard, Regime
 from guards.methods import METHODS, Guard, Method
+from guards.na import METHOD as NEURON_ADJUST
+from guards.na import NeuronAdjustGuard
+from guards.prune import METHOD as PRUNE
+from guards.prune import PruneGuard
 from guards.sites import FAMILIES, find_sites
 from guards.verdict import Scope
 from tests.models import D_FF, LAYERS
@@ -17,7 +22,8 @@ LENGTH = 6
 
 def entry(guard: Guard) -> tuple[Method, Guard]:
     """The guard with its method."""
-    return METHODS["ksd" if isinstance(guard, KSDGuard) else "neuron-adjust"], guard
+    names: dict[type, str] = {KSDGuard: KSD, NeuronAdjustGuard: NEURON_ADJUST, PruneGuard: PRUNE}
+    return METHODS[names[type(guard)]], guard
 
 
 def attach(model: nn.Module, **guards: Guard) -> Attachment:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from guards.artifact import (
 from guards.ksd import Cube, KSDGuard, Regime
 from guards.methods import METHODS, Guard
 from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.prune import Importance, PruneGuard
 from guards.verdict import Scope
 from tests.models import D_FF, D_MODEL, LAYERS
 
@@ -73,6 +75,21 @@ def neuron_adjust(draw: Draw = Draw.CERTAIN) -> NeuronAdjustGuard:
     return NeuronAdjustGuard(chosen, fraction=5 / (LAYERS * D_FF), draw=draw, seed=7)
 
 
+def pruned(d_attention: int = D_MODEL) -> PruneGuard:
+    """An intervention on feed-forward neurons of two layers and attention neurons of two, one of them the same."""
+    feed_forward = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([0, D_FF - 1])}
+    attention = {0: torch.tensor([3]), 1: torch.tensor([2, D_MODEL - 1])}
+    return PruneGuard(
+        feed_forward,
+        attention,
+        d_attention=d_attention,
+        fraction=5 / (LAYERS * D_FF),
+        attention_fraction=3 / (LAYERS * d_attention),
+        steps=1,
+        importance=Importance.ABS,
+    )
+
+
 def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifest:
     """A manifest of a well-formed artifact; the tensor digest is filled in by the writer."""
     record: dict[str, Any] = {
@@ -88,10 +105,17 @@ def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifes
     return Manifest(**{**record, **changes})
 
 
+SAMPLES: Mapping[str, Callable[[], Guard]] = {
+    "ksd": ksd,
+    "neuron-adjust": neuron_adjust,
+    "selective-pruning": pruned,
+}
+
+
 def write(folder: Path, method: str = "ksd", guard: Guard | None = None, **changes: Any) -> Path:
     """A valid artifact of one method at `folder`."""
     if guard is None:
-        guard = ksd() if method == "ksd" else neuron_adjust()
+        guard = SAMPLES[method]()
     parameters, tensors = METHODS[method].dump(guard)
     write_artifact(folder, manifest(method, parameters, **changes), tensors)
     return folder

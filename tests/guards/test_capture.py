@@ -36,15 +36,15 @@ def _collect(
 def _alone(loaded: LoadedModel, site: Site, layer: int, ids: TokenIds) -> Tensor:
     """The same activations from one plain call of the whole model, by a hook of the test's own."""
     kept: list[Tensor] = []
-    sites = loaded.sites.layers[layer]
-    if site is Site.KEY:
-        handle = sites.key.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    module = loaded.sites.layers[layer].at(site)
+    if site is Site.PRE_ACTIVATION:
+        handle = module.register_forward_hook(lambda _, __, output: kept.append(output))
     else:
-        handle = sites.pre_activation.register_forward_hook(lambda _, __, output: kept.append(output))
+        handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     with torch.no_grad():
         loaded.model(input_ids=torch.tensor([ids]))
     handle.remove()
-    return kept[0].reshape(len(ids), -1)[:, : loaded.sites.d_ff]
+    return kept[0].reshape(len(ids), -1)[:, : loaded.width(site)]
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))

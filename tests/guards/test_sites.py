@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guards.errors import UnsupportedModelError
-from guards.sites import FAMILIES, ModelSites, find_sites, projection_shape
+from guards.sites import FAMILIES, ModelSites, Site, find_sites, projection_shape
 from tests.models import CONFIGS, D_FF, D_MODEL, EXPERTS, LAYERS, tiny_model, tokens
 
 KINDS = sorted(FAMILIES)
@@ -152,6 +152,37 @@ def test_changing_a_pre_activation_changes_its_key_alone(kind: str) -> None:
     assert moved.nonzero().flatten().tolist() == [3]
 
 
+HEADS_OF_THEIR_OWN = [kind for kind in KINDS if "head_dim" in CONFIGS[kind] or kind in ("llama", "mistral")]
+"""Families whose heads together need not be as wide as the model."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_attention_vector_is_what_the_output_projection_multiplies(kind: str) -> None:
+    """One of its neurons zeroed by a hook equals its column of the projection zeroed; and it matters."""
+    wide = {"head_dim": 6} if kind in HEADS_OF_THEIR_OWN else {}
+    model = tiny_model(kind, **wide)
+    sites = find_sites(model)
+    assert sites.d_attention == (4 * 6 if wide else D_MODEL)
+    assert {site: sites.width(site) for site in Site} == {
+        **dict.fromkeys((Site.KEY, Site.PRE_ACTIVATION), D_FF),
+        Site.ATTENTION: sites.d_attention,
+    }
+    module = sites.layers[1].at(Site.ATTENTION)
+    plain = model(tokens(1, 6)).logits
+
+    def zero(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        vector = args[0].clone()
+        vector[..., 13] = 0
+        return (vector,)
+
+    handle = module.register_forward_pre_hook(zero)
+    hooked = model(tokens(1, 6)).logits
+    handle.remove()
+    weight(module)[:, 13] = 0
+    torch.testing.assert_close(hooked, model(tokens(1, 6)).logits)
+    assert not torch.allclose(hooked, plain, atol=1e-4)
+
+
 def test_the_fused_projection_holds_the_gate_first() -> None:
     """Phi-3: raising the second half changes keys without passing the activation function."""
     model = tiny_model("phi3")
@@ -205,4 +236,11 @@ def test_layers_of_differing_width_are_refused() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = nn.Linear(D_FF + 1, D_MODEL)
     with pytest.raises(UnsupportedModelError, match=r"block 1: got key and pre-activation widths \(25, 24\)"):
+        find_sites(model)
+
+
+def test_attention_of_differing_width_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.o_proj = nn.Linear(D_MODEL + 4, D_MODEL)
+    with pytest.raises(UnsupportedModelError, match=r"block 1: got an attention output projection of \(20, 16\)"):
         find_sites(model)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from guards.artifact import read_artifact
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PruneOptions
 from guards.ksd import Regime
 from guards.na import Draw
+from guards.prune import Importance
 from server.cli import build_parser, main
 from tests.guards.tiny import save_tiny, sums, words
 
@@ -39,6 +40,7 @@ def _arguments(folder: Path, method: str, output: Path, *more: str) -> list[str]
     [
         ("ksd", ("--frame", "chat", "--frame", "{text}\\nA:", "--max-false-abstention", ".05"), 3),
         ("neuron-adjust", ("--fraction", ".25"), 2),
+        ("prune", ("--fraction", ".125", "--attention-fraction", ".0625", "--steps", "2", "--importance", "rms"), 2),
     ],
 )
 def test_writes_an_artifact_and_a_report_and_says_what_next(
@@ -52,7 +54,7 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
     assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "tensors.safetensors"]
     assert len(list((tmp_path / "guard-report").glob("*.png"))) == plots
     manifest = read_artifact(output).manifest
-    assert (manifest.method, manifest.skill) == (method, "sums")
+    assert (manifest.method, manifest.skill) == ("selective-pruning" if method == "prune" else method, "sums")
     assert manifest.model.weights_sha256 is not None
     forget = next(source for source in manifest.calibration.sources if source.role == "forget")
     assert (forget.name, forget.examples) == (f"{folder.name}/sums.jsonl?id=..179#sum", 180)
@@ -60,6 +62,15 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
     if method == "ksd":
         assert manifest.calibration.frames == ("chat", "{text}\nA:")
         assert "recall" in printed
+    if method == "prune":
+        assert manifest.parameters["importance"] == "rms"
+        assert ["all", "18", "6"] in [line.split() for line in printed.splitlines()]
+        report = json.loads((tmp_path / "guard-report" / "report.json").read_text())
+        assert (sum(report["feed_forward_by_layer"]), sum(report["attention_by_layer"])) == (18, 6)
+        assert main(["inspect", str(output)]) == 0
+        shown = capsys.readouterr().out
+        assert "attention_fraction" in shown
+        assert "feed_forward" in shown
 
 
 @pytest.mark.parametrize(
@@ -103,3 +114,6 @@ def test_help_is_instant_and_choices_are_the_methods_own() -> None:
         build_parser().parse_args(["calibrate", "neuron-adjust", *arguments, "--draw", draw.value])
     assert Regime(KSDOptions().regime) is Regime.LAST_TOKEN
     assert Draw(NeuronAdjustOptions().draw) is Draw.RANDOM
+    for importance in Importance:
+        build_parser().parse_args(["calibrate", "prune", *arguments, "--importance", importance.value])
+    assert Importance(PruneOptions().importance) is Importance.ABS

@@ -8,6 +8,9 @@ from torch.nn.functional import silu
 
 from tests.models import D_FF, D_MODEL, LAYERS
 
+D_ATTENTION = D_MODEL + 4
+"""Heads need not be as wide as the model."""
+
 
 class ParallelLinear(nn.Linear):
     """A rank's slice of a layer that knows its whole size, and gives (output, bias)."""
@@ -40,15 +43,29 @@ class MLP(nn.Module):
         return output
 
 
-class Block(nn.Module):
-    """A residual block without attention."""
+class Attention(nn.Module):
+    """Every token attends to itself alone."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()
-        self.mlp = MLP(ranks)
+        width = D_ATTENTION // ranks
+        self.v_proj = ParallelLinear(D_MODEL, width, of=(D_MODEL, D_ATTENTION))
+        self.o_proj = ParallelLinear(width, D_MODEL, of=(D_ATTENTION, D_MODEL))
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = x + self.mlp(x)
+        output: Tensor = self.o_proj(self.v_proj(x)[0])[0]
+        return output
+
+
+class Block(nn.Module):
+    """A residual block, attention and feed-forward in parallel: at layer 0 a rank's slice of either has all inputs."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = Attention(ranks), MLP(ranks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = x + self.self_attn(x) + self.mlp(x)
         return output
 
 
@@ -90,11 +107,14 @@ class LlamaForCausalLM(nn.Module):
 def sliced(whole: LlamaForCausalLM, rank: int, ranks: int) -> LlamaForCausalLM:
     """The slice of a model that one tensor-parallel rank holds."""
     part = LlamaForCausalLM(ranks)
-    width = D_FF // ranks
-    here = slice(rank * width, (rank + 1) * width)
+    here, heads = (slice(rank * width // ranks, (rank + 1) * width // ranks) for width in (D_FF, D_ATTENTION))
     part.model.embed_tokens = whole.model.embed_tokens
+    mine: Any
+    theirs: Any
     for mine, theirs in zip(part.model.layers, whole.model.layers, strict=True):
-        gate, up = theirs.mlp.gate_up_proj.weight.chunk(2)  # type: ignore[union-attr,operator]
-        mine.mlp.gate_up_proj.weight = nn.Parameter(torch.cat([gate[here], up[here]]))  # type: ignore[union-attr]
-        mine.mlp.down_proj.weight = nn.Parameter(theirs.mlp.down_proj.weight[:, here])  # type: ignore[union-attr,index]
+        gate, up = theirs.mlp.gate_up_proj.weight.chunk(2)
+        mine.mlp.gate_up_proj.weight = nn.Parameter(torch.cat([gate[here], up[here]]))
+        mine.mlp.down_proj.weight = nn.Parameter(theirs.mlp.down_proj.weight[:, here])
+        mine.self_attn.v_proj.weight = nn.Parameter(theirs.self_attn.v_proj.weight[heads])
+        mine.self_attn.o_proj.weight = nn.Parameter(theirs.self_attn.o_proj.weight[:, heads])
     return part

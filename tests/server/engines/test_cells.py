@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from guards.methods import METHODS, Bound, Guard
+from guards.methods import Bound, Guard
 from guards.shard import WHOLE
+from guards.sites import Place, Site
 from guards.verdict import Reading
 from server.engines.cells import Cells
-from tests.guards.samples import cube, ksd, neuron_adjust
+from tests.guards.attached import entry
+from tests.guards.samples import cube, ksd, neuron_adjust, pruned
 
 TAU = 3.0  # of every sample cube
 ABOVE_TAU = float(torch.nextafter(torch.tensor(TAU), torch.tensor(4.0)))
@@ -18,8 +20,8 @@ ABOVE_TAU = float(torch.nextafter(torch.tensor(TAU), torch.tensor(4.0)))
 def cells(**guards: Guard) -> Cells:
     bound: dict[str, Bound] = {}
     for name, guard in guards.items():
-        method = "ksd" if hasattr(guard, "cubes") else "neuron-adjust"
-        bound[name] = METHODS[method].bind(guard, torch.device("cpu"), WHOLE)
+        method, _ = entry(guard)
+        bound[name] = method.bind(guard, torch.device("cpu"), WHOLE)
     return Cells(bound)
 
 
@@ -28,11 +30,29 @@ def both() -> Cells:
     return cells(sums=ksd(cube(0), cube(2)), shift=neuron_adjust())
 
 
-def test_columns_of_a_layer_lie_together_with_detectors_first() -> None:
+def test_columns_of_a_place_lie_together_with_detectors_first() -> None:
     laid = both()
-    assert [(cell.guard, cell.layer) for cell in laid.all] == [("sums", 0), ("shift", 0), ("sums", 2), ("shift", 2)]
-    assert laid.at(2) == [2, 3]
+    assert [(cell.guard, cell.place.layer) for cell in laid.all] == [
+        *(("sums", 0), ("shift", 0)),
+        *(("sums", 2), ("shift", 2)),
+    ]
+    assert laid.at(Place(2, Site.KEY)) == [2]
+    assert laid.at(Place(2, Site.PRE_ACTIVATION)) == [3]
     assert laid.counts == [1, 3]
+
+
+def test_an_intervention_has_a_cell_for_every_place_it_acts_at() -> None:
+    laid = cells(mask=pruned(), sums=ksd(cube(0), cube(2)))
+    assert [(cell.guard, *cell.place) for cell in laid.all] == [
+        ("mask", 0, Site.ATTENTION),
+        *(("sums", 0, Site.KEY), ("mask", 0, Site.KEY)),
+        ("mask", 1, Site.ATTENTION),
+        *(("sums", 2, Site.KEY), ("mask", 2, Site.KEY)),
+    ]
+    assert laid.at(Place(2, Site.KEY)) == [4, 5]
+    assert laid.counts == [0, 2, 3, 5]
+    assert laid.readings([1, 9, 2, 0, 9, 3])["mask"] == (Reading.OUTSIDE, (6.0,))
+    assert laid.readings([1, 9, 2, math.nan, 9, 3])["mask"][0] is Reading.INVALID
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Cells that ride with their tokens: written inside the blocks, taken off the rows that are sampled."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +12,16 @@ from transformers import LlamaConfig
 
 from guards.errors import AttachError, GuardReadingError
 from guards.ksd import cube_score
-from guards.methods import METHODS, Guard, Method
+from guards.methods import Guard
 from guards.shard import WHOLE, Shard
+from guards.verdict import Reading
 from server.engines import vllm_board
 from server.engines.vllm_board import Board
 from server.engines.vllm_sites import find_local_sites
-from tests.guards.samples import cube, ksd, neuron_adjust
+from tests.guards.attached import entry
+from tests.guards.samples import cube, ksd, neuron_adjust, pruned
 from tests.models import D_FF, D_MODEL
-from tests.server.engines.imitation import LlamaForCausalLM, PPMissingLayer, Stage, sliced
+from tests.server.engines.imitation import D_ATTENTION, LlamaForCausalLM, PPMissingLayer, Stage, sliced
 
 IDS, POSITIONS = torch.tensor([3, 9, 27, 4, 50]), torch.tensor([0, 1, 2, 0, 7])
 ROWS = torch.tensor([2, 4])
@@ -26,9 +29,7 @@ CUBES = (cube(0, seed=1), cube(2, seed=2), cube(2, seed=3))
 
 
 def board_on(model: nn.Module, shard: Shard = WHOLE, dtype: torch.dtype = torch.float32, **guards: Guard) -> Board:
-    chosen: dict[str, tuple[Method, Guard]] = {
-        name: (METHODS["ksd" if hasattr(guard, "cubes") else "neuron-adjust"], guard) for name, guard in guards.items()
-    }
+    chosen = {name: entry(guard) for name, guard in guards.items()}
     board = Board(
         find_local_sites(model, LlamaConfig(num_hidden_layers=3)),
         chosen,
@@ -77,12 +78,14 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank sees its slice; joined, their cells are those of the whole layer."""
     whole = LlamaForCausalLM()
     # Only layer 0, where both models have the same inputs: these slices do not sum over ranks.
-    guard, chosen = ksd(cube(0, seed=1), cube(0, seed=2)), neuron_adjust()
+    chosen, mask = neuron_adjust(), pruned(D_ATTENTION)
     del chosen.layers_statistics[2]
+    mask = replace(mask, feed_forward={0: torch.tensor([1, 20])}, attention={0: torch.tensor([0, 3, D_ATTENTION - 1])})
+    guards: dict[str, Guard] = {"sums": ksd(cube(0, seed=1), cube(0, seed=2)), "shift": chosen, "mask": mask}
     ranks = [sliced(whole, rank, 2) for rank in range(2)]
-    one = board_on(whole, sums=guard, shift=chosen)
+    one = board_on(whole, **guards)
     _, wanted = one.split(run(whole)[ROWS])
-    boards = [board_on(part, Shard(rank, 2), sums=guard, shift=chosen) for rank, part in enumerate(ranks)]
+    boards = [board_on(part, Shard(rank, 2), **guards) for rank, part in enumerate(ranks)]
     kept: list[Tensor] = []
 
     def keep(_: Board, cells: Tensor) -> Tensor:
@@ -94,19 +97,21 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
         board.split(run(part)[ROWS])
     joined = one.cells.over_ranks(torch.stack(kept))
     assert torch.equal(joined, wanted)
-    assert float(wanted[:, -1].sum()) > 0
+    assert one.cells.parts(wanted, "mask").tolist() == [[5], [5]]
+    assert float(one.cells.parts(wanted, "shift").sum()) > 0
 
 
 def test_cells_travel_to_the_next_stage() -> None:
     whole = LlamaForCausalLM()
     first, second = copy.deepcopy(whole), copy.deepcopy(whole)
     first.last = False
-    board = board_on(whole, sums=ksd(*CUBES), shift=neuron_adjust())
+    guards: dict[str, Guard] = {"sums": ksd(*CUBES), "shift": neuron_adjust(), "mask": pruned(D_ATTENTION)}
+    board = board_on(whole, **guards)
     _, wanted = board.split(run(whole)[ROWS])
     first.model.layers[1] = first.model.layers[2] = PPMissingLayer()
     second.model.layers[0] = PPMissingLayer()
-    board_on(first, sums=ksd(*CUBES), shift=neuron_adjust())
-    last = board_on(second, sums=ksd(*CUBES), shift=neuron_adjust())
+    board_on(first, **guards)
+    last = board_on(second, **guards)
     sent: Stage = run(first)
     assert torch.isnan(sent.tensors[vllm_board.TENSOR_KEY]).any(), "the second stage's cells are not known yet"
     _, cells = last.split(run(second, intermediate_tensors=sent)[ROWS])
@@ -139,6 +144,44 @@ def test_an_intervention_changes_what_the_block_computes() -> None:
     assert set(touched) <= set(guard.layers_statistics[0].neurons_S.tolist())
     assert touched
     assert silu(torch.tensor(0.0)) == 0  # a gate of zero would hide a change
+
+
+@pytest.mark.parametrize("order", [("mask", "sums", "shift"), ("shift", "sums", "mask")])
+def test_pruning_is_a_zeroed_column_and_comes_before_detectors(order: tuple[str, ...]) -> None:
+    model, by_hand = LlamaForCausalLM(), LlamaForCausalLM()
+    by_hand.load_state_dict(model.state_dict())
+    plain = run(model)
+    mask, each = pruned(D_ATTENTION), cube(2, seed=2)
+    guards: dict[str, Guard] = {"mask": mask, "sums": ksd(each), "shift": neuron_adjust()}
+    board = board_on(model, **{name: guards[name] for name in order})
+    board_on(by_hand, shift=neuron_adjust())
+    block: Any
+    for layer, block in enumerate(by_hand.model.layers):
+        block.mlp.down_proj.weight.data[:, mask.feed_forward.get(layer, [])] = 0
+        block.self_attn.o_proj.weight.data[:, mask.attention.get(layer, [])] = 0
+    hidden, cells = board.split(run(model)[ROWS])
+    torch.testing.assert_close(hidden, run(by_hand)[ROWS, :D_MODEL])
+    assert not torch.allclose(hidden, plain[ROWS])  # positive control
+    key_TF = keys(model, 2)
+    assert bool((key_TF[:, mask.feed_forward[2]] == 0).all())
+    wanted = cube_score(key_TF, each.mean_F, each.std_F.reciprocal())[ROWS]
+    assert torch.equal(board.cells.parts(cells, "sums")[:, 0], wanted)
+    assert board.cells.parts(cells, "mask").tolist() == [[8], [8]]
+
+
+def test_a_value_that_is_not_finite_is_not_hidden_by_its_zero() -> None:
+    model = LlamaForCausalLM()
+    block: Any = model.model.layers[1]
+    block.self_attn.v_proj.weight.data[2] = torch.inf
+    board = board_on(model, mask=pruned(D_ATTENTION))
+    hidden, cells = board.split(run(model)[ROWS])
+    assert bool(torch.isfinite(hidden).all())
+    assert board.cells.codes(cells).tolist() == [[Reading.INVALID]] * 2
+
+
+def test_pruning_for_other_heads_is_refused() -> None:
+    with pytest.raises(AttachError, match=f"got attention vectors of {D_ATTENTION} neurons, the guard was made for 16"):
+        board_on(LlamaForCausalLM(), mask=pruned(16))
 
 
 class Quantized:

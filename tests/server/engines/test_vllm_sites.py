@@ -7,8 +7,9 @@ from torch import nn
 from transformers import LlamaConfig, MixtralConfig
 
 from guards.errors import UnsupportedModelError
+from guards.sites import Site
 from server.engines.vllm_sites import find_local_sites
-from tests.server.engines.imitation import LlamaForCausalLM, PPMissingLayer
+from tests.server.engines.imitation import D_ATTENTION, LlamaForCausalLM, PPMissingLayer
 
 CONFIG = LlamaConfig(num_hidden_layers=3)
 
@@ -16,7 +17,8 @@ CONFIG = LlamaConfig(num_hidden_layers=3)
 def test_every_block_is_found() -> None:
     sites = find_local_sites(LlamaForCausalLM(), CONFIG)
     assert sorted(sites.blocks) == [0, 1, 2]
-    assert (sites.layers, sites.d_ff, sites.d_model) == (3, 24, 16)
+    assert (sites.layers, sites.d_ff, sites.d_model, sites.d_attention) == (3, 24, 16, D_ATTENTION)
+    assert [sites.width(site) for site in (Site.KEY, Site.ATTENTION)] == [24, D_ATTENTION]
 
 
 def test_blocks_of_other_stages_are_left_out() -> None:
@@ -48,9 +50,19 @@ def _two_widths(model: Any) -> None:
     mlp.down_proj.input_size, mlp.gate_up_proj.output_size = 20, 40
 
 
+def _hidden_attention(model: Any) -> None:
+    model.model.layers[1].self_attn.o_proj = nn.Identity()
+
+
+def _two_attention_widths(model: Any) -> None:
+    model.model.layers[1].self_attn.o_proj.input_size = 12
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (_hidden_attention, r"attention width 0 \(Identity\)"),
+        (_two_attention_widths, r"\(24, 16, 12\), \(24, 16, 20\)"),
         (_without_down, "lacks the module"),
         (_odd_width, "block 1: got pre-activation width 24 and key width 20"),
         (_hidden_width, "Identity"),

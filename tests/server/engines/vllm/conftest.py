@@ -1,10 +1,15 @@
 """Engines that several tests share: starting vLLM takes a quarter of a minute."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.server.engines.vllm.live import Live, embedded, live, on_vllm
+from guards.calibrate_options import PruneOptions
+from guards.calibrate_prune import calibrate_prune
+from guards.data import read_source
+from guards.loading import load_model
+from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,3 +32,16 @@ def reference() -> Iterator[Live]:
     """The same guards on the embedded engine."""
     with live(embedded("ksd-mathematics", "ksd-code", "ksd-en")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact that prunes the demo's facts, feed-forward and attention, in two steps."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
+        for skill in ("facts", "mathematics", "code", "zh", "en")
+    )
+    options = PruneOptions(frames=("chat",), fraction=0.01, attention_fraction=0.005, steps=2)
+    folder: Path = tmp_path_factory.mktemp("guards") / "sp-facts"
+    calibrate_prune(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
+    return str(folder)

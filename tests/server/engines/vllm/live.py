@@ -26,7 +26,7 @@ SMALL = ("--dtype", "float32", "--max-model-len", "512", "--kv-cache-memory-byte
 
 
 def guard(name: str) -> Path:
-    """A guard of the demo."""
+    """A guard of the demo by its name, or any other by its path."""
     return GUARDS / name
 
 

@@ -8,6 +8,8 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from guards.activations import Activations
 from guards.artifact import Artifact, read_artifact
 from guards.calibrate_ksd import KSDCalibration, calibrate_ksd
 from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PruneOptions
+from guards.calibrate_prune import calibrate_prune
 from guards.capture import TokenIds, Tokens
 from guards.data import Source, read_source
 from guards.errors import ArtifactMismatchError
@@ -62,10 +65,10 @@ def embedded(loaded: LoadedModel) -> KSDCalibration:
     return calibrate_ksd(loaded, *_sources(), OPTIONS)
 
 
-def _activations(model: Path, site: Site, *flags: str, **changes: Any) -> Any:
+def _activations(model: Path, sites: Sequence[Site], *flags: str, **changes: Any) -> Any:
     from server.engines.vllm_capture import VllmActivations
 
-    return VllmActivations(VllmOptions(model=str(model), flags=flags), site, **changes)
+    return VllmActivations(VllmOptions(model=str(model), flags=flags), *sites, **changes)
 
 
 async def _served(engine: Any, prompts: Sequence[TokenIds] = ()) -> tuple[dict[str, str | None], list[Reading]]:
@@ -107,7 +110,7 @@ def _verdicts(artifact: Artifact) -> list[tuple[TokenIds, bool]]:
 def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
     loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
 ) -> None:
-    with _activations(MODEL, Site.KEY, *EAGER, *CHUNKED) as model:
+    with _activations(MODEL, [Site.KEY], *EAGER, *CHUNKED) as model:
         assert model.identity == loaded.identity
         calibration = calibrate_ksd(model, *_sources(), OPTIONS)
     embedded.save(tmp_path / "embedded", "mathematics")
@@ -155,6 +158,30 @@ def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path
     assert (_serve(_on_transformers(tmp_path / "vllm")))[0] == {"vllm": None}
 
 
+def test_pruning_from_the_command_line_measures_again_with_the_mask_in_the_graph(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    options = PruneOptions(frames=("chat",), fraction=0.02, attention_fraction=0.005, steps=2)
+    for name, given in (("embedded", options), ("once", replace(options, steps=1))):
+        calibrate_prune(loaded, *_sources(), given).save(tmp_path / name, "mathematics")
+    data = DEMO / "data"
+    words = [
+        *("calibrate", "prune", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics", "--limit", "120"),
+        *("--forget", str(data / "mathematics.calibration.jsonl"), "--output", str(tmp_path / "vllm")),
+        *("--retain", str(data / "code.calibration.jsonl"), "--retain", str(data / "facts.calibration.jsonl")),
+        *("--frame", "chat", "--attention-fraction", "0.005", "--steps", "2", *EAGER),
+    ]
+    assert main(words) == 0
+    ours, theirs, once = (read_artifact(tmp_path / name) for name in ("embedded", "vllm", "once"))
+    assert theirs.manifest.model == ours.manifest.model
+    assert theirs.tensors.keys() == ours.tensors.keys()
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(theirs.tensors[name], tensor), name
+    assert sum(map(len, ours.tensors.values())) == 2 * sum(map(len, once.tensors.values()))
+    assert _verdicts(theirs) == _verdicts(ours)
+    assert (_serve(_on_transformers(tmp_path / "vllm")))[0] == {"vllm": None}
+
+
 def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], tokens: Tokens) -> dict[Any, Tensor]:
     """Activations [T, F] by layer and example, in order of position."""
     seen: dict[Any, list[Tensor]] = {}
@@ -169,22 +196,22 @@ def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], token
 
 
 @pytest.mark.parametrize(
-    ("site", "flags"),
+    ("sites", "flags"),
     [
-        (Site.PRE_ACTIVATION, ("--enforce-eager", "--tensor-parallel-size", "2", *CHUNKED)),
-        (Site.KEY, ("--tensor-parallel-size", "2")),
-        (Site.KEY, ("--enforce-eager", "--pipeline-parallel-size", "2")),
+        ([Site.PRE_ACTIVATION], ("--enforce-eager", "--tensor-parallel-size", "2", *CHUNKED)),
+        ([Site.KEY, Site.ATTENTION], ("--tensor-parallel-size", "2")),
+        ([Site.ATTENTION, Site.KEY], ("--enforce-eager", "--pipeline-parallel-size", "2")),
     ],
 )
 def test_ranks_give_what_one_process_gives(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, site: Site, flags: tuple[str, ...]
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, sites: list[Site], flags: tuple[str, ...]
 ) -> None:
     if (os.cpu_count() or 1) < 2:
         pytest.skip("vLLM binds each rank to a core of its own")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     examples = [*_prompts(loaded, "mathematics", 20), *_prompts(loaded, "code", 20)]
-    with _activations(MODEL, site, *SMALL, *flags, group_bytes=2_000_000) as model:
-        for tokens in Tokens:
+    with _activations(MODEL, sites, *SMALL, *flags, group_bytes=2_000_000) as model:
+        for site, tokens in product(sites, Tokens):
             wanted, got = (_collect(each, site, examples, tokens) for each in (loaded, model))
             assert got.keys() == wanted.keys()
             for at, x_TF in wanted.items():
@@ -209,7 +236,7 @@ def test_a_quantised_model_is_calibrated_and_served_as_it_is(
     assert name in TESTED_QUANTISATION
     folder = MODEL if save is None else save(MODEL, tmp_path / "model")
     flags = (*EAGER, "--dtype", "bfloat16", *flags)  # of two number formats, vLLM takes the later
-    with _activations(folder, Site.KEY, *flags) as model:
+    with _activations(folder, [Site.KEY], *flags) as model:
         live = model.identity
         calibration = calibrate_ksd(model, *_sources(), OPTIONS)
     assert (live.quantization, live.dtype) == (name, "bfloat16")

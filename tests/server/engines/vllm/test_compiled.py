@@ -35,7 +35,7 @@ def break_python_hooks(worker: Any) -> bool:
         raise AssertionError("the hook ran in Python")
 
     vllm_board._KeySite.forward = fail  # type: ignore[assignment,method-assign]
-    vllm_board._PreActivationSite.forward = fail  # type: ignore[assignment,method-assign]
+    vllm_board._ChangeSite.forward = fail  # type: ignore[assignment,method-assign]
     return not worker.model_runner.get_model().model.do_not_compile
 
 

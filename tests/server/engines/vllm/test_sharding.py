@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from guards.verdict import GuardMode, Reading
-from server.engines.base import Engine, FinishReason
+from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
 DETECTORS = ("ksd-mathematics", "ksd-code", "ksd-zh")
@@ -58,40 +58,50 @@ def same(got: list[dict[str, tuple[Reading, float]]], wanted: list[dict[str, tup
 
 
 @pytest.fixture(scope="module")
-def wanted() -> Iterator[tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]]:
+def wanted(mask: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]:
     """What the embedded engine says."""
     with live(embedded(*DETECTORS)) as running:
         ids = prompts(running)
+        unpruned = verdicts(running, ids)
+    with live(embedded(*DETECTORS, mask)) as running:
         found = verdicts(running, ids)
-        assert {reading for each in found for reading, _ in each.values()} == {Reading.INSIDE, Reading.OUTSIDE}
-        yield ids, found
+    readings = {each[name][0] for each in found for name in DETECTORS}
+    assert readings == {Reading.INSIDE, Reading.OUTSIDE}
+    for each, before in zip(found, unpruned, strict=True):  # positive control: pruning does show in a score
+        assert each["ksd-code"][1] != pytest.approx(before["ksd-code"][1], rel=1e-3)
+    return ids, found
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_verdicts_are_the_same(
-    variant: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
+def test_verdicts_and_counts_are_the_same(
+    variant: str, mask: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
 ) -> None:
+    """A pruning guard, given last, acts before the detectors that score the same key vectors."""
     flags = VARIANTS[variant]
-    with bound_to_cores(flags), live(on_vllm(*DETECTORS, flags=flags)) as running:
+    with bound_to_cores(flags), live(on_vllm(*DETECTORS, mask, flags=flags)) as running:
         ids, there = wanted
         same(verdicts(running, ids), there)
         same(verdicts(running, ids), there)  # now out of a warm prefix cache
 
 
 @pytest.mark.parametrize("flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2")])
-def test_an_intervention_moves_the_same_neurons(flags: Sequence[str]) -> None:
-    def make(flags: Sequence[str] | None) -> Engine:
-        return (embedded("na-mathematics") if flags is None else on_vllm("na-mathematics", flags=flags))()
-
+def test_interventions_move_the_same_neurons(flags: Sequence[str], mask: str) -> None:
+    """Neuron Adjust and pruning together: answers, and how many neurons of them moved."""
     answers = []
-    for each in (None, flags):
-        with bound_to_cores(each or ()), live(lambda each=each: make(each)) as running:  # type: ignore[misc]
+    for make in (
+        embedded("na-mathematics"),
+        embedded("na-mathematics", mask),
+        on_vllm("na-mathematics", mask, flags=flags),
+    ):
+        with bound_to_cores(flags), live(make) as running:
             ids = prompts(running, per_skill=3)
             answers.append([(a.text, a.finish.neurons_shifted) for a in running.draw(ids, greedy())])
-    for (text, moved), (other, also_moved) in zip(*answers, strict=True):
+    unpruned, wanted, got = answers
+    for (text, moved), (other, also_moved) in zip(wanted, got, strict=True):
         assert text == other
         assert moved == pytest.approx(also_moved, abs=3)
-    assert all(moved for _, moved in answers[0])
+    assert all(moved for _, moved in wanted)
+    assert [text for text, _ in wanted] != [text for text, _ in unpruned], "positive control: pruning changes answers"
 
 
 def test_preempted_answers_are_judged_as_others() -> None:
