@@ -2,8 +2,9 @@
 
 One forward pass at a time. A pre-hook on the model itself learns which rows will be sampled (`logits_to_keep`) and
 every token's position; the hooks inside the blocks score those rows only, so a detector costs one pass over one key
-vector per sampled token however long the prompt is; `take` then hands out one reading per guard and row, in the order
-of the logits' rows. A guard that was not heard of reads MISSING, which nothing treats as a pass.
+vector per sampled token however long the prompt is (a pooled one needs every token's, once); `take` then hands out one
+reading per guard and row, in the order of the logits' rows. A guard that was not heard of reads MISSING, which nothing
+treats as a pass.
 
 Interventions are installed before detectors, in whatever order guards are given: hooks of a module run as installed,
 and a key vector is to be scored as the model goes on with it.
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from guards.errors import AttachError, GuardReadingError
 from guards.methods import Bound, BoundDetector, BoundIntervention, Guard, Method, detectors, interventions
+from guards.running import RunningMeans
+from guards.sequences import Sequences, find_sequences
 from guards.shard import WHOLE
 from guards.sites import ModelSites, Place, Site
 from guards.verdict import Reading
@@ -38,12 +41,18 @@ class Readings:
 
 @dataclass
 class _Forward:
-    """State of the running forward pass. `rows_R` None means every token."""
+    """State of the running forward pass. `rows_R` None means every token.
+
+    `pooled`: per pooled guard, the sum over the layers so far of every token's values [T, parts]. `sequences` is set
+    where there is such a guard.
+    """
 
     rows_R: Tensor | None
     positions_T: Tensor
     scores: dict[tuple[str, int], Tensor]
     shifted: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+    sequences: Sequences | None
     fired: set[tuple[str, Place]]
 
 
@@ -75,6 +84,11 @@ class Attachment:
                 for place in self._places[name]:
                     hook = self._score_hook(name, detector, place)
                     stack.callback(sites.layers[place.layer].at(place.site).register_forward_pre_hook(hook).remove)
+            self._means = {
+                name: RunningMeans(len(detector.parts), device)
+                for name, detector in detectors(self.bound).items()
+                if detector.pooled
+            }
             self._stack = stack.pop_all()
 
     def _install_change(
@@ -116,7 +130,8 @@ class Attachment:
             raise GuardReadingError(f"got logits_to_keep={rows!r}, wanted a tensor of row indices")
         else:
             rows = None
-        self._forward = _Forward(rows, positions.reshape(-1), {}, {}, set())
+        sequences = find_sequences(kwargs, positions) if self._means else None
+        self._forward = _Forward(rows, positions.reshape(-1), {}, {}, {}, sequences, set())
 
     def _running(self, name: str, place: Place) -> _Forward:
         forward = self._forward
@@ -135,6 +150,10 @@ class Attachment:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             forward = self._running(name, place)
             key_TF = args[0].reshape(-1, args[0].shape[-1])
+            if bound.pooled:
+                value_TC, before = bank(key_TF), forward.pooled.get(name)
+                forward.pooled[name] = value_TC if before is None else before + value_TC
+                return
             if forward.rows_R is not None:
                 key_TF = key_TF.index_select(0, forward.rows_R)
             for part, score_T in zip(parts, bank(key_TF).unbind(dim=-1), strict=True):
@@ -187,15 +206,24 @@ class Attachment:
         """Float32 [rows, parts], or None when some hook did not run or gave too few rows."""
         if any((name, place) not in forward.fired for place in self._places[name]):
             return None
-        if bound.taus is None:
-            shifted_T = forward.shifted[name]
-            picked = shifted_T if forward.rows_R is None else shifted_T.index_select(0, forward.rows_R)
-            parts = [picked]
+        if name in self._means or bound.taus is None:
+            every_TC = self._pooled(name, forward) if name in self._means else forward.shifted[name].unsqueeze(1)
+            parts = list(every_TC.unbind(1))
+            if forward.rows_R is not None:
+                parts = [part.index_select(0, forward.rows_R) for part in parts]
         else:
             parts = [forward.scores[name, part] for part in range(len(bound.parts))]
         if any(part.shape[0] < rows for part in parts):
             return None
         return torch.stack([part[:rows] for part in parts], dim=1)
+
+    def _pooled(self, name: str, forward: _Forward) -> Tensor:
+        """A pooled guard's scores at every token, float32 [T, parts]."""
+        found = forward.sequences
+        assert found is not None
+        return self._means[name].extend(
+            forward.pooled[name], forward.positions_T, found.starts_S, found.slots_T, found.previous_S
+        )
 
 
 def _codes(scores_RC: Tensor, taus_C: Tensor | None) -> Tensor:

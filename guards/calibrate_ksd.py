@@ -1,4 +1,6 @@
-"""Calibrates Key Space Detection: chooses each frame's layer and tau, and reports on examples nothing was chosen on.
+"""Calibrates Key Space Detection by cubes, as in the paper.
+
+Chooses each frame's layer and tau, and reports on examples that nothing was chosen on.
 
 Suffixes: L layers, C cubes (one per fitted frame), E examples.
 """
@@ -17,10 +19,11 @@ from guards.calibrate_options import KSDOptions
 from guards.corpus import Share
 from guards.data import Source
 from guards.errors import CalibrationError
-from guards.ksd import FEW_VECTORS, METHOD, KSDGuard, Regime
+from guards.ksd import FEW_VECTORS, METHOD, KSDGuard
 from guards.ksd_passes import Fit, Job, Scores, fit_frame, prepare, score_all
 from guards.statistics import auroc, conformal_tau
 from guards.thresholds import (
+    MIN_RECALL,
     below,
     enough_for_cap,
     false_abstention_bound,
@@ -30,9 +33,6 @@ from guards.thresholds import (
     place_tau,
     rate_of,
 )
-
-MIN_RECALL = 0.5
-"""Below this a guard does not take its skill away; none is written."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ class FrameResult:
     sources: dict[str, Rate]
     forget_E: Tensor
     retain_E: Tensor
+
+    @property
+    def where(self) -> str:
+        """The layer, as a person reads it."""
+        return f"layer {self.chosen.fit.cube.layer}"
+
+    @property
+    def auroc(self) -> float:
+        """Of the own cube by itself."""
+        return self.chosen.reported_auroc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +157,7 @@ def _choose(job: Job, fits: Sequence[Sequence[Fit]], scores: Scores) -> tuple[Fr
 
 def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
     """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
-    options, found = job.options, []
-    for corpus in job.corpora.values():
-        if corpus.left_out:
-            found.append(
-                f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's "
-                f"{job.model.max_tokens} tokens"
-            )
+    options, found = job.options, job.left_out()
     vectors = min(result.chosen.fit.vectors for result in frames)
     if vectors < FEW_VECTORS:
         found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
@@ -187,10 +191,6 @@ def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
 
 
 def _notes(job: Job, frames: Sequence[FrameResult]) -> list[str]:
-    counts = {
-        role: ", ".join(f"{share.value} {len(members)}" for share, members in parts.items())
-        for role, parts in job.parts.items()
-    }
     judged = {
         "last": "the last prompt token; rates while the model writes are not measured",
         "all": "every token of a text, one hit counting: the text stands for an answer of its length",
@@ -198,7 +198,7 @@ def _notes(job: Job, frames: Sequence[FrameResult]) -> list[str]:
         "answer of its length",
     }[job.judged.value]
     notes = [
-        f"forget examples: {counts['forget']}; retain examples: {counts['retain']}",
+        job.dealt(),
         "layer and tau were chosen on the threshold parts, the rates measured on the report parts",
         "of several frames the rates are those of the frame where they are worst",
         f"scored at {judged}",
@@ -220,7 +220,8 @@ def calibrate_ksd(
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
     started = time.monotonic()
-    job = prepare(model, forget, retain, options or KSDOptions())
+    options = options or KSDOptions()
+    job = prepare(model, forget, retain, options)
     encoded = time.monotonic()
     with progress_bar(job.tokens, job.options.progress) as advance:
         fits = [fit_frame(job, frame, advance) for frame in job.frames]
@@ -231,7 +232,7 @@ def calibrate_ksd(
     guard = KSDGuard(
         tuple(replace(result.chosen.fit.cube, tau=result.tau) for result in frames),
         job.options.scope,
-        Regime(job.options.regime),
+        job.regime,
     )
     scored = time.monotonic()
     corpora = (job.corpora["forget"], job.corpora["retain"])
@@ -257,6 +258,6 @@ def calibrate_ksd(
             "score": scored - fitted,
             "canaries": time.monotonic() - scored,
         },
-        options=job.options,
+        options=options,
         frames=frames,
     )

@@ -34,21 +34,19 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSDOptions(CommonOptions):
-    """Key Space Detection.
+class DetectorOptions(CommonOptions):
+    """What the variants of Key Space Detection share.
 
     `recall`: share of further forget prompts that must be caught. Raising it forgets more and costs retain prompts near
     the skill. `max_false_abstention`: share of retain prompts that may be refused; it wins over `recall`.
-    `placement`: "tight" takes the smallest tau that reaches `recall`, "middle" the geometric mean of it and the largest
-    that keeps the cap (`guards.thresholds.place_tau`). `layer`: None takes the layer that separates best. `regime`:
-    which tokens of an example are fitted.
+    `placement`: "tight" takes the smallest tau that reaches `recall`, "middle" one halfway to the largest that keeps
+    the cap (`guards.thresholds.place_tau`). `layer`: None takes what separates best.
     """
 
     recall: float = 0.95
     max_false_abstention: float = 0.01
     placement: PlacementName = "tight"
     layer: int | None = None
-    regime: RegimeName = "last-token"
     scope: Scope = Scope.BOTH
 
     def __post_init__(self) -> None:
@@ -59,6 +57,32 @@ class KSDOptions(CommonOptions):
             raise CalibrationError(
                 f"got --max-false-abstention {self.max_false_abstention}, wanted a share from 0 to below 1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KSDOptions(DetectorOptions):
+    """Key Space Detection as in the paper: a cube of one layer for each frame.
+
+    `regime`: which tokens of an example are fitted.
+    """
+
+    regime: RegimeName = "last-token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledOptions(DetectorOptions):
+    """Key Space Detection on the mean key vector, the default variant.
+
+    No frames given means several: the model's chat template, none, and POOLED_FRAME, since what several frames have in
+    common is the skill.
+    """
+
+    recall: float = 0.98
+    max_false_abstention: float = 0.005
+    placement: PlacementName = "middle"
+
+
+POOLED_FRAME = "Q: {text}\nA:"
 
 
 @dataclass(frozen=True, kw_only=True)

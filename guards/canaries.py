@@ -6,7 +6,8 @@ from guards.artifact import Canary
 from guards.verdict import GuardKind, Reading
 
 RELATIVE_TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""How far a score may drift between two engines of one dtype: kernels sum in other orders."""
+"""How far a score may drift between two engines of one dtype: kernels sum in other orders. Of a score below 1, which is
+the distance of the two sides' means for a pooled guard, this share of 1."""
 SHIFT_SLACK = 2.0
 """Neurons whose draw may fall the other way for the same reason."""
 
@@ -30,6 +31,6 @@ def disagreement(
         return None
     slack = SHIFT_SLACK if kind is GuardKind.INTERVENTION else 0.0
     for got, wanted in zip(scores, canary.scores, strict=True):
-        if not abs(got - wanted) <= RELATIVE_TOLERANCE[dtype] * abs(wanted) + slack:
+        if not abs(got - wanted) <= RELATIVE_TOLERANCE[dtype] * max(abs(wanted), 1.0) + slack:
             return f"got score {got:.6g}, wanted {wanted:.6g}"
     return None

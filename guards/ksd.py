@@ -7,7 +7,6 @@ cube that holds every calibration vector, is ``max_i s(x_i)`` in closed form; si
 dimensions commute, it needs only each dimension's running minimum and maximum, so fitting never keeps vectors.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -86,10 +85,10 @@ class CubeBank(nn.Module):
         self.register_buffer("mean_CF", mean_CF, persistent=False)
         self.register_buffer("inverse_std_CF", inverse_std_CF, persistent=False)
 
-    @staticmethod
-    def join(banks: Sequence["CubeBank"]) -> "CubeBank":
-        """One bank with the cubes of several, in their order."""
-        return CubeBank(torch.cat([bank.mean_CF for bank in banks]), torch.cat([bank.inverse_std_CF for bank in banks]))
+    @property
+    def parts(self) -> int:
+        """Columns of a token's scores: one per cube."""
+        return len(self.mean_CF)
 
     def forward(self, key_TF: Tensor) -> Tensor:
         """s(x) of every token and cube, float32 [T, C]."""

@@ -1,6 +1,6 @@
 """Key Space Detection on disk and on a device."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -26,8 +26,9 @@ class CubeRecord(Strict):
 
 
 class KSDParameters(Strict):
-    """The manifest's `parameters` for method "ksd"."""
+    """The manifest's `parameters` for method "ksd", variant "paper"; manifests older than variants name none."""
 
+    variant: Literal["paper"] = "paper"
     regime: Regime = Field(strict=False)
     cubes: tuple[CubeRecord, ...] = Field(min_length=1, max_length=256)
 
@@ -69,6 +70,7 @@ class BoundKSD:
     """A KSD guard on a device, or its slice there of every cube."""
 
     site = Site.KEY
+    pooled = False
 
     def __init__(self, guard: KSDGuard, device: torch.device, shard: Shard = WHOLE) -> None:
         self.layers = guard.layers

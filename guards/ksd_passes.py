@@ -2,9 +2,9 @@
 
 Suffixes: L layers, C cubes (one per fitted frame), E examples, T tokens, F feed-forward width (d_ff).
 
-The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter), the retain set into threshold and
-report (halves); `guards.corpus.Share` says what for. Memory grows with frames^2 * layers * examples scalars, never with
-vectors.
+The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter), the retain set, of which cubes
+fit nothing, into threshold and report (halves); `guards.corpus.Share` says what for. Memory grows with frames^2 *
+layers * examples scalars, never with vectors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guards.activations import Activations
-from guards.calibrate_options import KSDOptions
+from guards.calibrate_options import DetectorOptions, KSDOptions
 from guards.capture import TokenIds, Tokens
 from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Role, Share, encode_corpora, frame_tokens, resolve_frames
 from guards.data import Source
@@ -34,12 +34,18 @@ class Job:
     """The checked inputs of the passes. `skips`: each frame's own leading and trailing tokens."""
 
     model: Activations
-    options: KSDOptions
+    options: DetectorOptions
     frames: tuple[str, ...]
     layers: tuple[int, ...]
     corpora: Mapping[Role, Corpus]
     parts: Mapping[Role, Mapping[Share, list[int]]]
     skips: Mapping[str, tuple[int, int]]
+
+    @property
+    def regime(self) -> Regime:
+        """Which tokens of an example a cube is fitted on."""
+        assert isinstance(self.options, KSDOptions)
+        return Regime(self.options.regime)
 
     @property
     def judged(self) -> Tokens:
@@ -48,7 +54,7 @@ class Job:
         Its last one; or, where a guard of all tokens also judges what the model writes, all tokens of the text, which
         then stands for an answer of that length.
         """
-        if Regime(self.options.regime) is Regime.LAST_TOKEN or self.options.scope is Scope.PROMPT:
+        if self.regime is Regime.LAST_TOKEN or self.options.scope is Scope.PROMPT:
             return Tokens.LAST
         return Tokens.ALL if self.options.scope is Scope.GENERATION else Tokens.ALL_AND_LAST
 
@@ -62,6 +68,23 @@ class Job:
         """Tokens that both passes run over: every example once per frame."""
         return sum(len(ids) for corpus in self.corpora.values() for kept in corpus.encoded.values() for ids in kept)
 
+    def left_out(self) -> list[str]:
+        """A warning for each side that has examples longer than the model takes."""
+        return [
+            f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's "
+            f"{self.model.max_tokens} tokens"
+            for corpus in self.corpora.values()
+            if corpus.left_out
+        ]
+
+    def dealt(self) -> str:
+        """A note on how many examples each share has."""
+        counts = {
+            role: ", ".join(f"{share.value} {len(members)}" for share, members in parts.items())
+            for role, parts in self.parts.items()
+        }
+        return f"forget examples: {counts['forget']}; retain examples: {counts['retain']}"
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -72,28 +95,39 @@ class Fit:
     floored: int
 
 
-def prepare(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions) -> Job:
-    """Encodes, deals and checks. Raises CalibrationError or DataError."""
+def prepare(
+    model: Activations,
+    forget: Sequence[Source],
+    retain: Sequence[Source],
+    options: DetectorOptions,
+    *,
+    layers: Sequence[int] | None = None,
+    retain_deal: Sequence[Share] = RETAIN_DEAL,
+) -> Job:
+    """Encodes, deals and checks. `layers`: those to look at where `options` names none, all by default.
+
+    Raises CalibrationError or DataError.
+    """
     frames = resolve_frames(options.frames, model.codec)
     count = model.identity.layers
     if options.layer is not None and not 0 <= options.layer < count:
         raise CalibrationError(f"got --layer {options.layer}, wanted 0 to {count - 1}")
-    layers = tuple(range(count)) if options.layer is None else (options.layer,)
+    wanted = tuple(layers or range(count)) if options.layer is None else (options.layer,)
     forgotten, retained = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
-    if len(forgotten.texts) < len(FORGET_DEAL) or len(retained.texts) < len(RETAIN_DEAL):
+    if len(forgotten.texts) < len(FORGET_DEAL) or len(retained.texts) < len(retain_deal):
         raise CalibrationError(
             f"got {len(forgotten.texts)} forget and {len(retained.texts)} retain examples, wanted at least "
-            f"{len(FORGET_DEAL)} and {len(RETAIN_DEAL)} (better {2 * FEW_VECTORS} or more of each)"
+            f"{len(FORGET_DEAL)} and {len(retain_deal)} (better {2 * FEW_VECTORS} or more of each)"
         )
     return Job(
         model,
         options,
         frames,
-        layers,
+        wanted,
         {"forget": forgotten, "retain": retained},
         {
             "forget": forgotten.deal(FORGET_DEAL, options.seed),
-            "retain": retained.deal(RETAIN_DEAL, options.seed),
+            "retain": retained.deal(retain_deal, options.seed),
         },
         {f: frame_tokens([*forgotten.encoded[f], *retained.encoded[f]]) for f in frames},
     )
@@ -111,7 +145,7 @@ def fit_frame(job: Job, frame: str, advance: Advance) -> tuple[Fit, ...]:
         job.layers,
         job.examples("forget", Share.FIT, frame),
         consume,
-        tokens=Tokens.LAST if Regime(job.options.regime) is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST,
+        tokens=Tokens.LAST if job.regime is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST,
         batch_tokens=job.options.batch_tokens,
         skip=job.skips[frame],
         advance=lambda tokens: advance(tokens, "fit"),

@@ -10,10 +10,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from guards import ksd_artifact, na_artifact, prune_artifact
+from guards import ksd_variants, na_artifact, prune_artifact
 from guards.artifact import Artifact
 from guards.errors import ArtifactError
-from guards.ksd import CubeBank
 from guards.part import Part
 from guards.shard import Shard
 from guards.sites import Place, Site
@@ -48,12 +47,19 @@ class Bound(Protocol):
 
 
 class BoundDetector(Bound, Protocol):
-    """Scores tokens at one site and changes nothing."""
+    """Scores tokens at one site and changes nothing.
+
+    `pooled`: a part's score is the sum over its layers of the mean over a sequence's tokens so far, and of ranks'
+    slices the sum. Else a part lives at one layer, a token's score is its own, and of ranks' slices the maximum.
+    """
 
     @property
     def site(self) -> Site: ...
 
-    def at(self, layer: int) -> tuple[tuple[int, ...], CubeBank]:
+    @property
+    def pooled(self) -> bool: ...
+
+    def at(self, layer: int) -> tuple[tuple[int, ...], nn.Module]:
         """The parts that live at this layer, by index, and what scores them: x [T, F] -> float32 [T, parts]."""
         ...
 
@@ -100,7 +106,7 @@ class Method:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("ksd", GuardKind.DETECTOR, ksd_artifact.load, ksd_artifact.dump, ksd_artifact.BoundKSD),
+        Method("ksd", GuardKind.DETECTOR, ksd_variants.load, ksd_variants.dump, ksd_variants.bind),
         Method(
             "neuron-adjust",
             GuardKind.INTERVENTION,

@@ -11,6 +11,7 @@ from torch import Tensor
 from guards.activations import Activations
 from guards.calibrate_ksd import FrameResult, KSDCalibration
 from guards.calibrate_na import NeuronAdjustCalibration
+from guards.calibrate_pooled import PooledCalibration, PooledFrame
 from guards.calibrate_prune import PruneCalibration
 from guards.capture import Tokens
 from guards.corpus import encode_corpora
@@ -54,13 +55,16 @@ def _label(frame: str) -> str:
     return f"frame “{shown}”"
 
 
-def _scores(result: KSDCalibration, skill: str) -> bytes:
+def _scores(result: KSDCalibration | PooledCalibration, skill: str) -> bytes:
     """Histograms of both sides' scores with tau, one panel per frame."""
-    figure, panels = _figure(len(result.frames), 1, 8.0, 3.6)
-    for panel, frame in zip(panels, result.frames, strict=True):
-        low = float(min(frame.forget_E.min(), frame.retain_E.min())) * 0.95
-        high = float(max(frame.forget_E.max(), frame.retain_E.max())) * 1.05
-        edges = torch.logspace(torch.tensor(low).log10(), torch.tensor(high).log10(), BINS + 1).tolist()
+    pooled = isinstance(result, PooledCalibration)
+    frames: Sequence[FrameResult | PooledFrame] = result.frames
+    figure, panels = _figure(len(frames), 1, 8.0, 3.6)
+    for panel, frame in zip(panels, frames, strict=True):
+        low = float(min(frame.forget_E.min(), frame.retain_E.min()))
+        high = float(max(frame.forget_E.max(), frame.retain_E.max()))
+        low, high = (low - 0.05, high + 0.05) if pooled else (low * 0.95, high * 1.05)
+        edges = _edges(low, high, logarithmic=not pooled)
         sides = (("forget", frame.forget_E, FORGET_COLOUR), ("retain", frame.retain_E, RETAIN_COLOUR))
         for name, scores_E, colour in sides:
             weight = [100.0 / scores_E.numel()] * scores_E.numel()
@@ -68,18 +72,25 @@ def _scores(result: KSDCalibration, skill: str) -> bytes:
             panel.hist(scores_E.tolist(), bins=edges, weights=weight, color=colour, alpha=0.6, label=label)
         panel.axvline(frame.tau, color=TAU_COLOUR, linestyle="--", label=f"tau = {frame.tau:.3g}")
         panel.axvspan(low, frame.tau, color=TAU_COLOUR, alpha=0.06, label="guard fires")
-        panel.set_xscale("log")
-        _plain_log_ticks(panel, low, high)
+        if not pooled:
+            panel.set_xscale("log")
+            _plain_log_ticks(panel, low, high)
         panel.set_xlim(low, high)
-        panel.set_xlabel("score  max |x - mean| / deviation")
+        panel.set_xlabel("score  0: mean of forget, 1: of retain" if pooled else "score  max |x - mean| / deviation")
         panel.set_ylabel("share of examples (%)")
         panel.set_title(
-            f"{skill}: {_label(frame.frame)}, layer {frame.chosen.fit.cube.layer} — recall "
+            f"{skill}: {_label(frame.frame)}, {frame.where} — recall "
             f"{frame.recall.rate:.3f}, false abstention {frame.false_abstention.rate:.3f}",
             fontsize=10,
         )
         panel.legend(fontsize=8)
     return _png(figure)
+
+
+def _edges(low: float, high: float, *, logarithmic: bool) -> list[float]:
+    if not logarithmic:
+        return torch.linspace(low, high, BINS + 1).tolist()
+    return torch.logspace(torch.tensor(low).log10(), torch.tensor(high).log10(), BINS + 1).tolist()
 
 
 def _plain_log_ticks(panel: Any, low: float, high: float) -> None:
@@ -94,7 +105,7 @@ def _plain_log_ticks(panel: Any, low: float, high: float) -> None:
     panel.set_xticks(inside, [f"{tick:g}" for tick in inside])
 
 
-def _roc_points(frame: FrameResult) -> tuple[list[float], list[float]]:
+def _roc_points(frame: FrameResult | PooledFrame) -> tuple[list[float], list[float]]:
     """False-abstention rate and recall as tau rises over every score."""
     taus = torch.cat([frame.forget_E, frame.retain_E]).sort().values
     retain = torch.searchsorted(frame.retain_E.sort().values, taus, right=True) / frame.retain_E.numel()
@@ -102,12 +113,13 @@ def _roc_points(frame: FrameResult) -> tuple[list[float], list[float]]:
     return [0.0, *retain.tolist()], [0.0, *forget.tolist()]
 
 
-def _roc(result: KSDCalibration, skill: str) -> bytes:
+def _roc(result: KSDCalibration | PooledCalibration, skill: str) -> bytes:
     """Recall against false abstention; the left panel whole, the right one where guards work."""
     figure, (whole, near) = _figure(1, 2, 5.0, 4.6)
-    for frame in result.frames:
+    frames: Sequence[FrameResult | PooledFrame] = result.frames
+    for frame in frames:
         false, recall = _roc_points(frame)
-        text = f"{_label(frame.frame)}: AUROC {frame.chosen.reported_auroc:.4f}"
+        text = f"{_label(frame.frame)}: AUROC {frame.auroc:.4f}"
         for panel in (whole, near):
             (line,) = panel.step(false, recall, where="post", label=text)
             own = (
@@ -154,14 +166,31 @@ def _layers(result: KSDCalibration, skill: str) -> bytes:
     return _png(figure)
 
 
-def ksd_plots(result: KSDCalibration, skill: str) -> dict[str, bytes]:
+def _candidates(result: PooledCalibration, skill: str) -> bytes:
+    """Separation of every set of layers, and what it would catch."""
+    figure, (separation, caught) = _figure(1, 2, 5.0, 4.2)
+    names = [", ".join(map(str, each.layers)) for each in result.candidates]
+    colours = [TAU_COLOUR if each is result.chosen else RETAIN_COLOUR for each in result.candidates]
+    for panel, values in (
+        (separation, [each.reported_auroc for each in result.candidates]),
+        (caught, [each.recall.rate for each in result.candidates]),
+    ):
+        for name, value, colour in zip(names, values, colours, strict=True):
+            panel.plot([name], [value], marker="o", color=colour)
+        panel.set_xlabel("layers (black: chosen)")
+        panel.grid(alpha=0.3)
+    separation.set_ylabel("AUROC, forget against retain")
+    separation.set_title(f"{skill}: separation by layers", fontsize=10)
+    caught.set_ylabel("recall")
+    caught.set_title("what each set of layers would catch", fontsize=10)
+    return _png(figure)
+
+
+def ksd_plots(result: KSDCalibration | PooledCalibration, skill: str) -> dict[str, bytes]:
     """PNGs by file name: score distributions with tau, ROC, and separation by layer."""
     require_matplotlib()
-    return {
-        "scores.png": _scores(result, skill),
-        "roc.png": _roc(result, skill),
-        "layers.png": _layers(result, skill),
-    }
+    layers = _candidates(result, skill) if isinstance(result, PooledCalibration) else _layers(result, skill)
+    return {"scores.png": _scores(result, skill), "roc.png": _roc(result, skill), "layers.png": layers}
 
 
 def _strongest(guard: NeuronAdjustGuard) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from guards.artifact import Rate
 from guards.calibrate import Calibration
 from guards.calibrate_ksd import FrameResult, KSDCalibration, LayerResult
 from guards.calibrate_na import NeuronAdjustCalibration
+from guards.calibrate_pooled import Candidate, PooledCalibration, PooledFrame
 from guards.calibrate_prune import PruneCalibration
 from guards.errors import ArtifactError
 
@@ -64,6 +65,29 @@ def _frame(result: FrameResult) -> dict[str, Any]:
     }
 
 
+def _pooled_frame(result: PooledFrame) -> dict[str, Any]:
+    return {
+        "frame": result.frame,
+        "recall": _rate(result.recall),
+        "false_abstention": _rate(result.false_abstention),
+        "false_abstention_by_source": {name: _rate(rate) for name, rate in result.sources.items()},
+        "auroc": result.auroc,
+    }
+
+
+def _candidate(each: Candidate) -> dict[str, Any]:
+    return {
+        "layers": list(each.layers),
+        "auroc_threshold_part": each.auroc,
+        "auroc": each.reported_auroc,
+        "margin": each.margin,
+        "tau": each.tau,
+        "floored_dimensions": each.floored,
+        "recall": _rate(each.recall),
+        "false_abstention": _rate(each.false_abstention),
+    }
+
+
 def report_of(calibration: Calibration, skill: str) -> dict[str, Any]:
     """The JSON-able report."""
     report: dict[str, Any] = {
@@ -81,6 +105,12 @@ def report_of(calibration: Calibration, skill: str) -> dict[str, Any]:
     }
     if isinstance(calibration, KSDCalibration):
         report["frames"] = [_frame(result) for result in calibration.frames]
+    if isinstance(calibration, PooledCalibration):
+        report["layers"] = list(calibration.chosen.layers)
+        report["tau"] = calibration.chosen.tau
+        report["key_vectors"] = calibration.vectors
+        report["frames"] = [_pooled_frame(result) for result in calibration.frames]
+        report["candidates"] = [_candidate(each) for each in calibration.candidates]
     if isinstance(calibration, NeuronAdjustCalibration):
         report["neurons_by_layer"] = list(calibration.neurons_by_layer)
         report["tokens"] = dict(calibration.tokens)

@@ -14,6 +14,8 @@ from guards.calibrate_options import PlacementName
 from guards.statistics import clopper_pearson, conformal_tau
 
 TINY = 1e-30
+MIN_RECALL = 0.5
+"""Below this a guard does not take its skill away; none is written."""
 
 
 def below(value: float) -> float:

@@ -13,6 +13,7 @@ from guards.artifact import Rate
 from guards.calibrate import Calibration
 from guards.calibrate_ksd import KSDCalibration
 from guards.calibrate_na import NeuronAdjustCalibration
+from guards.calibrate_pooled import PooledCalibration
 from guards.calibrate_prune import PruneCalibration
 
 
@@ -20,18 +21,18 @@ def _interval(rate: Rate) -> str:
     return f"{rate.rate:.3f} [{rate.low:.3f} {rate.high:.3f}]"
 
 
-def _ksd_table(calibration: KSDCalibration) -> Table:
+def _ksd_table(calibration: KSDCalibration | PooledCalibration) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption="held-out rates with 95 % intervals")
-    for heading in ("frame", "layer", "tau", "recall", "false abstention", "AUROC"):
+    for heading in ("frame", "layers", "tau", "recall", "false abstention", "AUROC"):
         table.add_column(heading, no_wrap=heading != "frame")
     for result in calibration.frames:
         table.add_row(
             escape(repr(result.frame)),
-            str(result.chosen.fit.cube.layer),
+            escape(result.where.split(" ", 1)[1]),
             f"{result.tau:.3f}",
             _interval(result.recall),
             _interval(result.false_abstention),
-            f"{result.chosen.reported_auroc:.4f}",
+            f"{result.auroc:.4f}",
         )
     return table
 
@@ -65,7 +66,7 @@ def print_summary(
 ) -> None:
     """A table of the held-out figures, the warnings, and the next command, with the engine's `flags`."""
     console = Console()
-    if isinstance(calibration, KSDCalibration):
+    if isinstance(calibration, KSDCalibration | PooledCalibration):
         console.print(_ksd_table(calibration))
     if isinstance(calibration, NeuronAdjustCalibration):
         console.print(_neuron_table(calibration))

@@ -9,7 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guards.calibrate_options import CommonOptions, KSDOptions, NeuronAdjustOptions, PruneOptions
+from guards.calibrate_options import (
+    CommonOptions,
+    DetectorOptions,
+    KSDOptions,
+    NeuronAdjustOptions,
+    PooledOptions,
+    PruneOptions,
+)
 from guards.errors import CalibrationError
 from guards.verdict import Scope
 from server.engines.base import EngineFlagError
@@ -87,38 +94,38 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
 
-    ksd = _add_method(
-        methods, "ksd", "Key Space Detection: abstain on prompts whose key vector lies in the skill's cube"
-    )
-    _add_common(ksd, KSDOptions)
-    default = KSDOptions()
-    ksd.add_argument("--layer", type=int, help="layer of the cube (default: the one that separates best)")
+    ksd = _add_method(methods, "ksd", "Key Space Detection: abstain on prompts whose key vectors are the skill's")
+    _add_common(ksd, PooledOptions)
     ksd.add_argument(
-        "--recall", type=float, default=default.recall, help="share of the skill to catch (default %(default)s)"
+        "--variant",
+        choices=tuple(KSD_VARIANTS),
+        default="pooled",
+        help="pooled: a discriminant on the mean key vector of all tokens so far, over one or several layers, which\n"
+        "holds in frames that were not calibrated too. paper: a cube around the last token's key vectors, one\n"
+        "layer for each frame (default %(default)s)",
     )
-    ksd.add_argument(
-        "--max-false-abstention",
-        type=float,
-        default=default.max_false_abstention,
-        help="share of other prompts that may be refused; wins over --recall (default %(default)s)",
+    ksd.add_argument("--layer", type=int, help="the only layer (default: what separates best)")
+    _add_by_variant(ksd, "--recall", "share of the skill to catch", type=float)
+    _add_by_variant(
+        ksd, "--max-false-abstention", "share of other prompts that may be refused; wins over --recall", type=float
     )
-    ksd.add_argument(
+    _add_by_variant(
+        ksd,
         "--placement",
+        "tau as small as --recall allows, or midway to what --max-false-abstention allows, which catches more\n"
+        "new wordings and refuses more of what no retain source resembles",
         choices=("tight", "middle"),
-        default=default.placement,
-        help="tau as small as --recall allows, or midway to what --max-false-abstention allows, which catches more\n"
-        "new wordings and refuses more of what no retain source resembles (default %(default)s)",
     )
     ksd.add_argument(
         "--regime",
         choices=("last-token", "all-tokens"),
-        default=default.regime,
-        help="which tokens of an example are fitted (default %(default)s)",
+        default=argparse.SUPPRESS,
+        help=f"which tokens of an example a cube is fitted on; with --variant paper (default {KSDOptions().regime})",
     )
     ksd.add_argument(
         "--scope",
         choices=[scope.value for scope in Scope],
-        default=default.scope.value,
+        default=PooledOptions().scope.value,
         help="judge the prompt, what the model writes, or both (default %(default)s)",
     )
 
@@ -165,8 +172,17 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
+KSD_VARIANTS: dict[str, type[DetectorOptions]] = {"pooled": PooledOptions, "paper": KSDOptions}
+
+
+def _add_by_variant(parser: argparse.ArgumentParser, flag: str, meaning: str, **settings: Any) -> None:
+    """An argument of both variants whose default each variant's options hold."""
+    field = flag.removeprefix("--").replace("-", "_")
+    defaults = ", ".join(f"{name} {getattr(kind(), field)}" for name, kind in KSD_VARIANTS.items())
+    parser.add_argument(flag, default=argparse.SUPPRESS, help=f"{meaning} (default: {defaults})", **settings)
+
+
 OPTIONS: dict[str, type[CommonOptions]] = {
-    "ksd": KSDOptions,
     "neuron-adjust": NeuronAdjustOptions,
     "prune": PruneOptions,
 }
@@ -225,11 +241,15 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "transformers" and args.engine_flags:
         flags = " ".join(args.engine_flags)
         raise EngineFlagError(f"{flags}: engine transformers has no such flag; vLLM's need --engine vllm")
-    options = _options(OPTIONS[args.method], args)
+    if args.method == "ksd" and args.variant == "pooled" and hasattr(args, "regime"):
+        raise CalibrationError("--regime: the mean key vector is over all tokens; it needs --variant paper")
+    kind = KSD_VARIANTS[args.variant] if args.method == "ksd" else OPTIONS[args.method]
+    options = _options(kind, args)
 
     from guards.calibrate import refuse_output
     from guards.calibrate_ksd import calibrate_ksd
     from guards.calibrate_na import calibrate_neuron_adjust
+    from guards.calibrate_pooled import calibrate_pooled
     from guards.calibrate_prune import calibrate_prune
     from guards.data import read_source
     from guards.report import refuse_report_folder, report_folder, report_of, write_report
@@ -250,11 +270,12 @@ def run(args: argparse.Namespace) -> int:
     plots: dict[str, bytes] = {}
     with _open_model(args, options) as model:
         if args.method == "ksd":
-            result = calibrate_ksd(model, forget, retain, options)
+            calibrate = calibrate_pooled if args.variant == "pooled" else calibrate_ksd
+            result = found = calibrate(model, forget, retain, options)
             if args.plots:
                 from guards.plots import ksd_plots
 
-                plots = ksd_plots(result, args.skill)
+                plots = ksd_plots(found, args.skill)
         elif args.method == "prune":
             result = calibrate_prune(model, forget, retain, options)
             if args.plots:

@@ -1,11 +1,11 @@
 """How the readings of all guards lie side by side, one row per sampled token, on an engine that carries them along.
 
-Suffixes: R rows, C cells, G guards.
+Suffixes: R rows, C cells, P parts of all guards, G guards.
 
-A cell is what one place, a site of a layer, says for one part of one guard: a cube's score, or the number of neurons
-that an intervention moved there. Cells of a place lie together, scores before counts. A detector's part is one cell; an
-intervention's only part is the sum of its cells, one per place. Fresh memory and a hook that did not run read NaN,
-which nothing treats as a pass.
+A cell is what one place, a site of a layer, says for one part of one guard: a cube's score, a layer's share of a pooled
+score, or the number of neurons that an intervention moved there. Cells of a place lie together, scores before counts. A
+cube's part is one cell; the only part of a pooled detector or of an intervention is the sum of its cells. Fresh memory
+and a hook that did not run read NaN, which nothing treats as a pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from guards.methods import Bound, detectors, interventions
+from guards.part import Part
 from guards.sites import Place
 from guards.verdict import Reading
 
@@ -33,23 +34,28 @@ class Cells:
 
     def __init__(self, bound: Mapping[str, Bound]) -> None:
         found = [
-            Cell(name, index, Place(part.layer, detector.site))
+            Cell(name, part, Place(layer, detector.site))
             for name, detector in detectors(bound).items()
-            for index, part in enumerate(detector.parts)
+            for layer in detector.layers
+            for part in (range(len(detector.parts)) if detector.pooled else _living_at(detector.parts, layer))
         ]
         found += [Cell(name, 0, place) for name, each in interventions(bound).items() for place in each.places]
         self.all = tuple(sorted(found, key=lambda cell: cell.place))
+        pooled = {name for name, detector in detectors(bound).items() if detector.pooled}
+        self.pooled = [i for i, cell in enumerate(self.all) if cell.guard in pooled]
+        """Columns that are means over a sequence's tokens so far."""
         self.counts = [i for i, cell in enumerate(self.all) if bound[cell.guard].taus is None]
-        """Columns that count moved neurons; the others are scores."""
+        """Columns that count moved neurons."""
+        self.summed = sorted([*self.pooled, *self.counts])
+        """Columns of which ranks' slices are summed; of the others the largest counts."""
         self.guards = tuple(bound)
-        self._columns: dict[str, tuple[bool, list[int]]] = {}
-        for name, guard in bound.items():
-            mine = [i for i, cell in enumerate(self.all) if cell.guard == name]
-            self._columns[name] = guard.taus is None, sorted(mine, key=lambda i: self.all[i].part)
-        taus = [_tau(bound[cell.guard], cell.part) for cell in self.all]
-        owners = [[float(cell.guard == name) for name in self.guards] for cell in self.all]
-        self._taus_C = torch.tensor(taus, dtype=torch.float32)
-        self._owner_CG = torch.tensor(owners, dtype=torch.float32).reshape(len(self.all), len(self.guards))
+        parts = [(name, part) for name, guard in bound.items() for part in range(len(guard.parts))]
+        self._columns = {name: [i for i, (owner, _) in enumerate(parts) if owner == name] for name in self.guards}
+        taus = [_tau(bound[name], part) for name, part in parts]
+        owners = [[float(owner == name) for name in self.guards] for owner, _ in parts]
+        self._part_C = torch.tensor([parts.index((cell.guard, cell.part)) for cell in self.all], dtype=torch.int64)
+        self._taus_P = torch.tensor(taus, dtype=torch.float32)
+        self._owner_PG = torch.tensor(owners, dtype=torch.float32).reshape(len(parts), len(self.guards))
 
     def __len__(self) -> int:
         return len(self.all)
@@ -59,26 +65,31 @@ class Cells:
         return [index for index, cell in enumerate(self.all) if cell.place == place]
 
     def over_ranks(self, cells_NRC: Tensor) -> Tensor:
-        """One reading of N tensor-parallel ranks' slices, [R, C]: a score is a maximum over the width, a count a sum.
+        """One reading of N tensor-parallel ranks' slices, [R, C]: a cube's score is a maximum over the width.
 
         Both keep a NaN of any rank.
         """
         cells_RC = cells_NRC.amax(dim=0)
-        cells_RC[:, self.counts] = cells_NRC[:, :, self.counts].sum(dim=0)
+        cells_RC[:, self.summed] = cells_NRC[:, :, self.summed].sum(dim=0)
         return cells_RC
+
+    def _parts(self, cells_RC: Tensor) -> Tensor:
+        """The parts of all guards, float32 [R, P]: sums of cells that keep a NaN of any."""
+        if self._taus_P.device != cells_RC.device:
+            self._part_C, self._taus_P = self._part_C.to(cells_RC.device), self._taus_P.to(cells_RC.device)
+            self._owner_PG = self._owner_PG.to(cells_RC.device)
+        empty_RP = cells_RC.new_zeros(len(cells_RC), len(self._taus_P))
+        return empty_RP.index_add_(1, self._part_C, cells_RC)
 
     def parts(self, cells_RC: Tensor, name: str) -> Tensor:
         """A guard's parts, float32 [R, parts]."""
-        summed, columns = self._columns[name]
-        parts_RP = cells_RC[:, columns]
-        return parts_RP.sum(dim=1, keepdim=True) if summed else parts_RP
+        return self._parts(cells_RC)[:, self._columns[name]]
 
     def codes(self, cells_RC: Tensor) -> Tensor:
         """`Reading` of every guard, int8 [R, G]; compared in float32. All guards at once: this runs at every step."""
-        if self._taus_C.device != cells_RC.device:
-            self._taus_C, self._owner_CG = self._taus_C.to(cells_RC.device), self._owner_CG.to(cells_RC.device)
-        invalid_RG = (~torch.isfinite(cells_RC)).float() @ self._owner_CG > 0
-        inside_RG = (cells_RC <= self._taus_C).float() @ self._owner_CG > 0
+        part_RP = self._parts(cells_RC)
+        invalid_RG = (~torch.isfinite(part_RP)).float() @ self._owner_PG > 0
+        inside_RG = (part_RP <= self._taus_P).float() @ self._owner_PG > 0
         code_RG = torch.where(inside_RG, int(Reading.INSIDE), int(Reading.OUTSIDE))
         return torch.where(invalid_RG, int(Reading.INVALID), code_RG).to(torch.int8)
 
@@ -92,6 +103,10 @@ class Cells:
             name: (Reading(code), tuple(self.parts(cells_1C, name)[0].tolist()))
             for name, code in zip(self.guards, codes, strict=True)
         }
+
+
+def _living_at(parts: Sequence[Part], layer: int) -> list[int]:
+    return [index for index, part in enumerate(parts) if part.layer == layer]
 
 
 def _tau(guard: Bound, part: int) -> float:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from guards.errors import AttachError, GuardReadingError
-from guards.ksd import CubeBank
 from guards.methods import Guard, Method, detectors, interventions
+from guards.running import RunningMeans
 from guards.shard import Shard
 from guards.sites import LayerSites, Place, Site
 from server.engines.cells import Cells
+from server.engines.vllm_sequences import Finder
 from server.engines.vllm_sites import LocalSites
 
 TENSOR_KEY = "skillguard_cells"
@@ -41,16 +42,16 @@ class _KeySite(nn.Module):
 
     cells_TC: Tensor
 
-    def __init__(self, bank: CubeBank, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, banks: list[Any], tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.bank, self.dtype = bank, dtype
-        cells_TC = torch.full((tokens, bank.mean_CF.shape[0]), torch.nan, device=bank.mean_CF.device)
+        self.banks, self.dtype = nn.ModuleList(banks), dtype
+        cells_TC = torch.full((tokens, sum(bank.parts for bank in banks)), torch.nan, device=device)
         self.register_buffer("cells_TC", cells_TC, persistent=False)
 
     def forward(self, key: Any) -> None:
         """Writes the cells of this pass's tokens. Raises GuardReadingError where the key vector is hidden."""
         key_TF = require_vectors(key, self.dtype)
-        self.cells_TC[: key_TF.shape[0]] = self.bank(key_TF)
+        self.cells_TC[: key_TF.shape[0]] = torch.cat([bank(key_TF) for bank in self.banks], dim=-1)
 
 
 class _ChangeSite(nn.Module):
@@ -103,6 +104,7 @@ class Board:
         guards: Mapping[str, tuple[Method, Guard]],
         *,
         shard: Shard,
+        find_sequences: Finder,
         tokens: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -112,6 +114,7 @@ class Board:
         self.dtype = dtype
         self._width = len(self.cells) * (4 // dtype.itemsize)
         self._shard = shard
+        self._find_sequences = find_sequences
         self._tokens = 0
         self._cells_TC = torch.full((tokens, len(self.cells)), torch.nan, device=device)
         self._positions_T = torch.zeros(tokens, dtype=torch.int64, device=device)
@@ -124,6 +127,8 @@ class Board:
             for site in Site:
                 self._install_changes(Place(layer, site), block, sites)
             self._install_scores(Place(layer, Site.KEY), block)  # last: of what the model goes on with
+        self._pooled = [i for i in self.cells.pooled if self.cells.all[i].place.layer in sites.blocks]
+        self._means = RunningMeans(len(self._pooled), device)
 
     def _columns(self, place: Place) -> dict[tuple[str, int], int]:
         """The columns of a place by guard and part."""
@@ -154,7 +159,7 @@ class Board:
             parts, bank = bound.at(place.layer)
             banks.append(bank)
             read += [columns[name, part] for part in parts]
-        site = _KeySite(CubeBank.join(banks), self._cells_TC.shape[0], self.dtype)
+        site = _KeySite(banks, self._cells_TC.shape[0], self.dtype, self._cells_TC.device)
         module.add_module("skillguard_key", site)
         module.register_forward_pre_hook(_read_key)
         self._sites.append((_span(read), site.cells_TC))
@@ -175,8 +180,8 @@ class Board:
         intermediate = kwargs.get("intermediate_tensors")
         self._received = None if intermediate is None else intermediate.tensors.pop(TENSOR_KEY)
         if self._received is not None and self._shard.index:
-            # Counts were summed over ranks before they were sent, and will be again: only one rank may bring them.
-            self._received[:, self.cells.counts] *= 0
+            # These were summed over ranks before they were sent, and will be again: only one rank may bring them.
+            self._received[:, self.cells.summed] *= 0
 
     def _end(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
         cells_TC = self._cells_TC[: self._tokens]
@@ -186,12 +191,25 @@ class Board:
             cells_TC.copy_(self._received[: self._tokens])
         for columns, here_TC in self._sites:
             cells_TC[:, columns] = here_TC[: self._tokens]
+        if self._pooled:
+            cells_TC[:, self._pooled] = self._running_means(cells_TC[:, self._pooled])
         if isinstance(output, Tensor):
             return torch.cat([output, _as_columns(cells_TC, output.dtype)], dim=-1)
         if not hasattr(output, "tensors"):
             raise GuardReadingError(f"got a {type(output).__name__} from the model, wanted hidden states")
         output.tensors[TENSOR_KEY] = self._over_ranks(cells_TC)
         return output
+
+    def _running_means(self, values_TC: Tensor) -> Tensor:
+        """Of this process's pooled cells, over each sequence's tokens so far; NaN for rows that belong to none."""
+        means_TC = torch.full_like(values_TC, torch.nan)
+        found = self._find_sequences(self._positions_T[: self._tokens])
+        if found is not None:
+            rows = found.rows
+            means_TC[:rows] = self._means.extend(
+                values_TC[:rows], self._positions_T[:rows], found.starts_S, found.slots_T, found.previous_S
+            )
+        return means_TC
 
     def empty(self, tokens: int) -> Tensor:
         """Room for a stage's cells, as vLLM makes it for its own intermediate tensors."""

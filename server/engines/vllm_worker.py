@@ -25,6 +25,7 @@ from server.engines.loaded import read_guards
 from server.engines.vllm_board import TENSOR_KEY, Board
 from server.engines.vllm_events import EVENTS
 from server.engines.vllm_sampler import GuardedSampler, Judged
+from server.engines.vllm_sequences import finder
 from server.engines.vllm_sites import LocalSites, find_local_sites
 
 if current_platform.is_cpu():
@@ -145,6 +146,7 @@ class GuardedWorker(SiteWorker):
             self._sites,
             {name: (entry.method, entry.guard) for name, entry in loaded.items()},
             shard=self._shard(),
+            find_sequences=finder(runner),
             tokens=config.scheduler_config.max_num_batched_tokens,
             dtype=config.model_config.dtype,
             device=self.device,
