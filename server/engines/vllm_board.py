@@ -223,7 +223,7 @@ class Board:
 
     def _over_ranks(self, cells_XC: Tensor) -> Tensor:
         """The cells of all tensor-parallel ranks as one; the same on every rank."""
-        if self._shard.count == 1:
+        if self._shard.count == 1 or not len(self.cells):  # gathering nothing kills vLLM's workers on CPUs
             return cells_XC
         from vllm.distributed import tensor_model_parallel_all_gather
 

@@ -28,7 +28,7 @@ ROWS = torch.tensor([2, 4])
 CUBES = (cube(0, seed=1), cube(2, seed=2), cube(2, seed=3))
 
 
-def board_on(model: nn.Module, shard: Shard = WHOLE, dtype: torch.dtype = torch.float32, **guards: Guard) -> Board:
+def board_on(model: nn.Module, shard: Shard = WHOLE, dtype: torch.dtype = torch.float32, /, **guards: Guard) -> Board:
     chosen = {name: entry(guard) for name, guard in guards.items()}
     board = Board(
         find_local_sites(model, LlamaConfig(num_hidden_layers=3)),
@@ -67,7 +67,7 @@ def test_scores_arrive_bit_for_bit_whatever_the_model_is_in(dtype: torch.dtype) 
     model = LlamaForCausalLM().to(dtype)
     wanted = [cube_score(keys(model, each.layer), each.mean_F, each.std_F.reciprocal())[ROWS] for each in CUBES]
     plain = run(model)
-    board = board_on(model, dtype=dtype, sums=ksd(*CUBES))
+    board = board_on(model, WHOLE, dtype, sums=ksd(*CUBES))
     hidden, cells = board.split(run(model)[ROWS])
     assert torch.equal(hidden, plain[ROWS])
     assert cells.dtype is torch.float32

@@ -63,12 +63,13 @@ def wanted(mask: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Readi
     with live(embedded(*DETECTORS)) as running:
         ids = prompts(running)
         unpruned = verdicts(running, ids)
-    with live(embedded(*DETECTORS, mask)) as running:
+    with live(embedded(*DETECTORS, mask), verified=False) as running:
         found = verdicts(running, ids)
     readings = {each[name][0] for each in found for name in DETECTORS}
     assert readings == {Reading.INSIDE, Reading.OUTSIDE}
-    for each, before in zip(found, unpruned, strict=True):  # positive control: pruning does show in a score
-        assert each["ksd-code"][1] != pytest.approx(before["ksd-code"][1], rel=1e-3)
+    pairs = [(each[name], before[name]) for each, before in zip(found, unpruned, strict=True) for name in DETECTORS]
+    moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)
+    assert moved > len(pairs) // 4, "positive control: pruning shows in what detectors score"
     return ids, found
 
 
@@ -76,9 +77,12 @@ def wanted(mask: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Readi
 def test_verdicts_and_counts_are_the_same(
     variant: str, mask: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
 ) -> None:
-    """A pruning guard, given last, acts before the detectors that score the same key vectors."""
+    """A pruning guard, given last, acts before the detectors that score the same key vectors.
+
+    It takes some prompts out of cubes that were fitted without it, canaries among them: scores are compared here.
+    """
     flags = VARIANTS[variant]
-    with bound_to_cores(flags), live(on_vllm(*DETECTORS, mask, flags=flags)) as running:
+    with bound_to_cores(flags), live(on_vllm(*DETECTORS, mask, flags=flags), verified=False) as running:
         ids, there = wanted
         same(verdicts(running, ids), there)
         same(verdicts(running, ids), there)  # now out of a warm prefix cache
