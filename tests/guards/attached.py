@@ -10,6 +10,7 @@ from guards.ksd import KSDFitter, KSDGuard, Regime
 from guards.methods import METHODS, Guard, Method
 from guards.na import METHOD as NEURON_ADJUST
 from guards.na import NeuronAdjustGuard
+from guards.pooled import PooledGuard
 from guards.prune import METHOD as PRUNE
 from guards.prune import PruneGuard
 from guards.sites import FAMILIES, find_sites
@@ -22,7 +23,7 @@ LENGTH = 6
 
 def entry(guard: Guard) -> tuple[Method, Guard]:
     """The guard with its method."""
-    names: dict[type, str] = {KSDGuard: KSD, NeuronAdjustGuard: NEURON_ADJUST, PruneGuard: PRUNE}
+    names: dict[type, str] = {KSDGuard: KSD, PooledGuard: KSD, NeuronAdjustGuard: NEURON_ADJUST, PruneGuard: PRUNE}
     return METHODS[names[type(guard)]], guard
 
 

@@ -24,6 +24,7 @@ from guards.artifact import (
 from guards.ksd import Cube, KSDGuard, Regime
 from guards.methods import METHODS, Guard
 from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.pooled import LayerWeights, PooledGuard
 from guards.prune import Importance, PruneGuard
 from guards.verdict import Scope
 from tests.models import D_FF, D_MODEL, LAYERS
@@ -58,6 +59,15 @@ def cube(layer: int = LAYERS - 1, *, tau: float = 3.0, frame: str = "bare", seed
 def ksd(*cubes: Cube) -> KSDGuard:
     """A detector of these cubes, or of one at the last layer."""
     return KSDGuard(cubes or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
+
+
+def pooled(*layers: int, tau: float = 0.5) -> PooledGuard:
+    """A detector of mean key vectors at these layers, or at two, with random weights."""
+    terms = []
+    for layer in layers or (1, LAYERS - 1):
+        generator = torch.Generator().manual_seed(layer)
+        terms.append(LayerWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
+    return PooledGuard(tuple(terms), tau, Scope.BOTH)
 
 
 def layer_statistics(*neurons: int) -> LayerStatistics:

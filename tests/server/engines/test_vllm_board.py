@@ -17,6 +17,7 @@ from guards.shard import WHOLE, Shard
 from guards.verdict import Reading
 from server.engines import vllm_board
 from server.engines.vllm_board import Board
+from server.engines.vllm_sequences import Sequences
 from server.engines.vllm_sites import find_local_sites
 from tests.guards.attached import entry
 from tests.guards.samples import cube, ksd, neuron_adjust, pruned
@@ -25,6 +26,8 @@ from tests.server.engines.imitation import D_ATTENTION, LlamaForCausalLM, PPMiss
 
 IDS, POSITIONS = torch.tensor([3, 9, 27, 4, 50]), torch.tensor([0, 1, 2, 0, 7])
 ROWS = torch.tensor([2, 4])
+SEQUENCES = Sequences(5, torch.tensor([0, 3, 4]), torch.tensor([32, 33, 34, 64, 7]), torch.tensor([-1, -1, 6]))
+"""Three tokens and one of new sequences, and one that goes on from slot 6."""
 CUBES = (cube(0, seed=1), cube(2, seed=2), cube(2, seed=3))
 
 
@@ -34,6 +37,7 @@ def board_on(model: nn.Module, shard: Shard = WHOLE, dtype: torch.dtype = torch.
         find_local_sites(model, LlamaConfig(num_hidden_layers=3)),
         chosen,
         shard=shard,
+        find_sequences=lambda _: SEQUENCES,
         tokens=8,
         dtype=dtype,
         device=torch.device("cpu"),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from guards.calibrate_options import PruneOptions
+from guards.calibrate_options import PooledOptions, PruneOptions
+from guards.calibrate_pooled import calibrate_pooled
 from guards.calibrate_prune import calibrate_prune
 from guards.data import read_source
 from guards.loading import load_model
@@ -44,4 +45,20 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
     options = PruneOptions(frames=("chat",), fraction=0.01, attention_fraction=0.005, steps=2)
     folder: Path = tmp_path_factory.mktemp("guards") / "sp-facts"
     calibrate_prune(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact of the default variant that abstains on the demo's mathematics, over several layers."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
+        for skill in ("mathematics", "facts", "code", "zh", "en")
+    )
+    folder: Path = tmp_path_factory.mktemp("guards") / "ksd-pooled"
+    calibration = calibrate_pooled(
+        load_model(MODEL, "cpu", "float32"), [forget], retain, PooledOptions(frames=("chat",))
+    )
+    calibration.save(folder, "mathematics")
+    assert len(calibration.chosen.layers) > 1
     return str(folder)
