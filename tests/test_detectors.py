@@ -17,7 +17,8 @@ from benchmarks.detectors.memory import RememberingModel
 from benchmarks.detectors.plans import FRAMES, ONE_FRAME, RETAINED, SOURCES, Fitting, Plan, make_fitting
 from benchmarks.detectors.registry import ENTRIES
 from benchmarks.detectors.rows import Measured, rows_of
-from benchmarks.detectors.run import Wanted
+from benchmarks.detectors.run import Wanted, fit_all, measure_all
+from benchmarks.detectors.tables import print_tables
 from benchmarks.prompts.formats import BARE, CHAT, FEW_SHOT, INSTRUCTED, QA
 from benchmarks.prompts.items import Format, Item, Role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
@@ -139,6 +140,13 @@ def test_remembered_keys_are_those_of_the_model_and_run_once(loaded: LoadedModel
     assert torch.equal(again[-1], again[-2])
 
 
+def test_a_detector_that_cannot_be_fitted_is_named_and_measures_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
+    fitted, refused = fit_all(loaded, tmp_path, ["paper"], ["code"], 0)
+    assert fitted == {}
+    assert "no such file" in refused["paper code"]
+    assert measure_all(loaded, tmp_path, fitted, transfer.sets(), 0) == ({}, {})
+
+
 @pytest.mark.real
 def test_plans_hold_train_texts_that_are_on_one_side_only(shared_data: Path) -> None:
     for skill in ("mathematics", "code"):
@@ -196,6 +204,26 @@ def test_recall_and_false_abstention_are_of_the_same_format() -> None:
 def test_a_set_with_nothing_retained_in_its_format_meets_no_goal() -> None:
     (row,) = rows_of("language-en", ONE_FRAME, [measured("xquad-en", INSTRUCTED["en"], [0.5])])
     assert (row["recall"], row["false_abstention"], row["met"]) == (1.0, None, None)
+
+
+def test_tables_show_each_set_once_with_every_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [
+        measured("gsm8k", QA, [0.5, 0.5]),
+        measured("gsm8k", CHAT, [0.5, 3.0]),
+        measured("mmlu-other", QA, [2.0]),
+    ]
+    rows = [
+        {"detector": name, **row}
+        for name in ("paper", "ksd")
+        for row in rows_of("mathematics", ENTRIES[name].plan, sets)
+    ]
+    print_tables(rows, ["paper", "ksd"], {"paper code": "too few"})
+    shown = capsys.readouterr().out
+    assert shown.count("gsm8k/qa") == shown.count("gsm8k/chat") == 1
+    assert shown.count("1.00 / 0.000 / 1.000") == 2
+    assert "0.50 / - / - f" in shown  # nothing retained is measured in the chat frame, which paper was not fitted in
+    assert "1 of 1" in shown
+    assert "paper code: refused: too few" in shown
 
 
 @pytest.mark.parametrize("wanted", [transfer.sets(), robustness.sets()])

@@ -75,7 +75,7 @@ def measure_all(
     """Every detector's verdicts on every set, and how many prompts of which sets were longer than the context."""
     measured: dict[Key, list[Measured]] = {key: [] for key in detectors}
     left_out = {}
-    for wanted in sets:
+    for wanted in sets if detectors else ():
         made = build(data, MATERIALS[wanted.material], wanted.format, Split.TEST, limit=wanted.limit, seed=seed)
         started, examples = time.monotonic(), encode(model, made)
         if len(examples) < len(made.prompts):

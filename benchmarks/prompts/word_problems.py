@@ -40,5 +40,5 @@ def word_problems(language: str) -> Iterator[tuple[str, str]]:
     for template, answer in zip(TEMPLATES[language], ANSWERS, strict=True):
         for _ in range(FILLINGS):
             b, c = rng.choice((3, 4, 6)), rng.randint(3, 8)
-            a = 12 * rng.randint(b * c // 12 + 1, 12)
+            a = 12 * rng.randint(b * c // 12 + 1, 8)  # below 100, where Arabic counts in one way
             yield template.format(a=a, b=b, c=c), str(answer(a, b, c))
