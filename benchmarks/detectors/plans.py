@@ -1,0 +1,102 @@
+"""What detectors are fitted on: materials and formats by skill, train splits only.
+
+| plan | mathematics | code | a language | formats |
+|---|---|---|---|---|
+| one-frame | gsm8k | mbpp | its questions | qa |
+| frames | gsm8k | mbpp | its questions | qa, chat, bare |
+| sources | and mmlu-elementary, expressions | and mbpp-signature, mbpp-partial | none | qa, chat, bare |
+
+Retained is every material of RETAINED that the skill does not need, in the same formats. All else is held out: the
+formats chat-turns, solve, few-shot and instructions; MMLU's high-school and college mathematics, equations, word
+problems in other languages; code to mend and to explain; a language's paragraphs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.prompts.formats import BARE, CHAT, QA
+from benchmarks.prompts.items import Format, Role, role
+from benchmarks.prompts.materials import MATERIALS, SKILLS
+from benchmarks.prompts.sets import PromptSet, build
+from benchmarks.real_text.splits import LANGUAGES, XQUAD, Split
+
+FORGET_LIMIT, RETAIN_LIMIT = 600, 100
+"""Texts of each forget and retain material that a detector is fitted on."""
+SINGLE = {
+    "mathematics": ("gsm8k",),
+    "code": ("mbpp",),
+    **{f"language-{language}": (f"xquad-{language}",) for language in LANGUAGES},
+}
+SEVERAL = {
+    "mathematics": ("gsm8k", "mmlu-elementary", "expressions"),
+    "code": ("mbpp", "mbpp-signature", "mbpp-partial"),
+}
+RETAINED = (
+    "gsm8k",
+    "mmlu-elementary",
+    "mmlu-high-school",
+    "mmlu-college",
+    "expressions",
+    "mbpp",
+    "mbpp-signature",
+    *XQUAD,
+    "mmlu-computing",
+    "mmlu-quantitative",
+    "mmlu-history",
+    "mmlu-other",
+    "wikitext",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted, by skill; nothing for a skill that is missing."""
+
+    name: str
+    forget: Mapping[str, tuple[str, ...]]
+    formats: tuple[Format, ...]
+
+    def fitted_on(self, skill: str) -> str:
+        """The forget side in words."""
+        return f"{', '.join(self.forget[skill])} in {', '.join(form.name for form in self.formats)}"
+
+    def held_out(self, skill: str, material: str, format_: str) -> tuple[str, ...]:
+        """What of a measured set the forget side did not hold: "source", "format", both or neither."""
+        unseen = ("source",) if material not in self.forget[skill] else ()
+        return unseen if format_ in {form.name for form in self.formats} else (*unseen, "format")
+
+
+ONE_FRAME = Plan("one-frame", SINGLE, (QA,))
+FRAMES = Plan("frames", SINGLE, (QA, CHAT, BARE))
+SOURCES = Plan("sources", SEVERAL, (QA, CHAT, BARE))
+assert all(set(plan.forget) <= set(SKILLS) for plan in (ONE_FRAME, FRAMES, SOURCES))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What one detector may see: train prompts. Every material comes in every format."""
+
+    skill: str
+    plan: Plan
+    forget: tuple[PromptSet, ...]
+    retain: tuple[PromptSet, ...]
+
+
+def _sets(data: Path, names: Sequence[str], formats: Sequence[Format], limit: int, seed: int) -> tuple[PromptSet, ...]:
+    return tuple(
+        build(data, MATERIALS[name], form, Split.TRAIN, limit=limit, seed=seed) for name in names for form in formats
+    )
+
+
+def make_fitting(data: Path, plan: Plan, skill: str, *, seed: int = 0) -> Fitting:
+    """The train prompts of a plan for one skill."""
+    kept = [
+        name for name in RETAINED if all(role(skill, MATERIALS[name], form) is Role.RETAIN for form in plan.formats)
+    ]
+    return Fitting(
+        skill,
+        plan,
+        _sets(data, plan.forget[skill], plan.formats, FORGET_LIMIT, seed),
+        _sets(data, kept, plan.formats, RETAIN_LIMIT, seed),
+    )

@@ -1,0 +1,88 @@
+"""What prompt sets are made of: texts of one kind (a material) and what is put around them (a format)."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from benchmarks.real_text.splits import Split
+from guards.encoding import BARE_FRAME
+
+NONE: frozenset[str] = frozenset()
+
+
+class Role(StrEnum):
+    """What a set of prompts is to a guard of one skill."""
+
+    FORGET = "forget"
+    RETAIN = "retain"
+    ARGUABLE = "arguable"
+    """Needs the skill in part (physics for mathematics; English around a Spanish question for English): it is
+    measured and listed, and counts neither as recall nor as false abstention."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One text. `answer` is what a worked example would show, None where the text asks nothing."""
+
+    text: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """Texts of one kind. `read` gives one side of them; no text is on both sides.
+
+    `skills`: those that every text needs. `arguable`: those that some texts may need. `splits`: the sides it has;
+    what was written for this benchmark is test only.
+    """
+
+    name: str
+    read: Callable[[Path, Split], Sequence[Item]]
+    skills: frozenset[str] = NONE
+    arguable: frozenset[str] = NONE
+    splits: frozenset[Split] = frozenset(Split)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a format may draw on for one text. `shots`: train items of the same material, without the text itself.
+
+    `others`: items of the materials that the format needs, of the text's own split.
+    """
+
+    rng: random.Random
+    shots: Sequence[Item]
+    others: Mapping[str, Sequence[Item]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """What is put around a text, or done to it.
+
+    `frame`: the same as calibration knows it ("bare" or a template with {text}), None where it is more than that.
+    `shots`: worked examples that `render` takes. `needs`: materials that it draws other texts from. `skills` and
+    `arguable`: what its own words need, as in a material.
+    """
+
+    name: str
+    render: Callable[[Item, Around], str]
+    frame: str | None = None
+    shots: int = 0
+    needs: tuple[str, ...] = ()
+    skills: frozenset[str] = NONE
+    arguable: frozenset[str] = NONE
+
+
+def framed(name: str, frame: str, *, arguable: frozenset[str] = NONE) -> Format:
+    """A format that is a frame and nothing else."""
+    template = "{text}" if frame == BARE_FRAME else frame
+    return Format(name, lambda item, _: template.replace("{text}", item.text), frame, arguable=arguable)
+
+
+def role(skill: str, material: Material, format_: Format) -> Role:
+    """What the material in the format is to a guard of the skill."""
+    if skill in material.skills | format_.skills:
+        return Role.FORGET
+    return Role.ARGUABLE if skill in material.arguable | format_.arguable else Role.RETAIN

@@ -1,0 +1,77 @@
+"""Paraphrases of English by rule: no model writes them, so they stay close to the text, closer than a user's would."""
+
+import random
+import re
+from collections.abc import Mapping
+
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "find": ("determine", "work out"),
+    "write": ("create", "implement"),
+    "function": ("routine", "method"),
+    "check": ("test", "verify"),
+    "whether": ("if",),
+    "given": ("provided",),
+    "list": ("sequence",),
+    "string": ("piece of text",),
+    "remove": ("delete",),
+    "count": ("tally",),
+    "largest": ("biggest",),
+    "smallest": ("least",),
+    "buys": ("purchases",),
+    "bought": ("purchased",),
+    "sells": ("is selling",),
+    "money": ("cash",),
+    "total": ("sum",),
+    "gives": ("hands",),
+    "gave": ("handed",),
+    "makes": ("earns", "produces"),
+    "children": ("kids",),
+    "each": ("every",),
+    "also": ("in addition",),
+    "twice": ("two times",),
+    "left": ("remaining",),
+    "needs": ("requires",),
+    "following": ("next",),
+    "best": ("most closely",),
+    "called": ("named",),
+    "begin": ("start",),
+    "people": ("persons",),
+    "large": ("big",),
+    "many": ("numerous",),
+    "important": ("significant",),
+    "house": ("home",),
+    "day": ("single day",),
+}
+"""Common words of the measured questions and what replaces them. "how many" is left alone: it is a phrase."""
+_WORD = re.compile(r"\b(?<!how )(" + "|".join(SYNONYMS) + r")\b", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def with_synonyms(text: str, rng: random.Random) -> str:
+    """Every known word replaced, its capital kept."""
+
+    def replace(match: re.Match[str]) -> str:
+        word = match.group(0)
+        chosen = rng.choice(SYNONYMS[word.lower()])
+        return chosen[0].upper() + chosen[1:] if word[0].isupper() else chosen
+
+    return _WORD.sub(replace, text)
+
+
+def question_first(text: str) -> str:
+    """The last sentence moved to the front; a text of one sentence stays as it is."""
+    *told, asked = _SENTENCE.split(text.strip())
+    return " ".join([asked, *told])
+
+
+def with_typos(text: str, rng: random.Random) -> str:
+    """Two neighbouring letters swapped in about every eighth word of four letters or more."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match.group(0)
+        if rng.random() >= 1 / 8:
+            return word
+        at = rng.randrange(1, len(word) - 2)
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+    return re.sub(r"[^\W\d_]{4,}", swap, text)

@@ -1,0 +1,34 @@
+"""What callers do to a question: paraphrases, prefixes, mixed skills, worked examples, white space, long contexts.
+
+    python -m benchmarks.robustness [--model DIR] [--skills mathematics ...] [--detectors paper ...]
+
+The detectors are those of `benchmarks.transfer`, fitted on the same. Recall is on treated questions of the skill, false
+abstention on other questions with the same treatment; `docs/evaluating.md` lists the treatments. There is no goal. The
+last line printed is one JSON object.
+"""
+
+from benchmarks.detectors.run import Wanted, parse, run
+from benchmarks.prompts.treatments import ANY_LANGUAGE, ENGLISH_ONLY
+from benchmarks.real_text.splits import LANGUAGES
+
+LIMIT, LONG_LIMIT = 60, 25
+"""Prompts of a set, and of one whose prompts are long."""
+LONG = ("long", "shots")
+ENGLISH = ("gsm8k", "mbpp", "xquad-en", "mmlu-other")
+FOREIGN = tuple(f"xquad-{language}" for language in LANGUAGES if language != "en")
+
+
+def _limit(treatment: str) -> int:
+    return LONG_LIMIT if treatment.startswith(LONG) else LIMIT
+
+
+def sets() -> list[Wanted]:
+    """All that is measured."""
+    return [
+        *(Wanted(name, form, _limit(form.name)) for form in ANY_LANGUAGE for name in (*ENGLISH, *FOREIGN)),
+        *(Wanted(name, form, _limit(form.name)) for form in ENGLISH_ONLY for name in ENGLISH),
+    ]
+
+
+if __name__ == "__main__":
+    run("robustness", parse(__doc__ or ""), sets())
