@@ -1,0 +1,1 @@
+"""A small model of real text, what it is trained on, and what is only measured."""
