@@ -7,6 +7,7 @@ An hour on two idle cores. Stopped, the same command goes on where it was.
 
 import argparse
 import itertools
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks.real_text.corpus import documents
+from benchmarks.real_text.heldout import report
 from benchmarks.real_text.packing import pack, train_tokenizer
 from benchmarks.real_text.splits import data_folder
 from benchmarks.real_text.train import Recipe, new_model, train
+from guards.loading import load_model
 
+logger = logging.getLogger(__name__)
 MODEL = Path(__file__).resolve().parent / "model"
 """Where the model is built and looked for by default; never committed."""
 TOKENIZER_DOCUMENTS = 30_000
@@ -34,13 +38,16 @@ def _tokenizer(out: Path, data: Path, recipe: Recipe, seed: int) -> PreTrainedTo
 
 
 def build(out: Path, data: Path, recipe: Recipe, seed: int) -> None:
-    """Tokenizer, weights and checkpoint into `out`."""
+    """Tokenizer, weights, checkpoint, and what the model predicts of held-out answers, into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(out, data, recipe, seed)
     packed_RL = pack(tokenizer, documents(data, seed), recipe.steps * recipe.rows, recipe.tokens + 1)
     model = new_model(tokenizer, recipe, seed)
     train(model, packed_RL, recipe, out / "checkpoint.pt")
     model.save_pretrained(out)
+    found = report(load_model(out, "cpu"), data)
+    (out / "heldout.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    logger.info("held-out answers: %s", json.dumps(found))
 
 
 def main() -> None:

@@ -27,9 +27,14 @@ def answered(draw: random.Random, question: str, answer: str) -> str:
     return draw.choice(ANSWERED).format(question=question.strip(), answer=answer.strip())
 
 
+def worked_answer(row: Values) -> str:
+    """GSM8K's answer without the calculator's annotations."""
+    return _CALCULATOR.sub("", row["answer"])
+
+
 def gsm8k(draw: random.Random, row: Values) -> str:
-    """The worked answer, without the calculator's annotations."""
-    return answered(draw, row["question"], _CALCULATOR.sub("", row["answer"]))
+    """Question and worked answer."""
+    return answered(draw, row["question"], worked_answer(row))
 
 
 def with_docstring(code: str, task: str) -> str:

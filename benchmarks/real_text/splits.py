@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from guards.data import Source, read_table
+from guards.data import Source, read_table, seeded_rank
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LANGUAGES = ("en", "es", "de", "zh", "hi", "vi", "ar")
@@ -142,6 +142,12 @@ def rows(data: Path, name: str, split: Split) -> tuple[Values, ...]:
 def source(name: str, texts: Iterable[str]) -> Source:
     """Texts as calibration takes them: each once, none blank. `name` says in reports where they are from."""
     return Source(name, tuple(dict.fromkeys(text for text in texts if text.strip())))
+
+
+def some(source: Source, limit: int, seed: int = 0) -> Source:
+    """At most `limit` of a source's texts, in their order, drawn by `seed` and the texts alone."""
+    kept = sorted(seeded_rank(source.texts, seed)[:limit])
+    return Source(source.name, tuple(source.texts[index] for index in kept))
 
 
 def read(
