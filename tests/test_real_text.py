@@ -1,7 +1,7 @@
 """Real prompts on a small real model: calibrated on the command line, then asked over HTTP.
 
-The bounds are looser than the figures of `benchmarks.real_text.table`, which measures all of the data; here a few hundred
-prompts show that the whole path works on text that nobody generated.
+The bounds are looser than the figures of `benchmarks.real_text.table`, which measures all of the data; here a few
+hundred prompts show that the whole path works on text that nobody generated.
 """
 
 import asyncio
