@@ -9,8 +9,8 @@ from guards.data import Source
 
 FRAME = "Q: {text}\nA:"
 """What every text is calibrated and measured in. Other frames are another benchmark's."""
-RETAIN_LIMIT = 2000
-"""Texts of one retain source."""
+FORGET_LIMIT, RETAIN_LIMIT = 4000, 1000
+"""Texts of a forget source, and of each retain source."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ MEASURED = (
     Measured("gsm8k", "gsm8k"),
     Measured("mbpp", "mbpp"),
     *(Measured(f"mmlu-{group}", "mmlu", group) for group in SUBJECTS),
-    Measured("mmlu-rest", "mmlu", REST, 3000),
+    Measured("mmlu-rest", "mmlu", REST, 2000),
     *(Measured(name, name) for name in XQUAD),
     Measured("wikitext2", "wikitext2", None, 1000),
 )
@@ -77,8 +77,8 @@ def meaning(skill: Skill, measured: Measured) -> Meaning | None:
 
 
 def forget_source(data: Path, skill: Skill) -> Source:
-    """All of the skill's train side."""
-    return read(data, skill.data_set, Split.TRAIN)
+    """The skill's train side."""
+    return some(read(data, skill.data_set, Split.TRAIN), FORGET_LIMIT)
 
 
 def retain_sources(data: Path, skill: Skill) -> list[Source]:

@@ -1,6 +1,6 @@
 """The calibrations that the table compares, by name. Another is one line."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from benchmarks.real_text.skills import FRAME
 from guards.activations import Activations
@@ -17,7 +17,7 @@ class Variant:
     `alpha`: tau is this times k, the smallest cube of the fitted vectors (ESU), whatever the options made of it.
     """
 
-    options: KSDOptions = KSDOptions()  # noqa: RUF009 - frozen
+    options: KSDOptions = field(default_factory=KSDOptions)
     last_layer: bool = False
     alpha: float | None = None
 
@@ -33,7 +33,7 @@ def calibrate(
     model: Activations, variant: Variant, forget: Source, retain: list[Source]
 ) -> tuple[KSDGuard, tuple[str, ...]]:
     """The guard and what its calibration warns of. Raises CalibrationError where the examples allow none."""
-    options = replace(variant.options, frames=(FRAME,))
+    options = replace(variant.options, frames=(FRAME,), progress=True)
     if variant.last_layer:
         options = replace(options, layer=model.identity.layers - 1)
     calibration = calibrate_ksd(model, [forget], retain, options)
