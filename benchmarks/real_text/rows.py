@@ -80,7 +80,10 @@ def detection_rows(skill: Skill, ratio_E: Mapping[str, Tensor]) -> list[Row]:
 def heldout_rows(
     skill: Skill, unguarded: Mapping[str, Predicted], refused_D: Mapping[str, Tensor], vocabulary: int
 ) -> list[Row]:
-    """By data set, what is left of the next-token accuracy and what becomes of the perplexity behind the guard."""
+    """By data set, what is left of the next-token accuracy and what becomes of the perplexity behind the guard.
+
+    `relative_accuracy` is None where the model by itself gets no token right.
+    """
     rows = []
     for name, before in unguarded.items():
         after = before.behind(refused_D[name], vocabulary)
@@ -91,7 +94,7 @@ def heldout_rows(
                 "documents": before.token_D.numel(),
                 "refused": int(refused_D[name].sum()),
                 "accuracy": after.accuracy,
-                "relative_accuracy": after.accuracy / before.accuracy,
+                "relative_accuracy": after.accuracy / before.accuracy if before.accuracy else None,
                 "perplexity": after.perplexity,
                 "relative_perplexity": after.perplexity / before.perplexity,
             }

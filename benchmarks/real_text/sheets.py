@@ -10,7 +10,7 @@ from benchmarks.real_text.heldout import ANSWERS
 from benchmarks.real_text.rows import POOLED, Row
 from benchmarks.real_text.skills import SKILLS, Meaning
 from server.evaluation.figures import LANGUAGES
-from server.evaluation.tables import markdown_table
+from server.evaluation.tables import markdown_table, number
 
 RECALL, FALSE_ABSTENTION, AUROC = 0.98, 0.005, 0.999
 """Goals for mathematics and code, false abstention and AUROC over all other sets together."""
@@ -97,7 +97,7 @@ def matrix_sheet(title: str, rows: Sequence[Row]) -> Sheet:
 
 def heldout_sheet(title: str, rows: Sequence[Row]) -> Sheet:
     """Next-token accuracy behind every guard over that without, columns data sets."""
-    cells = {(row["forget"], row["test"]): f"{row['relative_accuracy']:.3f}" for row in rows}
+    cells = {(row["forget"], row["test"]): number(row["relative_accuracy"]) for row in rows}
     names = [skill.name for skill in SKILLS if any(forget == skill.name for forget, _ in cells)]
     lines = [(name, *(cells.get((name, test), "-") for test in ANSWERS)) for name in names]
     return Sheet(title, ("forget", *ANSWERS), tuple(lines))

@@ -46,13 +46,11 @@ def _asked(language: str, index: int, identity: str) -> dict[str, Any]:
 def made_up_data(folder: Path) -> Path:
     """Writes the folder: of XQuAD, rows 3 (train) and 4 (test) share a paragraph with row 0."""
     shared = {"question": SHARED_QUESTION, "answer": "2"}
-    _lines(folder / "gsm8k" / "train.jsonl", [*map(_sum, range(8)), shared])
-    _lines(
-        folder / "gsm8k" / "test.jsonl",
-        [*map(_sum, range(8, 12)), {**shared, "question": f" {SHARED_QUESTION.upper()}"}],
-    )
-    _lines(folder / "mbpp" / "mbpp.jsonl", map(_task, (1, 10, 11, 510, 511, 974)))
+    _lines(folder / "gsm8k" / "train.jsonl", [*map(_sum, range(60)), shared])
+    measured = {**shared, "question": f" {SHARED_QUESTION.upper()}"}
+    _lines(folder / "gsm8k" / "test.jsonl", [*map(_sum, range(60, 70)), measured])
     identities = ["0001", "0002", "0003", XQUAD_LAST_TRAIN, XQUAD_FIRST_TEST, "5726f"]
+    _lines(folder / "mbpp" / "mbpp.jsonl", map(_task, (1, 10, 11, 510, *range(511, 560))))
     for language in LANGUAGES:
         _lines(
             folder / "xquad" / f"{language}.jsonl",

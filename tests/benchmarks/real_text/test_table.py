@@ -89,6 +89,9 @@ def test_held_out_rows_are_relative_to_no_guard() -> None:
     assert found["relative_accuracy"] == pytest.approx(0.75)
     assert found["relative_perplexity"] > 1
     assert heldout_sheet("h", [found]).lines[0][:2] == ("code", "0.750")
+    nothing = Predicted(before.token_D, before.nll_D, torch.zeros(2, dtype=torch.float64))
+    (found,) = heldout_rows(CODE, {"gsm8k": nothing}, {"gsm8k": torch.tensor([False, True])}, 64)
+    assert heldout_sheet("h", [found]).lines[0][:2] == ("code", "-")
 
 
 def test_sheets_are_readable() -> None:
