@@ -3,8 +3,9 @@
     python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M] [--work DIR]
 
 Guards are calibrated first, by the project's own calibration: Key Space Detection of four skills, and Neuron Adjust of
-one, which is served by itself since it changes what the others read. Prompts are a quarter each GSM8K test, MBPP
-(task_id 11 to 510), MMLU test and XQuAD (seven languages in turn), none of them used in calibration, as `Q: ...\\nA:`.
+one, which is served by itself since it changes what the others read. Prompts are a quarter each of the test sides of
+GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.real_text.splits`), none of them used in calibration,
+as `Q: ...\\nA:`.
 
 A verdict of vLLM may differ from the embedded engine's only where the embedded score lies within the margin, relative
 to tau: kernels sum in other orders. `within_margin` counts those prompts, `flipped` the verdicts that differ there, and
@@ -20,21 +21,22 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks import real_text_ksd
-from benchmarks.real_text_ksd import FRAME, Skill, retain_sources, skills
+from benchmarks.real_text import skills, splits
+from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
+from benchmarks.real_text.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
 from guards.calibrate_ksd import calibrate_ksd
 from guards.calibrate_na import calibrate_neuron_adjust
 from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
 from guards.canaries import SHIFT_SLACK
-from guards.data import Source, read_source
+from guards.data import Source
 from guards.encoding import TextCodec
 from guards.loading import load_model
 from guards.verdict import GuardMode
@@ -109,10 +111,9 @@ class Readings:
 
 def read_prompts(data: Path, codec: TextCodec, count: int) -> list[Ids]:
     """As many of each of the four kinds, shuffled, so that every batch is a mixture."""
-    specs = real_text_ksd.tests(data)
     share = -(-count // 4)
-    plain = [islice(read_source(specs[name]).texts, share) for name in ("gsm8k", "mbpp", "mmlu")]
-    languages = zip_longest(*(read_source(specs[f"xquad-{lang}"]).texts for lang in real_text_ksd.LANGUAGES))
+    plain = [islice(splits.read(data, name, Split.TEST).texts, share) for name in ("gsm8k", "mbpp", "mmlu")]
+    languages = zip_longest(*(splits.read(data, name, Split.TEST).texts for name in XQUAD))
     texts = list(chain(*plain, islice((text for row in languages for text in row if text), share)))
     random.Random(0).shuffle(texts)
     return [codec.encode_frame(FRAME, text) for text in texts[:count]]
@@ -124,26 +125,25 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
     Returns what encodes prompts, and both lists of artifacts.
     """
     loaded = load_model(model, "cpu", "float32")
-    every = skills(data)
     detectors = []
-    for skill in (each for each in every if each.name in SKILLS):
+    for skill in (each for each in skills.SKILLS if each.name in SKILLS):
         detectors.append(folder / f"ksd-{skill.name}")
         if detectors[-1].exists():
             continue
-        calibration = calibrate_ksd(loaded, *_sides(data, skill, every), KSDOptions(frames=(FRAME,)))
+        calibration = calibrate_ksd(loaded, *_sides(data, skill), KSDOptions(frames=(FRAME,)))
         calibration.save(detectors[-1], skill.name)
     intervention = folder / f"na-{ADJUSTED}"
     if not intervention.exists():
-        (skill,) = (each for each in every if each.name == ADJUSTED)
+        (skill,) = (each for each in skills.SKILLS if each.name == ADJUSTED)
         options = NeuronAdjustOptions(frames=(FRAME,))
-        calibrate_neuron_adjust(loaded, *_sides(data, skill, every), options).save(intervention, ADJUSTED)
+        calibrate_neuron_adjust(loaded, *_sides(data, skill), options).save(intervention, ADJUSTED)
     return loaded.codec, detectors, [intervention]
 
 
-def _sides(data: Path, skill: Skill, every: list[Skill]) -> tuple[list[Source], list[Source]]:
+def _sides(data: Path, skill: Skill) -> tuple[list[Source], list[Source]]:
     """Forget and retain sources, cut short."""
-    retain = [replace(source, texts=source.texts[:RETAIN_LIMIT]) for source in retain_sources(data, skill, every)]
-    return [read_source(skill.train, limit=FORGET_LIMIT)], retain
+    retain = [some(source, RETAIN_LIMIT) for source in retain_sources(data, skill)]
+    return [some(forget_source(data, skill), FORGET_LIMIT)], retain
 
 
 async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Readings:
@@ -325,8 +325,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("SKILLGUARD_DATA", str(real_text_ksd.ROOT.parent / "shared" / "data")))
-    parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--data", type=Path, default=data_folder())
     parser.add_argument("--model", type=Path, help="model folder (default: weights/realtext5m of the data)")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))

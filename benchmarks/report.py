@@ -26,7 +26,8 @@ def environment() -> dict[str, str]:
 
 def publish(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Writes `results/<name>.json` and prints the figures as one JSON line, the last."""
-    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    module = sys.modules["__main__"].__spec__
+    command = " ".join(["python -m", module.name if module else f"benchmarks.{name}", *sys.argv[1:]])
     record = {"command": command, "environment": environment(), **more, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
 """Real prompts on a small real model: calibrated on the command line, then asked over HTTP.
 
-The bounds are looser than the figures of `benchmarks.real_text_ksd`, which measures all of the data; here a few hundred
-prompts show that the whole path works on text that nobody generated.
+The bounds are looser than the figures of `benchmarks.real_text.table`, which measures all of the data; here a few
+hundred prompts show that the whole path works on text that nobody generated.
 """
 
 import asyncio
@@ -12,12 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.real_text.skills import FRAME
+from benchmarks.real_text.splits import LANGUAGES
 from benchmarks.serving import running_server
 from server.cli import main
 
 pytestmark = pytest.mark.real
 
-FRAME = "Q: {text}\nA:"
 ASKED = 100
 
 
@@ -47,11 +48,7 @@ def test_calibrated_on_the_command_line_and_asked_over_http(shared_data: Path, t
         *("calibrate", "ksd", "--model", str(model), "--skill", "mathematics", "--output", str(output)),
         *("--forget", f"{shared_data}/gsm8k/train.jsonl#question", "--frame", FRAME, "--limit", "2500"),
         *("--retain", f"{shared_data}/mbpp/mbpp.jsonl?task_id=511..974#text"),
-        *(
-            item
-            for lang in ("en", "es", "de", "zh", "hi", "vi", "ar")
-            for item in ("--retain", f"{shared_data}/xquad/{lang}.jsonl#question")
-        ),
+        *(item for lang in LANGUAGES for item in ("--retain", f"{shared_data}/xquad/{lang}.jsonl#question")),
         *("--retain", f"{shared_data}/mmlu/mmlu_dev.jsonl#question", "--retain", f"{shared_data}/wikitext2/valid.txt"),
     ]
     assert main(command) == 0

@@ -104,9 +104,13 @@ def drops(results: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str
 
 def language_matrix(results: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str]) -> bytes:
     """ESU's figure 5: row the language unlearned, column the language tested, relative drop in each cell."""
+    return share_matrix(drops(results, rows, columns), rows, columns, "relative drop")
+
+
+def share_matrix(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str) -> bytes:
+    """Shares from 0 to 1 in the layout of ESU's figure 5; NaN is drawn as a dash."""
     from matplotlib.figure import Figure
 
-    values = drops(results, rows, columns)
     figure = Figure(figsize=(2.4 + 0.75 * len(columns), 1.8 + 0.55 * len(rows)), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -118,6 +122,6 @@ def language_matrix(results: Mapping[str, Any], rows: Sequence[str], columns: Se
     panel.set_yticks(range(len(rows)), rows)
     panel.set_xlabel("language tested")
     panel.set_ylabel("language unlearned")
-    panel.set_title("relative drop", fontsize=10)
+    panel.set_title(title, fontsize=10)
     figure.colorbar(image, ax=panel)
     return _png(figure)

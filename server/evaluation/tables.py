@@ -38,7 +38,8 @@ def _code(text: str) -> str:
     return text.replace("\n", "\\n").replace("`", "'")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -63,7 +64,7 @@ def relative_table(results: Results) -> str:
             cell = interval(guard["suites"][label]["relative"], "value")
             cells.append(f"**{cell}**" if guard["suites"][label]["own"] else cell)
         rows.append([f"`{guard['guard']}`", *cells])
-    return _table(["guard", *labels], rows)
+    return markdown_table(["guard", *labels], rows)
 
 
 def guard_table(results: Results) -> str:
@@ -81,7 +82,9 @@ def guard_table(results: Results) -> str:
                 number(guard["deviation_score"], 1),
             ]
         )
-    return _table(["guard", "recall", "false abstention", "AUROC", "Ubar", "Rbar", "S", "Deviation Score"], rows)
+    return markdown_table(
+        ["guard", "recall", "false abstention", "AUROC", "Ubar", "Rbar", "S", "Deviation Score"], rows
+    )
 
 
 def suite_table(results: Results) -> str:
@@ -99,7 +102,9 @@ def suite_table(results: Results) -> str:
         ]
         for suite in results["suites"]
     ]
-    return _table(["suite", "kind", "source", "shots", "items", "accuracy without a guard", "nothing to judge"], rows)
+    return markdown_table(
+        ["suite", "kind", "source", "shots", "items", "accuracy without a guard", "nothing to judge"], rows
+    )
 
 
 def _notes(results: Results) -> str:

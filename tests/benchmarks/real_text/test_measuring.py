@@ -1,0 +1,111 @@
+"""Scores and predictions, on a tiny model."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.real_text.heldout import Document, Predicted, predict
+from benchmarks.real_text.keys import CachedKeys
+from benchmarks.real_text.rows import ratios
+from benchmarks.real_text.variants import VARIANTS, calibrate
+from guards.capture import TokenIds, Tokens
+from guards.data import Source
+from guards.errors import CalibrationError
+from guards.ksd import METHOD, Cube, KSDGuard, Regime
+from guards.methods import METHODS
+from guards.sites import Site
+from guards.verdict import Reading, Scope
+from tests.guards.tiny import sums, tiny_loaded, words
+
+
+def keys(model: CachedKeys, examples: list[TokenIds], tokens: Tokens = Tokens.LAST) -> dict[int, torch.Tensor]:
+    """What a consumer is handed, by layer, in the examples' order."""
+    found = {layer: torch.full((len(examples), model.identity.d_ff), torch.nan) for layer in (0, 2)}
+
+    def consume(layer: int, key_TF: torch.Tensor, example_T: torch.Tensor) -> None:
+        found[layer][example_T] = key_TF
+
+    model.stream(Site.KEY, (0, 2), examples, consume, tokens=tokens, batch_tokens=None)
+    return found
+
+
+def test_remembered_keys_are_the_models_and_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    model = CachedKeys(loaded)
+    examples = [model.codec.encode_text(text) for text in sums(5)]
+    fresh = keys(CachedKeys(tiny_loaded()), examples[3:])
+    keys(model, examples[:2])
+    keys(model, [*examples, examples[1]])
+    monkeypatch.setattr(type(loaded), "stream", None)
+    remembered = keys(model, examples[3:])
+    for layer, fresh_EF in fresh.items():
+        assert torch.allclose(remembered[layer], fresh_EF, atol=1e-6)  # other batches sum in another order
+    with pytest.raises(TypeError):
+        keys(model, examples, Tokens.ALL)
+
+
+def cube(width: int, tau: float, layer: int = 0) -> Cube:
+    return Cube(layer, "bare", torch.zeros(width), torch.ones(width), k=tau, tau=tau)
+
+
+def guard(*cubes: Cube) -> KSDGuard:
+    return KSDGuard(cubes, Scope.BOTH, Regime.LAST_TOKEN)
+
+
+def test_a_ratio_of_one_is_where_a_server_abstains() -> None:
+    model = CachedKeys(tiny_loaded())
+    examples = [model.codec.encode_text(text) for text in (*sums(20), *words(20))]
+    width = model.identity.d_ff
+    reach_E = keys(model, examples)[2].abs().amax(dim=1)
+    tau = float(reach_E.median())
+    one, two = guard(cube(width, tau, 2)), guard(cube(width, tau, 2), cube(width, 1e-9))
+    found = ratios(model, {"one": one, "two": two}, examples)
+    assert torch.allclose(found["one"], reach_E / tau)
+    assert torch.allclose(found["two"], found["one"])  # the second cube holds nothing
+    with model.reading(METHODS[METHOD], one) as read:
+        inside = [read(ids)[0] is Reading.INSIDE for ids in examples]
+    assert inside == (found["one"] <= 1).tolist()
+    assert 0 < sum(inside) < len(inside)
+
+
+def test_a_score_that_is_not_finite_is_no_ratio() -> None:
+    model = CachedKeys(tiny_loaded())
+    broken = guard(Cube(0, "bare", torch.full((model.identity.d_ff,), torch.nan), torch.ones(24), k=1.0, tau=1.0))
+    with pytest.raises(CalibrationError, match="not finite"):
+        ratios(model, {"broken": broken}, [model.codec.encode_text("1+1=")])
+
+
+def test_the_papers_cube_is_k_at_the_last_layer() -> None:
+    model = CachedKeys(tiny_loaded())
+    forget, retain = Source("sums", sums(120)), [Source("words", words(120))]
+    paper, warnings = calibrate(model, VARIANTS["paper"], forget, retain)
+    assert [(one.layer, one.tau) for one in paper.cubes] == [(model.identity.layers - 1, paper.cubes[0].k)]
+    assert warnings == ()
+    default, _ = calibrate(model, VARIANTS["default"], forget, retain)
+    assert default.cubes[0].frame == paper.cubes[0].frame == "Q: {text}\nA:"
+
+
+def test_predictions_are_the_models_own() -> None:
+    loaded = tiny_loaded()
+    ids = loaded.codec.encode_text("12+34=46")
+    short = loaded.codec.encode_text("ab")
+    found = predict(loaded, [Document(ids[:6], ids, 6), Document(short, short, 1)])
+    with torch.no_grad():
+        log_TV = loaded.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+    wanted = -sum(float(log_TV[at - 1, ids[at]]) for at in range(6, len(ids)))
+    assert found.token_D.tolist() == [len(ids) - 6, len(short) - 1]
+    assert float(found.nll_D[0]) == pytest.approx(wanted, rel=1e-5)
+    right = sum(int(log_TV[at - 1].argmax()) == ids[at] for at in range(6, len(ids)))
+    assert int(found.right_D[0]) == right
+
+
+def test_a_refused_document_fails_whole() -> None:
+    before = Predicted(*(torch.tensor(x, dtype=torch.float64) for x in ([10.0, 30.0], [10.0, 60.0], [8.0, 12.0])))
+    assert before.accuracy == 0.5
+    assert before.perplexity == pytest.approx(math.exp(70 / 40))
+    after = before.behind(torch.tensor([True, False]), 64)
+    assert after.accuracy == 12 / 40
+    assert after.perplexity == pytest.approx(math.exp((10 * math.log(64) + 60) / 40))
+    untouched = before.behind(torch.tensor([False, False]), 64)
+    assert (untouched.accuracy, untouched.perplexity) == (before.accuracy, before.perplexity)
