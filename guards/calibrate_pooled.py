@@ -100,23 +100,21 @@ def _mean_keys(
     job: Job, role: Role, share: Share, frame: str, advance: Callable[[int, str], None]
 ) -> dict[int, Tensor]:
     examples = job.examples(role, share, frame)
-    width = job.model.identity.d_ff
-    sums = {layer: torch.zeros(len(examples), width, device=job.model.device) for layer in job.layers}
+    means = {layer: torch.full((len(examples), job.model.identity.d_ff), torch.nan) for layer in job.layers}
 
-    def consume(layer: int, key_TF: Tensor, example_T: Tensor) -> None:
-        sums[layer].index_add_(0, example_T, key_TF.float())
+    def consume(layer: int, mean_EF: Tensor, example_E: Tensor) -> None:
+        means[layer][example_E.cpu()] = mean_EF.cpu()
 
     job.model.stream(
         Site.KEY,
         job.layers,
         examples,
         consume,
-        tokens=Tokens.ALL,
+        tokens=Tokens.MEAN,
         batch_tokens=job.options.batch_tokens,
         advance=lambda tokens: advance(tokens, "read"),
     )
-    tokens_E1 = torch.tensor([[float(len(ids))] for ids in examples])
-    return {layer: sum_EF.cpu() / tokens_E1 for layer, sum_EF in sums.items()}
+    return means
 
 
 def _fit_part(job: Job, means: Means, role: Role) -> dict[int, Tensor]:

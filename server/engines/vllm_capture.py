@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.activations import Reader
 from guards.artifact import CalibrationRecord, Canary, Manifest, ModelIdentity, write_artifact
-from guards.capture import Consumer, Span, TokenIds, Tokens, wanted_span
+from guards.capture import Consumer, Span, TokenIds, Tokens, mean_by_example, wanted_span
 from guards.encoding import TextCodec
 from guards.errors import AttachError, CalibrationError
 from guards.loading import DTYPES, load_tokenizer, resolve_folder
@@ -157,7 +157,8 @@ class VllmActivations:
             for layer in wanted if rows else ():
                 slices = self._rpc("take_captured", site.value, layer)
                 x_RF = assemble(slices, rows_R2, self.width(site), dtype, layer)
-                consume(layer, x_RF, rows_R2[:, 0])
+                example_R = rows_R2[:, 0]
+                consume(layer, *(mean_by_example(x_RF, example_R) if tokens is Tokens.MEAN else (x_RF, example_R)))
             advance(sum(len(examples[index]) for index in group))
 
     async def _pass(self, llm: AsyncLLM, group: Sequence[tuple[int, TokenIds, Span]]) -> None:
