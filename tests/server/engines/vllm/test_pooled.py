@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_embedded_engine(variant: str, pooled: str, want
 def test_a_long_answer_is_judged_alike_on_both_engines(pooled: str, wanted: Wanted) -> None:
     """Each position of an answer has the mean of all before it: told for a guard that only watches."""
     ids = wanted[0][::3]
-    long = greedy(max_tokens=48, ignore_eos=True)
+    long = greedy(max_tokens=48)
     found = []
     for make in (embedded(pooled, CUBE), on_vllm(pooled, CUBE, flags=("--enforce-eager",))):
         with live(make) as running:
