@@ -1,4 +1,7 @@
-"""Mean key vectors that are computed once, for guards that are calibrated one after another on the same prompts."""
+"""Mean activations that are computed once, for guards that are calibrated one after another on the same prompts.
+
+Suffixes: E examples, F neurons of the site.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +16,9 @@ from guards.sites import Site
 
 @dataclass(frozen=True)
 class RememberingModel(LoadedModel):
-    """A loaded model that keeps the means it has seen, by site, layer and token ids. For one model as it is only:
-    an intervention on it would change them.
+    """A loaded model that keeps every mean it computed, float32 [F] by site, layer and token ids.
+
+    Not for a model that an intervention changes in between.
     """
 
     kept: dict[tuple[Site, int, TokenIds], Tensor] = field(default_factory=dict)
@@ -49,3 +53,8 @@ class RememberingModel(LoadedModel):
         for layer in layers:
             consume(layer, torch.stack([self.kept[site, layer, ids] for ids in examples]), example_E)
         advance(sum(map(len, examples)) - sum(map(len, new)))
+
+
+def remember(loaded: LoadedModel) -> RememberingModel:
+    """The same model, remembering."""
+    return RememberingModel(loaded.model, loaded.codec, loaded.sites, loaded.identity)
