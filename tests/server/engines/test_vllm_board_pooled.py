@@ -131,7 +131,7 @@ def test_two_stages_say_what_one_says() -> None:
 def test_what_a_stage_sends_to_two_ranks_is_counted_once(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stage sends was summed over its ranks before; a NaN in it reaches the end all the same."""
     whole = LlamaForCausalLM()
-    first, second = stages(whole)
+    first, _ = stages(whole)
     guards: dict[str, Guard] = {"mean": pooled(0, 1), "sums": ksd(cube(0), cube(1))}
     one, begin = board_on(whole, **guards), board_on(first, **guards)
     wanted = one.split(run(whole)[ROWS[:1]])[1]
