@@ -24,10 +24,15 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "commit": found.stdout.strip() or "unknown", **packages}
 
 
+def _shown(argument: str) -> str:
+    """An argument as others can read it: of a folder of this machine the last name."""
+    return f".../{Path(argument).name}" if Path(argument).is_absolute() else argument
+
+
 def publish(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Writes `results/<name>.json` and prints the figures as one JSON line, the last."""
     module = sys.modules["__main__"].__spec__
-    command = " ".join(["python -m", module.name if module else f"benchmarks.{name}", *sys.argv[1:]])
+    command = " ".join(["python -m", module.name if module else f"benchmarks.{name}", *map(_shown, sys.argv[1:])])
     record = {"command": command, "environment": environment(), **more, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -44,7 +44,7 @@ def test_scores_are_those_of_the_embedded_engine(variant: str, pooled: str, cube
 def test_a_long_answer_is_judged_alike_on_both_engines(pooled: str, cube: str, wanted: Wanted) -> None:
     """Each position of an answer has the mean of all before it: told for a guard that only watches."""
     ids = wanted[0][::3]
-    long = greedy(max_tokens=48, ignore_eos=True)
+    long = greedy(max_tokens=48)
     found = []
     for make in (embedded(pooled, cube), on_vllm(pooled, cube, flags=("--enforce-eager",))):
         with live(make) as running:
