@@ -23,17 +23,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
+def _cubes(folder: Path, skill: str) -> str:
+    """An artifact of the variant `paper` at `folder`, for a skill of the demo."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{each}.calibration.jsonl"), limit=limit)
+        for each, limit in ((skill, None), *((other, 300) for other in SKILLS if other != skill))
+    )
+    options = KSDOptions(frames=("chat", "Q: {text}\nA:"), recall=0.99, placement="middle", layer=4)
+    calibrate_ksd(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, skill)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def cube(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact of cubes named ksd-en, which also fires while English is written, in answers of other skills too."""
-    forget, *retain = (
-        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=limit)
-        for skill, limit in (("en", None), *((other, 300) for other in SKILLS if other != "en"))
-    )
-    folder: Path = tmp_path_factory.mktemp("guards") / "ksd-en"
-    options = KSDOptions(frames=("chat", "Q: {text}\nA:"), recall=0.99, placement="middle", layer=4)
-    calibrate_ksd(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "en")
-    return str(folder)
+    return _cubes(tmp_path_factory.mktemp("guards") / "ksd-en", "en")
+
+
+@pytest.fixture(scope="session")
+def sums_cube(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact of cubes named ksd-mathematics: it judges the last token, whatever came long before."""
+    return _cubes(tmp_path_factory.mktemp("guards") / "ksd-mathematics", "mathematics")
 
 
 @pytest.fixture(scope="session")
