@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guards.errors import GuardReadingError
-from server.engines.vllm_sequences import finder, sequences_of
+from server.engines.vllm_sequences import Sequences, finder, sequences_of
 
 BLOCK = 4
 BLOCKS = torch.tensor([[7, 2, 0], [3, 9, 0], [5, 1, 8], [0, 0, 0]])
@@ -43,8 +43,15 @@ def metadata(**changes: Any) -> Metadata:
 POSITIONS = torch.tensor([0, 1, 2, 4, 9, 10])
 
 
+def found_in(layer: Metadata, positions_T: Tensor) -> Sequences:
+    """The sequences of a pass that has some."""
+    found = sequences_of(layer, positions_T, BLOCK)
+    assert found is not None
+    return found
+
+
 def test_slots_and_the_slot_before_each_sequences_first_new_token() -> None:
-    found = sequences_of(metadata(), POSITIONS, BLOCK)
+    found = found_in(metadata(), POSITIONS)
     assert found.rows == 6
     assert found.starts_S.tolist() == [0, 3, 4]
     assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
@@ -58,8 +65,8 @@ def test_padded_tokens_and_requests_are_no_sequence() -> None:
         query_start_loc=torch.tensor([0, 3, 4, 6, 6]),
         slot_mapping=torch.tensor([*metadata().slot_mapping.tolist(), -1, -1]),
     )
-    found = sequences_of(padded, torch.tensor([*POSITIONS.tolist(), 77, 0]), BLOCK)
-    plain = sequences_of(metadata(), POSITIONS, BLOCK)
+    found = found_in(padded, torch.tensor([*POSITIONS.tolist(), 77, 0]))
+    plain = found_in(metadata(), POSITIONS)
     assert found.rows == 6
     for field in ("starts_S", "slots_T", "previous_S"):
         assert torch.equal(getattr(found, field), getattr(plain, field))
@@ -68,11 +75,14 @@ def test_padded_tokens_and_requests_are_no_sequence() -> None:
 def test_a_request_without_new_tokens_is_passed_over() -> None:
     bounds = torch.tensor([0, 3, 3, 5])
     slot_mapping = torch.tensor([*slots(0, 0, 1, 2), *slots(2, 9, 10)])
-    found = sequences_of(
-        metadata(query_start_loc=bounds, slot_mapping=slot_mapping), torch.tensor([0, 1, 2, 9, 10]), BLOCK
-    )
+    found = found_in(metadata(query_start_loc=bounds, slot_mapping=slot_mapping), torch.tensor([0, 1, 2, 9, 10]))
     assert found.starts_S.tolist() == [0, 3]
     assert found.previous_S.tolist() == [-1, 32]
+
+
+def test_a_pass_that_caches_no_token_is_for_nobody() -> None:
+    nowhere = metadata(slot_mapping=torch.full((6,), -1))
+    assert sequences_of(nowhere, POSITIONS, BLOCK) is None
 
 
 @pytest.mark.parametrize(
