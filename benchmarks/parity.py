@@ -2,16 +2,17 @@
 
     python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M] [--work DIR]
 
-Guards are calibrated first, by the project's own calibration: Key Space Detection of four skills, and Neuron Adjust of
-one, which is served by itself since it changes what the others read. Prompts are a quarter each of the test sides of
-GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.real_text.splits`), none of them used in calibration,
-as `Q: ...\\nA:`.
+Guards are calibrated first, by the project's own calibration: Key Space Detection as cubes of four skills and pooled of
+one, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a quarter
+each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.real_text.splits`), none of
+them used in calibration, as `Q: ...\\nA:`.
 
 A verdict of vLLM may differ from the embedded engine's only where the embedded score lies within the margin, relative
 to tau: kernels sum in other orders. `within_margin` counts those prompts, `flipped` the verdicts that differ there, and
 `disagree` all other verdicts that differ. For Neuron Adjust the verdict is the number of neurons moved at the last
-token, and `disagree` counts prompts where it differs by more than a canary's may. `cached_tokens` and `preemptions`, by
-vLLM's own statistics, show that a variant did what it is named for. The last line printed is one JSON object.
+token, and `disagree` counts prompts where it differs by more than a canary's may. A score's difference is relative to
+the score, or to tau where that is larger. `cached_tokens` and `preemptions`, by vLLM's own statistics, show that a
+variant did what it is named for. The last line printed is one JSON object.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,19 +33,21 @@ from benchmarks.real_text import skills, splits
 from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
 from benchmarks.real_text.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
+from guards.calibrate import Calibration
 from guards.calibrate_ksd import calibrate_ksd
 from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PooledOptions
+from guards.calibrate_pooled import calibrate_pooled
 from guards.canaries import SHIFT_SLACK
 from guards.data import Source
 from guards.encoding import TextCodec
-from guards.loading import load_model
+from guards.loading import LoadedModel, load_model
 from guards.verdict import GuardMode
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 
 SKILLS = ("mathematics", "code", "language-es", "language-zh")
-ADJUSTED = "mathematics"
+POOLED = ADJUSTED = "mathematics"
 FORGET_LIMIT, RETAIN_LIMIT = 300, 60
 """Texts of each source: what is compared is engines, not how well guards separate."""
 MARGIN = 1e-3
@@ -93,7 +96,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: how it ended, its text, each guard's first hit as (position, score), neurons moved."""
+    """A whole answer: how it ended, its text, each guard's first hit as (position, score over tau), neurons moved."""
 
     reason: FinishReason
     text: str
@@ -125,19 +128,29 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
     Returns what encodes prompts, and both lists of artifacts.
     """
     loaded = load_model(model, "cpu", "float32")
-    detectors = []
-    for skill in (each for each in skills.SKILLS if each.name in SKILLS):
-        detectors.append(folder / f"ksd-{skill.name}")
-        if detectors[-1].exists():
-            continue
-        calibration = calibrate_ksd(loaded, *_sides(data, skill), KSDOptions(frames=(FRAME,)))
-        calibration.save(detectors[-1], skill.name)
-    intervention = folder / f"na-{ADJUSTED}"
-    if not intervention.exists():
-        (skill,) = (each for each in skills.SKILLS if each.name == ADJUSTED)
-        options = NeuronAdjustOptions(frames=(FRAME,))
-        calibrate_neuron_adjust(loaded, *_sides(data, skill), options).save(intervention, ADJUSTED)
+    by_name = {skill.name: skill for skill in skills.SKILLS}
+    makers: dict[str, tuple[str, Callable[[Skill], Calibration]]] = {
+        **{f"ksd-{name}": (name, partial(_cubes, loaded, data)) for name in SKILLS},
+        f"pooled-{POOLED}": (POOLED, partial(_pooled, loaded, data)),
+        f"na-{ADJUSTED}": (ADJUSTED, partial(_adjusted, loaded, data)),
+    }
+    for name, (skill, make) in makers.items():
+        if not (folder / name).exists():
+            make(by_name[skill]).save(folder / name, skill)
+    *detectors, intervention = (folder / name for name in makers)
     return loaded.codec, detectors, [intervention]
+
+
+def _cubes(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
+    return calibrate_ksd(loaded, *_sides(data, skill), KSDOptions(frames=(FRAME,)))
+
+
+def _pooled(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
+    return calibrate_pooled(loaded, *_sides(data, skill), PooledOptions(frames=(FRAME,)))
+
+
+def _adjusted(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
+    return calibrate_neuron_adjust(loaded, *_sides(data, skill), NeuronAdjustOptions(frames=(FRAME,)))
 
 
 def _sides(data: Path, skill: Skill) -> tuple[list[Source], list[Source]]:
@@ -177,7 +190,9 @@ async def _answer(engine: Engine, name: str, prompt: Ids) -> Answer:
     async for event in engine.submit(EngineRequest(name, prompt, Sampling(DRAWN, temperature=0), modes)):
         if isinstance(event, Finish):
             assert event.error is None, event.error
-            hits = {hit.score.guard: (hit.score.position, hit.score.score) for hit in event.hits}
+            hits = {
+                hit.score.guard: (hit.score.position, hit.score.score / (hit.score.tau or 1.0)) for hit in event.hits
+            }
             return Answer(event.reason, text, hits, event.neurons_shifted)
         text += event.text
     raise AssertionError("an answer without an end")
@@ -191,7 +206,8 @@ def compare(
     for name in reference[0]:
         pairs = [(wanted[name], live[name]) for wanted, live in zip(reference, got, strict=True)]
         tau = pairs[0][0].tau
-        difference = max(abs(live.score - wanted.score) / max(abs(wanted.score), 1e-9) for wanted, live in pairs)
+        least = 1e-9 if tau is None else tau
+        difference = max(abs(live.score - wanted.score) / max(abs(wanted.score), least) for wanted, live in pairs)
         row: dict[str, Any] = {"guard": name, "prompts": len(pairs)}
         if tau is None:
             moved = [abs(live.score - wanted.score) for wanted, live in pairs]
@@ -227,9 +243,7 @@ def compare_answers(reference: Sequence[Answer], got: Sequence[Answer], guards: 
                 "disagree": sum((a is None) != (b is None) or (a and b and a[0] != b[0]) or False for a, b in hits)
                 + sum(abs(wanted.moved - live.moved) > SHIFT_SLACK for wanted, live in same),
                 "within_margin": 0,
-                "max_relative_score_difference": float(
-                    f"{max((abs(a[1] - b[1]) / max(abs(a[1]), 1e-9) for a, b in both), default=0):.3g}"
-                ),
+                "max_relative_score_difference": float(f"{max((abs(a[1] - b[1]) for a, b in both), default=0):.3g}"),
             }
         )
     return rows

@@ -19,7 +19,14 @@ ADJUSTED = GuardScore("na", "m", "neuron-adjust", Reading.OUTSIDE, 40.0, None, 1
 def test_a_verdict_that_differs_away_from_tau_is_a_disagreement() -> None:
     (row,) = compare([{"ksd": INSIDE}, {"ksd": OUTSIDE}], [{"ksd": OUTSIDE}, {"ksd": OUTSIDE}], MARGIN)
     assert (row["disagree"], row["within_margin"], row["flipped"], row["fires"]) == (1, 0, 0, 1)
-    assert row["max_relative_score_difference"] == pytest.approx(0.5)
+    assert row["max_relative_score_difference"] == pytest.approx(2 / 5), "of tau, which is above the score"
+
+
+def test_a_score_near_zero_differs_by_shares_of_tau() -> None:
+    pooled = replace(INSIDE, score=1e-9, tau=0.5)
+    (row,) = compare([{"ksd": pooled}], [{"ksd": replace(pooled, score=-1e-6)}], MARGIN)
+    assert row["disagree"] == 0
+    assert row["max_relative_score_difference"] == pytest.approx(2e-6, rel=1e-2)
 
 
 def test_a_verdict_that_differs_at_tau_is_counted_apart() -> None:

@@ -73,3 +73,23 @@ def test_a_few_neurons_may_fall_the_other_way() -> None:
     assert intervention(SHIFTED, Reading.OUTSIDE, 40 - SHIFT_SLACK) is None
     assert intervention(SHIFTED, Reading.OUTSIDE, 40 - SHIFT_SLACK - 1) == "got score 37, wanted 40"
     assert intervention(SHIFTED, Reading.OUTSIDE, 0) == "got a guard that does not fire, wanted the opposite"
+
+
+NEAR_ZERO = Canary(token_ids=(1, 2), scores=(-1e-4,), fires=True)
+"""A pooled guard's: 0 is the forget set's mean, where a share of the score would be no room at all."""
+
+
+@pytest.mark.parametrize("dtype", sorted(RELATIVE_TOLERANCE))
+@pytest.mark.parametrize("wanted", [-1e-4, 0.0, 0.3, -0.9])
+def test_a_small_score_may_drift_by_that_share_of_one(dtype: str, wanted: float) -> None:
+    canary, drift = NEAR_ZERO.model_copy(update={"scores": (wanted,)}), RELATIVE_TOLERANCE[dtype]
+    for sign in (1, -1):
+        assert detector(canary, Reading.INSIDE, wanted + sign * 0.99 * drift, dtype=dtype) is None
+        assert detector(canary, Reading.INSIDE, wanted + sign * 1.01 * drift, dtype=dtype) is not None
+
+
+def test_a_small_score_hides_no_broken_reading() -> None:
+    assert detector(NEAR_ZERO, Reading.INSIDE, math.nan) is not None
+    assert detector(NEAR_ZERO, Reading.INVALID, -1e-4) is not None
+    assert detector(NEAR_ZERO, Reading.OUTSIDE, -1e-4) is not None
+    assert detector(NEAR_ZERO, Reading.INSIDE, 0.4, alone=False) is None

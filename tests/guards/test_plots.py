@@ -9,7 +9,8 @@ import pytest
 from guards.calibrate import Calibration
 from guards.calibrate_ksd import calibrate_ksd
 from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PooledOptions
+from guards.calibrate_pooled import calibrate_pooled
 from guards.errors import ArtifactError
 from guards.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
 from guards.report import report_folder, report_of, write_report
@@ -40,6 +41,24 @@ def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
     assert read["frames"][0]["false_abstention_by_source"]["words"]["total"] == 40
     assert set(read["seconds"]) == {"encode", "fit", "score", "canaries"}
     assert "seconds" not in json.dumps(read["calibration"]), "no timing belongs in the artifact"
+
+
+def test_plots_of_a_pooled_detector_and_its_report() -> None:
+    frames = ("chat", "Costs $5: {text}\nA:")
+    options = PooledOptions(frames=frames, recall=0.9, max_false_abstention=0.05)
+    result = calibrate_pooled(tiny_loaded(), *sources(80), options)
+    plots = ksd_plots(result, "sums")
+    assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
+    assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
+    base: Calibration = result
+    report = json.loads(json.dumps(report_of(base, "sums"), allow_nan=False))
+    assert (report["layers"], report["tau"]) == (list(result.chosen.layers), result.chosen.tau)
+    assert report["key_vectors"] == 2 * 40
+    assert [candidate["layers"] for candidate in report["candidates"]] == [[1], [2], [1, 2]]
+    assert [frame["frame"] for frame in report["frames"]] == list(frames)
+    assert report["frames"][0]["false_abstention_by_source"]["words"]["total"] == 20
+    assert set(report["seconds"]) == {"encode", "read", "fit", "canaries"}
+    assert "seconds" not in json.dumps(report["calibration"]), "no timing belongs in the artifact"
 
 
 def test_plots_of_an_intervention() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from guards.artifact import read_artifact
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PruneOptions
+from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PooledOptions, PruneOptions
 from guards.ksd import Regime
 from guards.na import Draw
 from guards.prune import Importance
@@ -71,6 +71,56 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
         shown = capsys.readouterr().out
         assert "attention_fraction" in shown
         assert "feed_forward" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "variant", "frames"),
+    [
+        ((), "pooled", 3),
+        (("--variant", "pooled", "--layer", "2"), "pooled", 3),
+        (("--variant", "paper", "--regime", "last-token"), "paper", 1),
+    ],
+    ids=["by default", "pooled", "paper"],
+)
+def test_the_variant_is_that_of_the_artifact(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    variant: str,
+    frames: int,
+) -> None:
+    output = tmp_path / "guard"
+    assert main(_arguments(folder, "ksd", output, "--recall", ".9", "--max-false-abstention", ".05", *more)) == 0
+    printed = capsys.readouterr().out
+    assert "false abstention" in printed
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith("'")]
+    assert len(rows) == frames
+    manifest = read_artifact(output).manifest
+    assert manifest.parameters["variant"] == variant
+    assert len(manifest.calibration.frames) == frames
+    assert main(["inspect", str(output)]) == 0
+    assert variant in capsys.readouterr().out
+
+
+def test_each_variant_has_its_own_defaults(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args(["calibrate", "ksd", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    pooled, paper = PooledOptions(), KSDOptions()
+    for field in ("recall", "max_false_abstention", "placement"):
+        assert f"(default: pooled {getattr(pooled, field)}, paper {getattr(paper, field)})" in shown
+        assert getattr(pooled, field) != getattr(paper, field), "positive control: they differ"
+    assert "one layer for each frame (default pooled)" in shown
+
+
+def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_arguments(folder, "ksd", tmp_path / "guard", "--regime", "all-tokens")) != 0
+    assert "--regime: the mean key vector is over all tokens; it needs --variant paper" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(_arguments(folder, "ksd", tmp_path / "guard", "--variant", "spheres"))
+    assert "invalid choice: 'spheres'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

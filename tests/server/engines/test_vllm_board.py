@@ -31,13 +31,20 @@ SEQUENCES = Sequences(5, torch.tensor([0, 3, 4]), torch.tensor([32, 33, 34, 64, 
 CUBES = (cube(0, seed=1), cube(2, seed=2), cube(2, seed=3))
 
 
-def board_on(model: nn.Module, shard: Shard = WHOLE, dtype: torch.dtype = torch.float32, /, **guards: Guard) -> Board:
+def board_on(
+    model: nn.Module,
+    shard: Shard = WHOLE,
+    dtype: torch.dtype = torch.float32,
+    found: Sequences | None = SEQUENCES,
+    /,
+    **guards: Guard,
+) -> Board:
     chosen = {name: entry(guard) for name, guard in guards.items()}
     board = Board(
         find_local_sites(model, LlamaConfig(num_hidden_layers=3)),
         chosen,
         shard=shard,
-        find_sequences=lambda _: SEQUENCES,
+        find_sequences=lambda _: found,
         tokens=8,
         dtype=dtype,
         device=torch.device("cpu"),

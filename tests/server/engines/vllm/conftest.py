@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from guards.calibrate_options import PooledOptions, PruneOptions
+from artifacts.demo.build.rows import SKILLS
+from guards.calibrate_ksd import calibrate_ksd
+from guards.calibrate_options import KSDOptions, PooledOptions, PruneOptions
 from guards.calibrate_pooled import calibrate_pooled
 from guards.calibrate_prune import calibrate_prune
 from guards.data import read_source
@@ -21,17 +23,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
+def _cubes(folder: Path, skill: str) -> str:
+    """An artifact of the variant `paper` at `folder`, for a skill of the demo."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{each}.calibration.jsonl"), limit=limit)
+        for each, limit in ((skill, None), *((other, 300) for other in SKILLS if other != skill))
+    )
+    options = KSDOptions(frames=("chat", "Q: {text}\nA:"), recall=0.99, placement="middle", layer=4)
+    calibrate_ksd(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, skill)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Live]:
+def cube(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact of cubes named ksd-en, which also fires while English is written, in answers of other skills too."""
+    return _cubes(tmp_path_factory.mktemp("guards") / "ksd-en", "en")
+
+
+@pytest.fixture(scope="session")
+def sums_cube(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact of cubes named ksd-mathematics: it judges the last token, whatever came long before."""
+    return _cubes(tmp_path_factory.mktemp("guards") / "ksd-mathematics", "mathematics")
+
+
+@pytest.fixture(scope="session")
+def engine(cube: str) -> Iterator[Live]:
     """Two guards that judge prompts and one that also fires while English is written; uncompiled."""
-    with live(on_vllm("ksd-mathematics", "ksd-code", "ksd-en", flags=("--enforce-eager",))) as running:
+    with live(on_vllm("ksd-mathematics", "ksd-code", cube, flags=("--enforce-eager",))) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def reference() -> Iterator[Live]:
+def reference(cube: str) -> Iterator[Live]:
     """The same guards on the embedded engine."""
-    with live(embedded("ksd-mathematics", "ksd-code", "ksd-en")) as running:
+    with live(embedded("ksd-mathematics", "ksd-code", cube)) as running:
         yield running
 
 

@@ -115,7 +115,7 @@ def test_other_artifacts_never_share_a_graph(cache: Path) -> None:
 def test_a_hook_that_does_not_fire_lets_nothing_out(cache: Path) -> None:
     with started(cache, "ksd-mathematics", flags=("--enforce-eager",)) as running:
         assert running.draw(OTHERS[:1], greedy())[0].chunks
-        assert call(running, drop_hooks) == [1]
+        assert call(running, drop_hooks)[0] > 0
         for answer in running.draw(OTHERS, greedy(min_tokens=5)):
             assert answer.finish.reason is FinishReason.ERROR
             assert answer.chunks == ()

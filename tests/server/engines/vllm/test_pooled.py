@@ -12,17 +12,16 @@ from tests.server.engines.vllm.live import Live, embedded, greedy, live, on_vllm
 from tests.server.engines.vllm.test_sharding import VARIANTS, bound_to_cores, preemptions, prompts, same, verdicts
 
 Wanted = tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
-CUBE = "ksd-code"
-SHADOW = {"ksd-pooled": GuardMode.SHADOW, CUBE: GuardMode.SHADOW}
+SHADOW = dict.fromkeys(("ksd-pooled", "ksd-en"), GuardMode.SHADOW)
 
 
 @pytest.fixture(scope="module")
-def wanted(pooled: str) -> Wanted:
+def wanted(pooled: str, cube: str) -> Wanted:
     """What the embedded engine says, one prompt at a time: no pass holds two sequences.
 
     A prompt is three of one skill, the first again at the end: long enough to fill blocks of a prefix cache.
     """
-    with live(embedded(pooled, CUBE)) as running:
+    with live(embedded(pooled, cube)) as running:
         ids = prompts(running, per_skill=8)
         ids = [a + b + a for a, b in zip(ids[::2], ids[1::2], strict=True)]
         alone = [verdicts(running, [each])[0] for each in ids]
@@ -34,22 +33,22 @@ def wanted(pooled: str) -> Wanted:
 @pytest.mark.parametrize(
     "variant", ["compiled", "two tensor-parallel ranks", "two pipeline stages", "chunks of 16 tokens"]
 )
-def test_scores_are_those_of_the_embedded_engine(variant: str, pooled: str, wanted: Wanted) -> None:
+def test_scores_are_those_of_the_embedded_engine(variant: str, pooled: str, cube: str, wanted: Wanted) -> None:
     flags = (*VARIANTS[variant], "--block-size", "32")
     ids, there = wanted
-    with bound_to_cores(flags), live(on_vllm(pooled, CUBE, flags=flags)) as running:
+    with bound_to_cores(flags), live(on_vllm(pooled, cube, flags=flags)) as running:
         same(verdicts(running, ids), there)
         hits = cache_hits(running)
         same(verdicts(running, ids), there)  # now out of a warm prefix cache
         assert cache_hits(running) > hits, "nothing was cached, so nothing is shown"
 
 
-def test_a_long_answer_is_judged_alike_on_both_engines(pooled: str, wanted: Wanted) -> None:
+def test_a_long_answer_is_judged_alike_on_both_engines(pooled: str, cube: str, wanted: Wanted) -> None:
     """Each position of an answer has the mean of all before it: told for a guard that only watches."""
     ids = wanted[0][::3]
     long = greedy(max_tokens=48)
     found = []
-    for make in (embedded(pooled, CUBE), on_vllm(pooled, CUBE, flags=("--enforce-eager",))):
+    for make in (embedded(pooled, cube), on_vllm(pooled, cube, flags=("--enforce-eager",))):
         with live(make) as running:
             answers = running.draw(ids, long, [SHADOW] * len(ids))
             assert all(answer.finish.verified for answer in answers)
@@ -58,12 +57,12 @@ def test_a_long_answer_is_judged_alike_on_both_engines(pooled: str, wanted: Want
     assert any(found[0])
 
 
-def test_preempted_answers_keep_their_means(pooled: str, wanted: Wanted) -> None:
+def test_preempted_answers_keep_their_means(pooled: str, cube: str, wanted: Wanted) -> None:
     """Blocks are given to others, and the answer set aside computes its own again."""
     cache = ("--block-size", "32", "--num-gpu-blocks-override", "12", "--max-model-len", "256")
     ids = wanted[0][::4]
     long = greedy(max_tokens=120, ignore_eos=True)
-    with live(on_vllm(pooled, CUBE, flags=("--enforce-eager", *cache))) as running:
+    with live(on_vllm(pooled, cube, flags=("--enforce-eager", *cache))) as running:
         alone = [_hits(running, [prompt], long)[0] for prompt in ids]
         before = preemptions(running)
         together = _hits(running, ids, long)

@@ -11,7 +11,9 @@ from guards.verdict import GuardMode, Reading
 from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
-DETECTORS = ("ksd-mathematics", "ksd-code", "ksd-zh")
+POOLED = ("ksd-mathematics", "ksd-code", "ksd-zh")
+DETECTORS = (*POOLED, "ksd-en")
+"""Pooled ones, and the cubes that `cube` made."""
 CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
 VARIANTS: dict[str, Sequence[str]] = {
     "compiled": (),
@@ -54,16 +56,16 @@ def same(got: list[dict[str, tuple[Reading, float]]], wanted: list[dict[str, tup
         assert here.keys() == there.keys()
         for name, (reading, score) in here.items():
             assert reading is there[name][0], name
-            assert score == pytest.approx(there[name][1], rel=1e-3)
+            assert score == pytest.approx(there[name][1], rel=1e-3, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
-def wanted(mask: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]:
+def wanted(mask: str, cube: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]:
     """What the embedded engine says."""
-    with live(embedded(*DETECTORS)) as running:
+    with live(embedded(*POOLED, cube)) as running:
         ids = prompts(running)
         unpruned = verdicts(running, ids)
-    with live(embedded(*DETECTORS, mask), verified=False) as running:
+    with live(embedded(*POOLED, cube, mask), verified=False) as running:
         found = verdicts(running, ids)
     readings = {each[name][0] for each in found for name in DETECTORS}
     assert readings == {Reading.INSIDE, Reading.OUTSIDE}
@@ -75,14 +77,14 @@ def wanted(mask: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Readi
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_verdicts_and_counts_are_the_same(
-    variant: str, mask: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
+    variant: str, mask: str, cube: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
 ) -> None:
     """A pruning guard, given last, acts before the detectors that score the same key vectors.
 
-    It takes some prompts out of cubes that were fitted without it, canaries among them: scores are compared here.
+    It moves scores that were fitted without it, those of canaries too: readings and scores are compared here.
     """
     flags = VARIANTS[variant]
-    with bound_to_cores(flags), live(on_vllm(*DETECTORS, mask, flags=flags), verified=False) as running:
+    with bound_to_cores(flags), live(on_vllm(*POOLED, cube, mask, flags=flags), verified=False) as running:
         ids, there = wanted
         same(verdicts(running, ids), there)
         same(verdicts(running, ids), there)  # now out of a warm prefix cache
@@ -108,15 +110,15 @@ def test_interventions_move_the_same_neurons(flags: Sequence[str], mask: str) ->
     assert [text for text, _ in wanted] != [text for text, _ in unpruned], "positive control: pruning changes answers"
 
 
-def test_preempted_answers_are_judged_as_others() -> None:
+def test_preempted_answers_are_judged_as_others(cube: str) -> None:
     """A cache of a few blocks: answers are set aside and computed again, from prompt and what was drawn."""
     cache = ("--block-size", "32", "--num-gpu-blocks-override", "12", "--max-model-len", "256")
     flags = ("--enforce-eager", "--no-enable-prefix-caching", *cache)
     shadow = dict.fromkeys(("ksd-mathematics", "ksd-en"), GuardMode.SHADOW)
     long = greedy(max_tokens=120, ignore_eos=True)
-    with live(embedded("ksd-mathematics", "ksd-en")) as running:
+    with live(embedded("ksd-mathematics", cube)) as running:
         ids = prompts(running, per_skill=1)
-    with live(on_vllm("ksd-mathematics", "ksd-en", flags=flags)) as running:
+    with live(on_vllm("ksd-mathematics", cube, flags=flags)) as running:
         alone = [running.draw([prompt], long, [shadow])[0] for prompt in ids]
         before = preemptions(running)
         together = running.draw(ids, long, [shadow] * len(ids))

@@ -25,13 +25,13 @@ NOTHING = dict.fromkeys(("ksd-mathematics", "ksd-en"), GuardMode.SHADOW)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The demo with a chat template that shows tools."""
+def engine(tmp_path_factory: pytest.TempPathFactory, cube: str, sums_cube: str) -> Iterator[Live]:
+    """The demo with a chat template that shows tools, and with cubes: tools would dilute a mean."""
     folder = tmp_path_factory.mktemp("tools") / "model"
     shutil.copytree(MODEL, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     options = VllmOptions(model=str(folder), tool_call_parser="hermes")
-    with live(on_vllm("ksd-mathematics", "ksd-en", flags=("--enforce-eager",), options=options)) as running:
+    with live(on_vllm(sums_cube, cube, flags=("--enforce-eager",), options=options)) as running:
         yield running
 
 
