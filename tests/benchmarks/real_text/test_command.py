@@ -27,7 +27,7 @@ def test_the_table_is_written_and_printed(
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     written = json.loads((tmp_path / "results" / "real_text.json").read_text(encoding="utf-8"))
     assert written["rows"] == printed["rows"]
-    assert set(printed["notes"]) == set(printed["short"]) == {"paper", "default"}
+    assert set(printed["notes"]) == set(printed["short"]) == {"paper", "cube", "default"}
     assert all(set(notes) == {skill.name for skill in SKILLS} for notes in printed["notes"].values())
     # Two paragraphs of a language are too few for a guard, and that is said.
     assert printed["notes"]["paper"]["language-zh"][0].startswith("refused: got 2 forget")
@@ -40,6 +40,7 @@ def test_the_table_is_written_and_printed(
         row["examples"] for row in others if (row["variant"], row["forget"]) == ("paper", "code")
     )
     assert {row["variant"] for row in printed["held_out"]} >= {"paper"}
+    assert not (tmp_path / "results" / "real_text.partial.json").exists()
     assert (tmp_path / "results" / "real_text.paper.png").read_bytes().startswith(b"\x89PNG")
     assert "paper: prompts refused" in (tmp_path / "results" / "real_text.md").read_text(encoding="utf-8")
 
