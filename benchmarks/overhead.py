@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import publish
-from benchmarks.synthetic import ALWAYS, NEVER, VOCABULARY, build_model, cubes, neuron_adjust, save
+from benchmarks.synthetic import ALWAYS, NEVER, VOCABULARY, build_model, cubes, neuron_adjust, pooled, pruning, save
 from guards.artifact import ModelIdentity
 from guards.loading import DTYPES
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
@@ -161,7 +161,9 @@ def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]
         "none": [],
         "1 cube, last layer": [write("one", cubes(identity, last, NEVER, 0))],
         "16 cubes, every layer": [write(f"every-{seed}", cubes(identity, every, NEVER, seed)) for seed in range(16)],
+        "1 pooled, 4 layers": [write("pooled", pooled(identity, every[-4:], 0))],
         "neuron adjust 3 %": [write("adjust", neuron_adjust(identity))],
+        "selective pruning 3 %": [write("prune", pruning(identity))],
         "always fires": [write("fires", cubes(identity, last, ALWAYS, 0))],
     }
 
@@ -210,7 +212,15 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    every = ("none", "1 cube, last layer", "16 cubes, every layer", "neuron adjust 3 %", "always fires")
+    every = (
+        "none",
+        "1 cube, last layer",
+        "16 cubes, every layer",
+        "1 pooled, 4 layers",
+        "neuron adjust 3 %",
+        "selective pruning 3 %",
+        "always fires",
+    )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
     parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")

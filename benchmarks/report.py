@@ -24,9 +24,15 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "commit": found.stdout.strip() or "unknown", **packages}
 
 
+def _shown(argument: str) -> str:
+    """An argument as others can read it: of a folder of this machine the last name."""
+    return f".../{Path(argument).name}" if Path(argument).is_absolute() else argument
+
+
 def _write(path: Path, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
     module = sys.modules["__main__"].__spec__
-    command = " ".join(["python -m", module.name if module else f"benchmarks.{path.name.split('.')[0]}", *sys.argv[1:]])
+    name = module.name if module else f"benchmarks.{path.name.split('.')[0]}"
+    command = " ".join(["python -m", name, *map(_shown, sys.argv[1:])])
     record = {"command": command, "environment": environment(), **more, "rows": rows}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,6 +16,9 @@ from guards.loading import DTYPES
 from guards.methods import Guard
 from guards.na import METHOD as NEURON_ADJUST
 from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.pooled import LayerWeights, PooledGuard
+from guards.prune import METHOD as PRUNE
+from guards.prune import Importance, PruneGuard
 from guards.verdict import Scope
 
 VOCABULARY = 32000
@@ -96,11 +99,37 @@ def neuron_adjust(identity: ModelIdentity, fraction: float = FRACTION) -> Neuron
     return NeuronAdjustGuard(statistics, fraction, Draw.RANDOM, seed=0)
 
 
+def pooled(identity: ModelIdentity, layers: list[int], seed: int) -> PooledGuard:
+    """A detector of mean key vectors that never fires: every token's value lies far on the retain side."""
+    generator = torch.Generator().manual_seed(seed)
+    terms = [LayerWeights(at, 1e-3 * torch.randn(identity.d_ff, generator=generator), -1e6) for at in layers]
+    return PooledGuard(tuple(terms), 0.5, Scope.BOTH)
+
+
+def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruneGuard:
+    """An intervention that sets that share of every layer's feed-forward neurons to zero."""
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, int(fraction * identity.d_ff))
+    masks = {
+        layer: torch.randperm(identity.d_ff, generator=generator)[:count].sort().values
+        for layer in range(identity.layers)
+    }
+    return PruneGuard(
+        masks,
+        {},
+        d_attention=identity.d_model,
+        fraction=fraction,
+        attention_fraction=0.0,
+        steps=1,
+        importance=Importance.ABS,
+    )
+
+
 def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
-    detector = isinstance(guard, KSDGuard)
+    methods = {NeuronAdjustGuard: NEURON_ADJUST, PruneGuard: PRUNE}
     calibration = Calibration(
-        method=KSD if detector else NEURON_ADJUST,
+        method=methods.get(type(guard), KSD),
         guard=guard,
         identity=identity,
         record=CalibrationRecord(

@@ -47,9 +47,10 @@ def finder(runner: Any) -> Finder:
     return find
 
 
-def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequences:
+def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequences | None:
     """The sequences that one layer's attention metadata describes, in a cache of blocks of `block_tokens`.
 
+    None where no token is cached, as in passes that are only timed or recorded.
     Raises GuardReadingError where blocks and slots disagree.
     """
     bounds, slots_T, blocks_SB = layer.query_start_loc.long(), layer.slot_mapping.long(), layer.block_table.long()
@@ -57,6 +58,8 @@ def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequence
     used_S = bounds[1:] > bounds[:-1]
     starts_S, blocks_SB = bounds[:-1][used_S], blocks_SB[: len(used_S)][used_S]
     past_S, slots_T = positions_T[starts_S], slots_T[:rows]
+    if bool((slots_T < 0).all()):
+        return None
     if not torch.equal(_slots(blocks_SB, past_S, block_tokens), slots_T[starts_S]):
         raise GuardReadingError(
             f"cache slots are not those of blocks of {block_tokens} tokens: cannot follow sequences"

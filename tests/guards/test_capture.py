@@ -134,9 +134,9 @@ def test_the_mean_of_an_example_is_that_of_all_its_tokens() -> None:
     def keep(_: int, mean_EF: Tensor, example_E: Tensor) -> None:
         means.update(zip(example_E.tolist(), mean_EF, strict=True))
 
-    for tokens, consume in ((Tokens.ALL, gather), (Tokens.MEAN, keep)):
-        skip = (0, 0) if tokens is Tokens.ALL else (1, 1)  # a mean skips nothing
-        stream(loaded, Site.KEY, (1,), examples, consume, tokens=tokens, batch_tokens=8, skip=skip)
+    for which, consume in ((Tokens.ALL, gather), (Tokens.MEAN, keep)):
+        skip = (0, 0) if which is Tokens.ALL else (1, 1)  # a mean skips nothing
+        stream(loaded, Site.KEY, (1,), examples, consume, tokens=which, batch_tokens=8, skip=skip)
     assert means.keys() == every.keys()
     for index, mean_F in means.items():
         torch.testing.assert_close(mean_F, torch.stack(every[index]).mean(dim=0), rtol=1e-5, atol=1e-6)

@@ -115,7 +115,7 @@ def test_predictions_are_the_models_own() -> None:
     loaded = tiny_loaded()
     ids = loaded.codec.encode_text("12+34=46")
     short = loaded.codec.encode_text("ab")
-    found = predict(loaded, [Document(ids[:6], ids, 6), Document(short, short, 1)])
+    found = predict(loaded, [Document(ids[:6], ids, 6, 2), Document(short, short, 1, 2)])
     with torch.no_grad():
         log_TV = loaded.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=-1)
     wanted = -sum(float(log_TV[at - 1, ids[at]]) for at in range(6, len(ids)))
