@@ -55,7 +55,7 @@ def test_detectors_catch_new_sums_in_their_frames(name: str, loaded: LoadedModel
             examples = encode(loaded, made_set(material, form, 100, seed=9))
             fired[material] = float((ratios(loaded, {name: guard}, examples)[name] <= 1).float().mean())
         assert fired["gsm8k"] > 0.5
-        assert fired["mmlu-other"] < 0.2
+        assert fired["mmlu-other"] < fired["gsm8k"] / 2
 
 
 def test_a_detector_that_cannot_be_fitted_is_named_and_measures_nothing(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from benchmarks.prompts.sets import sample
 from benchmarks.real_text.splits import LANGUAGES, XQUAD, Split
 from guards.data import Source
 
-FORGET_LIMIT, RETAIN_LIMIT = 400, 100
+FORGET_LIMIT, RETAIN_LIMIT = 400, 200
 """Texts of each forget and retain material that a detector is fitted on."""
 SINGLE = {
     "mathematics": ("gsm8k",),
