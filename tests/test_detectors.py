@@ -45,17 +45,16 @@ def test_prompts_beyond_the_context_are_left_out(loaded: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_detectors_catch_new_sums_in_their_frames(name: str, loaded: LoadedModel) -> None:
-    entry, texts = ENTRIES[name], {"gsm8k": sums, "mmlu-other": words}
-    forget, retain = (Source(made.__name__, made(450)) for made in texts.values())
-    guard = entry.calibrate(CachedKeys(loaded), [forget], [retain], entry.plan.frames).guard
-    for form in entry.plan.formats:
-        fired = {}
-        for material in texts:
-            examples = encode(loaded, made_set(material, form, 100, seed=9))
-            fired[material] = float((ratios(loaded, {name: guard}, examples)[name] <= 1).float().mean())
-        assert fired["gsm8k"] > 0.5
-        assert fired["mmlu-other"] < fired["gsm8k"] / 2
+def test_detectors_catch_new_sums_in_their_frame(name: str, loaded: LoadedModel) -> None:
+    calibrate, form = ENTRIES[name].calibrate, ENTRIES[name].plan.formats[0]
+    forget, retain = (Source(made.__name__, made(450)) for made in INDEX.values())
+    guard = calibrate(CachedKeys(loaded), [forget], [retain], ENTRIES[name].plan.frames[:1]).guard
+    fired = {}
+    for material in INDEX:
+        examples = encode(loaded, made_set(material, form, 100, seed=9))
+        fired[material] = float((ratios(loaded, {name: guard}, examples)[name] <= 1).float().mean())
+    assert fired["gsm8k"] > 0.5
+    assert fired["mmlu-other"] < fired["gsm8k"] / 2
 
 
 def test_a_detector_that_cannot_be_fitted_is_named_and_measures_nothing(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -47,7 +47,12 @@ RETAINED = (
     "mmlu-history",
     "mmlu-other",
     "wikitext",
+    "xquad-en-numbers",
+    "wikitext-digits",
 )
+"""The last two hold numbers and nothing to calculate: with them `pooled`, fitted on 200 and 60 texts, caught .42 of GSM8K
+in `chat-turns` where it had caught .28, at false abstention .000 (.013 on English questions), all on train texts.
+"""
 
 
 @dataclass(frozen=True)
