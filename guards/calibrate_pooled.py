@@ -114,6 +114,8 @@ def _mean_keys(
         batch_tokens=job.options.batch_tokens,
         advance=lambda tokens: advance(tokens, "read"),
     )
+    if not all(bool(torch.isfinite(mean_EF).all()) for mean_EF in means.values()):
+        raise CalibrationError("a key vector is not finite: the model overflows on this data in this dtype")
     return means
 
 

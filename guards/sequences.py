@@ -43,25 +43,26 @@ def find_sequences(kwargs: Mapping[str, Any], positions_BT: Tensor) -> Sequences
 def _packed(kwargs: Mapping[str, Any], positions_T: Tensor) -> Sequences:
     if kwargs.get("block_table") is not None or not kwargs.get("write_index"):
         raise GuardReadingError("got a forward pass without cache indices: pooled guards need them")
+    # Indices lie in the order of the cache's groups of layers, lengths by the kind of layer. A group that attends to
+    # everything is taken where there is one: a window's slots are a ring.
+    kinds = [allocator.layer_type for allocator in kwargs["cache"].cache_allocators.values()]
+    group = kinds.index("full_attention") if "full_attention" in kinds else 0
+    bounds, ends = kwargs["cu_seq_lens_q"].long(), kwargs["cu_seq_lens_k"][kinds[group]].long()
+    write_T, read = kwargs["write_index"][group], kwargs["read_index"][group]
     tokens = len(positions_T)
-    bounds, keys = kwargs["cu_seq_lens_q"].long(), kwargs["cu_seq_lens_k"]
-    write_T, read = kwargs["write_index"][0], kwargs["read_index"][0]
-    if isinstance(keys, Mapping):
-        keys = next(iter(keys.values()))  # in the order of the cache's groups, as the indices are
+    if int(bounds[-1]) != tokens or len(write_T) != tokens or (len(read) and int(ends[-1]) != len(read)):
+        raise GuardReadingError(
+            f"got {len(write_T)} slots to write and {len(read)} to read for sequences of {int(bounds[-1])} and "
+            f"{int(ends[-1])} tokens, wanted slots for {tokens} tokens: cannot follow sequences"
+        )
     lengths_S = bounds[1:] - bounds[:-1]
     used_S = lengths_S > 0
-    starts_S, ends_S = bounds[:-1][used_S], keys.long()[1:][used_S]
+    starts_S = bounds[:-1][used_S]
     past_S = positions_T[starts_S]
-    if int(bounds[-1]) != tokens or len(write_T) != tokens:
-        raise GuardReadingError(
-            f"got {len(write_T)} cache slots and sequences of {int(bounds[-1])} tokens for {tokens}"
-        )
+    if not len(read):
+        if bool((past_S > 0).any()):
+            raise GuardReadingError("got a sequence that goes on from its cache, and no indices to read it")
+        return Sequences(starts_S, write_T, torch.full_like(past_S, -1))
     # The new tokens' own slots end a sequence's part of the read indices; the token before them lies just ahead.
-    ahead_S = ends_S - lengths_S[used_S] - 1
-    if len(read):
-        previous_S = torch.where(past_S > 0, read[ahead_S.clamp(0, len(read) - 1)], -1)
-    elif bool((past_S > 0).any()):
-        raise GuardReadingError("got a sequence that goes on from its cache, and no indices to read it")
-    else:
-        previous_S = torch.full_like(past_S, -1)
-    return Sequences(starts_S, write_T, previous_S)
+    ahead_S = ends[1:][used_S] - lengths_S[used_S] - 1
+    return Sequences(starts_S, write_T, torch.where(past_S > 0, read[ahead_S.clamp_min(0)], -1))

@@ -30,6 +30,7 @@ _REFUSED = {
     "skip_tokenizer_init": "grammars and bad words need the tokenizer",
     "nnodes": "it was not tested: all ranks must be on this machine",
     "kv_cache_dtype": "it was not tested with guards",
+    "prefix_match_unit": "it copies parts of cached blocks, and not what guards keep of them",
     "kv_events_config": "it would publish prompts and answers",
     "max_num_queued_reqs": "say --max-waiting",
     "max_num_queued_tokens": "say --max-waiting",

@@ -41,8 +41,14 @@ def finder(runner: Any) -> Finder:
             return None
         if not isinstance(metadata, dict):
             raise GuardReadingError("got micro-batches: pooled guards cannot follow a sequence through them")
-        layer = runner.kv_cache_config.kv_cache_groups[0].layer_names[0]
-        return sequences_of(metadata[layer], positions_T, runner.input_batch.block_table[0].block_size)
+        groups = runner.kv_cache_config.kv_cache_groups
+        if len({each.kv_cache_spec.block_size for each in groups}) != 1 or not groups[0].layer_names:
+            raise GuardReadingError(
+                "the cache's groups of layers have blocks of different sizes, or this stage has no layer of the first: "
+                "a prefix may be found in part of a block, whose sums pooled guards cannot follow"
+            )
+        block_tokens = runner.input_batch.block_table[0].block_size
+        return sequences_of(metadata[groups[0].layer_names[0]], positions_T, block_tokens)
 
     return find
 

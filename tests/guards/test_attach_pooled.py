@@ -1,5 +1,6 @@
 """Pooled guards on a transformers model: means over the sequences of a pass, whole or packed."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +25,18 @@ def expected(model: Any, ids: Tensor) -> Tensor:
     return mean_scores(guard.terms, {layer: keys(model, ids, layer).cumsum(0) / count for layer in guard.layers})
 
 
+def cache(*kinds: str) -> Any:
+    """A paged cache, as far as its groups' kinds of layers go."""
+    groups = {f"group {i}": SimpleNamespace(layer_type=kind) for i, kind in enumerate(kinds)}
+    return SimpleNamespace(cache_allocators=groups)
+
+
 def packed(past: int, **changes: Any) -> dict[str, Any]:
     """Arguments of a pass that goes on with one sequence after `past` tokens at slots from 64 on."""
     new = IDS.shape[1] - past
     read_index = [torch.arange(64, 64 + past + new)] if past else [torch.tensor([], dtype=torch.int64)]
     return {
+        "cache": cache("full_attention"),
         "position_ids": torch.arange(past, past + new)[None],
         "cu_seq_lens_q": torch.tensor([0, new], dtype=torch.int32),
         "cu_seq_lens_k": {"full_attention": torch.tensor([0, past + new], dtype=torch.int32)},
@@ -48,18 +56,29 @@ def test_rows_of_a_batch_are_sequences() -> None:
     assert hooks(model) == 0
 
 
-def test_a_packed_pass_says_where_each_sequence_goes_on() -> None:
-    """One sequence after two tokens, one new, one after five of which a window holds the last three."""
+@pytest.mark.parametrize("full", [False, True])
+def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
+    """One sequence after two tokens, one new, one after five of which a window holds the last three.
+
+    Lengths come full attention first, indices in the order of the groups: the window's first here.
+    """
+    window = torch.tensor([10, 11, 12, 13, 40, 41, 42, 72, 73, 74, 1])
+    whole = torch.tensor([110, 111, 112, 113, 140, 141, 142, 170, 171, 172, 173, 174, 175])
     kwargs = {
+        "cache": cache("sliding_attention", *(["full_attention"] if full else [])),
         "cu_seq_lens_q": torch.tensor([0, 2, 5, 6], dtype=torch.int32),
-        "cu_seq_lens_k": {"sliding_attention": torch.tensor([0, 4, 7, 11]), "other": torch.tensor([0, 0, 0, 0])},
-        "write_index": [torch.tensor([12, 13, 40, 41, 42, 75]), torch.tensor([])],
-        "read_index": [torch.tensor([10, 11, 12, 13, 40, 41, 42, 72, 73, 74, 1]), torch.tensor([])],
+        "cu_seq_lens_k": {
+            "full_attention": torch.tensor([0, 4, 7, 13], dtype=torch.int32),
+            "sliding_attention": torch.tensor([0, 4, 7, 11], dtype=torch.int32),
+        },
+        "write_index": [torch.tensor([12, 13, 40, 41, 42, 75]), torch.tensor([112, 113, 140, 141, 142, 175])],
+        "read_index": [window, whole],
     }
     found = find_sequences(kwargs, torch.tensor([[2, 3, 0, 1, 2, 5]]))
     assert found.starts_S.tolist() == [0, 2, 5]
-    assert found.slots_T.tolist() == [12, 13, 40, 41, 42, 75]
-    assert found.previous_S.tolist() == [11, -1, 74]
+    shift = 100 if full else 0
+    assert found.slots_T.tolist() == [slot + shift for slot in (12, 13, 40, 41, 42, 75)]
+    assert found.previous_S.tolist() == [11 + shift, -1, 74 + shift]
 
 
 @torch.no_grad()
@@ -68,7 +87,8 @@ def test_a_packed_pass_says_where_each_sequence_goes_on() -> None:
     [
         ({"block_table": torch.zeros(1, 1)}, "without cache indices"),
         ({"write_index": []}, "without cache indices"),
-        ({"write_index": [torch.arange(3)]}, "got 3 cache slots"),
+        ({"write_index": [torch.arange(3)]}, "got 3 slots to write"),
+        ({"read_index": [torch.arange(5)]}, "and 5 to read"),
         ({"read_index": [torch.tensor([], dtype=torch.int64)]}, "no indices to read it"),
     ],
 )

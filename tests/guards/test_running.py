@@ -78,3 +78,30 @@ def test_a_slot_below_zero_is_not_kept(values: Tensor) -> None:
     got = means(store, values, 0, [NOWHERE] * 11, NOWHERE)
     torch.testing.assert_close(got, expected(values), rtol=1e-6, atol=1e-6)
     assert bool(torch.isnan(means(store, values[:1], 1, [0], 5)).all())
+
+
+@pytest.mark.parametrize("order", ["abc", "cba", "bca"])
+def test_a_prefix_that_this_very_pass_computes(values: Tensor, order: str) -> None:
+    """B goes on from A, and C from B, on slots that still hold another sequence's sums; nothing hangs on who is first.
+
+    vLLM shares blocks that it has scheduled and not yet computed.
+    """
+    first = {"a": 0, "b": 4, "c": 6}
+    rows = {"a": range(4), "b": range(4, 6), "c": range(6, 11)}
+    store = RunningMeans(2, torch.device("cpu"))
+    means(store, torch.full((11, 2), 50.0), 0, list(range(11)), NOWHERE)
+    at = torch.tensor([row for name in order for row in rows[name]])
+    starts_S = torch.tensor([sum(len(rows[name]) for name in order[:i]) for i in range(3)])
+    previous_S = torch.tensor([first[name] - 1 for name in order])
+    got = store.extend(values[at], at, starts_S, at, previous_S)
+    torch.testing.assert_close(got, expected(values)[at], rtol=1e-6, atol=1e-6)
+    later = means(store, values[6:], 6, list(range(20, 25)), 5)
+    torch.testing.assert_close(later, expected(values)[6:], rtol=1e-6, atol=1e-6)
+
+
+def test_a_slot_of_a_ring_is_not_taken_for_a_later_token(values: Tensor) -> None:
+    """A window of four tokens: this pass writes slot 3, where the token before lies, for a later position."""
+    store = RunningMeans(2, torch.device("cpu"))
+    means(store, values[:4], 0, [0, 1, 2, 3], NOWHERE)
+    got = means(store, values[4:10], 4, [0, 1, 2, 3, 0, 1], 3)
+    torch.testing.assert_close(got, expected(values)[4:10], rtol=1e-6, atol=1e-6)

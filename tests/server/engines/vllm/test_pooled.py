@@ -1,11 +1,13 @@
 """Running means of pooled guards, however vLLM splits, cuts, caches and repeats the work."""
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from guards.verdict import GuardMode, Reading
-from server.engines.base import FinishReason, Sampling
+from server.engines.base import EngineRequest, FinishReason, Sampling
 from tests.server.engines.vllm.live import Live, embedded, greedy, live, on_vllm
 from tests.server.engines.vllm.test_sharding import VARIANTS, bound_to_cores, preemptions, prompts, same, verdicts
 
@@ -45,7 +47,7 @@ def test_scores_are_those_of_the_embedded_engine(variant: str, pooled: str, want
 def test_a_long_answer_is_judged_alike_on_both_engines(pooled: str, wanted: Wanted) -> None:
     """Each position of an answer has the mean of all before it: told for a guard that only watches."""
     ids = wanted[0][::3]
-    long = greedy(max_tokens=48, ignore_eos=True)
+    long = greedy(max_tokens=48)
     found = []
     for make in (embedded(pooled, CUBE), on_vllm(pooled, CUBE, flags=("--enforce-eager",))):
         with live(make) as running:
@@ -67,6 +69,46 @@ def test_preempted_answers_keep_their_means(pooled: str, wanted: Wanted) -> None
         together = _hits(running, ids, long)
         assert preemptions(running) > before, "nothing was preempted, so nothing is shown"
     assert alone == together
+
+
+def test_a_prefix_that_one_step_both_computes_and_shares(pooled: str, wanted: Wanted) -> None:
+    """Blocks are shared as soon as they are scheduled, and these were other prompts' before."""
+    old = wanted[0]
+    new = [a + b for a, b in zip(old[::2], old[1::2], strict=True)]
+    asked = [each for first in new for each in (first, first, first + old[0], first)]
+    with live(embedded(pooled)) as running:
+        there = [verdicts(running, [ids])[0] for ids in asked]
+    cache = ("--block-size", "32", "--num-gpu-blocks-override", "60", "--max-model-len", "512")
+    with live(on_vllm(pooled, flags=("--enforce-eager", *cache))) as running:
+        verdicts(running, old)
+        verdicts(running, old[::-1])
+        hits = cache_hits(running)
+        for first in range(0, len(asked), 4):  # while another answer is written, so that one step takes all four
+            four = range(first, first + 4)
+            busy, *got = running.wait(_beside_an_answer(running, old[0], [asked[index] for index in four]))
+            assert busy, "nothing was written meanwhile"
+            same([{"ksd-pooled": each["ksd-pooled"]} for each in got], [there[index] for index in four])
+        assert cache_hits(running) > hits, "nothing was shared, so nothing is shown"
+
+
+async def _beside_an_answer(running: Live, written: tuple[int, ...], asked: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Whether tokens were written while the others were read, and their readings."""
+    engine, started, tokens = running.engine, asyncio.Event(), 0
+
+    async def write() -> None:
+        nonlocal tokens
+        request = EngineRequest(f"written-{asked[0]}", written, greedy(max_tokens=60, ignore_eos=True), SHADOW)
+        async for _ in engine.submit(request):
+            tokens += 1
+            started.set()
+
+    task = asyncio.create_task(write())
+    await started.wait()
+    before = tokens
+    found = await asyncio.gather(*(engine.check(ids, f"read-{i}-{ids}") for i, ids in enumerate(asked)))
+    busy = tokens > before
+    await task
+    return [busy, *({score.guard: (score.reading, score.score) for score in each} for each in found)]
 
 
 def _hits(running: Live, ids: Sequence[tuple[int, ...]], sampling: Sampling) -> list[list[tuple[str, int]]]:
