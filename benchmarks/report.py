@@ -29,11 +29,22 @@ def _shown(argument: str) -> str:
     return f".../{Path(argument).name}" if Path(argument).is_absolute() else argument
 
 
+def _write(path: Path, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    module = sys.modules["__main__"].__spec__
+    name = module.name if module else f"benchmarks.{path.name.split('.')[0]}"
+    command = " ".join(["python -m", name, *map(_shown, sys.argv[1:])])
+    record = {"command": command, "environment": environment(), **more, "rows": rows}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Writes what a long run has so far as `results/<name>.partial.json`, which says so; `publish` removes it."""
+    _write(RESULTS / f"{name}.partial.json", rows, {"complete": False, **more})
+
+
 def publish(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Writes `results/<name>.json` and prints the figures as one JSON line, the last."""
-    module = sys.modules["__main__"].__spec__
-    command = " ".join(["python -m", module.name if module else f"benchmarks.{name}", *map(_shown, sys.argv[1:])])
-    record = {"command": command, "environment": environment(), **more, "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    _write(RESULTS / f"{name}.json", rows, more)
+    (RESULTS / f"{name}.partial.json").unlink(missing_ok=True)
     print(json.dumps({"rows": rows, **more}, ensure_ascii=False))

@@ -11,7 +11,7 @@ from benchmarks.detectors.run import Wanted, parse, run
 from benchmarks.prompts.treatments import ANY_LANGUAGE, ENGLISH_ONLY
 from benchmarks.real_text.splits import LANGUAGES
 
-LIMIT, LONG_LIMIT = 60, 25
+LIMIT, LONG_LIMIT = 40, 15
 """Prompts of a set, and of one whose prompts are long."""
 LONG = ("long", "shots")
 ENGLISH = ("gsm8k", "mbpp", "xquad-en", "mmlu-other")

@@ -14,7 +14,7 @@ from benchmarks.prompts.items import Format
 from benchmarks.prompts.word_problems import TEMPLATES
 from benchmarks.real_text.splits import LANGUAGES
 
-LIMIT, LONG_LIMIT = 150, 60
+LIMIT, LONG_LIMIT = 100, 40
 """Prompts of a set, and of one whose prompts are long."""
 FRAMES = (QA, BARE, CHAT)
 ASKED = (*FRAMES, CHAT_TURNS, SOLVE, FEW_SHOT)

@@ -140,7 +140,8 @@ class DiscriminantFitter:
         gram_NN = torch.stack([self._products[layer][0] for layer in layers]).sum(dim=0)
         along_N = torch.stack([self._products[layer][1] for layer in layers]).sum(dim=0)
         ridge = SHRINKAGE / (1 - SHRINKAGE)
-        solved_N = torch.linalg.solve(gram_NN + ridge * torch.eye(len(gram_NN), dtype=torch.float64), along_N)
+        factor_NN = torch.linalg.cholesky(gram_NN + ridge * torch.eye(len(gram_NN), dtype=torch.float64))
+        solved_N = torch.cholesky_solve(along_N.unsqueeze(1), factor_NN).squeeze(1)
         weights = {}
         for layer in layers:
             side = self._sides[layer]

@@ -18,10 +18,11 @@ from pathlib import Path
 from benchmarks.prompts.formats import BARE, CHAT, QA
 from benchmarks.prompts.items import Format, Role, role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
-from benchmarks.prompts.sets import PromptSet, build
+from benchmarks.prompts.sets import sample
 from benchmarks.real_text.splits import LANGUAGES, XQUAD, Split
+from guards.data import Source
 
-FORGET_LIMIT, RETAIN_LIMIT = 600, 100
+FORGET_LIMIT, RETAIN_LIMIT = 400, 200
 """Texts of each forget and retain material that a detector is fitted on."""
 SINGLE = {
     "mathematics": ("gsm8k",),
@@ -46,16 +47,26 @@ RETAINED = (
     "mmlu-history",
     "mmlu-other",
     "wikitext",
+    "xquad-en-numbers",
+    "wikitext-digits",
 )
+"""The last two hold numbers and nothing to calculate. On train texts, `pooled` with 200 and 60 texts of a material
+caught .28 of GSM8K in `chat-turns` without and .42 with them, and refused .013 and .000 of English questions.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fitted, by skill; nothing for a skill that is missing."""
+    """What is fitted, by skill; nothing for a skill that is missing. Every format is a frame."""
 
     name: str
     forget: Mapping[str, tuple[str, ...]]
     formats: tuple[Format, ...]
+
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """The formats as calibration knows them."""
+        return tuple(form.frame for form in self.formats if form.frame is not None)
 
     def fitted_on(self, skill: str) -> str:
         """The forget side in words."""
@@ -70,33 +81,29 @@ class Plan:
 ONE_FRAME = Plan("one-frame", SINGLE, (QA,))
 FRAMES = Plan("frames", SINGLE, (QA, CHAT, BARE))
 SOURCES = Plan("sources", SEVERAL, (QA, CHAT, BARE))
-assert all(set(plan.forget) <= set(SKILLS) for plan in (ONE_FRAME, FRAMES, SOURCES))
+PLANS = (ONE_FRAME, FRAMES, SOURCES)
+assert all(set(plan.forget) <= set(SKILLS) and len(plan.frames) == len(plan.formats) for plan in PLANS)
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What one detector may see: train prompts. Every material comes in every format."""
+    """What one detector may see: train texts, each of which comes in every frame."""
 
-    skill: str
-    plan: Plan
-    forget: tuple[PromptSet, ...]
-    retain: tuple[PromptSet, ...]
+    forget: tuple[Source, ...]
+    retain: tuple[Source, ...]
+    frames: tuple[str, ...]
 
 
-def _sets(data: Path, names: Sequence[str], formats: Sequence[Format], limit: int, seed: int) -> tuple[PromptSet, ...]:
-    return tuple(
-        build(data, MATERIALS[name], form, Split.TRAIN, limit=limit, seed=seed) for name in names for form in formats
-    )
+def _sources(data: Path, names: Sequence[str], limit: int, seed: int) -> tuple[Source, ...]:
+    items = {name: sample(MATERIALS[name].read(data, Split.TRAIN), limit, seed) for name in names}
+    return tuple(Source(f"{name} train", tuple(item.text for item in found)) for name, found in items.items())
 
 
 def make_fitting(data: Path, plan: Plan, skill: str, *, seed: int = 0) -> Fitting:
-    """The train prompts of a plan for one skill."""
+    """The train texts of a plan for one skill."""
     kept = [
         name for name in RETAINED if all(role(skill, MATERIALS[name], form) is Role.RETAIN for form in plan.formats)
     ]
     return Fitting(
-        skill,
-        plan,
-        _sets(data, plan.forget[skill], plan.formats, FORGET_LIMIT, seed),
-        _sets(data, kept, plan.formats, RETAIN_LIMIT, seed),
+        _sources(data, plan.forget[skill], FORGET_LIMIT, seed), _sources(data, kept, RETAIN_LIMIT, seed), plan.frames
     )

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.detectors.base import Calibrate
-from benchmarks.detectors.cubes import ksd, paper
 from benchmarks.detectors.plans import FRAMES, ONE_FRAME, SOURCES, Plan
+from benchmarks.real_text.variants import Calibrate, cube, paper, pooled
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,11 @@ class Entry:
     calibrate: Calibrate
 
 
-_ALL = (Entry("paper", ONE_FRAME, paper), Entry("ksd", FRAMES, ksd), Entry("ksd-sources", SOURCES, ksd))
+_ALL = (
+    Entry("paper", ONE_FRAME, paper),
+    Entry("cube", FRAMES, cube),
+    Entry("pooled", FRAMES, pooled),
+    Entry("pooled-sources", SOURCES, pooled),
+)
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ALL}
 assert len(ENTRIES) == len(_ALL)

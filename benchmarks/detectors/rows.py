@@ -1,4 +1,4 @@
-"""From verdicts to the rows of a result file: pure arithmetic.
+"""From ratios, scores over tau, to the rows of a result file: pure arithmetic. Suffixes: E examples.
 
 A *forget row* is one set of prompts that need the skill: recall on it, false abstention on the retained sets in the
 same format, AUROC between the two. A *retain row* is one material that does not need the skill, over all its formats;
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.detectors.base import Verdicts
 from benchmarks.detectors.plans import Plan
 from benchmarks.prompts.items import Format, Material, Role, role
 from guards.statistics import auroc
@@ -24,11 +24,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """One set's verdicts by one detector."""
+    """What one detector says of one set: it fires where a ratio is at most 1."""
 
     material: Material
     format: Format
-    verdicts: Verdicts
+    ratio_E: Tensor
 
     @property
     def name(self) -> str:
@@ -36,22 +36,20 @@ class Measured:
         return f"{self.material.name}/{self.format.name}"
 
 
-def together(sets: Sequence[Measured]) -> Verdicts:
-    """The verdicts of several sets, one after another."""
-    return Verdicts(
-        torch.cat([one.verdicts.fires_E for one in sets]), torch.cat([one.verdicts.score_E for one in sets])
-    )
+def together(sets: Sequence[Measured]) -> Tensor:
+    """The ratios of several sets, one after another."""
+    return torch.cat([one.ratio_E for one in sets])
 
 
 def _worst(sets: Sequence[Measured]) -> Row:
     """The set that fires most often, and how often."""
-    rates = {one.name: float(one.verdicts.fires_E.float().mean()) for one in sets}
+    rates = {one.name: float((one.ratio_E <= 1).float().mean()) for one in sets}
     name = max(rates, key=lambda name: rates[name])
     return {"worst": name, "worst_rate": rates[name]}
 
 
 def _forget_row(own: Measured, retained: Sequence[Measured]) -> Row:
-    recall = rate_of(own.verdicts.fires_E)
+    recall = rate_of(own.ratio_E <= 1)
     row: Row = {
         "test": own.name,
         "role": Role.FORGET.value,
@@ -62,12 +60,12 @@ def _forget_row(own: Measured, retained: Sequence[Measured]) -> Row:
     }
     if not retained:
         return {**row, "false_abstention": None, "auroc": None, "met": None}
-    others = together(retained)
-    rate = rate_of(others.fires_E)
+    others_E = together(retained)
+    rate = rate_of(others_E <= 1)
     return {
         **row,
         "false_abstention": rate.rate,
-        "auroc": auroc(own.verdicts.score_E, others.score_E),
+        "auroc": auroc(own.ratio_E, others_E),
         "retain_examples": rate.total,
         "false_abstention_interval": [rate.low, rate.high],
         **_worst(retained),
@@ -75,16 +73,16 @@ def _forget_row(own: Measured, retained: Sequence[Measured]) -> Row:
     }
 
 
-def _other_row(material: str, kind: Role, sets: Sequence[Measured], fitted: Verdicts | None) -> Row:
-    both = together(sets)
-    rate = rate_of(both.fires_E)
+def _other_row(material: str, kind: Role, sets: Sequence[Measured], fitted_E: Tensor | None) -> Row:
+    both_E = together(sets)
+    rate = rate_of(both_E <= 1)
     return {
         "test": material,
         "role": kind.value,
         "format": "all",
         "recall": None,
         "false_abstention" if kind is Role.RETAIN else "fires": rate.rate,
-        "auroc": None if fitted is None else auroc(fitted.score_E, both.score_E),
+        "auroc": None if fitted_E is None else auroc(fitted_E, both_E),
         "examples": rate.total,
         "interval": [rate.low, rate.high],
         **_worst(sets),

@@ -9,24 +9,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.detectors.base import Detector
-from benchmarks.detectors.measure import encode, judge
-from benchmarks.detectors.memory import RememberingModel
 from benchmarks.detectors.plans import make_fitting
 from benchmarks.detectors.registry import ENTRIES
-from benchmarks.detectors.rows import GOAL_FALSE_ABSTENTION, GOAL_RECALL, Measured, rows_of
+from benchmarks.detectors.rows import GOAL_FALSE_ABSTENTION, GOAL_RECALL, Measured, Row, rows_of
 from benchmarks.detectors.tables import print_tables
 from benchmarks.prompts.items import Format
 from benchmarks.prompts.materials import MATERIALS, SKILLS
-from benchmarks.prompts.sets import build
+from benchmarks.prompts.sets import PromptSet, build
+from benchmarks.real_text.build import add_model_option, check_model
+from benchmarks.real_text.keys import CachedKeys
+from benchmarks.real_text.ratios import Detector, ratios
 from benchmarks.real_text.splits import Split, data_folder
-from benchmarks.report import publish
-from guards.activations import Activations
+from benchmarks.report import keep, publish
+from guards.capture import TokenIds
 from guards.errors import CalibrationError, DataError
-from guards.loading import load_model
+from guards.loading import LoadedModel, load_model
 
 Key = tuple[str, str]
 """Detector and skill."""
+KEEP_SECONDS = 60
 _LOG = Console(file=sys.stderr, width=150)
 
 
@@ -43,70 +44,91 @@ def parse(doc: str) -> argparse.Namespace:
     """The options of both benchmarks."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=data_folder())
-    parser.add_argument("--model", type=Path, help="model folder (default: weights/realtext5m of the data)")
+    add_model_option(parser)
     parser.add_argument("--skills", nargs="+", choices=SKILLS, default=list(SKILLS))
     parser.add_argument("--detectors", nargs="+", choices=ENTRIES, default=list(ENTRIES))
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_model(parser, args.model)
+    return args
+
+
+def encode(model: LoadedModel, made: PromptSet) -> list[TokenIds]:
+    """The set's prompts as a server takes them on /v1/completions; those beyond the context are left out."""
+    limit = model.max_tokens
+    encoded = [model.codec.encode_text(prompt) for prompt in made.prompts]
+    return [ids for ids in encoded if limit is None or len(ids) <= limit]
 
 
 def fit_all(
-    model: Activations, data: Path, detectors: Sequence[str], skills: Sequence[str], seed: int
+    model: LoadedModel, data: Path, detectors: Sequence[str], skills: Sequence[str], seed: int
 ) -> tuple[dict[Key, Detector], dict[str, str]]:
     """The detectors that could be fitted, and why the others could not."""
     fitted: dict[Key, Detector] = {}
     refused: dict[str, str] = {}
-    remembering = RememberingModel(model)
+    cached = CachedKeys(model)
     for name in detectors:
         for skill in (skill for skill in skills if skill in ENTRIES[name].plan.forget):
             started = time.monotonic()
             try:
                 fitting = make_fitting(data, ENTRIES[name].plan, skill, seed=seed)
-                fitted[name, skill] = ENTRIES[name].calibrate(remembering, fitting)
+                found = ENTRIES[name].calibrate(cached, fitting.forget, fitting.retain, fitting.frames)
+                fitted[name, skill] = found.guard
             except (CalibrationError, DataError) as error:
                 refused[f"{name} {skill}"] = str(error)
             _LOG.print(f"fitted {name} for {skill} in {time.monotonic() - started:.1f} s")
     return fitted, refused
 
 
-def measure_all(
-    model: Activations, data: Path, detectors: Mapping[Key, Detector], sets: Sequence[Wanted], seed: int
-) -> tuple[dict[Key, list[Measured]], dict[str, int]]:
-    """Every detector's verdicts on every set, and how many prompts of which sets were longer than the context."""
-    measured: dict[Key, list[Measured]] = {key: [] for key in detectors}
-    left_out = {}
-    for wanted in sets if detectors else ():
-        made = build(data, MATERIALS[wanted.material], wanted.format, Split.TEST, limit=wanted.limit, seed=seed)
-        started, examples = time.monotonic(), encode(model, made)
-        if len(examples) < len(made.prompts):
-            left_out[made.name] = len(made.prompts) - len(examples)
-        for key, verdicts in judge(model, detectors, examples).items():
-            measured[key].append(Measured(made.material, made.format, verdicts))
-        tokens = sum(map(len, examples))
-        _LOG.print(
-            f"measured {made.name}: {len(examples)} prompts, {tokens} tokens, {time.monotonic() - started:.1f} s"
-        )
-    return measured, left_out
+def measure(
+    model: LoadedModel, data: Path, detectors: Mapping[Key, Detector], wanted: Wanted, seed: int
+) -> tuple[dict[Key, Measured], dict[str, int]]:
+    """Every detector on one set, and how many of its prompts were longer than the context, by its name."""
+    made = build(data, MATERIALS[wanted.material], wanted.format, Split.TEST, limit=wanted.limit, seed=seed)
+    started, examples = time.monotonic(), encode(model, made)
+    found = ratios(CachedKeys(model), detectors, examples)
+    tokens = sum(map(len, examples))
+    _LOG.print(f"measured {made.name}: {len(examples)} prompts, {tokens} tokens, {time.monotonic() - started:.1f} s")
+    short = len(made.prompts) - len(examples)
+    return {key: Measured(made.material, made.format, ratio_E) for key, ratio_E in found.items()}, (
+        {made.name: short} if short else {}
+    )
 
 
-def run(name: str, args: argparse.Namespace, sets: Sequence[Wanted]) -> None:
-    """Fits, measures, prints the tables, and writes the result file."""
-    started = time.monotonic()
-    folder = args.model or args.data / "weights" / "realtext5m"
-    model = load_model(folder)
-    detectors, refused = fit_all(model, args.data, args.detectors, args.skills, args.seed)
-    fitted = time.monotonic()
-    measured, left_out = measure_all(model, args.data, detectors, sets, args.seed)
-    rows = [
+def _rows(measured: Mapping[Key, Sequence[Measured]]) -> list[Row]:
+    return [
         {"detector": detector, **row}
         for (detector, skill), found in measured.items()
         for row in rows_of(skill, ENTRIES[detector].plan, found)
     ]
+
+
+def run(name: str, args: argparse.Namespace, sets: Sequence[Wanted]) -> None:
+    """Fits, measures, prints the tables, and writes the result file.
+
+    Meanwhile `<name>.partial.json` holds the rows of what is measured, as of a minute ago at most.
+    """
+    started = time.monotonic()
+    model = load_model(args.model)
+    detectors, refused = fit_all(model, args.data, args.detectors, args.skills, args.seed)
+    fitted = kept = time.monotonic()
+    measured: dict[Key, list[Measured]] = {key: [] for key in detectors}
+    left_out: dict[str, int] = {}
+    for count, wanted in enumerate(sets if detectors else (), 1):
+        found, short = measure(model, args.data, detectors, wanted, args.seed)
+        left_out |= short
+        for key, one in found.items():
+            measured[key].append(one)
+        if time.monotonic() - kept > KEEP_SECONDS:
+            keep(name, _rows(measured), model=args.model.name, measured=f"{count} of {len(sets)} sets", refused=refused)
+            kept = time.monotonic()
+    rows = _rows(measured)
     print_tables(rows, args.detectors, refused)
     publish(
         name,
         rows,
-        model=folder.name,
+        model=args.model.name,
+        weights=model.identity.weights_sha256,
         dtype=model.identity.dtype,
         goal={"recall": GOAL_RECALL, "false_abstention": GOAL_FALSE_ABSTENTION},
         seconds={"fit": round(fitted - started), "measure": round(time.monotonic() - fitted)},

@@ -29,6 +29,17 @@ MODEL = Path(__file__).resolve().parent / "model"
 TOKENIZER_DOCUMENTS = 30_000
 
 
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """`--model`, for commands that measure a model."""
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model folder; by default what this built")
+
+
+def check_model(parser: argparse.ArgumentParser, model: Path) -> None:
+    """Ends the command where the folder is missing."""
+    if not model.is_dir():
+        parser.error(f"{model}: got no such folder; run python -m benchmarks.real_text.build first, or give --model")
+
+
 def _tokenizer(out: Path, data: Path, recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:
     """The one in `out`, or a new one that is left there."""
     if not (out / "tokenizer.json").exists():

@@ -41,11 +41,15 @@ ANSWERS: dict[str, Callable[[Values], tuple[str, str | None]]] = {
 
 @dataclass(frozen=True)
 class Document:
-    """`prompt` is what a guard judges, `ids` what the model reads; predicted are those from `first` on."""
+    """`prompt` is what a guard judges, `ids` what the model reads; predicted are those from `first` on.
+
+    `size`: bytes of what is predicted.
+    """
 
     prompt: TokenIds
     ids: TokenIds
     first: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,13 @@ def documents(data: Path, codec: TextCodec, name: str, limit: int, max_tokens: i
         text, answer = pairs[index]
         prompt = codec.encode_frame(FRAME, text)
         if answer is None:
-            ids, first = codec.encode_text(text), 1
+            ids, first, said = codec.encode_text(text), 1, text
         else:
-            ids, first = codec.encode_text(f"{FRAME.replace('{text}', text)} {answer}"), len(prompt)
+            said = f" {answer}"
+            ids, first = codec.encode_text(FRAME.replace("{text}", text) + said), len(prompt)
             assert ids[:first] == prompt, "an answer that begins with a space leaves the prompt's tokens as they are"
         if first < len(ids) and (max_tokens is None or len(ids) <= max_tokens):
-            found.append(Document(prompt, ids, first))
+            found.append(Document(prompt, ids, first, len(said.encode())))
     return found
 
 
@@ -113,14 +118,18 @@ def predict(loaded: LoadedModel, every: Sequence[Document]) -> Predicted:
 
 
 def report(loaded: LoadedModel, data: Path) -> dict[str, dict[str, Any]]:
-    """Accuracy and perplexity by data set, of the model by itself."""
+    """Accuracy, perplexity and bits per byte by data set, of the model by itself."""
     found = {}
     for name in ANSWERS:
-        predicted = predict(loaded, documents(data, loaded.codec, name, DOCUMENTS, loaded.max_tokens))
+        every = documents(data, loaded.codec, name, DOCUMENTS, loaded.max_tokens)
+        predicted = predict(loaded, every)
+        bits = float(predicted.nll_D.sum()) / math.log(2)
         found[name] = {
             "documents": predicted.token_D.numel(),
             "tokens": int(predicted.token_D.sum()),
+            "bytes": sum(document.size for document in every),
             "accuracy": round(predicted.accuracy, 4),
             "perplexity": round(predicted.perplexity, 2),
+            "bits_per_byte": round(bits / sum(document.size for document in every), 4),
         }
     return found

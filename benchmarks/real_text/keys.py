@@ -1,14 +1,17 @@
-"""A model whose last-token key vectors are computed once, however many guards are fitted and read on them."""
+"""A model that runs each prompt once, however many guards are fitted and read on it.
+
+Suffixes: L layers, E examples, F feed-forward width (d_ff), T rows handed over.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
 from guards.activations import Reader
 from guards.artifact import ModelIdentity
-from guards.capture import Consumer, TokenIds, Tokens
+from guards.capture import Consumer, TokenIds, Tokens, mean_by_example
 from guards.encoding import TextCodec
 from guards.loading import LoadedModel
 from guards.methods import Guard, Method
@@ -19,16 +22,17 @@ CHUNK = 1024
 
 
 class CachedKeys:
-    """A loaded model that remembers the key vectors of every layer at the last token of every example it has run.
+    """A loaded model that remembers two key vectors of every prompt at every layer: the last token's, and the mean.
 
-    It is `guards.activations.Activations`; whatever else is asked of it, the model computes. Memory: layers x d_ff
-    floats an example (28 KB with 8 layers of 896).
+    It is `guards.activations.Activations`; whatever else is asked of it, the model computes. Memory: 2 x layers x d_ff
+    floats a prompt (57 KB with 8 layers of 896).
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self._rows: dict[TokenIds, int] = {}
-        self._key_LEF: Tensor | None = None
+        shape = (loaded.identity.layers, 0, loaded.identity.d_ff)
+        self._key_LEF = {tokens: torch.empty(shape) for tokens in (Tokens.LAST, Tokens.MEAN)}
 
     @property
     def codec(self) -> TextCodec:
@@ -50,6 +54,10 @@ class CachedKeys:
         """The model's."""
         return self.loaded.max_tokens
 
+    def width(self, site: Site) -> int:
+        """The model's."""
+        return self.loaded.width(site)
+
     def stream(
         self,
         site: Site,
@@ -62,8 +70,8 @@ class CachedKeys:
         skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """See `guards.capture.stream`."""
-        if site is not Site.KEY or tokens is not Tokens.LAST:
+        """See `guards.activations.Activations.stream`."""
+        if site is not Site.KEY or tokens not in self._key_LEF:
             self.loaded.stream(
                 site,
                 layers,
@@ -75,29 +83,41 @@ class CachedKeys:
                 advance=advance,
             )
             return
-        key_LEF = self._keys([ids for ids in dict.fromkeys(examples) if ids not in self._rows], batch_tokens)
-        row_E = torch.tensor([self._rows[ids] for ids in examples])
+        self._run([ids for ids in dict.fromkeys(examples) if ids not in self._rows], batch_tokens)
+        row_E = torch.tensor([self._rows[ids] for ids in examples], dtype=torch.long)
         for first in range(0, len(examples), CHUNK):
             part_T = torch.arange(first, min(first + CHUNK, len(examples)))
             for layer in sorted(set(layers)):
-                consume(layer, key_LEF[layer, row_E[part_T]].to(self.device), part_T.to(self.device))
+                consume(layer, self._key_LEF[tokens][layer, row_E[part_T]].to(self.device), part_T.to(self.device))
         advance(sum(len(ids) for ids in examples))
 
-    def _keys(self, missing: list[TokenIds], batch_tokens: int | None) -> Tensor:
-        """All that is remembered [L, E, F], with the missing ones."""
-        known = 0 if self._key_LEF is None else self._key_LEF.shape[1]
-        if missing:
-            layers = self.identity.layers
-            key_LEF = torch.empty(layers, len(missing), self.identity.d_ff)
+    def _run(self, missing: Sequence[TokenIds], batch_tokens: int | None) -> None:
+        if not missing:
+            return
+        known = len(self._rows)
+        self._reserve(known + len(missing))
+        last_LEF, mean_LEF = self._key_LEF[Tokens.LAST], self._key_LEF[Tokens.MEAN]
 
-            def keep(layer: int, key_TF: Tensor, example_T: Tensor) -> None:
-                key_LEF[layer, example_T.cpu()] = key_TF.float().cpu()
+        def keep(layer: int, key_TF: Tensor, example_T: Tensor) -> None:
+            mean_EF, example_E = mean_by_example(key_TF, example_T)
+            end_E = torch.unique_consecutive(example_T, return_counts=True)[1].cumsum(0) - 1
+            row_E = known + example_E.cpu()
+            last_LEF[layer, row_E], mean_LEF[layer, row_E] = key_TF[end_E].float().cpu(), mean_EF.cpu()
 
-            self.loaded.stream(Site.KEY, range(layers), missing, keep, tokens=Tokens.LAST, batch_tokens=batch_tokens)
-            self._rows |= {ids: known + index for index, ids in enumerate(missing)}
-            self._key_LEF = key_LEF if self._key_LEF is None else torch.cat([self._key_LEF, key_LEF], dim=1)
-        assert self._key_LEF is not None
-        return self._key_LEF
+        every = range(self.identity.layers)
+        self.loaded.stream(Site.KEY, every, missing, keep, tokens=Tokens.ALL, batch_tokens=batch_tokens)
+        self._rows |= {ids: known + index for index, ids in enumerate(missing)}
+
+    def _reserve(self, rows: int) -> None:
+        """Room for so many prompts, doubled whenever it is short; what is added reads NaN until it is written."""
+        for tokens, key_LEF in self._key_LEF.items():
+            if (short := rows - key_LEF.shape[1]) > 0:
+                more = key_LEF.new_full((len(key_LEF), max(short, key_LEF.shape[1]), key_LEF.shape[2]), torch.nan)
+                self._key_LEF[tokens] = torch.cat([key_LEF, more], dim=1)
+
+    def guarded(self, method: Method, guard: Guard) -> AbstractContextManager[None]:
+        """Nothing: what is remembered is of the model without an intervention. Raises NotImplementedError."""
+        raise NotImplementedError(f"got {method.name}, an intervention: use the loaded model, whose keys are not kept")
 
     @contextmanager
     def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:

@@ -9,7 +9,7 @@ from guards.data import Source
 
 FRAME = "Q: {text}\nA:"
 """What every text is calibrated and measured in. Other frames are another benchmark's."""
-FORGET_LIMIT, RETAIN_LIMIT = 4000, 1000
+FORGET_LIMIT, RETAIN_LIMIT = 1500, 400
 """Texts of a forget source, and of each retain source."""
 
 

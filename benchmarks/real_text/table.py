@@ -1,15 +1,17 @@
 """Key Space Detection on real text: a guard for every skill, measured on prompts that nothing was fitted on.
 
-    python -m benchmarks.real_text.table [--model DIR] [--data DIR] [--variants paper default]
+    python -m benchmarks.real_text.table [--model DIR] [--data DIR] [--variants paper cube default]
 
-Forgets mathematics (GSM8K), code (MBPP) and each language of XQuAD, one at a time, by the paper's rule and by the
-default one. Recall is of the skill's own test prompts. MMLU's mathematics and computing subjects need the skill that is
-forgotten: what is refused of them is recall in other wordings, no false abstention, and stands in rows of their own.
+Forgets mathematics (GSM8K), code (MBPP) and each language of XQuAD, one at a time, by every variant (`variants.py`).
+Recall is of the skill's own test prompts. MMLU's mathematics and computing subjects need the skill that is forgotten:
+what is refused of them is recall in other wordings, no false abstention, and stands in rows of their own.
 Also measured is what the model predicts of held-out answers behind each guard (`heldout.py` says how an abstention
-counts). Writes `real_text.json`, `.md` and a matrix of languages for each variant under `results/`.
+counts). Writes `real_text.json`, `.md` and a matrix of languages for each variant under `results/`; a run that was
+stopped leaves the variants it had finished in `real_text.partial.json`.
 """
 
 import argparse
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,21 +20,23 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.real_text.build import MODEL
+from benchmarks.real_text.build import add_model_option, check_model
 from benchmarks.real_text.heldout import ANSWERS, DOCUMENTS, Document, Predicted, documents, predict
 from benchmarks.real_text.keys import CachedKeys
-from benchmarks.real_text.rows import Row, detection_rows, heldout_rows, ratios
+from benchmarks.real_text.ratios import Detector, ratios
+from benchmarks.real_text.rows import Row, detection_rows, heldout_rows
 from benchmarks.real_text.sheets import Sheet, heldout_sheet, matrix, matrix_sheet, shortfalls, summary_sheet
 from benchmarks.real_text.skills import FRAME, MEASURED, SKILLS, forget_source, retain_sources
 from benchmarks.real_text.splits import data_folder
-from benchmarks.real_text.variants import VARIANTS, Variant, calibrate
-from benchmarks.report import RESULTS, publish
+from benchmarks.real_text.variants import VARIANTS, Variant
+from benchmarks.report import RESULTS, keep, publish
 from guards.calibrate import tool_name
 from guards.capture import TokenIds
 from guards.errors import CalibrationError
-from guards.ksd import KSDGuard
 from guards.loading import load_model
 from server.evaluation.figures import LANGUAGES, share_matrix
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,22 @@ def read_material(model: CachedKeys, data: Path) -> Material:
     )
 
 
-def calibrate_all(model: CachedKeys, data: Path, variant: Variant) -> tuple[dict[str, KSDGuard], dict[str, list[str]]]:
+def calibrate_all(model: CachedKeys, data: Path, variant: Variant) -> tuple[dict[str, Detector], dict[str, list[str]]]:
     """Guards by skill, and what their calibrations warn of, or why there is none."""
     guards, notes = {}, {}
     for skill in SKILLS:
         try:
-            guard, warnings = calibrate(model, variant, forget_source(data, skill), retain_sources(data, skill))
+            forget, retain = forget_source(data, skill), retain_sources(data, skill)
+            fitted = variant.calibrate(model, [forget], retain, variant.frames)
         except CalibrationError as error:
             notes[skill.name] = [f"refused: {error}"]
             continue
-        guards[skill.name], notes[skill.name] = guard, list(warnings)
+        guards[skill.name], notes[skill.name] = fitted.guard, list(fitted.warnings)
+        logger.info("%s: calibrated", skill.name)
     return guards, notes
 
 
-def measure(model: CachedKeys, guards: Mapping[str, KSDGuard], material: Material) -> tuple[list[Row], list[Row]]:
+def measure(model: CachedKeys, guards: Mapping[str, Detector], material: Material) -> tuple[list[Row], list[Row]]:
     """Rows of detection and rows of held-out prediction."""
     by_set = {name: ratios(model, guards, prompts) for name, prompts in material.prompts.items()}
     by_data_set = {
@@ -104,11 +110,11 @@ def main() -> None:
     """Calibrates, measures, prints, and writes the result files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=data_folder())
-    parser.add_argument("--model", type=Path, default=MODEL, help="what `benchmarks.real_text.build` made")
+    add_model_option(parser)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     args = parser.parse_args()
-    if not args.model.is_dir():
-        parser.error(f"{args.model}: got no such folder; run python -m benchmarks.real_text.build first")
+    check_model(parser, args.model)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
     model = CachedKeys(load_model(args.model))
     material = read_material(model, args.data)
@@ -117,6 +123,7 @@ def main() -> None:
     held_out: list[Row] = []
     notes, short, texts = {}, {}, []
     for name in args.variants:
+        logger.info("variant %s", name)
         guards, notes[name] = calibrate_all(model, args.data, VARIANTS[name])
         detected, predicted = measure(model, guards, material)
         for sheet in sheets(name, detected, predicted):
@@ -130,6 +137,7 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         picture = share_matrix(matrix(detected), LANGUAGES, LANGUAGES, f"{name}: share of questions refused")
         (RESULTS / f"real_text.{name}.png").write_bytes(picture)
+        keep("real_text", rows, model=args.model.name, held_out=held_out, short=short, notes=notes)
     (RESULTS / "real_text.md").write_text("\n".join(texts), encoding="utf-8")
     publish(
         "real_text",

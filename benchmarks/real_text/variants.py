@@ -1,45 +1,75 @@
-"""The calibrations that the table compares, by name. Another is one line."""
+"""The calibrations that the benchmarks compare."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+from benchmarks.real_text.ratios import Detector
 from benchmarks.real_text.skills import FRAME
 from guards.activations import Activations
 from guards.calibrate_ksd import calibrate_ksd
-from guards.calibrate_options import KSDOptions
+from guards.calibrate_options import KSDOptions, PooledOptions
+from guards.calibrate_pooled import calibrate_pooled
 from guards.data import Source
 from guards.ksd import KSDGuard
+from guards.pooled import PooledGuard
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A guard, and what its calibration warns of."""
+
+    guard: Detector
+    warnings: tuple[str, ...] = ()
+
+
+class Calibrate(Protocol):
+    """Fits a guard in some frames; without any, in those that the calibration takes by itself.
+
+    Raises CalibrationError or DataError where the examples allow none.
+    """
+
+    def __call__(
+        self, model: Activations, forget: Sequence[Source], retain: Sequence[Source], frames: tuple[str, ...]
+    ) -> Fitted: ...
+
+
+def paper(model: Activations, forget: Sequence[Source], retain: Sequence[Source], frames: tuple[str, ...]) -> Fitted:
+    """ESU's cube: last layer, last token, tau = k, the smallest cube that holds what was fitted.
+
+    The paper sets tau to alpha times k by hand for every skill; alpha is 1 here. It knows no cap on false abstention.
+    """
+    options = KSDOptions(frames=frames, layer=model.identity.layers - 1, max_false_abstention=0.99)
+    guard = calibrate_ksd(model, forget, retain, options).guard
+    assert isinstance(guard, KSDGuard)
+    return Fitted(replace(guard, cubes=tuple(replace(cube, tau=cube.k) for cube in guard.cubes)))
+
+
+def cube(model: Activations, forget: Sequence[Source], retain: Sequence[Source], frames: tuple[str, ...]) -> Fitted:
+    """Cubes with tau and layer chosen on held-out train prompts, under a cap on false abstention."""
+    found = calibrate_ksd(model, forget, retain, KSDOptions(frames=frames))
+    assert isinstance(found.guard, KSDGuard)
+    return Fitted(found.guard, found.warnings)
+
+
+def pooled(model: Activations, forget: Sequence[Source], retain: Sequence[Source], frames: tuple[str, ...]) -> Fitted:
+    """The default: a discriminant on the mean key vector of the prompt."""
+    found = calibrate_pooled(model, forget, retain, PooledOptions(frames=frames))
+    assert isinstance(found.guard, PooledGuard)
+    return Fitted(found.guard, found.warnings)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Options of a calibration. `last_layer`: they are for the model's last layer, whatever its number.
+    """A calibration and the frames it is given."""
 
-    `alpha`: tau is this times k, the smallest cube of the fitted vectors (ESU), whatever the options made of it.
-    """
-
-    options: KSDOptions = field(default_factory=KSDOptions)
-    last_layer: bool = False
-    alpha: float | None = None
+    calibrate: Calibrate
+    frames: tuple[str, ...]
 
 
 VARIANTS = {
-    "paper": Variant(KSDOptions(max_false_abstention=0.99), last_layer=True, alpha=1.0),
-    "default": Variant(),
+    "paper": Variant(paper, (FRAME,)),
+    "cube": Variant(cube, (FRAME,)),
+    "default": Variant(pooled, ()),
 }
-"""The paper sets alpha by hand for every skill; 1 is its cube as fitted. It knows no cap on false abstention."""
-
-
-def calibrate(
-    model: Activations, variant: Variant, forget: Source, retain: list[Source]
-) -> tuple[KSDGuard, tuple[str, ...]]:
-    """The guard and what its calibration warns of. Raises CalibrationError where the examples allow none."""
-    options = replace(variant.options, frames=(FRAME,), progress=True)
-    if variant.last_layer:
-        options = replace(options, layer=model.identity.layers - 1)
-    calibration = calibrate_ksd(model, [forget], retain, options)
-    guard = calibration.guard
-    assert isinstance(guard, KSDGuard)
-    if variant.alpha is None:
-        return guard, calibration.warnings
-    cubes = tuple(replace(cube, tau=variant.alpha * cube.k) for cube in guard.cubes)
-    return replace(guard, cubes=cubes), ()
+"""What the table compares, by name. All are measured in FRAME, which is one of the default's own."""

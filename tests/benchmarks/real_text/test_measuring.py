@@ -7,19 +7,22 @@ import torch
 
 from benchmarks.real_text.heldout import Document, Predicted, predict
 from benchmarks.real_text.keys import CachedKeys
-from benchmarks.real_text.rows import ratios
-from benchmarks.real_text.variants import VARIANTS, calibrate
+from benchmarks.real_text.ratios import ratios
+from benchmarks.real_text.skills import FRAME
+from benchmarks.real_text.variants import VARIANTS, cube, paper, pooled
+from guards.activations import Activations
 from guards.capture import TokenIds, Tokens
 from guards.data import Source
 from guards.errors import CalibrationError
 from guards.ksd import METHOD, Cube, KSDGuard, Regime
 from guards.methods import METHODS
+from guards.pooled import PooledGuard
 from guards.sites import Site
 from guards.verdict import Reading, Scope
 from tests.guards.tiny import sums, tiny_loaded, words
 
 
-def keys(model: CachedKeys, examples: list[TokenIds], tokens: Tokens = Tokens.LAST) -> dict[int, torch.Tensor]:
+def keys(model: Activations, examples: list[TokenIds], tokens: Tokens = Tokens.LAST) -> dict[int, torch.Tensor]:
     """What a consumer is handed, by layer, in the examples' order."""
     found = {layer: torch.full((len(examples), model.identity.d_ff), torch.nan) for layer in (0, 2)}
 
@@ -34,18 +37,19 @@ def test_remembered_keys_are_the_models_and_computed_once(monkeypatch: pytest.Mo
     loaded = tiny_loaded()
     model = CachedKeys(loaded)
     examples = [model.codec.encode_text(text) for text in sums(5)]
-    fresh = keys(CachedKeys(tiny_loaded()), examples[3:])
+    fresh = {tokens: keys(tiny_loaded(), examples[3:], tokens) for tokens in (Tokens.LAST, Tokens.MEAN)}
     keys(model, examples[:2])
     keys(model, [*examples, examples[1]])
     monkeypatch.setattr(type(loaded), "stream", None)
-    remembered = keys(model, examples[3:])
-    for layer, fresh_EF in fresh.items():
-        assert torch.allclose(remembered[layer], fresh_EF, atol=1e-6)  # other batches sum in another order
+    for tokens, by_layer in fresh.items():
+        remembered = keys(model, examples[3:], tokens)
+        for layer, fresh_EF in by_layer.items():
+            assert torch.allclose(remembered[layer], fresh_EF, atol=1e-6)  # other batches sum in another order
     with pytest.raises(TypeError):
         keys(model, examples, Tokens.ALL)
 
 
-def cube(width: int, tau: float, layer: int = 0) -> Cube:
+def made_cube(width: int, tau: float, layer: int = 0) -> Cube:
     return Cube(layer, "bare", torch.zeros(width), torch.ones(width), k=tau, tau=tau)
 
 
@@ -59,7 +63,7 @@ def test_a_ratio_of_one_is_where_a_server_abstains() -> None:
     width = model.identity.d_ff
     reach_E = keys(model, examples)[2].abs().amax(dim=1)
     tau = float(reach_E.median())
-    one, two = guard(cube(width, tau, 2)), guard(cube(width, tau, 2), cube(width, 1e-9))
+    one, two = guard(made_cube(width, tau, 2)), guard(made_cube(width, tau, 2), made_cube(width, 1e-9))
     found = ratios(model, {"one": one, "two": two}, examples)
     assert torch.allclose(found["one"], reach_E / tau)
     assert torch.allclose(found["two"], found["one"])  # the second cube holds nothing
@@ -76,21 +80,42 @@ def test_a_score_that_is_not_finite_is_no_ratio() -> None:
         ratios(model, {"broken": broken}, [model.codec.encode_text("1+1=")])
 
 
-def test_the_papers_cube_is_k_at_the_last_layer() -> None:
+def test_a_pooled_ratio_is_what_a_server_reads() -> None:
     model = CachedKeys(tiny_loaded())
     forget, retain = Source("sums", sums(120)), [Source("words", words(120))]
-    paper, warnings = calibrate(model, VARIANTS["paper"], forget, retain)
-    assert [(one.layer, one.tau) for one in paper.cubes] == [(model.identity.layers - 1, paper.cubes[0].k)]
-    assert warnings == ()
-    default, _ = calibrate(model, VARIANTS["default"], forget, retain)
-    assert default.cubes[0].frame == paper.cubes[0].frame == "Q: {text}\nA:"
+    pooled_guard = pooled(model, [forget], retain, ("bare",)).guard
+    examples = [model.codec.encode_text(text) for text in (*sums(40, 9), *words(40, 9))]
+    found = ratios(model, {"cube": guard(made_cube(model.identity.d_ff, 1.0)), "pooled": pooled_guard}, examples)
+    assert isinstance(pooled_guard, PooledGuard)
+    with model.reading(METHODS[METHOD], pooled_guard) as read:
+        read_E = torch.tensor([read(ids)[1][0] for ids in examples])
+    assert torch.allclose(found["pooled"] * pooled_guard.tau, read_E, atol=1e-3)  # sums per token, not of the mean
+    assert float(found["pooled"].min()) < 0 < float(found["pooled"].max())
+
+
+def test_variants_are_the_papers_cube_held_out_cubes_and_the_default() -> None:
+    model = CachedKeys(tiny_loaded())
+    forget, retain = [Source("sums", sums(120))], [Source("words", words(120))]
+    by_paper = paper(model, forget, retain, (FRAME,))
+    assert isinstance(by_paper.guard, KSDGuard)
+    (one,) = by_paper.guard.cubes
+    assert (one.layer, one.tau, one.frame) == (model.identity.layers - 1, one.k, FRAME)
+    held_out = cube(model, forget, retain, (FRAME,)).guard
+    assert isinstance(held_out, KSDGuard)
+    assert held_out.cubes[0].tau != held_out.cubes[0].k
+    assert [variant.frames for variant in VARIANTS.values()] == [(FRAME,), (FRAME,), ()]
+
+
+def test_an_intervention_is_not_put_on_remembered_keys() -> None:
+    with pytest.raises(NotImplementedError, match="intervention"):
+        CachedKeys(tiny_loaded()).guarded(METHODS[METHOD], guard())
 
 
 def test_predictions_are_the_models_own() -> None:
     loaded = tiny_loaded()
     ids = loaded.codec.encode_text("12+34=46")
     short = loaded.codec.encode_text("ab")
-    found = predict(loaded, [Document(ids[:6], ids, 6), Document(short, short, 1)])
+    found = predict(loaded, [Document(ids[:6], ids, 6, 2), Document(short, short, 1, 2)])
     with torch.no_grad():
         log_TV = loaded.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=-1)
     wanted = -sum(float(log_TV[at - 1, ids[at]]) for at in range(6, len(ids)))
