@@ -14,11 +14,12 @@ from guards.attach import Attachment
 from guards.calibrate_options import PooledOptions
 from guards.calibrate_pooled import Candidate, PooledCalibration, best, calibrate_pooled, candidate_layers, place
 from guards.canaries import disagreement
+from guards.corpus import Share
 from guards.data import Source
 from guards.errors import CalibrationError, DataError
 from guards.loading import LoadedModel
 from guards.methods import METHODS, load_guard
-from guards.pooled import PooledGuard, mean_scores
+from guards.pooled import LayerWeights, PooledGuard, mean_scores
 from guards.thresholds import below, rate_of
 from guards.verdict import Reading, Scope
 from tests.guards.attached import keys
@@ -99,7 +100,7 @@ def test_the_chosen_candidate_separates_best(calibration: PooledCalibration) -> 
 def candidate(layers: int, auroc: float, margin: float) -> Candidate:
     """A candidate over that many layers that ends at the last of three."""
     none = rate_of(torch.zeros(0, dtype=torch.bool))
-    terms = tuple(module.LayerWeights(3 - layers + i, torch.ones(1), 0.0) for i in range(layers))
+    terms = tuple(LayerWeights(3 - layers + i, torch.ones(1), 0.0) for i in range(layers))
     return Candidate(terms, 0, auroc, margin, 0.5, auroc, none, none)
 
 
@@ -159,8 +160,7 @@ def test_thinning_takes_of_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIT_VECTORS", 5)
     job: Any = type("Job", (), {"frames": ("a", "b"), "layers": (1,)})
     means: dict[Any, dict[int, Tensor]] = {
-        ("forget", module.Share.FIT, frame): {1: torch.arange(6.0)[:, None] + first}
-        for frame, first in (("a", 0), ("b", 10))
+        ("forget", Share.FIT, frame): {1: torch.arange(6.0)[:, None] + first} for frame, first in (("a", 0), ("b", 10))
     }
     kept = module._fit_part(job, means, "forget")[1][:, 0].tolist()
     assert len(kept) == 5

@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def options(served: tuple[Path, Path], **changes: int) -> EmbeddedOptions:
-    return EmbeddedOptions(model=str(served[0]), artifacts=served[1:], **changes)  # type: ignore[arg-type]
+    return EmbeddedOptions(model=str(served[0]), artifacts=served[1:], **changes)
 
 
 Scores = list[tuple[Reading, float]]
