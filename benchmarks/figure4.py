@@ -3,8 +3,9 @@
     python -m benchmarks.figure4 [--limit N] [--run FOLDER]
 
 Forgets mathematics and code with the shipped detectors and with guards calibrated here: Neuron Adjust at the paper's
-0.5, 1.5 and 3 % of neurons, and Selective Pruning of PRUNED_PERCENTS of the feed-forward neurons in one step. Asks held-out
-prompts of mathematics, code and facts (for the paper's GSM8K, MBPP and MMLU) through `skillguard evaluate`'s own code.
+0.5, 1.5 and 3 % of neurons, and Selective Pruning of PRUNED_PERCENTS of the feed-forward neurons in one step. Asks
+held-out prompts of mathematics, code and facts (for the paper's GSM8K, MBPP and MMLU) through `skillguard evaluate`'s
+own code.
 Writes `results/figure4.json` and `results/figure4.png`; a stopped run goes on where --run is given.
 """
 
