@@ -1,4 +1,4 @@
-"""Which prompts a last-token guard was not calibrated for: said at start, because nothing else would tell."""
+"""Which prompts a detector was not calibrated for: said at start, because nothing else would tell."""
 
 from guards.encoding import BARE_FRAME, CHAT_FRAME
 from guards.verdict import GuardKind
