@@ -100,15 +100,22 @@ def test_blocks_and_slots_that_disagree_are_an_error(block: int, changes: dict[s
         sequences_of(metadata(**changes), POSITIONS, block)
 
 
-def in_a_pass(monkeypatch: pytest.MonkeyPatch, attention: Any) -> Any:
-    """A finder on a runner of one cache group, in a pass with that attention metadata."""
+def group(*layers: str, block: int = BLOCK) -> Any:
+    """Layers that share block tables."""
+    return SimpleNamespace(layer_names=list(layers), kv_cache_spec=SimpleNamespace(block_size=block))
+
+
+ONE_GROUP = (group("layers.0", "layers.1"),)
+
+
+def in_a_pass(monkeypatch: pytest.MonkeyPatch, attention: Any, groups: tuple[Any, ...] = ONE_GROUP) -> Any:
+    """A finder on a runner with these cache groups, in a pass with that attention metadata."""
     import sys
 
     context = SimpleNamespace(get_forward_context=lambda: SimpleNamespace(attn_metadata=attention))
     monkeypatch.setitem(sys.modules, "vllm.forward_context", context)
-    group = SimpleNamespace(layer_names=["layers.0", "layers.1"])
     runner = SimpleNamespace(
-        kv_cache_config=SimpleNamespace(kv_cache_groups=[group]),
+        kv_cache_config=SimpleNamespace(kv_cache_groups=groups),
         input_batch=SimpleNamespace(block_table=[SimpleNamespace(block_size=BLOCK)]),
     )
     return finder(runner)
@@ -122,3 +129,10 @@ def test_the_pass_says_which_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
         in_a_pass(monkeypatch, [{"layers.0": metadata()}])(POSITIONS)
     with pytest.raises(KeyError):
         in_a_pass(monkeypatch, {"layers.1": metadata()})(POSITIONS)
+
+
+@pytest.mark.parametrize("groups", [(group("layers.0"), group("layers.1", block=2 * BLOCK)), (group(), *ONE_GROUP)])
+def test_groups_whose_blocks_are_not_alike_are_an_error(monkeypatch: pytest.MonkeyPatch, groups: Any) -> None:
+    """A prefix may then be found in part of a block, which vLLM copies without the sums."""
+    with pytest.raises(GuardReadingError, match="groups of layers"):
+        in_a_pass(monkeypatch, {"layers.0": metadata()}, groups)(POSITIONS)
