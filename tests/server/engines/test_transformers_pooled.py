@@ -14,7 +14,7 @@ from server.engines.base import FinishReason
 from server.engines.options import EmbeddedOptions
 from server.engines.transformers import EmbeddedEngine
 from tests.served import forget_prompt, retain_prompt, save_tiny_model, write_guard
-from tests.server.engines.test_transformers import Answer, ask, run
+from tests.server.engines.embedded import Answer, ask, run
 
 LAYERS = (1, 2)
 NAME = "mean-tens"
