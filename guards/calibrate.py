@@ -29,8 +29,10 @@ CANARIES_PER_SIDE = 4
 CANARY_TRIES = 200
 CLEAR_INSIDE = 0.9
 CLEAR_OUTSIDE = 1.1
-Advance = Callable[[int, str], None]
 """A canary's smallest score over tau: far enough from 1 that another engine's rounding cannot turn it over."""
+
+Advance = Callable[[int, str], None]
+"""Told how many tokens are done, and of what step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,22 @@ from guards.calibrate_options import KSDOptions
 from guards.corpus import Share
 from guards.data import Source
 from guards.errors import CalibrationError
-from guards.ksd import FEW_VECTORS, METHOD, KSDGuard
-from guards.ksd_passes import Fit, Job, Scores, fit_frame, prepare, score_all
+from guards.ksd import METHOD, KSDGuard
+from guards.ksd_passes import (
+    Fit,
+    Job,
+    Scores,
+    fit_frame,
+    near_sources,
+    prepare,
+    score_all,
+    shortages,
+    worst_rates,
+)
 from guards.statistics import auroc, conformal_tau
 from guards.thresholds import (
     MIN_RECALL,
     below,
-    enough_for_cap,
     false_abstention_bound,
     hits,
     joint_scale,
@@ -157,16 +166,7 @@ def _choose(job: Job, fits: Sequence[Sequence[Fit]], scores: Scores) -> tuple[Fr
 
 def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
     """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
-    options, found = job.options, job.left_out()
-    vectors = min(result.chosen.fit.vectors for result in frames)
-    if vectors < FEW_VECTORS:
-        found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
-    retained = len(job.parts["retain"][Share.THRESHOLD])
-    if not enough_for_cap(retained, options.max_false_abstention):
-        found.append(
-            f"{retained} retain examples for the threshold cannot show a false-abstention rate of "
-            f"{options.max_false_abstention}: tau was set so that none of them fires; give more retain examples"
-        )
+    options, found = job.options, shortages(job, min(result.chosen.fit.vectors for result in frames))
     for result in frames:
         reached = f"recall {result.recall.rate:.3f} in frame {result.frame!r}"
         if result.recall.rate < MIN_RECALL:
@@ -181,12 +181,7 @@ def _warnings(job: Job, frames: Sequence[FrameResult]) -> list[str]:
                 f"tau was lowered below what --recall {options.recall} needs, to keep --max-false-abstention "
                 f"{options.max_false_abstention}: {reached}"
             )
-        for name, rate in result.sources.items():
-            if rate.low > options.max_false_abstention:
-                found.append(
-                    f"frame {result.frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all "
-                    "retain texts together: its texts may need the skill, else lower --recall"
-                )
+        found += near_sources(result.frame, result.sources, options.max_false_abstention)
     return found
 
 
@@ -242,8 +237,7 @@ def calibrate_ksd(
         job.frames,
         corpora,
         [*_notes(job, frames), *warnings],
-        recall=min((result.recall for result in frames), key=lambda rate: rate.rate),
-        false_abstention=max((result.false_abstention for result in frames), key=lambda rate: rate.rate),
+        **worst_rates(frames),
     )
     return KSDCalibration(
         method=METHOD,

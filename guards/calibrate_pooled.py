@@ -7,7 +7,7 @@ for. Memory grows with frames * examples * candidate layers * d_ff * 4 bytes; a 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from guards.activations import Activations
 from guards.artifact import Rate
-from guards.calibrate import Calibration, choose_canaries, make_record, progress_bar
+from guards.calibrate import Advance, Calibration, choose_canaries, make_record, progress_bar
 from guards.calibrate_options import POOLED_FRAME, DetectorOptions, PooledOptions
 from guards.capture import Tokens
 from guards.corpus import FORGET_DEAL, Role, Share
 from guards.data import Source
 from guards.encoding import BARE_FRAME, CHAT_FRAME
 from guards.errors import CalibrationError
-from guards.ksd import FEW_VECTORS, METHOD
-from guards.ksd_passes import Job, prepare
+from guards.ksd import METHOD
+from guards.ksd_passes import Job, near_sources, prepare, shortages, worst_rates
 from guards.pooled import DiscriminantFitter, LayerWeights, PooledGuard, mean_scores
 from guards.sites import Site
 from guards.statistics import auroc, conformal_tau
-from guards.thresholds import MIN_RECALL, below, enough_for_cap, false_abstention_bound, rate_of
+from guards.thresholds import MIN_RECALL, below, false_abstention_bound, rate_of
 
 FIT_VECTORS = 3000
 """Mean key vectors a side that are fitted, dealt evenly: a fit solves for as many unknowns as there are vectors."""
@@ -96,9 +96,7 @@ def candidate_layers(count: int) -> tuple[int, ...]:
     return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
-def _mean_keys(
-    job: Job, role: Role, share: Share, frame: str, advance: Callable[[int, str], None]
-) -> dict[int, Tensor]:
+def _mean_keys(job: Job, role: Role, share: Share, frame: str, advance: Advance) -> dict[int, Tensor]:
     examples = job.examples(role, share, frame)
     means = {layer: torch.full((len(examples), job.model.identity.d_ff), torch.nan) for layer in job.layers}
 
@@ -188,15 +186,7 @@ def _frame(job: Job, means: Means, chosen: Candidate, frame: str) -> PooledFrame
 
 def _warnings(job: Job, chosen: Candidate, frames: Sequence[PooledFrame], vectors: int) -> list[str]:
     """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
-    options, found = job.options, job.left_out()
-    if vectors < FEW_VECTORS:
-        found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
-    retained = len(job.parts["retain"][Share.THRESHOLD])
-    if not enough_for_cap(retained, options.max_false_abstention):
-        found.append(
-            f"{retained} retain examples for the threshold cannot show a false-abstention rate of "
-            f"{options.max_false_abstention}: tau was set so that none of them fires; give more retain examples"
-        )
+    options, found = job.options, shortages(job, vectors)
     for result in frames:
         if result.recall.rate < MIN_RECALL or not chosen.tau > 0:
             raise CalibrationError(
@@ -205,12 +195,7 @@ def _warnings(job: Job, chosen: Candidate, frames: Sequence[PooledFrame], vector
                 f"({result.where}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, leave that "
                 "--frame out, try another --layer, or raise --max-false-abstention"
             )
-        for name, rate in result.sources.items():
-            if rate.low > options.max_false_abstention:
-                found.append(
-                    f"frame {result.frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all "
-                    "retain texts together: its texts may need the skill, else lower --recall"
-                )
+        found += near_sources(result.frame, result.sources, options.max_false_abstention)
     if chosen.margin < 0:
         found.append(
             f"tau was lowered below what --recall {options.recall} needs, to keep --max-false-abstention "
@@ -275,8 +260,7 @@ def calibrate_pooled(
         job.frames,
         corpora,
         [*_notes(job, chosen, fitted), *warnings],
-        recall=min((result.recall for result in frames), key=lambda rate: rate.rate),
-        false_abstention=max((result.false_abstention for result in frames), key=lambda rate: rate.rate),
+        **worst_rates(frames),
     )
     return PooledCalibration(
         method=METHOD,

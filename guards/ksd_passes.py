@@ -7,13 +7,16 @@ fit nothing, into threshold and report (halves); `guards.corpus.Share` says what
 layers * examples scalars, never with vectors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from guards.activations import Activations
+from guards.artifact import Rate
+from guards.calibrate import Advance, left_out_warnings
 from guards.calibrate_options import DetectorOptions, KSDOptions
 from guards.capture import TokenIds, Tokens
 from guards.corpus import FORGET_DEAL, RETAIN_DEAL, Corpus, Role, Share, encode_corpora, frame_tokens, resolve_frames
@@ -21,9 +24,9 @@ from guards.data import Source
 from guards.errors import CalibrationError
 from guards.ksd import FEW_VECTORS, Cube, KSDFitter, Regime, cube_score
 from guards.sites import Site
+from guards.thresholds import enough_for_cap
 from guards.verdict import Scope
 
-Advance = Callable[[int, str], None]
 Scores = Mapping[tuple[Role, Share, str], Tensor]
 """Per side, share and served frame: float32 [C, L, E], the smallest score over an example's judged tokens."""
 HELD_OUT = (Share.THRESHOLD, Share.REPORT)
@@ -67,15 +70,6 @@ class Job:
     def tokens(self) -> int:
         """Tokens that both passes run over: every example once per frame."""
         return sum(len(ids) for corpus in self.corpora.values() for kept in corpus.encoded.values() for ids in kept)
-
-    def left_out(self) -> list[str]:
-        """A warning for each side that has examples longer than the model takes."""
-        return [
-            f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's "
-            f"{self.model.max_tokens} tokens"
-            for corpus in self.corpora.values()
-            if corpus.left_out
-        ]
 
     def dealt(self) -> str:
         """A note on how many examples each share has."""
@@ -131,6 +125,48 @@ def prepare(
         },
         {f: frame_tokens([*forgotten.encoded[f], *retained.encoded[f]]) for f in frames},
     )
+
+
+def shortages(job: Job, vectors: int) -> list[str]:
+    """Warnings of examples that were left out, or are too few: `vectors` key vectors were fitted."""
+    cap, retained = job.options.max_false_abstention, len(job.parts["retain"][Share.THRESHOLD])
+    found = left_out_warnings(job.model, list(job.corpora.values()))
+    if vectors < FEW_VECTORS:
+        found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
+    if not enough_for_cap(retained, cap):
+        found.append(
+            f"{retained} retain examples for the threshold cannot show a false-abstention rate of {cap}: tau was set "
+            "so that none of them fires; give more retain examples"
+        )
+    return found
+
+
+def near_sources(frame: str, sources: Mapping[str, Rate], cap: float) -> list[str]:
+    """Warnings of retain sources that by themselves are surely above the cap."""
+    return [
+        f"frame {frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all retain texts "
+        "together: its texts may need the skill, else lower --recall"
+        for name, rate in sources.items()
+        if rate.low > cap
+    ]
+
+
+class Measured(Protocol):
+    """What a guard does to prompts in one frame."""
+
+    @property
+    def recall(self) -> Rate: ...
+
+    @property
+    def false_abstention(self) -> Rate: ...
+
+
+def worst_rates(frames: Sequence[Measured]) -> dict[str, Rate]:
+    """The rates of an artifact's record: each of the frame where it is worst."""
+    return {
+        "recall": min((frame.recall for frame in frames), key=lambda rate: rate.rate),
+        "false_abstention": max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
+    }
 
 
 def fit_frame(job: Job, frame: str, advance: Advance) -> tuple[Fit, ...]:

@@ -128,8 +128,6 @@ class DiscriminantFitter:
                 raise CalibrationError("a key vector is not finite: the model overflows on this data in this dtype")
         self._sides = {layer: _prepare(forget[layer], retain[layer]) for layer in forget}
         self._products = {layer: _products(side) for layer, side in self._sides.items()}
-        self.vectors = len(next(iter(forget.values())))
-        """Of the forget set."""
 
     def floored(self, layers: Sequence[int]) -> int:
         """Dimensions whose deviation was raised to the floor."""
