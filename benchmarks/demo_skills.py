@@ -20,7 +20,7 @@ from artifacts.demo.build.files import read_rows
 from artifacts.demo.build.rows import SKILLS, Row, exact_match
 from benchmarks.report import publish
 from benchmarks.serving import running_server
-from guards.statistics import clopper_pearson
+from guards.calibration.statistics import clopper_pearson
 
 DEMO = Path(__file__).resolve().parent.parent / "artifacts" / "demo"
 CONCURRENCY = 24

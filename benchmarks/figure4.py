@@ -16,12 +16,12 @@ from pathlib import Path
 
 from artifacts.demo.guards import DEMO, FRAMES, sources
 from benchmarks.report import RESULTS, publish
-from guards.calibrate import Calibration
-from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import NeuronAdjustOptions, PruneOptions
-from guards.calibrate_prune import calibrate_prune
-from guards.data import Source
-from guards.loading import LoadedModel, load_model
+from guards.calibration.finished import Calibration
+from guards.calibration.options import NeuronAdjustOptions, PruneOptions
+from guards.calibration.sources import Source
+from guards.inside.transformers.loading import LoadedModel, load_model
+from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.selective_pruning.calibrate import calibrate_prune
 from server.engines.options import EmbeddedOptions
 from server.evaluation.arms import engine_arms
 from server.evaluation.evaluate import Evaluation, evaluate

@@ -32,8 +32,8 @@ import numpy as np
 
 from benchmarks.report import publish
 from benchmarks.synthetic import ALWAYS, NEVER, VOCABULARY, build_model, cubes, neuron_adjust, pooled, pruning, save
-from guards.artifact import ModelIdentity
-from guards.loading import DTYPES
+from guards.artifact.manifest import ModelIdentity
+from guards.inside.transformers.loading import DTYPES
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
 from server.engines.options import VllmOptions
 
@@ -172,8 +172,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
     """Starts vLLM itself once and our engine once for every row, and publishes what was measured."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from server.engines.vllm import VllmEngine
-    from server.engines.vllm_config import parse_flags
+    from server.engines.vllm.config import parse_flags
+    from server.engines.vllm.engine import VllmEngine
 
     model = folder / "model"
     identity = build_model(model, layers=args.layers, d_model=args.d_model, d_ff=args.d_ff, dtype=args.dtype)

@@ -33,16 +33,16 @@ from benchmarks.real_text import skills, splits
 from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
 from benchmarks.real_text.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
-from guards.calibrate import Calibration
-from guards.calibrate_ksd import calibrate_ksd
-from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PooledOptions
-from guards.calibrate_pooled import calibrate_pooled
-from guards.canaries import SHIFT_SLACK
-from guards.data import Source
-from guards.encoding import TextCodec
-from guards.loading import LoadedModel, load_model
-from guards.verdict import GuardMode
+from guards.artifact.canaries import SHIFT_SLACK
+from guards.calibration.finished import Calibration
+from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PooledOptions
+from guards.calibration.sources import Source
+from guards.core.verdict import GuardMode
+from guards.inside.transformers.loading import LoadedModel, load_model
+from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 
@@ -295,7 +295,7 @@ async def on_vllm(
     model: Path, artifacts: Sequence[Path], prompts: Sequence[Ids], variant: Variant
 ) -> tuple[Readings, dict[str, int]]:
     """Readings of one variant, and its proof. Raises when it did not do what it is named for."""
-    from server.engines.vllm import VllmEngine
+    from server.engines.vllm.engine import VllmEngine
 
     seen = Seen()
     options = VllmOptions(model=str(model), artifacts=tuple(artifacts), flags=(*COMMON_FLAGS, *variant.flags))
@@ -311,7 +311,7 @@ async def on_vllm(
 
 async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Calibrates, asks the embedded engine once and every variant of vLLM, and compares."""
-    from server.engines.transformers import EmbeddedEngine
+    from server.engines.embedded.engine import EmbeddedEngine
 
     codec, *sets = calibrate(args.model, args.data, folder)
     prompts = read_prompts(args.data, codec, args.prompts)

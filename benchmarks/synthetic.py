@@ -7,19 +7,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from guards.artifact import CalibrationRecord, Canary, ModelIdentity
-from guards.calibrate import Calibration
-from guards.identity import tokenizer_sha256, weights_sha256
-from guards.ksd import METHOD as KSD
-from guards.ksd import Cube, KSDGuard, Regime
-from guards.loading import DTYPES
-from guards.methods import Guard
-from guards.na import METHOD as NEURON_ADJUST
-from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.pooled import LayerWeights, PooledGuard
-from guards.prune import METHOD as PRUNE
-from guards.prune import Importance, PruneGuard
-from guards.verdict import Scope
+from guards.artifact.identity import tokenizer_sha256, weights_sha256
+from guards.artifact.manifest import CalibrationRecord, Canary, ModelIdentity
+from guards.calibration.finished import Calibration
+from guards.contract.guard import Guard
+from guards.core.verdict import Scope
+from guards.inside.transformers.loading import DTYPES
+from guards.methods.cube.guard import METHOD as KSD
+from guards.methods.cube.guard import Cube, KSDGuard, Regime
+from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
+from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.methods.pooled.guard import LayerWeights, PooledGuard
+from guards.methods.selective_pruning.guard import METHOD as PRUNE
+from guards.methods.selective_pruning.guard import Importance, PruneGuard
 
 VOCABULARY = 32000
 END = 0

@@ -1,7 +1,7 @@
 """Which prompts a detector was not calibrated for: said at start, because nothing else would tell."""
 
-from guards.encoding import BARE_FRAME, CHAT_FRAME
-from guards.verdict import GuardKind
+from guards.core.verdict import GuardKind
+from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from server.engines.base import EngineInfo, GuardInfo
 
 

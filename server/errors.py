@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guards.errors import GuardReadingError, SkillguardError
-from server.engines.base import (
+from server.engines.errors import (
     EngineBusyError,
     EngineStoppedError,
     PromptError,
@@ -120,7 +120,7 @@ class UnverifiedError(GenerationError):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ErrorReply:
     """How one class of error looks from outside."""
 
     status: int
@@ -130,41 +130,41 @@ class Shape:
     """Whether the error's own text goes to the caller: of what the caller caused, yes; of what broke here, no."""
 
 
-SHAPES: dict[type[Exception], Shape] = {
-    Exception: Shape(500, "server_error", "internal_error", tells=False),
-    RequestError: Shape(400, "invalid_request_error", "invalid_request"),
-    InvalidRequestError: Shape(400, "invalid_request_error", "invalid_value"),
-    NotJsonError: Shape(415, "invalid_request_error", "unsupported_media_type"),
-    BodyTooLargeError: Shape(413, "invalid_request_error", "body_too_large"),
-    NoSuchRouteError: Shape(404, "invalid_request_error", "unknown_url"),
-    WrongMethodError: Shape(405, "invalid_request_error", "method_not_allowed"),
-    ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
-    InvalidKeyError: Shape(401, "invalid_request_error", "invalid_api_key"),
-    ForbiddenError: Shape(403, "invalid_request_error", "insufficient_permissions"),
-    AbstainedError: Shape(400, "invalid_request_error", "skill_abstained"),
-    ClientGoneError: Shape(499, "invalid_request_error", "client_disconnected"),
-    NotReadyError: Shape(503, "server_error", "not_ready"),
-    GenerationError: Shape(500, "server_error", "engine_error", tells=False),
-    UnverifiedError: Shape(500, "server_error", "guard_error", tells=False),
-    GuardReadingError: Shape(500, "server_error", "guard_error", tells=False),
-    PromptError: Shape(400, "invalid_request_error", "invalid_prompt"),
-    PromptTooLongError: Shape(400, "invalid_request_error", "context_length_exceeded"),
-    UnsupportedOptionError: Shape(400, "invalid_request_error", "unsupported_parameter"),
+ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
+    Exception: ErrorReply(500, "server_error", "internal_error", tells=False),
+    RequestError: ErrorReply(400, "invalid_request_error", "invalid_request"),
+    InvalidRequestError: ErrorReply(400, "invalid_request_error", "invalid_value"),
+    NotJsonError: ErrorReply(415, "invalid_request_error", "unsupported_media_type"),
+    BodyTooLargeError: ErrorReply(413, "invalid_request_error", "body_too_large"),
+    NoSuchRouteError: ErrorReply(404, "invalid_request_error", "unknown_url"),
+    WrongMethodError: ErrorReply(405, "invalid_request_error", "method_not_allowed"),
+    ModelNotFoundError: ErrorReply(404, "invalid_request_error", "model_not_found"),
+    InvalidKeyError: ErrorReply(401, "invalid_request_error", "invalid_api_key"),
+    ForbiddenError: ErrorReply(403, "invalid_request_error", "insufficient_permissions"),
+    AbstainedError: ErrorReply(400, "invalid_request_error", "skill_abstained"),
+    ClientGoneError: ErrorReply(499, "invalid_request_error", "client_disconnected"),
+    NotReadyError: ErrorReply(503, "server_error", "not_ready"),
+    GenerationError: ErrorReply(500, "server_error", "engine_error", tells=False),
+    UnverifiedError: ErrorReply(500, "server_error", "guard_error", tells=False),
+    GuardReadingError: ErrorReply(500, "server_error", "guard_error", tells=False),
+    PromptError: ErrorReply(400, "invalid_request_error", "invalid_prompt"),
+    PromptTooLongError: ErrorReply(400, "invalid_request_error", "context_length_exceeded"),
+    UnsupportedOptionError: ErrorReply(400, "invalid_request_error", "unsupported_parameter"),
     # 429, not 503: the server works, and OpenAI's clients and load balancers back off on 429 where a 503
     # makes a balancer take the whole server out.
-    EngineBusyError: Shape(429, "rate_limit_error", "engine_busy"),
-    EngineStoppedError: Shape(503, "server_error", "engine_stopped", tells=False),
+    EngineBusyError: ErrorReply(429, "rate_limit_error", "engine_busy"),
+    EngineStoppedError: ErrorReply(503, "server_error", "engine_stopped", tells=False),
 }
 
 
-def shape_of(error: Exception) -> Shape:
+def reply_of(error: Exception) -> ErrorReply:
     """The entry of the nearest ancestor in the table."""
-    return next(SHAPES[cls] for cls in type(error).__mro__ if cls in SHAPES)
+    return next(ERROR_REPLIES[cls] for cls in type(error).__mro__ if cls in ERROR_REPLIES)
 
 
 def error_body(error: Exception, request_id: str) -> dict[str, object]:
     """OpenAI's error object. Where the fault is ours it holds the request id and nothing of the error's text."""
-    shape = shape_of(error)
+    shape = reply_of(error)
     message = str(error) if shape.tells else f"The server failed on this request. Quote request id {request_id}."
     body: dict[str, object] = {
         "message": message,

@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import KeyRing
 from server.context import RequestContext, attach_context, context_of
-from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, shape_of
+from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, reply_of
 from server.metrics import Metrics
 from server.responses import error_response
 
 logger = logging.getLogger("skillguard.server")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CLIENT_GONE_STATUS = shape_of(ClientGoneError("")).status
+_CLIENT_GONE_STATUS = reply_of(ClientGoneError("")).status
 
 
 def route_path(scope: Scope) -> str:
@@ -59,7 +59,7 @@ class RequestMiddleware:
         except Exception as error:
             if status:
                 raise
-            if not shape_of(error).tells:
+            if not reply_of(error).tells:
                 logger.error("%s failed", context.request_id, exc_info=error)
             await error_response(error, context.request_id)(scope, receive, send_with_id)
         finally:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from guards.core.verdict import GuardMode
 from guards.errors import SkillguardError
-from guards.verdict import GuardMode
 from server.auth import Caller, KeyEntry
 from server.engines.base import Engine, EngineInfo
 from server.errors import NotReadyError
-from server.policy import guard_modes
+from server.policies import guard_modes
 
 logger = logging.getLogger("skillguard.server")
 

@@ -14,16 +14,16 @@ from server.errors import (
     WrongMethodError,
     error_body,
     error_headers,
-    shape_of,
+    reply_of,
 )
-from server.protocol import invalid_request
+from server.openai import invalid_request
 
 
 def error_response(error: Exception, request_id: str) -> Response:
     """Any error as OpenAI's error object. Pure ASCII: a message may quote half a surrogate pair of the caller's."""
     return Response(
         json.dumps(error_body(error, request_id)),
-        status_code=shape_of(error).status,
+        status_code=reply_of(error).status,
         headers=error_headers(error),
         media_type="application/json",
     )

@@ -57,7 +57,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
     "gpt_neox": _ROTARY,
 }
-"""model_type -> the arguments of its configuration. Covers `guards.sites.FAMILIES`, which a test asserts."""
+"""model_type -> the arguments of its configuration. Covers `guards.model.sites.FAMILIES`, which a test asserts."""
 
 EXPERTS: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {**_GROUPED, "num_local_experts": 4},

@@ -10,13 +10,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from guards.artifact import CalibrationRecord, Canary, Manifest, write_artifact
-from guards.attach import Attachment
-from guards.ksd import KSDFitter, KSDGuard, Regime, cube_score
-from guards.loading import LoadedModel, load_model
-from guards.methods import METHODS, Guard
-from guards.na import Draw, NeuronAdjustFitter
-from guards.verdict import GuardKind, Reading, Scope
+from guards.artifact.manifest import CalibrationRecord, Canary, Manifest
+from guards.artifact.store import write_artifact
+from guards.contract.guard import Guard
+from guards.core.verdict import GuardKind, Reading, Scope
+from guards.inside.transformers.attach import Attachment
+from guards.inside.transformers.loading import LoadedModel, load_model
+from guards.methods.cube.guard import KSDFitter, KSDGuard, Regime, cube_score
+from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustFitter
+from guards.methods.registry import METHODS
 from tests.models import LAYERS, VOCABULARY, tiny_model
 
 TEMPLATE = (

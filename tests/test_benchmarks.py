@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.overhead import DECODE, interval, prompts, summarise
 from benchmarks.parity import MARGIN, Answer, compare, compare_answers
-from guards.verdict import Reading, Stage
+from guards.core.verdict import Reading, Stage
 from server.engines.base import FinishReason, GuardScore
 
 INSIDE = GuardScore("ksd", "m", "ksd", Reading.INSIDE, 4.0, 5.0, 1, 7, Stage.PROMPT)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from server.auth import load_keys
-from server.cli import build_parser, main, parse
-from server.cli_engine import engine_options, own_flags, split_flags
-from server.cli_fields import build_settings
+from server.cli.engine import engine_options, own_flags, split_flags
+from server.cli.fields import build_settings
+from server.cli.main import build_parser, main, parse
 from server.config import ServerConfig
 from server.engines.options import VllmOptions
 from server.errors import ConfigError
@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom server.cli import build_parser\nbuild_parser().format_help()\n"
+        "import sys\nfrom server.cli.main import build_parser\nbuild_parser().format_help()\n"
         "print([m for m in ('torch', 'transformers', 'vllm', 'scipy', 'fastapi', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

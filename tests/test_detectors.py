@@ -19,8 +19,8 @@ from benchmarks.prompts.sets import PromptSet
 from benchmarks.real_text.keys import CachedKeys
 from benchmarks.real_text.ratios import ratios
 from benchmarks.real_text.splits import Split, normal_form
-from guards.data import Source
-from guards.loading import LoadedModel
+from guards.calibration.sources import Source
+from guards.inside.transformers.loading import LoadedModel
 from tests.guards.tiny import sums, tiny_loaded, words
 
 INDEX = {"gsm8k": sums, "mmlu-other": words}

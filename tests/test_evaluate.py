@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving import ROOT, running_server
-from server.cli import main
+from server.cli.main import main
 from server.engines.options import EmbeddedOptions
 from server.evaluation.arms import engine_arms
 

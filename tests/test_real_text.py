@@ -15,7 +15,7 @@ import pytest
 from benchmarks.real_text.skills import FRAME
 from benchmarks.real_text.splits import LANGUAGES
 from benchmarks.serving import running_server
-from server.cli import main
+from server.cli.main import main
 
 pytestmark = pytest.mark.real
 

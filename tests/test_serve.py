@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from benchmarks.serving import ROOT, ServerDidNotStartError, running_server
-from guards.artifact import read_artifact, write_artifact
+from guards.artifact.store import read_artifact, write_artifact
 from tests.asking import KEPT, MATHEMATICS, Ask, ask, ask_streaming
 
 pytestmark = pytest.mark.real

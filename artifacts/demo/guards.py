@@ -9,11 +9,11 @@ from pathlib import Path
 
 from artifacts.demo.build.rows import SKILLS
 from artifacts.demo.remembering import remember
-from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import NeuronAdjustOptions, PooledOptions
-from guards.calibrate_pooled import calibrate_pooled
-from guards.data import Source, read_source
-from guards.loading import load_model
+from guards.calibration.options import NeuronAdjustOptions, PooledOptions
+from guards.calibration.sources import Source, read_source
+from guards.inside.transformers.loading import load_model
+from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.pooled.calibrate import calibrate_pooled
 
 DEMO = Path(__file__).resolve().parent
 FRAMES = ("chat", "Q: {text}\nA:")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from guards.capture import Consumer, TokenIds, Tokens
-from guards.loading import LoadedModel
-from guards.sites import Site
+from guards.calibration.activations import Consumer, TokenIds, Tokens
+from guards.inside.transformers.loading import LoadedModel
+from guards.model.sites import Site
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RememberingModel(LoadedModel):
         skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """See `guards.capture.stream`; means of examples seen before come from memory, all in one batch."""
+        """See `LoadedModel.stream`; means of examples seen before come from memory, all in one batch."""
         if tokens is not Tokens.MEAN:
             super().stream(
                 site, layers, examples, consume, tokens=tokens, batch_tokens=batch_tokens, skip=skip, advance=advance

@@ -20,7 +20,7 @@ from benchmarks.prompts.items import Format, Role, role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import sample
 from benchmarks.real_text.splits import LANGUAGES, XQUAD, Split
-from guards.data import Source
+from guards.calibration.sources import Source
 
 FORGET_LIMIT, RETAIN_LIMIT = 400, 200
 """Texts of each forget and retain material that a detector is fitted on."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.detectors.plans import Plan
 from benchmarks.prompts.items import Format, Material, Role, role
-from guards.statistics import auroc
-from guards.thresholds import rate_of
+from guards.calibration.statistics import auroc
+from guards.calibration.thresholds import rate_of
 
 GOAL_RECALL, GOAL_FALSE_ABSTENTION = 0.90, 0.01
 

@@ -21,9 +21,9 @@ from benchmarks.real_text.keys import CachedKeys
 from benchmarks.real_text.ratios import Detector, ratios
 from benchmarks.real_text.splits import Split, data_folder
 from benchmarks.report import keep, publish
-from guards.capture import TokenIds
+from guards.calibration.activations import TokenIds
 from guards.errors import CalibrationError, DataError
-from guards.loading import LoadedModel, load_model
+from guards.inside.transformers.loading import LoadedModel, load_model
 
 Key = tuple[str, str]
 """Detector and skill."""

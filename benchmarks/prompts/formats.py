@@ -1,7 +1,7 @@
 """The formats of the transfer benchmark: frames, chats, worked examples, and instructions in seven languages."""
 
 from benchmarks.prompts.items import Around, Format, Item, framed
-from guards.encoding import BARE_FRAME
+from guards.model.encoding import BARE_FRAME
 
 ENGLISH = frozenset({"language-en"})
 

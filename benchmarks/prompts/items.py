@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from benchmarks.real_text.splits import Split
-from guards.encoding import BARE_FRAME
+from guards.model.encoding import BARE_FRAME
 
 NONE: frozenset[str] = frozenset()
 

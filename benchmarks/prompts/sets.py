@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.prompts.items import Around, Format, Item, Material, Role, role
 from benchmarks.prompts.materials import MATERIALS
 from benchmarks.real_text.splits import Split
-from guards.data import Source, seeded_rank
+from guards.calibration.sources import Source, seeded_rank
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from benchmarks.real_text.heldout import report
 from benchmarks.real_text.packing import pack, train_tokenizer
 from benchmarks.real_text.splits import data_folder
 from benchmarks.real_text.train import Recipe, new_model, train
-from guards.loading import load_model
+from guards.inside.transformers.loading import load_model
 
 logger = logging.getLogger(__name__)
 MODEL = Path(__file__).resolve().parent / "model"

@@ -16,7 +16,7 @@ from benchmarks.real_text.heldout import report
 from benchmarks.real_text.sheets import Sheet
 from benchmarks.real_text.splits import data_folder
 from benchmarks.report import publish
-from guards.loading import load_model
+from guards.inside.transformers.loading import load_model
 
 
 def main() -> None:

@@ -20,10 +20,11 @@ from torch.nn.functional import log_softmax
 from benchmarks.real_text.formats import worked_answer
 from benchmarks.real_text.skills import FRAME
 from benchmarks.real_text.splits import XQUAD, Split, Values, normal_form, rows
-from guards.capture import TokenIds, make_batch, plan_batches
-from guards.data import seeded_rank
-from guards.encoding import TextCodec
-from guards.loading import LoadedModel
+from guards.calibration.activations import TokenIds
+from guards.calibration.sources import seeded_rank
+from guards.inside.transformers.capture import make_batch, plan_batches
+from guards.inside.transformers.loading import LoadedModel
+from guards.model.encoding import TextCodec
 
 DOCUMENTS = 200
 """Of each data set."""

@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from guards.activations import Reader
-from guards.artifact import ModelIdentity
-from guards.capture import Consumer, TokenIds, Tokens, mean_by_example
-from guards.encoding import TextCodec
-from guards.loading import LoadedModel
-from guards.methods import Guard, Method
-from guards.sites import Site
+from guards.artifact.manifest import ModelIdentity
+from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens, mean_by_example
+from guards.contract.guard import Guard
+from guards.inside.transformers.loading import LoadedModel
+from guards.methods.registry import Method
+from guards.model.encoding import TextCodec
+from guards.model.sites import Site
 
 CHUNK = 1024
 """Vectors handed to a consumer at a time."""
@@ -24,7 +24,7 @@ CHUNK = 1024
 class CachedKeys:
     """A loaded model that remembers two key vectors of every prompt at every layer: the last token's, and the mean.
 
-    It is `guards.activations.Activations`; whatever else is asked of it, the model computes. Memory: 2 x layers x d_ff
+    It is `Activations`; whatever else is asked of it, the model computes. Memory: 2 x layers x d_ff
     floats a prompt (57 KB with 8 layers of 896).
     """
 
@@ -70,7 +70,7 @@ class CachedKeys:
         skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """See `guards.activations.Activations.stream`."""
+        """See `guards.calibration.activations.Activations.stream`."""
         if site is not Site.KEY or tokens not in self._key_LEF:
             self.loaded.stream(
                 site,

@@ -6,16 +6,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from guards.activations import Activations
-from guards.capture import TokenIds, Tokens
+from guards.calibration.activations import Activations, TokenIds, Tokens
 from guards.errors import CalibrationError
-from guards.ksd import KSDGuard
-from guards.ksd_artifact import BoundKSD
-from guards.ksd_variants import bind
-from guards.pooled import PooledGuard
-from guards.pooled_artifact import BoundPooled
-from guards.shard import WHOLE
-from guards.sites import Site
+from guards.methods.cube.guard import KSDGuard
+from guards.methods.cube.stored import BoundKSD
+from guards.methods.ksd_variants import bind
+from guards.methods.pooled.guard import PooledGuard
+from guards.methods.pooled.stored import BoundPooled
+from guards.model.shard import WHOLE
+from guards.model.sites import Site
 
 Name = TypeVar("Name")
 Detector = KSDGuard | PooledGuard

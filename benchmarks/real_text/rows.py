@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.real_text.heldout import Predicted
 from benchmarks.real_text.skills import MEASURED, Meaning, Skill, meaning
-from guards.statistics import auroc
-from guards.thresholds import rate_of
+from guards.calibration.statistics import auroc
+from guards.calibration.thresholds import rate_of
 
 Row = dict[str, Any]
 POOLED = "all others"

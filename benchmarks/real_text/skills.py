@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from benchmarks.real_text.splits import LANGUAGES, REST, SUBJECTS, XQUAD, Split, read, some
-from guards.data import Source
+from guards.calibration.sources import Source
 
 FRAME = "Q: {text}\nA:"
 """What every text is calibrated and measured in. Other frames are another benchmark's."""

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from guards.data import Source, read_table, seeded_rank
+from guards.calibration.sources import Source, read_table, seeded_rank
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LANGUAGES = ("en", "es", "de", "zh", "hi", "vi", "ar")

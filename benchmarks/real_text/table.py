@@ -30,10 +30,10 @@ from benchmarks.real_text.skills import FRAME, MEASURED, SKILLS, forget_source, 
 from benchmarks.real_text.splits import data_folder
 from benchmarks.real_text.variants import VARIANTS, Variant
 from benchmarks.report import RESULTS, keep, publish
-from guards.calibrate import tool_name
-from guards.capture import TokenIds
+from guards.calibration.activations import TokenIds
+from guards.calibration.finished import tool_name
 from guards.errors import CalibrationError
-from guards.loading import load_model
+from guards.inside.transformers.loading import load_model
 from server.evaluation.figures import LANGUAGES, share_matrix
 
 logger = logging.getLogger(__name__)

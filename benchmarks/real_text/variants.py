@@ -6,13 +6,13 @@ from typing import Protocol
 
 from benchmarks.real_text.ratios import Detector
 from benchmarks.real_text.skills import FRAME
-from guards.activations import Activations
-from guards.calibrate_ksd import calibrate_ksd
-from guards.calibrate_options import KSDOptions, PooledOptions
-from guards.calibrate_pooled import calibrate_pooled
-from guards.data import Source
-from guards.ksd import KSDGuard
-from guards.pooled import PooledGuard
+from guards.calibration.activations import Activations
+from guards.calibration.options import KSDOptions, PooledOptions
+from guards.calibration.sources import Source
+from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.cube.guard import KSDGuard
+from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.guard import PooledGuard
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,22 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
-from guards.canaries import disagreement
-from guards.encoding import TextCodec
+from guards.artifact.canaries import disagreement
+from guards.contract.guard import Bound
+from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.errors import PromptRefusedError
-from guards.methods import Bound
-from guards.verdict import GuardKind, GuardMode, Reading
-from server.engines.base import (
+from guards.methods.loaded import read_guards
+from guards.model.encoding import TextCodec
+from server.engines.answer_state import AnswerState, GuardFacts
+from server.engines.base import EngineInfo, EngineRequest, Finish, FinishReason, GuardScore, Message, Sampling, ToolPlan
+from server.engines.errors import (
     EngineBusyError,
     EngineError,
-    EngineInfo,
-    EngineRequest,
     EngineStoppedError,
-    Finish,
-    FinishReason,
-    GuardScore,
-    Message,
     PromptError,
     PromptTooLongError,
-    Sampling,
-    ToolPlan,
     UnsupportedOptionError,
 )
-from server.engines.loaded import read_guards
-from server.engines.rows import GuardFacts, Row
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
 from server.engines.tools import Tool, ToolUse
@@ -60,7 +53,7 @@ class GuardedEngine(ABC):
         """Whether the loop runs."""
 
     @abstractmethod
-    def _run(self, row: Row) -> AnswerStream:
+    def _run(self, row: AnswerState) -> AnswerStream:
         """Refuses or queues a request at once, and returns its events."""
 
     def metrics(self) -> Iterable[Metric]:
@@ -100,12 +93,12 @@ class GuardedEngine(ABC):
             raise EngineError(row.error)
         return row.prompt_scores
 
-    async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> Row:
+    async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> AnswerState:
         """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
         shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
-        row = Row(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
+        row = AnswerState(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
         finish = None
         stream = self._run(row)
         try:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from guards.verdict import Verdict
+from guards.core.verdict import Verdict
+from server.engines.answer_state import AnswerState
 from server.engines.base import Chunk, Event, EventStream, Finish, FinishReason, TokenLogprob
-from server.engines.rows import Row
 from server.engines.text import Detokenizer, StopFinder
 
 
@@ -29,7 +29,9 @@ class AnswerStream(EventStream):
     abandon a stream that was never iterated as long as `aclose` is called.
     """
 
-    def __init__(self, row: Row, tokenizer: Any, stop_ids: frozenset[int], close: Callable[[bool], None]) -> None:
+    def __init__(
+        self, row: AnswerState, tokenizer: Any, stop_ids: frozenset[int], close: Callable[[bool], None]
+    ) -> None:
         sampling = row.request.sampling
         self.outputs: asyncio.Queue[Drawn | None] = asyncio.Queue()
         """None says that the engine stopped."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 
-from server.engines.loaded import read_guards
+from guards.methods.loaded import read_guards
+from server.engines.description import describe
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError, EvaluationError
 from server.evaluation.client import TIMEOUT_SECONDS
@@ -62,7 +63,7 @@ def engine_arms(options: EngineOptions, together: bool) -> list[Arm]:
     folders = dict(zip(loaded, options.artifacts, strict=True))
 
     def arm(names: Sequence[str]) -> Arm:
-        described = [loaded[name].describe() for name in names]
+        described = [describe(loaded[name]) for name in names]
         guards = tuple(ArmGuard(of.name, of.skill, of.method, of.kind.value, of.digest) for of in described)
         own = options.model_copy(update={"artifacts": tuple(folders[name] for name in names), "served_name": model})
         return Arm("+".join(names) or BASELINE, model, guards, partial(_in_process, own), scores=bool(guards))
@@ -76,8 +77,8 @@ async def _in_process(options: EngineOptions) -> AsyncIterator[httpx.AsyncClient
     from transformers.utils.logging import disable_progress_bar
 
     from server.app import create_app
-    from server.cli_engine import create_engine
     from server.config import ServerConfig
+    from server.engines.create import create_engine
 
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     disable_progress_bar()
@@ -122,7 +123,7 @@ def remote_arms(urls: Sequence[str], baseline_url: str, key: str | None) -> list
 
 
 def _describe(url: str, key: str | None) -> Arm:
-    from server.cli_inspect import fetch_server
+    from server.evaluation.remote import fetch_server
 
     address = url.rstrip("/").removesuffix("/v1")
     found = fetch_server(address, key)

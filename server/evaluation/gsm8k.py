@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
+from guards.calibration.data_rows import DataRow
 from guards.errors import DataError
-from guards.rows import Row
 from server.evaluation.kinds import Grade, Question, Traits, take
 
 _MARK = re.compile(r"the answer is|####", re.IGNORECASE)
@@ -42,13 +42,13 @@ class GSM8K:
 
     traits = Traits(skill="mathematics", shots=8, max_tokens=256)
 
-    def question(self, row: Row, text_field: str | None) -> Question:
+    def question(self, row: DataRow, text_field: str | None) -> Question:
         gold = read_number(take(row, "answer", str))
         if gold is None:
             raise DataError(f"{row.where}: field 'answer': got no number after '####'")
         return Question(take(row, text_field or "question", str), (gold,), (self.shown_answer(row),))
 
-    def shown_answer(self, row: Row) -> str:
+    def shown_answer(self, row: DataRow) -> str:
         """The solution without the calculator's notes, ending in the sentence that is looked for."""
         solution, _, number = take(row, "answer", str).rpartition("####")
         return f"{_WORKING.sub('', solution).strip()}\nThe answer is {number.strip()}."

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from guards.calibration.data_rows import DataRow
 from guards.errors import DataError
-from guards.rows import Row
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Kind(Protocol):
         """What all items share."""
         ...
 
-    def question(self, row: Row, text_field: str | None) -> Question:
+    def question(self, row: DataRow, text_field: str | None) -> Question:
         """Raises DataError naming the row and the field that is missing or wrong. `text_field`: as the source says."""
         ...
 
-    def shown_answer(self, row: Row) -> str:
+    def shown_answer(self, row: DataRow) -> str:
         """The answer as a solved example shows it."""
         ...
 
@@ -80,7 +80,7 @@ class Kind(Protocol):
         ...
 
 
-def take(row: Row, name: str, kind: type[Any]) -> Any:
+def take(row: DataRow, name: str, kind: type[Any]) -> Any:
     """A field of a row. Raises DataError."""
     if name not in row.values:
         raise DataError(f"{row.where}: got no field {name!r}; found {', '.join(sorted(row.values))}")
@@ -90,7 +90,7 @@ def take(row: Row, name: str, kind: type[Any]) -> Any:
     return value
 
 
-def take_texts(row: Row, name: str) -> tuple[str, ...]:
+def take_texts(row: DataRow, name: str) -> tuple[str, ...]:
     """A field that holds a text or a list of texts, of which none is blank. Raises DataError."""
     value = row.values.get(name)
     if isinstance(value, dict):  # SQuAD's own form: {"text": [...], "answer_start": [...]}

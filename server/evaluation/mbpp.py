@@ -6,8 +6,8 @@ Source: Austin et al. 2021; both the full and the sanitised form are read.
 import re
 from collections.abc import Sequence
 
+from guards.calibration.data_rows import DataRow
 from guards.errors import DataError
-from guards.rows import Row
 from server.evaluation.kinds import Grade, Question, Traits, take, take_texts
 from server.evaluation.sandbox import Outcome, run_program
 
@@ -31,7 +31,7 @@ class MBPP:
 
     traits = Traits(skill="code", shots=3, max_tokens=512, greedy=True, blocking=True)
 
-    def question(self, row: Row, text_field: str | None) -> Question:
+    def question(self, row: DataRow, text_field: str | None) -> Question:
         task = take(row, text_field or ("text" if "text" in row.values else "prompt"), str)
         tests = take_texts(row, "test_list")
         setup = row.values.get("test_setup_code") or "\n".join(row.values.get("test_imports") or ())
@@ -40,7 +40,7 @@ class MBPP:
         shown = "\n".join(tests)
         return Question(f"{task.strip()}\nYour code should pass these tests:\n{shown}", (setup, *tests))
 
-    def shown_answer(self, row: Row) -> str:
+    def shown_answer(self, row: DataRow) -> str:
         code = take(row, "code", str).replace("\r\n", "\n").strip()
         return f"\n```python\n{code}\n```"
 

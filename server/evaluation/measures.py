@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guards.statistics import clopper_pearson
+from guards.calibration.statistics import clopper_pearson
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

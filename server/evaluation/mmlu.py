@@ -7,8 +7,8 @@ their answers with a sentence.
 import re
 from collections.abc import Sequence
 
+from guards.calibration.data_rows import DataRow
 from guards.errors import DataError
-from guards.rows import Row
 from server.evaluation.kinds import Grade, Question, Traits, Turn, take
 
 LETTERS = "ABCD"
@@ -30,7 +30,7 @@ class MMLU:
         turn=_TURN,
     )
 
-    def question(self, row: Row, text_field: str | None) -> Question:
+    def question(self, row: DataRow, text_field: str | None) -> Question:
         choices = take(row, "choices", list)
         if len(choices) != len(LETTERS):
             raise DataError(f"{row.where}: field 'choices': got {len(choices)}, wanted {len(LETTERS)}")
@@ -38,7 +38,7 @@ class MMLU:
         text = "\n".join([take(row, text_field or "question", str).strip(), *lines])
         return Question(text, (self.shown_answer(row),), group=str(row.values.get("subject", "")))
 
-    def shown_answer(self, row: Row) -> str:
+    def shown_answer(self, row: DataRow) -> str:
         index = take(row, "answer", int)
         if not 0 <= index < len(LETTERS):
             raise DataError(f"{row.where}: field 'answer': got {index}, wanted 0 to {len(LETTERS) - 1}")

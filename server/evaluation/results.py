@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from guards.calibration.statistics import auroc
 from guards.errors import DataError
-from guards.statistics import auroc
 from server.errors import EvaluationError
 from server.evaluation.arms import BASELINE, Arm
 from server.evaluation.client import TOO_LONG

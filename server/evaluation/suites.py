@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guards.data import read_table, seeded_rank
-from guards.encoding import BARE_FRAME, CHAT_FRAME
+from guards.calibration.sources import read_table, seeded_rank
 from guards.errors import DataError
+from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from server.evaluation.gsm8k import GSM8K
 from server.evaluation.kinds import Kind, Question
 from server.evaluation.mbpp import MBPP

@@ -3,9 +3,9 @@
 import unicodedata
 from collections.abc import Sequence
 
-from guards.data import FIELDS
+from guards.calibration.data_rows import DataRow
+from guards.calibration.sources import FIELDS
 from guards.errors import DataError
-from guards.rows import Row
 from server.evaluation.kinds import Grade, Question, Traits, take, take_texts
 
 
@@ -27,12 +27,12 @@ class Passages:
 
     traits = Traits(skill=None, shots=0, max_tokens=24, fixed_length=True, greedy=True)
 
-    def question(self, row: Row, text_field: str | None) -> Question:
+    def question(self, row: DataRow, text_field: str | None) -> Question:
         gold = take_texts(row, "answers")
         question = take(row, text_field or "question", str).strip()
         return Question(f"{take(row, 'context', str).strip()}\n\n{question}", gold, gold)
 
-    def shown_answer(self, row: Row) -> str:
+    def shown_answer(self, row: DataRow) -> str:
         return take_texts(row, "answers")[0]
 
     def grade(self, gold: Sequence[str], answer: str) -> Grade:
@@ -48,7 +48,7 @@ class Prompts:
         self._answer_field = answer_field
         self._exact = match == "exact"
 
-    def question(self, row: Row, text_field: str | None) -> Question:
+    def question(self, row: DataRow, text_field: str | None) -> Question:
         name = text_field or next((name for name in FIELDS if name in row.values), None)
         if name is None:
             found = ", ".join(sorted(row.values))
@@ -58,7 +58,7 @@ class Prompts:
         gold = take_texts(row, self._answer_field)
         return Question(take(row, name, str), gold, gold)
 
-    def shown_answer(self, row: Row) -> str:
+    def shown_answer(self, row: DataRow) -> str:
         return take_texts(row, self._answer_field)[0]
 
     def grade(self, gold: Sequence[str], answer: str) -> Grade:

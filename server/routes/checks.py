@@ -6,13 +6,13 @@ import secrets
 
 from fastapi import APIRouter, Request
 
-from guards.verdict import GuardKind, GuardMode, Reading, Verdict, decide
+from guards.core.verdict import GuardKind, GuardMode, Reading, Verdict, decide
 from server.context import CallerDep, ServicesDep
 from server.engines.base import GuardInfo, GuardScore
 from server.errors import UnverifiedError
 from server.generation import while_connected
-from server.protocol import CheckRequest
-from server.protocol.chat import require_shown
+from server.openai import CheckRequest
+from server.openai.chat import require_shown
 from server.routes.generation import require_model
 
 router = APIRouter()

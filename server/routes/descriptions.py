@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from guards.verdict import GuardMode
+from guards.core.verdict import GuardMode
 from server.context import CallerDep, Services, ServicesDep
 from server.engines.base import GuardInfo
 from server.readiness import Running

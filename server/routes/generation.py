@@ -9,8 +9,6 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from server.abstention import Abstention
-from server.answers import Job
 from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
@@ -18,11 +16,13 @@ from server.engines.base import EngineRequest, Event, ToolPlan
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
 from server.generation import Observer, collect, while_connected
-from server.protocol import ChatRequest, CompletionRequest
-from server.protocol.common import SamplingBody
+from server.openai import ChatRequest, CompletionRequest
+from server.openai.abstention import Abstention
+from server.openai.answers import AnswerJob
+from server.openai.common import SamplingBody
+from server.openai.shapes import AnswerShape, ChatShape, CompletionShape
+from server.openai.streaming import StreamedResponse
 from server.readiness import Running
-from server.shapes import ChatShape, CompletionShape, Shape
-from server.streaming import EventStream
 
 router = APIRouter()
 
@@ -67,12 +67,12 @@ def require_model(asked: str, running: Running) -> None:
 def _job(
     body: SamplingBody,
     prompts: Sequence[TokenIds],
-    shape: Shape,
+    shape: AnswerShape,
     services: Services,
     running: Running,
     caller: Caller,
     plan: ToolPlan | None = None,
-) -> Job:
+) -> AnswerJob:
     config = services.config
     answers = body.answers_per_prompt * len(prompts)
     if answers > config.max_answers:
@@ -97,7 +97,7 @@ def _job(
                 sampling = replace(sampling, grammar=plan.grammar)
             special = plan is not None and plan.special_tokens
             requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, modes, special))
-    return Job(
+    return AnswerJob(
         id=job_id,
         created=int(time.time()),
         model=running.info.model,
@@ -112,7 +112,7 @@ def _job(
 
 
 async def _respond(
-    job: Job, stream: bool, request: Request, services: Services, context: RequestContext, caller: Caller
+    job: AnswerJob, stream: bool, request: Request, services: Services, context: RequestContext, caller: Caller
 ) -> Response:
     def observer() -> Observer:
         measure = services.metrics.answer_observer(context.started)
@@ -125,6 +125,6 @@ async def _respond(
         return observe
 
     if stream:
-        return EventStream(services.engine, job, services.config.hold_back_tokens, observer)
+        return StreamedResponse(services.engine, job, services.config.hold_back_tokens, observer)
     answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))
     return JSONResponse(job.whole(answers))

@@ -4,17 +4,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from guards.attach import Attachment, Readings
-from guards.ksd import METHOD as KSD
-from guards.ksd import KSDFitter, KSDGuard, Regime
-from guards.methods import METHODS, Guard, Method
-from guards.na import METHOD as NEURON_ADJUST
-from guards.na import NeuronAdjustGuard
-from guards.pooled import PooledGuard
-from guards.prune import METHOD as PRUNE
-from guards.prune import PruneGuard
-from guards.sites import FAMILIES, find_sites
-from guards.verdict import Scope
+from guards.contract.guard import Guard
+from guards.core.verdict import Scope
+from guards.inside.transformers.attach import Attachment, Readings
+from guards.methods.cube.guard import METHOD as KSD
+from guards.methods.cube.guard import KSDFitter, KSDGuard, Regime
+from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
+from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
+from guards.methods.pooled.guard import PooledGuard
+from guards.methods.registry import METHODS, Method
+from guards.methods.selective_pruning.guard import METHOD as PRUNE
+from guards.methods.selective_pruning.guard import PruneGuard
+from guards.model.sites import FAMILIES, find_sites
 from tests.models import D_FF, LAYERS
 
 KINDS = sorted(FAMILIES)

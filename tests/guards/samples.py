@@ -9,24 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guards.artifact import (
-    MANIFEST_NAME,
-    TENSORS_NAME,
-    UNSEALED,
-    CalibrationRecord,
-    Canary,
-    Manifest,
-    ModelIdentity,
-    Rate,
-    SourceRecord,
-    write_artifact,
-)
-from guards.ksd import Cube, KSDGuard, Regime
-from guards.methods import METHODS, Guard
-from guards.na import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.pooled import LayerWeights, PooledGuard
-from guards.prune import Importance, PruneGuard
-from guards.verdict import Scope
+from guards.artifact.manifest import UNSEALED, CalibrationRecord, Canary, Manifest, ModelIdentity, Rate, SourceRecord
+from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, write_artifact
+from guards.contract.guard import Guard
+from guards.core.verdict import Scope
+from guards.methods.cube.guard import Cube, KSDGuard, Regime
+from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.methods.pooled.guard import LayerWeights, PooledGuard
+from guards.methods.registry import METHODS
+from guards.methods.selective_pruning.guard import Importance, PruneGuard
 from tests.models import D_FF, D_MODEL, LAYERS
 
 IDENTITY = ModelIdentity(

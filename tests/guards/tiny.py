@@ -7,11 +7,11 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from guards.data import Source
-from guards.encoding import TextCodec
-from guards.identity import identify
-from guards.loading import LoadedModel
-from guards.sites import find_sites
+from guards.artifact.identity import identify
+from guards.calibration.sources import Source
+from guards.inside.transformers.loading import LoadedModel
+from guards.model.encoding import TextCodec
+from guards.model.sites import find_sites
 from tests.models import tiny_model
 
 SEED = 3

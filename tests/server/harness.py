@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from server.app import create_app
 from server.config import ServerConfig
-from server.engines.scripted import ScriptedEngine
+from server.engines.scripted.engine import ScriptedEngine
 from server.readiness import Readiness
 
 MODEL = "scripted"

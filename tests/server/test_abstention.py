@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from guards.verdict import GuardMode, Stage
+from guards.core.verdict import GuardMode, Stage
 from server.auth import Role, new_key
 from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, abstention, answer, guard, hit
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, Served, chat, completion, serving
 
 pytestmark = pytest.mark.anyio

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from guards.verdict import GuardKind, GuardMode, Reading, Scope, Stage, Verdict
+from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage, Verdict
 from server.engines.base import GuardScore, Message
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import guard, score
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import guard, score
 from server.errors import UnverifiedError
 from server.routes.checks import verdict_of
 from tests.server.harness import CHECKS, Served, completion, serving

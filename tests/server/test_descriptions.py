@@ -3,8 +3,8 @@
 import pytest
 from openai.types import Model
 
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import guard
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import guard
 from tests.server.harness import serving
 
 pytestmark = pytest.mark.anyio

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from server.engines.base import Chunk, EngineBusyError
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script
+from server.engines.base import Chunk
+from server.engines.errors import EngineBusyError
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Exchange, completion, serving
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from guards.errors import SkillguardError
-from server.engines.base import EngineBusyError, EngineError, EngineStoppedError, PromptTooLongError
+from server.engines.errors import EngineBusyError, EngineError, EngineStoppedError, PromptTooLongError
 from server.errors import (
-    SHAPES,
+    ERROR_REPLIES,
     AbstainedError,
     BodyTooLargeError,
     InvalidKeyError,
@@ -17,7 +17,7 @@ from server.errors import (
     UnverifiedError,
     error_body,
     error_headers,
-    shape_of,
+    reply_of,
 )
 
 
@@ -27,13 +27,13 @@ def subclasses(cls: type[Exception]) -> Iterator[type[Exception]]:
         yield from subclasses(child)
 
 
-ERRORS_MODULES = ("guards.errors", "server.errors", "server.engines.base")
+ERRORS_MODULES = ("guards.errors", "server.errors", "server.engines.errors")
 ALL_ERRORS = [cls for cls in subclasses(SkillguardError) if cls.__module__ in ERRORS_MODULES]
 
 
 @pytest.mark.parametrize("cls", ALL_ERRORS)
 def test_every_error_has_a_consistent_shape(cls: type[Exception]) -> None:
-    shape = shape_of(cls.__new__(cls))
+    shape = reply_of(cls.__new__(cls))
     assert 400 <= shape.status < 600
     assert (shape.type == "server_error") == (shape.status >= 500)
     # What broke here stays here; only "not ready" is written for callers.
@@ -48,16 +48,16 @@ def test_the_servers_errors_live_in_one_module() -> None:
 
 
 def test_every_entry_of_the_table_is_an_error_of_ours() -> None:
-    assert all(cls is Exception or issubclass(cls, SkillguardError) for cls in SHAPES)
+    assert all(cls is Exception or issubclass(cls, SkillguardError) for cls in ERROR_REPLIES)
 
 
 def test_nearest_ancestor_decides() -> None:
     class FullerError(EngineBusyError):
         pass
 
-    assert shape_of(FullerError("full")) is SHAPES[EngineBusyError]
-    assert shape_of(EngineError("odd")) is SHAPES[Exception]
-    assert shape_of(KeyError("odd")) is SHAPES[Exception]
+    assert reply_of(FullerError("full")) is ERROR_REPLIES[EngineBusyError]
+    assert reply_of(EngineError("odd")) is ERROR_REPLIES[Exception]
+    assert reply_of(KeyError("odd")) is ERROR_REPLIES[Exception]
 
 
 def test_our_faults_are_not_described() -> None:

@@ -6,10 +6,11 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from guards.verdict import Stage
-from server.engines.base import Chunk, EngineBusyError, EngineRequest, Finish, FinishReason, Sampling, TokenLogprob
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, abstention, answer, guard, hit
+from guards.core.verdict import Stage
+from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling, TokenLogprob
+from server.engines.errors import EngineBusyError
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.generation import collect
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from guards.verdict import GuardKind, GuardMode, Reading
+from guards.core.verdict import GuardKind, GuardMode, Reading
 from server.auth import KeyEntry, Role, new_key
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import guard, score
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import guard, score
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Served, chat, completion, serving
 
 pytestmark = pytest.mark.anyio

@@ -6,10 +6,10 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guards.verdict import GuardKind, GuardMode, Reading
+from guards.core.verdict import GuardKind, GuardMode, Reading
 from server.engines.base import Chunk, Finish, FinishReason, Load
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, abstention, answer, guard, hit, score
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from server.metrics import Metrics
 from tests.server.harness import CHAT, chat, completion, serving
 

@@ -10,7 +10,7 @@ import pytest
 
 from server.app import create_app
 from server.config import ServerConfig
-from server.engines.scripted import ScriptedEngine
+from server.engines.scripted.engine import ScriptedEngine
 from tests.server.harness import CHAT, COMPLETIONS, Exchange, chat, completion, serving
 
 pytestmark = pytest.mark.anyio

@@ -13,13 +13,14 @@ import pydantic
 import pytest
 import uvicorn
 
-from guards.verdict import Stage
+from guards.core.verdict import Stage
 from server.app import create_app
 from server.auth import Role, new_key
 from server.config import ServerConfig
-from server.engines.base import COMMON_OPTIONS, Chunk, EngineBusyError, Finish, FinishReason, Grammar, GrammarKind
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, abstention, answer, guard, hit
+from server.engines.base import COMMON_OPTIONS, Chunk, Finish, FinishReason, Grammar, GrammarKind
+from server.engines.errors import EngineBusyError
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 
 pytestmark = pytest.mark.anyio
 

@@ -1,9 +1,9 @@
 import pytest
 
-from guards.verdict import GuardKind, GuardMode
-from server.engines.scripts import guard
+from guards.core.verdict import GuardKind, GuardMode
+from server.engines.scripted.scripts import guard
 from server.errors import ConfigError
-from server.policy import guard_modes
+from server.policies import guard_modes
 
 GUARDS = (guard("a"), guard("b"))
 

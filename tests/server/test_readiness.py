@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from guards.errors import ArtifactMismatchError
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import guard
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import guard
 from server.readiness import Phase, unverified
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Served, chat, completion, serving
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.scripted import ScriptedEngine
-from server.protocol.unsupported import IN_COMPLETION, IN_GENERATION
+from server.engines.scripted.engine import ScriptedEngine
+from server.openai.unsupported import IN_COMPLETION, IN_GENERATION
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, chat, completion, serving
 
 pytestmark = pytest.mark.anyio

@@ -2,10 +2,10 @@
 
 import pytest
 
-from guards.verdict import GuardMode
+from guards.core.verdict import GuardMode
 from server.engines.base import Message, Sampling
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import guard
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import guard
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving
 
 pytestmark = pytest.mark.anyio

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from guards.verdict import Stage
+from guards.core.verdict import Stage
 from server.engines.base import Chunk, Finish, FinishReason
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, Step, abstention, answer, guard, hit
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, Exchange, chat, completion, serving
 from tests.server.streams import ROLE, choices_of, delta
 

@@ -5,8 +5,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
 from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, Step, answer
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, Step, answer
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving
 from tests.server.streams import ROLE, choices_of, delta
 

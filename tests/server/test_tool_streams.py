@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from guards.verdict import Stage
+from guards.core.verdict import Stage
 from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripted_tools import ScriptedToolParser
-from server.engines.scripts import Script, Step, abstention, answer, guard, hit
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit
+from server.engines.scripted.tools import ScriptedToolParser
 from server.engines.tools import Parsed, ToolCall
 from tests.server.harness import CHAT, chat, serving
 from tests.server.streams import ROLE, choices_of, delta

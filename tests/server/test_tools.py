@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from guards.verdict import Stage
+from guards.core.verdict import Stage
 from server.engines.base import (
     COMMON_OPTIONS,
     Finish,
@@ -18,9 +18,9 @@ from server.engines.base import (
     ToolPlan,
 )
 from server.engines.base import Chunk as Piece
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripted_tools import ScriptedToolParser
-from server.engines.scripts import Script, abstention, answer, guard, hit
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
+from server.engines.scripted.tools import ScriptedToolParser
 from server.engines.tools import Tool, ToolCall, ToolChoice, ToolUse
 from tests.server.harness import CHAT, CHECKS, MODEL, chat, serving
 

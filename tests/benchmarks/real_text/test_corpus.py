@@ -11,7 +11,7 @@ from benchmarks.real_text.corpus import PARTS, documents
 from benchmarks.real_text.formats import ANSWERED, mbpp, with_docstring, worked_answer
 from benchmarks.real_text.packing import pack, train_tokenizer
 from benchmarks.real_text.splits import DATA_SETS, Split, rows
-from guards.encoding import TextCodec
+from guards.model.encoding import TextCodec
 
 
 def some(data: Path, seed: int, count: int = 400) -> list[str]:

@@ -10,15 +10,14 @@ from benchmarks.real_text.keys import CachedKeys
 from benchmarks.real_text.ratios import ratios
 from benchmarks.real_text.skills import FRAME
 from benchmarks.real_text.variants import VARIANTS, cube, paper, pooled
-from guards.activations import Activations
-from guards.capture import TokenIds, Tokens
-from guards.data import Source
+from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.sources import Source
+from guards.core.verdict import Reading, Scope
 from guards.errors import CalibrationError
-from guards.ksd import METHOD, Cube, KSDGuard, Regime
-from guards.methods import METHODS
-from guards.pooled import PooledGuard
-from guards.sites import Site
-from guards.verdict import Reading, Scope
+from guards.methods.cube.guard import METHOD, Cube, KSDGuard, Regime
+from guards.methods.pooled.guard import PooledGuard
+from guards.methods.registry import METHODS
+from guards.model.sites import Site
 from tests.guards.tiny import sums, tiny_loaded, words
 
 

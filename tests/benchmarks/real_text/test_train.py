@@ -10,7 +10,7 @@ import torch
 from benchmarks.real_text.build import build
 from benchmarks.real_text.heldout import ANSWERS
 from benchmarks.real_text.train import Recipe, new_model, train
-from guards.loading import load_model
+from guards.inside.transformers.loading import load_model
 from tests.guards.tiny import tiny_tokenizer
 
 TINY = Recipe(

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.served import tiny_served
-from tests.server.engines.embedded import Served
+from tests.server.engines.embedded.tiny_engine import Served
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from guards.errors import AttachError
-from server.engines.slices import Slice, assemble, plan_groups
+from server.engines.vllm.slices import Slice, assemble, plan_groups
 
 ROWS = torch.tensor([(0, 0), (0, 1), (3, 7)])
 X = torch.arange(18, dtype=torch.float32).view(3, 6)

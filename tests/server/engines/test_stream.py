@@ -9,10 +9,10 @@ from tokenizers.decoders import Fuse, Replace, Sequence
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from guards.part import Part
-from guards.verdict import GuardMode, Reading, Scope
+from guards.core.part import Part
+from guards.core.verdict import GuardMode, Reading, Scope
+from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Sampling
-from server.engines.rows import GuardFacts, Row
 from server.engines.stream import AnswerStream, Drawn
 
 PROMPT = (4, 5, 6)
@@ -27,16 +27,16 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="w2")
 
 
-def judge(row: Row, generated: int, reading: tuple[Reading, tuple[float, ...]]) -> None:
+def judge(row: AnswerState, generated: int, reading: tuple[Reading, tuple[float, ...]]) -> None:
     row.generated = generated
     row.judge(FACTS, {"sums": reading})
 
 
-def row(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> Row:
-    return Row(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), {"sums": mode}), None)
+def row(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> AnswerState:
+    return AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), {"sums": mode}), None)
 
 
-def events(of: Row, *drawn: Drawn | None) -> tuple[int, Finish, list[bool]]:
+def events(of: AnswerState, *drawn: Drawn | None) -> tuple[int, Finish, list[bool]]:
     """(tokens passed on, how it ended, what was said about that to the engine)."""
     closed: list[bool] = []
     stream = AnswerStream(of, tokenizer(), frozenset({EOS}), closed.append)

@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 
-from guards.rows import Row
+from guards.calibration.data_rows import DataRow
 from server.engines.base import GuardInfo
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, abstention, answer, guard, hit
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.evaluation.arms import BASELINE, Arm, ArmGuard
 from server.evaluation.options import EvaluationOptions
 from server.evaluation.suites import Suite, read_suites
@@ -21,8 +21,8 @@ SUMS = [("1+1", "2"), ("2+2", "4"), ("3+3", "6")]
 WORDS = [("cat", "gato"), ("dog", "perro")]
 
 
-def row(**values: Any) -> Row:
-    return Row("here:1", values)
+def row(**values: Any) -> DataRow:
+    return DataRow("here:1", values)
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from server.engines.base import Chunk, EngineBusyError, Finish, FinishReason, TokenLogprob
-from server.engines.scripted import ScriptedEngine
-from server.engines.scripts import Script, abstention, answer, guard, hit
+from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
+from server.engines.errors import EngineBusyError
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.errors import EvaluationError
 from server.evaluation.client import PATIENCE_SECONDS, Client, Prompt
 from tests.server.harness import MODEL, serving

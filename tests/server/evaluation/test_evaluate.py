@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guards.errors import DataError
-from server.engines.base import EngineError
-from server.engines.scripted import ScriptedEngine
+from server.engines.errors import EngineError
+from server.engines.scripted.engine import ScriptedEngine
 from server.errors import EvaluationError
 from server.evaluation.evaluate import Evaluation, evaluate
 from server.evaluation.figures import drops, figures, matrix_of

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from artifacts.demo.build.rows import SKILLS
-from guards.calibrate_ksd import calibrate_ksd
-from guards.calibrate_options import KSDOptions, PooledOptions, PruneOptions
-from guards.calibrate_pooled import calibrate_pooled
-from guards.calibrate_prune import calibrate_prune
-from guards.data import read_source
-from guards.loading import load_model
+from guards.calibration.options import KSDOptions, PooledOptions, PruneOptions
+from guards.calibration.sources import read_source
+from guards.inside.transformers.loading import load_model
+from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.selective_pruning.calibrate import calibrate_prune
 from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guards.verdict import GuardMode
+from guards.core.verdict import GuardMode
 from server.engines.base import Chunk, Engine, EngineRequest, Finish, GuardScore, Message, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 
@@ -124,7 +124,7 @@ def on_vllm(*guards: str, flags: Sequence[str] = (), options: VllmOptions | None
     given = replace_options(given, artifacts=tuple(map(guard, guards)), flags=(*SMALL, *flags))
 
     def make() -> Engine:
-        from server.engines.vllm import VllmEngine
+        from server.engines.vllm.engine import VllmEngine
 
         return VllmEngine(given)
 
@@ -140,7 +140,7 @@ def embedded(*guards: str) -> Callable[[], Engine]:
     """The demo on the embedded engine."""
 
     def make() -> Engine:
-        from server.engines.transformers import EmbeddedEngine
+        from server.engines.embedded.engine import EmbeddedEngine
 
         return EmbeddedEngine(EmbeddedOptions(model=str(MODEL), artifacts=tuple(map(guard, guards))))
 

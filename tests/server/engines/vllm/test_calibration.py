@@ -17,20 +17,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.activations import Activations
-from guards.artifact import Artifact, read_artifact
-from guards.calibrate_ksd import KSDCalibration, calibrate_ksd
-from guards.calibrate_na import calibrate_neuron_adjust
-from guards.calibrate_options import KSDOptions, NeuronAdjustOptions, PruneOptions
-from guards.calibrate_prune import calibrate_prune
-from guards.capture import TokenIds, Tokens
-from guards.data import Source, read_source
+from guards.artifact.identity import refuse_mismatch
+from guards.artifact.store import Artifact, read_artifact
+from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PruneOptions
+from guards.calibration.sources import Source, read_source
+from guards.core.verdict import Reading
 from guards.errors import ArtifactMismatchError
-from guards.identity import refuse_mismatch
-from guards.loading import LoadedModel, load_model
-from guards.sites import Site
-from guards.verdict import Reading
-from server.cli import main
+from guards.inside.transformers.loading import LoadedModel, load_model
+from guards.methods.cube.calibrate import KSDCalibration, calibrate_ksd
+from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.selective_pruning.calibrate import calibrate_prune
+from guards.model.sites import Site
+from server.cli.main import main
 from server.engines.options import EmbeddedOptions, VllmOptions
 from tests.server.engines.vllm.live import DEMO, MODEL, SMALL
 from tests.server.engines.vllm.quantised import save_gptq, save_int8
@@ -66,7 +65,7 @@ def embedded(loaded: LoadedModel) -> KSDCalibration:
 
 
 def _activations(model: Path, sites: Sequence[Site], *flags: str, **changes: Any) -> Any:
-    from server.engines.vllm_capture import VllmActivations
+    from server.engines.vllm.capture import VllmActivations
 
     return VllmActivations(VllmOptions(model=str(model), flags=flags), *sites, **changes)
 
@@ -87,13 +86,13 @@ def _serve(engine: Any, prompts: Sequence[TokenIds] = ()) -> tuple[dict[str, str
 
 
 def _on_vllm(model: Path, *artifacts: Path, flags: tuple[str, ...]) -> Any:
-    from server.engines.vllm import VllmEngine
+    from server.engines.vllm.engine import VllmEngine
 
     return VllmEngine(VllmOptions(model=str(model), artifacts=artifacts, flags=flags))
 
 
 def _on_transformers(*artifacts: Path) -> Any:
-    from server.engines.transformers import EmbeddedEngine
+    from server.engines.embedded.engine import EmbeddedEngine
 
     return EmbeddedEngine(EmbeddedOptions(model=str(MODEL), artifacts=artifacts, device="cpu"))
 
@@ -231,7 +230,7 @@ def test_ranks_give_what_one_process_gives(
 def test_a_quantised_model_is_calibrated_and_served_as_it_is(
     loaded: LoadedModel, tmp_path: Path, name: str, save: Callable[[Path, Path], Path] | None, flags: tuple[str, ...]
 ) -> None:
-    from server.engines.vllm_config import TESTED_QUANTISATION
+    from server.engines.vllm.config import TESTED_QUANTISATION
 
     assert name in TESTED_QUANTISATION
     folder = MODEL if save is None else save(MODEL, tmp_path / "model")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import EngineStoppedError, FinishReason
+from server.engines.base import FinishReason
+from server.engines.errors import EngineStoppedError
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy, live, on_vllm
 
 
@@ -29,7 +30,7 @@ def environment(**values: str) -> Iterator[None]:
 
 def break_python_hooks(worker: Any) -> bool:
     """Runs in the worker: from now on the guards' Python code fails. Returns whether the model is compiled."""
-    from server.engines import vllm_board
+    from guards.inside.vllm import board as vllm_board
 
     def fail(*_: Any) -> None:
         raise AssertionError("the hook ran in Python")

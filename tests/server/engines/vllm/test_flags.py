@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import EngineFlagError
+from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 from tests.server.engines.vllm.live import MODEL
 
@@ -44,14 +44,14 @@ def options(*flags: str) -> VllmOptions:
     ],
 )
 def test_the_parser_refuses(flags: list[str], wanted: str) -> None:
-    from server.engines.vllm_config import parse_flags
+    from server.engines.vllm.config import parse_flags
 
     with pytest.raises(EngineFlagError, match=wanted):
         parse_flags(options(*flags))
 
 
 def test_a_config_file_names_no_other_model(tmp_path: Path) -> None:
-    from server.engines.vllm_config import parse_flags
+    from server.engines.vllm.config import parse_flags
 
     (tmp_path / "vllm.yaml").write_text("model: other\n")
     with pytest.raises(EngineFlagError, match="--model: give it to skillguard"):
@@ -59,7 +59,7 @@ def test_a_config_file_names_no_other_model(tmp_path: Path) -> None:
 
 
 def test_vllms_help_is_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
-    from server.engines.vllm_config import parse_flags
+    from server.engines.vllm.config import parse_flags
 
     with pytest.raises(SystemExit) as ended:
         parse_flags(options("--help=all"))
@@ -86,7 +86,7 @@ def test_vllms_help_is_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_what_guards_do_not_stand_is_refused(flags: list[str], what: str) -> None:
-    from server.engines.vllm_config import parse_flags, refuse_unguardable
+    from server.engines.vllm.config import parse_flags, refuse_unguardable
 
     config = parse_flags(options(*flags)).create_engine_config()
     with pytest.raises(EngineFlagError, match=f"{what}: not together with guards, since "):
@@ -94,7 +94,7 @@ def test_what_guards_do_not_stand_is_refused(flags: list[str], what: str) -> Non
 
 
 def test_other_flags_reach_vllm() -> None:
-    from server.engines.vllm_config import parse_flags, refuse_unguardable
+    from server.engines.vllm.config import parse_flags, refuse_unguardable
 
     config = parse_flags(
         options("--max_num_seqs=3", "--enforce-eager", "--max-model-len", "512")
@@ -117,7 +117,7 @@ def test_other_flags_reach_vllm() -> None:
     ],
 )
 def test_one_name_does_not_cover_schemes_that_were_not_tested(method: Any, settings: Any, tested: bool) -> None:
-    from server.engines.vllm_config import TESTED_QUANTISATION, quantisation_scheme
+    from server.engines.vllm.config import TESTED_QUANTISATION, quantisation_scheme
 
     model = SimpleNamespace(quantization=method, hf_config=SimpleNamespace(quantization_config=settings))
     assert (quantisation_scheme(model) in (None, *TESTED_QUANTISATION)) is tested

@@ -13,15 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from guards.verdict import GuardMode
-from server.engines.base import (
-    EngineRequest,
-    FinishReason,
-    Grammar,
-    GrammarKind,
-    Sampling,
-    UnsupportedOptionError,
-)
+from guards.core.verdict import GuardMode
+from server.engines.base import EngineRequest, FinishReason, Grammar, GrammarKind, Sampling
+from server.engines.errors import UnsupportedOptionError
 from tests.server.engines.vllm.live import DEMO, OTHERS, SMALL, Live, greedy
 
 DEEP = "(" * 30_000 + "a" + ")" * 30_000

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from guards.verdict import GuardMode, Stage
+from guards.core.verdict import GuardMode, Stage
 from server.engines.base import FinishReason, Grammar, GrammarKind, Sampling
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
 

@@ -1,6 +1,6 @@
 """Which guards are enforced may differ between the requests of one batch."""
 
-from guards.verdict import GuardMode
+from guards.core.verdict import GuardMode
 from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import SUMS, Live, greedy
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guards.verdict import GuardMode, Reading
+from guards.core.verdict import GuardMode, Reading
 from server.engines.base import EngineRequest, FinishReason, Sampling
 from tests.server.engines.vllm.live import Live, embedded, greedy, live, on_vllm
 from tests.server.engines.vllm.test_sharding import VARIANTS, bound_to_cores, preemptions, prompts, same, verdicts

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.errors import GuardReadingError
-from server.engines.vllm_events import EVENTS, STOP_REASON, Event, Told, load_event, load_moved
+from guards.inside.vllm.events import EVENTS, STOP_REASON, RowReport, StepReport, load_moved, load_report
 
 
 class Base:
@@ -26,8 +26,8 @@ class Base:
         return tokens, False
 
 
-def updated(events: dict[str, Event] | None, judged: str = "ab") -> Any:
-    from server.engines.vllm_scheduler import _Withholding
+def updated(events: dict[str, RowReport] | None, judged: str = "ab") -> Any:
+    from guards.inside.vllm.scheduler import _Withholding
 
     class Scheduler(_Withholding, Base):
         pass
@@ -35,28 +35,28 @@ def updated(events: dict[str, Event] | None, judged: str = "ab") -> Any:
     requests = {name: SimpleNamespace(request_id=name, status=None, stop_reason=None) for name in ("a", "b")}
     output = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[2], [40]])
     if events is not None:
-        setattr(output, EVENTS, Told(frozenset(judged), events, {"b": 5}))
+        setattr(output, EVENTS, StepReport(frozenset(judged), events, {"b": 5}))
     return requests, Scheduler().update_from_output(requests, output)[0].outputs
 
 
 def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:
-    event = Event(0, (1.0,), True)
+    event = RowReport(0, (1.0,), True)
     requests, (first, second) = updated({"a": event})
     assert (first.new_token_ids, first.stopped) == ([], True)
     assert requests["a"].stop_reason == STOP_REASON
-    assert load_event(first.kv_transfer_params) == event
+    assert load_report(first.kv_transfer_params) == event
     assert (second.new_token_ids, second.stopped) == ([40], False)
     assert load_moved(second.kv_transfer_params) == 5
 
 
 def test_an_event_without_withholding_travels_beside_its_token() -> None:
-    event = Event(0, (9.0,), False)
+    event = RowReport(0, (9.0,), False)
     _, (first, _) = updated({"a": event})
     assert (first.new_token_ids, first.stopped) == ([2], False)
-    assert load_event(first.kv_transfer_params) == event
+    assert load_report(first.kv_transfer_params) == event
 
 
 @pytest.mark.parametrize(("events", "judged"), [(None, ""), ({}, ""), ({}, "a"), ({}, "b")])
-def test_a_token_that_nobody_judged_is_an_error(events: dict[str, Event] | None, judged: str) -> None:
+def test_a_token_that_nobody_judged_is_an_error(events: dict[str, RowReport] | None, judged: str) -> None:
     with pytest.raises(GuardReadingError, match="no guard judged"):
         updated(events, judged)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from guards.verdict import GuardMode, Reading
+from guards.core.verdict import GuardMode, Reading
 from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 

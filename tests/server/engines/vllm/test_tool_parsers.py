@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import GrammarKind, ToolPlan, UnsupportedOptionError
+from server.engines.base import GrammarKind, ToolPlan
+from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Parsed, ParsedPiece, Tool, ToolCall, ToolChoice, ToolUse
-from tests.guards.test_encoding import tokenizer
+from tests.guards.model.test_encoding import tokenizer
 
 CITY: dict[str, object] = {"type": "object", "properties": {"city": {"$ref": "#/$defs/c"}}, "required": ["city"]}
 WEATHER = Tool("weather", "Looks out.", {**CITY, "$defs": {"c": {"type": "string"}}})
@@ -19,7 +20,7 @@ TOOLS = (WEATHER, CLOCK)
 @pytest.fixture(scope="module")
 def make() -> Any:
     """Makes the tools of a parser."""
-    from server.engines.vllm_tools import VllmTools
+    from server.engines.vllm.tools import VllmTools
 
     return lambda parser: VllmTools(parser, tokenizer())
 
@@ -200,7 +201,7 @@ def test_special_tokens_are_kept_for_parsers_that_read_them(make: Any, parser: s
     ],
 )
 def test_parsers_that_are_refused_at_start(make: Any, parser: str, says: str) -> None:
-    from server.engines.base import EngineFlagError
+    from server.engines.errors import EngineFlagError
 
     with pytest.raises(EngineFlagError, match=says):
         make(parser)
@@ -227,7 +228,7 @@ class Failing:
 @pytest.mark.parametrize("at", [0, 1, 7, 20])
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_failing_parser_loses_nothing(make: Any, at: int, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
-    from server.engines.vllm_tools import VllmToolParser
+    from server.engines.vllm.tools import VllmToolParser
 
     tools = make("hermes")
     text = "Look: " + hermes("weather", ROME)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from guards.verdict import GuardMode, Stage
-from server.engines.base import Chunk, EngineRequest, FinishReason, Message, Sampling, ToolPlan, UnsupportedOptionError
+from guards.core.verdict import GuardMode, Stage
+from server.engines.base import Chunk, EngineRequest, FinishReason, Message, Sampling, ToolPlan
+from server.engines.errors import UnsupportedOptionError
 from server.engines.options import VllmOptions
 from server.engines.tools import Tool, ToolChoice, ToolUse
 from tests.server.engines.vllm.live import MODEL, OTHERS, SUMS, Live, live, on_vllm

@@ -1,0 +1,118 @@
+"""What manifest.json says: every record of an artifact, strict."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guards.core.verdict import Scope
+
+FORMAT_VERSION = 1
+
+
+UNSEALED = "0" * 64
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+Proportion = Annotated[float, Field(ge=0, le=1)]
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys, coerced types and non-finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelIdentity(Strict):
+    """The model a guard was calibrated on. All that is set must agree with the model that is served."""
+
+    architecture: str
+    layers: Annotated[int, Field(ge=1)]
+    d_model: Annotated[int, Field(ge=1)]
+    d_ff: Annotated[int, Field(ge=1)]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    tokenizer_sha256: Sha256 | None
+    """Digest of the tokenizer's files: other token ids for the same text would pass by every canary."""
+    weights_sha256: Sha256 | None
+    """Digest of the weight files (`identity.py`); None for an imported artifact not yet bound to a model."""
+    quantization: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] | None = None
+    """The engine's name for how it quantises the linear layers, None for unquantised ones. Not written when None."""
+
+
+class Rate(Strict):
+    """A proportion with its two-sided 95 % Clopper-Pearson interval."""
+
+    hits: Count
+    total: Count
+    rate: Proportion
+    low: Proportion
+    high: Proportion
+
+
+class SourceRecord(Strict):
+    """One data source that calibration read."""
+
+    role: Literal["forget", "retain"]
+    name: str
+    sha256: Sha256
+    examples: Count
+    tokens: Count
+
+
+class CalibrationRecord(Strict):
+    """How a guard came to be, for whoever has to trust it."""
+
+    tool: str
+    frames: tuple[str, ...]
+    """Prompt frames in the order they were fitted: "chat", "bare", or a template holding {text}."""
+    template_sha256: Sha256 | None
+    """Digest of the chat template when "chat" is among the frames."""
+    sources: tuple[SourceRecord, ...]
+    recall: Rate | None
+    """Held-out forget examples on which the guard fires; of several frames, in the one where it is lowest."""
+    false_abstention: Rate | None
+    """Held-out retain examples on which the guard fires; of several frames, in the one where it is highest."""
+    notes: tuple[str, ...] = ()
+
+
+class Canary(Strict):
+    """A prompt whose readings are known. At start the live engine must give them again.
+
+    `scores` holds, for a detector, one score per part (cube) at the last prompt token; for an intervention the
+    number of neurons shifted there. `fires` says whether the guard acts on this prompt.
+    """
+
+    token_ids: tuple[Count, ...] = Field(min_length=1)
+    scores: tuple[float, ...] = Field(min_length=1)
+    fires: bool
+
+
+class Manifest(Strict):
+    """The whole of `manifest.json`. `parameters` is the method's own record, validated by its loader."""
+
+    format: Literal["skillguard-artifact"] = "skillguard-artifact"
+    version: Literal[1] = 1
+    method: str
+    skill: Name
+    scope: Scope = Field(strict=False)
+    model: ModelIdentity
+    parameters: dict[str, Any]
+    calibration: CalibrationRecord
+    canaries: tuple[Canary, ...]
+    tensors_sha256: Sha256
+    manifest_sha256: Sha256 = UNSEALED
+    """Digest of this file with this value written as 64 zeros. Filled in by the writer, as is the one above."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as "where: what (got ...)"."""
+    issue = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in issue["loc"]) or "the top level"
+    return f"{where}: {issue['msg']} (got {str(issue['input'])[:80]!r})"

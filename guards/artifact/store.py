@@ -1,0 +1,211 @@
+"""The on-disk form of a guard: a folder with `manifest.json` and `tensors.safetensors`, nothing else.
+
+One validating reader, one atomic writer; `artifacts/README.md` is the specification. No pickle, ever. The same
+guard gives the same bytes: keys are sorted and nothing in the file depends on the time or the machine.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from guards.artifact.manifest import FORMAT_VERSION, UNSEALED, Manifest, first_problem
+from guards.errors import ArtifactError
+
+MANIFEST_NAME = "manifest.json"
+TENSORS_NAME = "tensors.safetensors"
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_TENSORS_BYTES = 4 << 30
+TENSOR_DTYPES = (torch.float32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A validated artifact in memory. `digest` covers both files."""
+
+    name: str
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    digest: str
+
+    @property
+    def parameters_json(self) -> str:
+        """The method's own record, for its strict validation (JSON lists become tuples)."""
+        return json.dumps(self.manifest.parameters)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _refuse_tensors(where: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TENSOR_DTYPES:
+            raise ArtifactError(f"{where}: tensor {name!r}: got {tensor.dtype}, wanted one of {TENSOR_DTYPES}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{where}: tensor {name!r} holds a non-finite value: calibrate again")
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    data = manifest.model_dump(mode="json")
+    if data["model"]["quantization"] is None:  # as before there was such a key: readers that lack it refuse the others
+        del data["model"]["quantization"]
+    text = json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> str:
+    """Writes an artifact atomically, replacing an older artifact of that name, and returns its digest.
+
+    The digests in `manifest` are filled in here. Raises ArtifactError, with nothing written, when a tensor is not
+    finite, or when `folder` exists and holds anything but an artifact, since replacing removes all of it.
+    """
+    folder = folder.resolve()
+    _refuse_tensors(folder, tensors)
+    if folder.exists() and not _is_artifact_only(folder):
+        raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
+    blob = save_tensors({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+    manifest = manifest.model_copy(update={"tensors_sha256": _sha256(blob), "manifest_sha256": UNSEALED})
+    seal = _sha256(_manifest_bytes(manifest))
+    text = _manifest_bytes(manifest.model_copy(update={"manifest_sha256": seal}))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    retired = scratch.with_name(scratch.name + "-old")
+    try:
+        for file_name, data in ((TENSORS_NAME, blob), (MANIFEST_NAME, text)):
+            with open(scratch / file_name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        scratch.chmod(0o755)
+        if folder.exists():
+            folder.rename(retired)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if retired.exists():
+                retired.rename(folder)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _sha256(text)
+
+
+def _is_artifact_only(folder: Path) -> bool:
+    if not (folder / MANIFEST_NAME).is_file():
+        return False
+    return {entry.name for entry in folder.iterdir()} <= {MANIFEST_NAME, TENSORS_NAME}
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    if not path.is_file():
+        raise ArtifactError(f"{path.parent}: got no file {path.name!r}; an artifact is a folder that has one")
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise ArtifactError(f"{path}: got {size} bytes, wanted at most {limit}: this is no artifact")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parse_manifest(path: Path, data: bytes) -> Manifest:
+    def refuse_constant(value: str) -> float:
+        raise ValueError(f"non-finite number {value}")
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"a key is given twice among {sorted(keys)[:8]}")
+        return dict(pairs)
+
+    try:
+        raw = json.loads(data, parse_constant=refuse_constant, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error}): the file is damaged, copy it again") from error
+    if not isinstance(raw, dict) or raw.get("format") != "skillguard-artifact":
+        raise ArtifactError(f"{path}: wanted a JSON object with format 'skillguard-artifact'")
+    version = raw.get("version")
+    if type(version) is not int or version != FORMAT_VERSION:  # neither true nor 1.0, which equal 1
+        raise ArtifactError(
+            f"{path}: got format version {version!r}, wanted {FORMAT_VERSION}: "
+            "use the skillguard release that wrote it, or calibrate again"
+        )
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {first_problem(error)}") from error
+    got = _sha256(data.replace(manifest.manifest_sha256.encode(), UNSEALED.encode()))
+    if got != manifest.manifest_sha256:
+        raise ArtifactError(
+            f"{path}: got SHA-256 {got[:12]}..., wanted {manifest.manifest_sha256[:12]}...: "
+            "the file was edited or is damaged, copy the folder again"
+        )
+    return manifest
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Reads and validates an artifact folder; the one way in.
+
+    Raises ArtifactError naming what, got and wanted. The method's own parameters and tensor shapes are
+    validated by `guards.methods.registry.load_guard`.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: got no such folder; wanted an artifact (manifest.json, tensors.safetensors)")
+    extra = sorted(p.name for p in folder.iterdir() if p.name.endswith((".pkl", ".pt", ".pth", ".bin", ".npz")))
+    if extra:
+        raise ArtifactError(f"{folder}: holds {extra[0]!r}; artifacts are never pickled, remove it")
+    text = _read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    manifest = _parse_manifest(folder / MANIFEST_NAME, text)
+    blob = _read_bounded(folder / TENSORS_NAME, MAX_TENSORS_BYTES)
+    got = _sha256(blob)
+    if got != manifest.tensors_sha256:
+        raise ArtifactError(
+            f"{folder / TENSORS_NAME}: got SHA-256 {got[:12]}..., wanted {manifest.tensors_sha256[:12]}...: "
+            "the file is damaged or belongs to another manifest, copy the folder again"
+        )
+    try:
+        tensors = load_tensors(blob)
+    except (SafetensorError, KeyError) as error:  # KeyError: an element type that torch lacks
+        raise ArtifactError(f"{folder / TENSORS_NAME}: not a safetensors file we read ({error})") from error
+    _refuse_tensors(folder, tensors)
+    return Artifact(folder.resolve().name, manifest, tensors, _sha256(text))
+
+
+def take_tensor(artifact: Artifact, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that must be there with that shape and dtype. Raises ArtifactError saying got and wanted."""
+    tensor = artifact.tensors.get(name)
+    if tensor is None:
+        raise ArtifactError(f"{artifact.name}: no tensor {name!r}; got {sorted(artifact.tensors)[:8]}")
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ArtifactError(
+            f"{artifact.name}: tensor {name!r}: got {tensor.dtype} {tuple(tensor.shape)}, wanted {dtype} {shape}"
+        )
+    return tensor
+
+
+def take_neurons(artifact: Artifact, name: str, count: int, width: tuple[str, int]) -> Tensor:
+    """Indices int64 [count], distinct and below `width`, which is given with its name. Raises ArtifactError."""
+    neurons_S = take_tensor(artifact, name, (count,), torch.int64)
+    if int(neurons_S.min()) < 0 or int(neurons_S.max()) >= width[1] or len(set(neurons_S.tolist())) != count:
+        raise ArtifactError(f"{artifact.name}: {name}: wanted distinct indices below {width[0]} {width[1]}")
+    return neurons_S
+
+
+def refuse_extra_tensors(artifact: Artifact, wanted: set[str]) -> None:
+    """Raises ArtifactError when the file holds a tensor that the manifest does not account for."""
+    extra = sorted(set(artifact.tensors) - wanted)
+    if extra:
+        raise ArtifactError(f"{artifact.name}: got tensor {extra[0]!r} that the manifest does not describe")

@@ -1,0 +1,129 @@
+"""What calibration needs of a running model, whatever runs it.
+
+`LoadedModel` is transformers' own; an engine brings its own, so that a guard is fitted in the numerics
+it is served in.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from guards.artifact.manifest import ModelIdentity
+from guards.contract.guard import Guard
+from guards.core.verdict import Reading
+from guards.methods.registry import Method
+from guards.model.encoding import TextCodec
+from guards.model.sites import Site
+
+TokenIds = tuple[int, ...]
+
+
+Consumer = Callable[[int, Tensor, Tensor], None]
+"""Called with (layer, activations [T, F], index of each one's example [T]), on the model's device."""
+
+
+class Tokens(StrEnum):
+    """Which tokens of an example are handed over."""
+
+    LAST = "last"
+    ALL = "all"
+    """All but the leading and trailing ones that `skip` names."""
+    ALL_AND_LAST = "all and last"
+    """Those, and the last one in any case."""
+    MEAN = "mean"
+    """None of them: one vector an example, the mean over all of its tokens in float32."""
+
+
+class Span(NamedTuple):
+    """Positions of one example: `first` up to and without `stop`, and `last` unless it is None or among them."""
+
+    first: int
+    stop: int
+    last: int | None
+
+    @property
+    def positions(self) -> list[int]:
+        """All of them, ascending."""
+        return [*range(self.first, self.stop), *([] if self.last is None else [self.last])]
+
+
+def wanted_span(length: int, tokens: Tokens, skip: tuple[int, int]) -> Span:
+    """The positions of an example of `length` tokens that a consumer is handed."""
+    last = length - 1
+    if tokens is Tokens.MEAN:
+        return Span(0, length, None)
+    if tokens is Tokens.LAST:
+        return Span(last, length, None)
+    first, stop = skip[0], max(skip[0], length - skip[1])
+    inside = first <= last < stop
+    return Span(first, stop, last if tokens is Tokens.ALL_AND_LAST and not inside else None)
+
+
+def mean_by_example(x_TF: Tensor, example_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean activations of whole examples, whose tokens lie together: float32 [E, F], and which examples [E]."""
+    example_E, count_E = torch.unique_consecutive(example_T, return_counts=True)
+    row_T = torch.repeat_interleave(torch.arange(len(count_E), device=x_TF.device), count_E)
+    sum_EF = torch.zeros((len(count_E), x_TF.shape[1]), device=x_TF.device).index_add_(0, row_T, x_TF.float())
+    return sum_EF / count_E.unsqueeze(1), example_E
+
+
+Reader = Callable[[TokenIds], tuple[Reading, tuple[float, ...]]]
+"""A guard's reading at the last token of one prompt, and its scores: one per part."""
+
+
+class Activations(Protocol):
+    """A model whose activations can be seen."""
+
+    @property
+    def codec(self) -> TextCodec: ...
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What an artifact is bound to; it also has the number of layers."""
+        ...
+
+    def width(self, site: Site) -> int:
+        """Neurons of a layer at a site."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the activations that a consumer is handed lie."""
+        ...
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest example that can be run, None where nothing says."""
+        ...
+
+    def stream(
+        self,
+        site: Site,
+        layers: Sequence[int],
+        examples: Sequence[TokenIds],
+        consume: Consumer,
+        *,
+        tokens: Tokens,
+        batch_tokens: int | None,
+        skip: tuple[int, int] = (0, 0),
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """One pass over the examples: `consume` sees every wanted token of every wanted layer exactly once, as an
+        intervention at that site leaves it.
+
+        `skip`: how many leading and trailing tokens of every example are no part of `Tokens.ALL`. `batch_tokens`:
+        tokens of a forward pass, None for what suits. `advance` is told the tokens that are done.
+        """
+        ...
+
+    def guarded(self, method: Method, guard: Guard) -> AbstractContextManager[None]:
+        """Puts an intervention on the model: what `stream` then sees is a model that it acts in."""
+        ...
+
+    def reading(self, method: Method, guard: Guard) -> AbstractContextManager[Reader]:
+        """Puts a finished guard on the model, as a server would, and reads it."""
+        ...

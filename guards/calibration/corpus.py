@@ -1,0 +1,139 @@
+"""The texts of one side of a calibration: encoded in every frame and dealt into parts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from guards.artifact.manifest import SourceRecord
+from guards.calibration.activations import TokenIds
+from guards.calibration.sources import Source, refuse_overlap, seeded_rank
+from guards.errors import CalibrationError
+from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
+
+Side = Literal["forget", "retain"]
+
+
+class Share(StrEnum):
+    """What a part of the examples is for. No example is in two parts."""
+
+    FIT = "fit"
+    """Mean, deviation and k."""
+    THRESHOLD = "threshold"
+    """The layer and tau."""
+    REPORT = "report"
+    """The rates that are written down: nothing was chosen on these."""
+
+
+FORGET_DEAL = (Share.FIT, Share.THRESHOLD, Share.FIT, Share.REPORT)
+RETAIN_DEAL = (Share.THRESHOLD, Share.REPORT)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One side's examples. `encoded[frame][e]` are example e's token ids, `source_of[e]` the index of its source."""
+
+    role: Side
+    sources: tuple[Source, ...]
+    texts: tuple[str, ...]
+    source_of: tuple[int, ...]
+    encoded: Mapping[str, tuple[TokenIds, ...]]
+    left_out: int
+    """Examples longer than the model's context in some frame."""
+
+    def records(self) -> tuple[SourceRecord, ...]:
+        """One record per source; `tokens` counts all frames together."""
+        counts = [[0, 0] for _ in self.sources]
+        for example, source in enumerate(self.source_of):
+            counts[source][0] += 1
+            counts[source][1] += sum(len(ids[example]) for ids in self.encoded.values())
+        return tuple(
+            SourceRecord(role=self.role, name=source.name, sha256=source.sha256, examples=examples, tokens=tokens)
+            for source, (examples, tokens) in zip(self.sources, counts, strict=True)
+        )
+
+    def deal(self, order: Sequence[Share], seed: int) -> dict[Share, list[int]]:
+        """Example indices by share, dealt round and round within each source in a seeded order.
+
+        The outcome depends on the texts and the seed, not on the order in which the texts came.
+        """
+        parts: dict[Share, list[int]] = {share: [] for share in order}
+        dealt = 0
+        for source in range(len(self.sources)):
+            members = [e for e, at in enumerate(self.source_of) if at == source]
+            for rank in seeded_rank([self.texts[e] for e in members], seed):
+                parts[order[dealt % len(order)]].append(members[rank])
+                dealt += 1
+        return {share: sorted(members) for share, members in parts.items()}
+
+
+def resolve_frames(frames: Sequence[str], codec: TextCodec) -> tuple[str, ...]:
+    """The frames asked for, or the model's natural one. Raises DataError on a frame the model cannot have."""
+    if not frames:
+        return (CHAT_FRAME,) if codec.has_chat_template else (BARE_FRAME,)
+    for frame in frames:
+        codec.encode_frame(check_frame(frame), "text")
+    return tuple(frames)
+
+
+def _encode(
+    role: Side, sources: Sequence[Source], frames: Sequence[str], codec: TextCodec, max_tokens: int | None
+) -> Corpus:
+    seen: set[str] = set()
+    texts: list[str] = []
+    source_of: list[int] = []
+    encoded: dict[str, list[TokenIds]] = {frame: [] for frame in frames}
+    left_out = 0
+    for index, source in enumerate(sources):
+        for text in source.texts:
+            if text in seen:
+                continue
+            seen.add(text)
+            ids = [codec.encode_frame(frame, text) for frame in frames]
+            if any(not one or (max_tokens is not None and len(one) > max_tokens) for one in ids):
+                left_out += 1
+                continue
+            texts.append(text)
+            source_of.append(index)
+            for frame, one in zip(frames, ids, strict=True):
+                encoded[frame].append(one)
+    if not texts:
+        raise CalibrationError(f"no {role} example fits the model's context of {max_tokens} tokens")
+    frozen = {frame: tuple(ids) for frame, ids in encoded.items()}
+    return Corpus(role, tuple(sources), tuple(texts), tuple(source_of), frozen, left_out)
+
+
+def encode_corpora(
+    forget: Sequence[Source],
+    retain: Sequence[Source],
+    frames: Sequence[str],
+    codec: TextCodec,
+    max_tokens: int | None,
+) -> tuple[Corpus, Corpus]:
+    """Both sides, encoded as the server encodes. A text given twice on one side counts once.
+
+    Raises DataError when a text is on both sides, CalibrationError when a side is empty.
+    """
+    for role, sources in (("forget", forget), ("retain", retain)):
+        if not any(source.texts for source in sources):
+            raise CalibrationError(f"got no {role} examples: give at least one --{role} source")
+    refuse_overlap(forget, retain)
+    return (
+        _encode("forget", forget, frames, codec, max_tokens),
+        _encode("retain", retain, frames, codec, max_tokens),
+    )
+
+
+def _shared(examples: Sequence[TokenIds]) -> int:
+    first, last = min(examples), max(examples)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+def frame_tokens(examples: Sequence[TokenIds]) -> tuple[int, int]:
+    """How many leading and trailing tokens all examples share: the frame's own, no part of any text.
+
+    At least one token of every example is left over.
+    """
+    shortest = min(len(ids) for ids in examples)
+    leading = min(_shared(examples), shortest - 1)
+    return leading, min(_shared([ids[::-1] for ids in examples]), shortest - 1 - leading)

@@ -1,0 +1,221 @@
+"""Forget and retain sources: one reader for local files and hub data sets.
+
+A source is written ``LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]``:
+
+| part | meaning |
+|---|---|
+| LOCATION | a `.jsonl`, `.json`, `.csv` or `.txt` file, or `hf:NAME[:CONFIG]@SPLIT` on the Hugging Face hub |
+| ?KEY=VALUE | keep rows whose KEY equals VALUE: `mmlu_test.jsonl?subject=abstract_algebra` |
+| ?KEY=LOW..HIGH | keep rows from LOW to HIGH (included; either may be left out): `mbpp.jsonl?task_id=511..974` |
+| #FIELD | the field (column) that holds the text; without it the first of FIELDS that is present |
+
+Bounds compare as numbers when bound and value both are, else as text. A `.txt` file has one example a line and no
+fields. Blank texts are left out and repeated texts kept once.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guards.calibration.data_rows import DataRow, read_file, read_hub
+from guards.errors import DataError
+
+FIELDS = ("prompt", "question", "text", "instruction")
+"""Names tried, in this order, for the field that holds the text."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Texts of one source after filtering, each once, in the order read. `name` holds no machine's path."""
+
+    name: str
+    texts: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of exactly the texts used: over their JSON strings, one a line."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(json.dumps(text).encode() + b"\n")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One row condition, both bounds included; "" is no bound, and equal bounds are equality."""
+
+    key: str
+    low: str
+    high: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether a row's value lies within the bounds."""
+        return (self.low == "" or _order(self.low, value) <= 0) and (self.high == "" or _order(self.high, value) >= 0)
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A parsed source."""
+
+    location: str
+    conditions: tuple[Condition, ...]
+    field: str | None
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether the location is on the Hugging Face hub."""
+        return self.location.startswith("hf:")
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _order(bound: str, value: Any) -> int:
+    """Sign of bound - value: as numbers when both are, else as text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    left, right = _number(bound), _number(value)
+    if left is not None and right is not None:
+        return (left > right) - (left < right)
+    return (bound > text) - (bound < text)
+
+
+def parse_source(spec: str) -> SourceSpec:
+    """Takes a source apart. Raises DataError naming the part that is malformed."""
+    body, mark, field = spec.partition("#")
+    if mark and not field:
+        raise DataError(f"{spec}: got '#' without a field name, wanted #FIELD at the end")
+    location, mark, query = body.partition("?")
+    if not location:
+        raise DataError(f"{spec!r}: got no file or data set, wanted LOCATION[?KEY=VALUE][#FIELD]")
+    conditions = []
+    for clause in query.split("&") if mark else []:
+        key, equals, value = clause.partition("=")
+        if not (key and equals and value) or value == "..":
+            raise DataError(f"{spec}: got condition {clause!r}, wanted KEY=VALUE or KEY=LOW..HIGH")
+        low, dots, high = value.partition("..")
+        conditions.append(Condition(key, low, high if dots else value))
+    return SourceSpec(location, tuple(conditions), field or None)
+
+
+def _pick_field(spec: SourceSpec, row: DataRow, field: str | None) -> str:
+    wanted = spec.field or field
+    found = sorted(row.values)
+    if wanted is not None:
+        if wanted not in row.values:
+            raise DataError(f"{row.where}: got no field {wanted!r}; found {', '.join(found)}: name one with #FIELD")
+        return wanted
+    for name in FIELDS:
+        if name in row.values:
+            return name
+    raise DataError(
+        f"{row.where}: got none of the fields {', '.join(FIELDS)}; found {', '.join(found)}: name one with #FIELD"
+    )
+
+
+def _keep(row: DataRow, spec: SourceSpec) -> bool:
+    for condition in spec.conditions:
+        if condition.key not in row.values:
+            found = ", ".join(sorted(row.values))
+            raise DataError(f"{row.where}: got no key {condition.key!r} to filter by; found {found}")
+    return all(condition.holds(row.values[condition.key]) for condition in spec.conditions)
+
+
+def _text(row: DataRow, column: str) -> str:
+    if column not in row.values:
+        raise DataError(f"{row.where}: got no field {column!r}; found {', '.join(sorted(row.values))}")
+    text = row.values[column]
+    if not isinstance(text, str):
+        raise DataError(f"{row.where}: field {column!r}: got {type(text).__name__}, wanted text")
+    return text
+
+
+def seeded_rank(texts: Sequence[str], seed: int) -> list[int]:
+    """Indices of the texts in an order fixed by seed and text alone, whatever order they came in."""
+    keys = [hashlib.sha256(f"{seed}\n{text}".encode()).digest() for text in texts]
+    return sorted(range(len(texts)), key=keys.__getitem__)
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """Rows of one source that meet its conditions, in the order read. `name` holds no machine's path."""
+
+    name: str
+    rows: tuple[DataRow, ...]
+    spec: SourceSpec
+    total: int
+    """Rows before the conditions."""
+
+    def column(self, row: DataRow, field: str | None = None) -> str:
+        """The field of a row that holds the text: the source's own, `field`, or the first of FIELDS."""
+        return _pick_field(self.spec, row, field)
+
+
+def read_table(spec: str) -> DataTable:
+    """Reads a source's rows whole, for what needs more than one field of them.
+
+    Raises DataError on a missing, empty or malformed file (with the line), a missing key, and text that is not UTF-8.
+    """
+    parsed = parse_source(spec)
+    if parsed.is_hub:
+        name, rows = parsed.location, read_hub(parsed.location)
+    else:
+        path = Path(parsed.location)
+        if path.suffix == ".txt" and (parsed.conditions or parsed.field):
+            raise DataError(f"{spec}: a .txt file has no fields; drop the part after the file name")
+        resolved = path.resolve()
+        name, rows = f"{resolved.parent.name}/{resolved.name}", read_file(path)
+    kept, total = [], 0
+    for row in rows:
+        total += 1
+        if _keep(row, parsed):
+            kept.append(row)
+    if not total:
+        raise DataError(f"{parsed.location}: got no rows; wanted a source with at least one example")
+    return DataTable(name + spec[len(parsed.location) :], tuple(kept), parsed, total)
+
+
+def read_source(spec: str, *, field: str | None = None, limit: int | None = None, seed: int = 0) -> Source:
+    """Reads a source's texts.
+
+    `field`: used where the source names none. `limit`: keep at most that many texts, drawn by `seed`.
+    Raises what `read_table` raises, and DataError when no row is left.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"got limit {limit}, wanted at least 1")
+    table = read_table(spec)
+    if table.spec.location.endswith(".txt") and not table.spec.is_hub:
+        field = None
+    texts: dict[str, None] = {}
+    column = None
+    for row in table.rows:
+        column = table.column(row, field) if column is None else column
+        text = _text(row, column)
+        if text.strip():
+            texts[text] = None
+    if not texts:
+        raise DataError(f"{spec}: got no example out of {table.total} rows; loosen the condition or check the field")
+    kept_texts = tuple(texts)
+    if limit is not None and limit < len(kept_texts):
+        kept_texts = tuple(kept_texts[index] for index in sorted(seeded_rank(kept_texts, seed)[:limit]))
+    return Source(table.name, kept_texts)
+
+
+def refuse_overlap(forget: Sequence[Source], retain: Sequence[Source]) -> None:
+    """Raises DataError when a text is to be forgotten and retained at once: no threshold can serve both."""
+    retained = {text: source.name for source in retain for text in source.texts}
+    shared = [(text, source.name) for source in forget for text in source.texts if text in retained]
+    if shared:
+        text, name = shared[0]
+        raise DataError(
+            f"{len(shared)} text(s) are in both the forget and the retain sources, first {text[:60]!r} in {name} and "
+            f"{retained[text]}: remove them from one side"
+        )

@@ -1,0 +1,213 @@
+"""Loads a causal language model for calibration and for the embedded engine: one place for what is refused."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from guards.artifact.identity import identify, tokenizer_sha256, weights_sha256
+from guards.artifact.manifest import ModelIdentity
+from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens
+from guards.contract.guard import Guard
+from guards.core.verdict import Reading
+from guards.errors import UnsupportedModelError
+from guards.inside.transformers.attach import Attachment
+from guards.inside.transformers.capture import stream
+from guards.methods.registry import Method
+from guards.model.encoding import TextCodec
+from guards.model.sites import ModelSites, Site, find_family, find_sites
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, with what guards need to know about it. Frozen weights, eval mode, one device.
+
+    It is the embedded engine's `guards.calibration.activations.Activations`.
+    """
+
+    model: Any
+    """transformers' PreTrainedModel with a language-model head."""
+    codec: TextCodec
+    sites: ModelSites
+    identity: ModelIdentity
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Positions the model was built for, None where its configuration does not say."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return int(limit) if isinstance(limit, int) else None
+
+    def width(self, site: Site) -> int:
+        """See `guards.model.sites.ModelSites.width`."""
+        return self.sites.width(site)
+
+    def stream(
+        self,
+        site: Site,
+        layers: Sequence[int],
+        examples: Sequence[TokenIds],
+        consume: Consumer,
+        *,
+        tokens: Tokens,
+        batch_tokens: int | None,
+        skip: tuple[int, int] = (0, 0),
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """See `guards.inside.transformers.capture.stream`."""
+        stream(
+            self,
+            site,
+            layers,
+            examples,
+            consume,
+            tokens=tokens,
+            batch_tokens=batch_tokens,
+            skip=skip,
+            advance=advance,
+        )
+
+    @contextmanager
+    def guarded(self, method: Method, guard: Guard) -> Iterator[None]:
+        """Its hooks run before those of `stream`, which are younger."""
+        with Attachment(self.model, self.sites, {"guard": (method, guard)}):
+            yield
+
+    @contextmanager
+    def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
+        """Reads through the hooks that the embedded engine uses."""
+        with Attachment(self.model, self.sites, {"guard": (method, guard)}) as attachment:
+
+            @torch.no_grad()
+            def read(ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
+                last = torch.tensor([len(ids) - 1], device=self.device)
+                self.model(input_ids=torch.tensor([ids], device=self.device), logits_to_keep=last, use_cache=False)
+                readings = attachment.take(1)
+                return Reading(int(readings.codes_RG[0, 0])), tuple(float(s) for s in readings.scores["guard"][0])
+
+            yield read
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device asked for, or CUDA where there is one. Raises UnsupportedModelError when it does not exist."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"got device {device!r}, wanted cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if resolved.type not in ("cpu", "cuda") or (resolved.type == "cuda" and (resolved.index or 0) >= count):
+        raise UnsupportedModelError(f"got device {device!r}; this machine has cpu and {count} CUDA device(s)")
+    return resolved
+
+
+def resolve_folder(name: str) -> Path:
+    """A local model folder, or a hub model downloaded to the local cache. Raises UnsupportedModelError."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UnsupportedModelError(f"{name}: got no such folder; wanted a model folder or a hub id ORGANISATION/NAME")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+    except (OSError, ValueError, HFValidationError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(f"{name}: is no local folder, and the hub did not give it ({first})") from error
+
+
+def resolve_dtype(dtype: str | None, config: Any, device: torch.device) -> torch.dtype:
+    """The dtype asked for; by default float32 on CPU and the checkpoint's on CUDA."""
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UnsupportedModelError(f"got dtype {dtype!r}, wanted one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    stored = getattr(config, "dtype", None)
+    if device.type == "cpu" or not isinstance(stored, torch.dtype) or stored not in DTYPES.values():
+        return torch.float32
+    return stored
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a model folder. Raises UnsupportedModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsupportedModelError(f"{folder}: has no fast tokenizer (tokenizer.json); convert it first")
+    return tokenizer
+
+
+def load_config(folder: Path) -> Any:
+    """The model's configuration, refused here, before any weight is read, when the family is not supported."""
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UnsupportedModelError(f"{folder}: got no config.json; wanted a transformers model folder")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise UnsupportedModelError(f"{path}: transformers does not understand it ({error})") from error
+    find_family(config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(f"{path}: quantised checkpoints are not supported here; use the unquantised model")
+    return config
+
+
+def load_model(name: str | Path, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+    """Loads a model folder or hub id.
+
+    `device`: "cpu", "cuda", "cuda:N" or None for CUDA where there is one. `dtype`: a key of DTYPES or None for float32
+    on CPU and the checkpoint's dtype on CUDA. Safetensors only, no remote code. Raises UnsupportedModelError.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where = resolve_device(device)
+    folder = resolve_folder(str(name))
+    config = load_config(folder)
+    kind = resolve_dtype(dtype, config, where)
+    codec = TextCodec(load_tokenizer(folder))
+    digest = weights_sha256(folder)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=kind,
+            # SDPA leaves out Gemma 2's soft capping of attention scores.
+            attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UnsupportedModelError(f"{folder}: the weights cannot be loaded ({error})") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{folder}: {len(missing)} weight(s) are in no .safetensors file, first {missing[0]!r}: transformers would "
+            "have made them up; copy the model again"
+        )
+    model = model.to(where).eval().requires_grad_(False)
+    sites = find_sites(model)
+    identity = identify(config, sites, str(kind).removeprefix("torch."), digest, tokenizer_sha256(folder))
+    return LoadedModel(model, codec, sites, identity)

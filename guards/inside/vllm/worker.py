@@ -1,0 +1,179 @@
+"""vLLM's workers with sites: one that serves guards, and the base it shares with calibration's.
+
+What they add is installed when the model is loaded, before anything is traced or run. vLLM imports a worker by name in
+its own processes. What a worker cannot install it refuses, and the reason reaches the operator through a file that the
+engine named, since vLLM's own report only says that a process died.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.platforms import current_platform
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+from guards.errors import AttachError, SkillguardError
+from guards.inside.vllm.board import TENSOR_KEY, Board
+from guards.inside.vllm.events import EVENTS
+from guards.inside.vllm.sampler import Judged, WithholdingSampler
+from guards.inside.vllm.sequences import finder
+from guards.inside.vllm.settings import FAILURE_FILE, SETTINGS
+from guards.inside.vllm.sites import LocalSites, find_local_sites
+from guards.methods.loaded import read_guards
+from guards.model.shard import Shard
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+
+TESTED_RUNNERS = (CPUModelRunner,)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Writes the reason of a refusal where the engine looks for it."""
+    try:
+        yield
+    except SkillguardError as error:
+        if path := os.environ.get(FAILURE_FILE):
+            Path(path).write_text(str(error))
+        raise
+
+
+class SiteWorker(PlatformWorker):  # type: ignore[misc]
+    """A worker that puts something on the model's sites, and says why where it cannot."""
+
+    _sites: LocalSites
+
+    def _install(self, config: VllmConfig) -> None:
+        """Puts it there, and sets `_sites`."""
+        raise NotImplementedError
+
+    def load_model(self, **options: Any) -> None:
+        """Loads the model and installs. Raises SkillguardError, naming the reason."""
+        # Ctrl-C reaches every process of a terminal. A worker that died of it by itself would look like a failure.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _told():
+            self._refuse_untested()
+            super().load_model(**options)
+            self._install(self.vllm_config)
+            self._make_intermediate_tensors(self.vllm_config)
+
+    def determine_available_memory(self) -> Any:
+        """Traces the model on its way, which is when a site finds that it cannot see what it reads."""
+        with _told():
+            return super().determine_available_memory()
+
+    def _make_intermediate_tensors(self, config: VllmConfig) -> None:
+        """Room for what the stage before sends.
+
+        vLLM makes it in its warm-up, which it leaves out for an uncompiled model with a cache of given size.
+        """
+        if not get_pp_group().is_first_rank:
+            make_empty = self.model_runner.get_model().make_empty_intermediate_tensors
+            tokens = config.scheduler_config.max_num_batched_tokens
+            self.model_runner.intermediate_tensors = make_empty(tokens, config.model_config.dtype, self.device)
+
+    def _refuse_untested(self) -> None:
+        runner = type(self.model_runner)
+        settings = self.vllm_config.additional_config[SETTINGS]
+        if runner not in TESTED_RUNNERS and not settings["allow_untested_runner"]:
+            raise AttachError(
+                f"vLLM runs this model by {runner.__module__}.{runner.__name__}, which guards were not tested with "
+                f"(tested: {', '.join(known.__name__ for known in TESTED_RUNNERS)}); --allow-untested-runner takes it, "
+                "and then canaries are the only proof"
+            )
+        for attribute in ("sampler", "input_batch", "requests", "discard_request_mask"):
+            if not hasattr(self.model_runner, attribute):
+                raise AttachError(f"{runner.__name__} has no {attribute}: this is not vLLM's model runner V1")
+
+    def _shard(self) -> Shard:
+        return Shard(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+    def describe(self) -> dict[str, Any]:
+        """What this rank runs, for the engine to compare with the artifacts."""
+        sites = self._sites
+        return {
+            "layers": sites.layers,
+            "here": sorted(sites.blocks),
+            "d_ff": sites.d_ff,
+            "d_model": sites.d_model,
+            "d_attention": sites.d_attention,
+        }
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")
+
+    reload_weights = update_weights = start_weight_update = start_draft_weight_update = add_lora = _refuse
+    init_weight_transfer_engine = reset_weights = update_config = _refuse
+
+
+class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """A step's output that is still on its way to the host, with what was judged in it."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput, judged: Judged) -> None:
+        self._inner, self._judged = inner, judged
+
+    def get_output(self) -> ModelRunnerOutput:
+        output = self._inner.get_output()
+        setattr(output, EVENTS, self._judged.told())
+        return output
+
+
+class GuardedWorker(SiteWorker):
+    """The guards on the board, and what they said beside each token."""
+
+    def _install(self, config: VllmConfig) -> None:
+        settings, runner = config.additional_config[SETTINGS], self.model_runner
+        loaded = read_guards([Path(path) for path, _ in settings["artifacts"]])
+        for entry, (path, digest) in zip(loaded.values(), settings["artifacts"], strict=True):
+            if entry.artifact.digest != digest:
+                raise AttachError(f"{path}: changed while the engine started")
+        model = runner.get_model()
+        self._sites = find_local_sites(model, config.model_config.hf_config)
+        self._board = board = Board(
+            self._sites,
+            {name: (entry.method, entry.guard) for name, entry in loaded.items()},
+            shard=self._shard(),
+            find_sequences=finder(runner),
+            tokens=config.scheduler_config.max_num_batched_tokens,
+            dtype=config.model_config.dtype,
+            device=self.device,
+        )
+        board.surround(model)
+        scopes = {name: entry.guard.scope for name, entry in loaded.items()}
+        self._sampler = sampler = WithholdingSampler(runner.sampler, runner, board.cells, scopes, settings["sentinel"])
+        runner.sampler = sampler
+        compute_logits, make_empty = model.compute_logits, model.make_empty_intermediate_tensors
+
+        def compute_guarded_logits(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            hidden_states, cells = board.split(hidden_states)
+            sampler.put(cells)
+            return compute_logits(hidden_states, *args, **kwargs)
+
+        def make_empty_with_cells(batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
+            tensors = make_empty(batch_size, dtype, device)
+            tensors.tensors[TENSOR_KEY] = board.empty(batch_size)
+            return tensors
+
+        model.compute_logits = compute_guarded_logits
+        model.make_empty_intermediate_tensors = make_empty_with_cells
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As vLLM's worker, with what the guards said attached to the output."""
+        output = super().sample_tokens(grammar_output)
+        judged = self._sampler.take()
+        if judged is None:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return _GuardedOutput(output, judged)
+        setattr(output, EVENTS, judged.told())
+        return output

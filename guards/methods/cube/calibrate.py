@@ -1,0 +1,248 @@
+"""Calibrates Key Space Detection by cubes, as in the paper.
+
+Chooses each frame's layer and tau, and reports on examples that nothing was chosen on.
+
+Suffixes: L layers, C cubes (one per fitted frame), E examples.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from guards.artifact.manifest import Rate
+from guards.calibration.activations import Activations
+from guards.calibration.corpus import Share
+from guards.calibration.detector_job import DetectorJob, near_sources, prepare, shortages, worst_rates
+from guards.calibration.finished import Calibration, choose_canaries, make_record, progress_bar
+from guards.calibration.options import KSDOptions
+from guards.calibration.sources import Source
+from guards.calibration.statistics import auroc, conformal_tau
+from guards.calibration.thresholds import (
+    MIN_RECALL,
+    below,
+    false_abstention_bound,
+    hits,
+    joint_scale,
+    margin,
+    place_tau,
+    rate_of,
+)
+from guards.errors import CalibrationError
+from guards.methods.cube.guard import METHOD, KSDGuard
+from guards.methods.cube.passes import Fit, Scores, fit_frame, score_all
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer's cube by itself. `auroc` and `margin`, on the threshold part, choose the layer.
+
+    `tau` keeps the cap alone; the rates and `reported_auroc` are those of the report part.
+    """
+
+    fit: Fit
+    auroc: float
+    margin: float
+    tau: float
+    reported_auroc: float
+    recall: Rate
+    false_abstention: Rate
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What the whole guard does to prompts in one frame, on the report part, and this frame's own cube.
+
+    `forget_E` and `retain_E` are the own cube's scores there, `sources` the false abstentions by retain source.
+    """
+
+    frame: str
+    chosen: LayerResult
+    tau: float
+    layers: tuple[LayerResult, ...]
+    recall: Rate
+    false_abstention: Rate
+    sources: dict[str, Rate]
+    forget_E: Tensor
+    retain_E: Tensor
+
+    @property
+    def where(self) -> str:
+        """The layer, as a person reads it."""
+        return f"layer {self.chosen.fit.cube.layer}"
+
+    @property
+    def auroc(self) -> float:
+        """Of the own cube by itself."""
+        return self.chosen.reported_auroc
+
+
+@dataclass(frozen=True, kw_only=True)
+class KSDCalibration(Calibration):
+    """A calibration with its figures by frame."""
+
+    options: KSDOptions
+    frames: tuple[FrameResult, ...]
+
+
+def best_layer(results: Sequence[LayerResult]) -> LayerResult:
+    """The layer that separates best: by AUROC to three digits, then margin to two, then the last as in the paper."""
+    return max(results, key=lambda r: (round(r.auroc, 3), round(r.margin, 2), r.fit.cube.layer))
+
+
+def _layer_results(job: DetectorJob, scores: Scores, fits: Sequence[Fit], cube: int) -> tuple[LayerResult, ...]:
+    """One frame's cubes, judged on forget prompts in that frame and retain prompts in every frame."""
+    recall, cap = job.options.recall, job.options.max_false_abstention
+    frame, results = job.frames[cube], []
+    for i, fit in enumerate(fits):
+        forget_E = scores["forget", Share.THRESHOLD, frame][cube, i]
+        held_forget_E = scores["forget", Share.REPORT, frame][cube, i]
+        per_frame = [scores["retain", Share.THRESHOLD, served][cube, i] for served in job.frames]
+        bound = min(false_abstention_bound(retain_E, cap) for retain_E in per_frame)
+        tau = place_tau(conformal_tau(forget_E, recall), bound, job.options.placement)
+        retain_E = torch.cat(per_frame)
+        held_retain_E = torch.cat([scores["retain", Share.REPORT, served][cube, i] for served in job.frames])
+        results.append(
+            LayerResult(
+                fit,
+                auroc(forget_E, retain_E),
+                margin(forget_E, bound, recall=recall),
+                tau,
+                auroc(held_forget_E, held_retain_E),
+                rate_of(held_forget_E <= tau),
+                rate_of(held_retain_E <= tau),
+            )
+        )
+    return tuple(results)
+
+
+def _frame_result(
+    job: DetectorJob, scores: Scores, cube: int, layers: tuple[LayerResult, ...], rows: list[int], taus: list[float]
+) -> FrameResult:
+    """`rows[c]`: index of cube c's layer among those scored."""
+    frame, chosen_C = job.frames[cube], torch.arange(len(rows))
+    forget_CE = scores["forget", Share.REPORT, frame][chosen_C, torch.tensor(rows)]
+    retain_CE = scores["retain", Share.REPORT, frame][chosen_C, torch.tensor(rows)]
+    retain_hits_E = hits(retain_CE, taus)
+    retain = job.corpora["retain"]
+    source_E = torch.tensor([retain.source_of[e] for e in job.parts["retain"][Share.REPORT]])
+    return FrameResult(
+        frame,
+        layers[rows[cube]],
+        taus[cube],
+        layers,
+        rate_of(hits(forget_CE, taus)),
+        rate_of(retain_hits_E),
+        {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)},
+        forget_CE[cube],
+        retain_CE[cube],
+    )
+
+
+def _choose(job: DetectorJob, fits: Sequence[Sequence[Fit]], scores: Scores) -> tuple[FrameResult, ...]:
+    """A layer per frame, then taus that together keep the cap in every frame."""
+    cap = job.options.max_false_abstention
+    tables = [_layer_results(job, scores, fits[c], c) for c in range(len(job.frames))]
+    chosen = [best_layer(table) for table in tables]
+    rows = [table.index(result) for table, result in zip(tables, chosen, strict=True)]
+    picked = torch.arange(len(rows)), torch.tensor(rows)
+    threshold_part = [scores["retain", Share.THRESHOLD, frame][picked] for frame in job.frames]
+    alone = [result.tau for result in chosen]
+    scale = joint_scale(threshold_part, alone, cap)
+    taus = alone if scale == 1.0 else [below(tau * scale) for tau in alone]
+    return tuple(_frame_result(job, scores, c, tables[c], rows, taus) for c in range(len(rows)))
+
+
+def _warnings(job: DetectorJob, frames: Sequence[FrameResult]) -> list[str]:
+    """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
+    options, found = job.options, shortages(job, min(result.chosen.fit.vectors for result in frames))
+    for result in frames:
+        reached = f"recall {result.recall.rate:.3f} in frame {result.frame!r}"
+        if result.recall.rate < MIN_RECALL:
+            raise CalibrationError(
+                f"{reached} is all that --max-false-abstention {options.max_false_abstention} allows, wanted at least "
+                f"{MIN_RECALL}; nothing was written (layer {result.chosen.fit.cube.layer}, AUROC "
+                f"{result.chosen.reported_auroc:.3f}). Give more forget examples of one kind, try another --frame or "
+                "--regime, or raise --max-false-abstention"
+            )
+        if result.chosen.margin < 0 or result.tau < result.chosen.tau:
+            found.append(
+                f"tau was lowered below what --recall {options.recall} needs, to keep --max-false-abstention "
+                f"{options.max_false_abstention}: {reached}"
+            )
+        found += near_sources(result.frame, result.sources, options.max_false_abstention)
+    return found
+
+
+def _notes(job: DetectorJob, frames: Sequence[FrameResult]) -> list[str]:
+    judged = {
+        "last": "the last prompt token; rates while the model writes are not measured",
+        "all": "every token of a text, one hit counting: the text stands for an answer of its length",
+        "all and last": "every token of a text and the last prompt token, one hit counting: the text stands for an "
+        "answer of its length",
+    }[job.judged.value]
+    notes = [
+        job.dealt(),
+        "layer and tau were chosen on the threshold parts, the rates measured on the report parts",
+        "of several frames the rates are those of the frame where they are worst",
+        f"scored at {judged}",
+    ]
+    for result in frames:
+        fit = result.chosen.fit
+        notes.append(
+            f"frame {result.frame!r}: layer {fit.cube.layer}, {fit.vectors} key vectors, deviation floored in "
+            f"{fit.floored} of {job.model.identity.d_ff} dimensions"
+        )
+    return notes
+
+
+def calibrate_ksd(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions | None = None
+) -> KSDCalibration:
+    """A guard with one cube per frame, with its record, canaries and report.
+
+    Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
+    """
+    started = time.monotonic()
+    options = options or KSDOptions()
+    job = prepare(model, forget, retain, options)
+    encoded = time.monotonic()
+    with progress_bar(job.tokens, job.options.progress) as advance:
+        fits = [fit_frame(job, frame, advance) for frame in job.frames]
+        fitted = time.monotonic()
+        scores = score_all(job, fits, advance)
+    frames = _choose(job, fits, scores)
+    warnings = _warnings(job, frames)
+    guard = KSDGuard(
+        tuple(replace(result.chosen.fit.cube, tau=result.tau) for result in frames),
+        job.options.scope,
+        job.regime,
+    )
+    scored = time.monotonic()
+    corpora = (job.corpora["forget"], job.corpora["retain"])
+    canaries = choose_canaries(model, METHOD, guard, *corpora, job.frames)
+    record = make_record(
+        model,
+        job.frames,
+        corpora,
+        [*_notes(job, frames), *warnings],
+        **worst_rates(frames),
+    )
+    return KSDCalibration(
+        method=METHOD,
+        guard=guard,
+        identity=model.identity,
+        record=record,
+        canaries=canaries,
+        warnings=tuple(warnings),
+        seconds={
+            "encode": encoded - started,
+            "fit": fitted - encoded,
+            "score": scored - fitted,
+            "canaries": time.monotonic() - scored,
+        },
+        options=options,
+        frames=frames,
+    )

@@ -1,0 +1,88 @@
+"""The two passes of a cube's calibration: fit, then score held-out examples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guards.calibration.activations import Tokens
+from guards.calibration.corpus import Share, Side
+from guards.calibration.detector_job import DetectorJob
+from guards.calibration.finished import Advance
+from guards.errors import CalibrationError
+from guards.methods.cube.guard import Cube, KSDFitter, Regime, cube_score
+from guards.model.sites import Site
+
+Scores = Mapping[tuple[Side, Share, str], Tensor]
+"""Per side, share and served frame: float32 [C, L, E], the smallest score over an example's judged tokens."""
+
+
+HELD_OUT = (Share.THRESHOLD, Share.REPORT)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted cube, from `vectors` key vectors, with `floored` of its deviations raised to the floor."""
+
+    cube: Cube
+    vectors: int
+    floored: int
+
+
+def fit_frame(job: DetectorJob, frame: str, advance: Advance) -> tuple[Fit, ...]:
+    """A cube per layer from the forget set's fit part, in one pass."""
+    fitters = {layer: KSDFitter(job.model.identity.d_ff) for layer in job.layers}
+
+    def consume(layer: int, key_TF: Tensor, _: Tensor) -> None:
+        fitters[layer].update(key_TF)
+
+    job.model.stream(
+        Site.KEY,
+        job.layers,
+        job.examples("forget", Share.FIT, frame),
+        consume,
+        tokens=Tokens.LAST if job.regime is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST,
+        batch_tokens=job.options.batch_tokens,
+        skip=job.skips[frame],
+        advance=lambda tokens: advance(tokens, "fit"),
+    )
+    return tuple(Fit(fitter.finish(layer, frame), fitter.count, fitter.floored) for layer, fitter in fitters.items())
+
+
+def score_all(job: DetectorJob, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
+    """Scores of every cube on every held-out example in every frame; one pass over each part."""
+    scores: dict[tuple[Side, Share, str], Tensor] = {}
+    device = job.model.device
+    cubes = [
+        (c, i, fit.cube.layer, fit.cube.mean_F.to(device), fit.cube.std_F.to(device).reciprocal())
+        for c, row in enumerate(fits)
+        for i, fit in enumerate(row)
+    ]
+    roles: tuple[Side, ...] = ("forget", "retain")
+    for frame in job.frames:
+        for role in roles:
+            for share in HELD_OUT:
+                examples = job.examples(role, share, frame)
+                scores_CLE = torch.full((len(fits), len(job.layers), len(examples)), torch.inf, device=device)
+
+                def consume(layer: int, key_TF: Tensor, example_T: Tensor, into_CLE: Tensor = scores_CLE) -> None:
+                    for c, i, at, mean_F, inverse_F in cubes:
+                        if at == layer:
+                            score_T = cube_score(key_TF, mean_F, inverse_F)
+                            into_CLE[c, i].scatter_reduce_(0, example_T, score_T, "amin")
+
+                job.model.stream(
+                    Site.KEY,
+                    job.layers,
+                    examples,
+                    consume,
+                    tokens=job.judged,
+                    batch_tokens=job.options.batch_tokens,
+                    skip=job.skips[frame],
+                    advance=lambda tokens: advance(tokens, "score"),
+                )
+                if not bool(torch.isfinite(scores_CLE).all()):
+                    raise CalibrationError("a score is not finite: the model overflows on these texts in this dtype")
+                scores[role, share, frame] = scores_CLE.cpu()
+    return scores

@@ -1,0 +1,75 @@
+"""Calibrates Neuron Adjust: one pass per side for the moments of every neuron's pre-activation, over all tokens."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guards.calibration.activations import Activations
+from guards.calibration.corpus import Side, encode_corpora, resolve_frames
+from guards.calibration.finished import (
+    Calibration,
+    choose_canaries,
+    left_out_warnings,
+    make_record,
+    progress_bar,
+    stream_sides,
+)
+from guards.calibration.options import NeuronAdjustOptions
+from guards.calibration.sources import Source
+from guards.errors import CalibrationError
+from guards.methods.neuron_adjust.guard import METHOD, Draw, NeuronAdjustFitter
+from guards.model.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronAdjustCalibration(Calibration):
+    """A calibration with the number of neurons selected in every layer, and the tokens seen on each side."""
+
+    neurons_by_layer: tuple[int, ...]
+    tokens: dict[Side, int]
+
+
+def calibrate_neuron_adjust(
+    model: Activations,
+    forget: Sequence[Source],
+    retain: Sequence[Source],
+    options: NeuronAdjustOptions | None = None,
+) -> NeuronAdjustCalibration:
+    """A guard over all layers, with its record and canaries.
+
+    Raises DataError or CalibrationError when the examples or the fraction give no guard.
+    """
+    options = options or NeuronAdjustOptions()
+    started = time.monotonic()
+    frames = resolve_frames(options.frames, model.codec)
+    corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
+    layers = range(model.identity.layers)
+    fitter = NeuronAdjustFitter(len(layers), model.width(Site.PRE_ACTIVATION))
+    total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
+    encoded = time.monotonic()
+    with progress_bar(sum(total.values()), options.progress) as advance:
+        stream_sides(model, Site.PRE_ACTIVATION, fitter, corpora, batch_tokens=options.batch_tokens, advance=advance)
+    fitted = time.monotonic()
+    guard = fitter.finish(options.fraction, draw=Draw(options.draw), seed=options.seed)
+    by_layer = tuple(
+        guard.layers_statistics[layer].neurons_S.numel() if layer in guard.layers_statistics else 0 for layer in layers
+    )
+    warnings = left_out_warnings(model, corpora)
+    notes = [
+        "moments over all tokens, the frame's own included: "
+        + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),
+        f"neurons selected by layer: {', '.join(map(str, by_layer))}",
+    ]
+    if not sum(by_layer):
+        raise CalibrationError("no neuron was selected: raise --fraction")
+    return NeuronAdjustCalibration(
+        method=METHOD,
+        guard=guard,
+        identity=model.identity,
+        record=make_record(model, frames, corpora, [*notes, *warnings]),
+        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
+        warnings=tuple(warnings),
+        seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
+        neurons_by_layer=by_layer,
+        tokens=total,
+    )

@@ -1,0 +1,118 @@
+"""Calibrates Selective Pruning: in each step one pass per site for every neuron's importance, over all tokens."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from guards.calibration.activations import Activations
+from guards.calibration.corpus import Corpus, Side, encode_corpora, resolve_frames
+from guards.calibration.finished import (
+    Advance,
+    Calibration,
+    choose_canaries,
+    left_out_warnings,
+    make_record,
+    progress_bar,
+    stream_sides,
+)
+from guards.calibration.options import PruneOptions
+from guards.calibration.sources import Source
+from guards.methods.registry import METHODS
+from guards.methods.selective_pruning.guard import METHOD, Importance, PruneFitter, PruneGuard
+from guards.model.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneCalibration(Calibration):
+    """A calibration with the number of neurons pruned in every layer, and the tokens seen on each side in a step."""
+
+    feed_forward_by_layer: tuple[int, ...]
+    attention_by_layer: tuple[int, ...]
+    tokens: dict[Side, int]
+
+
+def _fit(
+    model: Activations, site: Site, corpora: Sequence[Corpus], batch_tokens: int | None, advance: Advance
+) -> PruneFitter:
+    """Every neuron's importance to both sides, on the model as it is now."""
+    fitter = PruneFitter(site, model.identity.layers, model.width(site))
+    stream_sides(model, site, fitter, corpora, batch_tokens=batch_tokens, advance=advance)
+    return fitter
+
+
+def _step(
+    model: Activations,
+    guard: PruneGuard,
+    fractions: Mapping[Site, float],
+    corpora: Sequence[Corpus],
+    batch_tokens: int | None,
+    advance: Advance,
+) -> PruneGuard:
+    """The guard with one step's neurons more, chosen on the model that it acts in."""
+    with model.guarded(METHODS[METHOD], guard) if guard.layers else nullcontext():
+        fitters = {site: _fit(model, site, corpora, batch_tokens, advance) for site in fractions}
+    pruned = {
+        site: fitter.finish(fractions[site], guard.importance, guard.at(site)) for site, fitter in fitters.items()
+    }
+    return replace(
+        guard,
+        feed_forward=pruned.get(Site.KEY, guard.feed_forward),
+        attention=pruned.get(Site.ATTENTION, guard.attention),
+    )
+
+
+def calibrate_prune(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: PruneOptions | None = None
+) -> PruneCalibration:
+    """A guard over all layers, with its record and canaries.
+
+    Raises DataError or CalibrationError when the examples or the fractions give no guard.
+    """
+    options = options or PruneOptions()
+    started = time.monotonic()
+    frames = resolve_frames(options.frames, model.codec)
+    corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
+    fractions = {
+        site: fraction
+        for site, fraction in ((Site.KEY, options.fraction), (Site.ATTENTION, options.attention_fraction))
+        if fraction
+    }
+    total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
+    guard = PruneGuard(
+        feed_forward={},
+        attention={},
+        d_attention=model.width(Site.ATTENTION),
+        fraction=options.fraction,
+        attention_fraction=options.attention_fraction,
+        steps=options.steps,
+        importance=Importance(options.importance),
+    )
+    encoded = time.monotonic()
+    with progress_bar(sum(total.values()) * len(fractions) * options.steps, options.progress) as advance:
+        for _ in range(options.steps):
+            guard = _step(model, guard, fractions, corpora, options.batch_tokens, advance)
+    fitted = time.monotonic()
+    by_layer = {
+        site: tuple(len(guard.at(site).get(layer, ())) for layer in range(model.identity.layers))
+        for site in (Site.KEY, Site.ATTENTION)
+    }
+    warnings = left_out_warnings(model, corpora)
+    notes = [
+        "importance over all tokens, the frame's own included: "
+        + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),
+        f"feed-forward neurons pruned by layer: {', '.join(map(str, by_layer[Site.KEY]))}",
+        f"attention neurons pruned by layer: {', '.join(map(str, by_layer[Site.ATTENTION]))}",
+    ]
+    return PruneCalibration(
+        method=METHOD,
+        guard=guard,
+        identity=model.identity,
+        record=make_record(model, frames, corpora, [*notes, *warnings]),
+        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
+        warnings=tuple(warnings),
+        seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
+        feed_forward_by_layer=by_layer[Site.KEY],
+        attention_by_layer=by_layer[Site.ATTENTION],
+        tokens=total,
+    )

@@ -1,0 +1,181 @@
+"""Text to token ids, in one place, so that examples are calibrated exactly as the server will see them.
+
+A *frame* is what surrounds a text: "chat" (the model's chat template, one user turn), "bare" (the text alone), or a
+template with `{text}` such as "Q: {text}\\nA:". A guard fitted on last tokens is bound to its frames.
+
+Special tokens that a text spells out ("<|end|>") stay plain text everywhere: a caller must not be able to write
+turns into a conversation.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from guards.artifact.identity import template_sha256
+from guards.errors import DataError, PromptRefusedError
+from guards.model.marks import Marks, Piece, SpecialTexts
+
+CHAT_FRAME = "chat"
+BARE_FRAME = "bare"
+
+
+def check_frame(frame: str) -> str:
+    """Returns the frame. Raises DataError when it is none of "chat", "bare" and a template with one {text}."""
+    if frame in (CHAT_FRAME, BARE_FRAME) or frame.count("{text}") == 1:
+        return frame
+    raise DataError(f"got frame {frame!r}, wanted 'chat', 'bare' or a template holding {{text}} once")
+
+
+class TextCodec:
+    """A tokenizer with the rules above, safe to call from several threads.
+
+    `tokenizer` is a transformers fast tokenizer; whether it parses special tokens is a switch inside of it, so that two
+    calls must not overlap.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._lock = threading.Lock()
+        special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special: dict[str, Any] = special  # more than all_special_tokens, which leaves out Llama 3's headers
+        self._unknown: str | None = tokenizer.unk_token
+        self._special_ids = frozenset(
+            int(tokenizer.convert_tokens_to_ids(text)) for text in special if text != self._unknown
+        )
+        self._special_texts = SpecialTexts(special)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the frame "chat" exists for this model."""
+        return self.tokenizer.chat_template is not None
+
+    @property
+    def template_sha256(self) -> str | None:
+        """Digest of the chat template's source."""
+        return template_sha256(self.tokenizer.chat_template)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """A bare text, with the opening token where the tokenizer adds one."""
+        with self._lock:
+            encoded = self.tokenizer(text, split_special_tokens=True, return_attention_mask=False)
+        return tuple(encoded["input_ids"])
+
+    def encode_frame(self, frame: str, text: str) -> tuple[int, ...]:
+        """A text in a frame. Raises DataError (PromptRefusedError for "chat" without a template)."""
+        if frame == CHAT_FRAME:
+            return self.encode_chat([{"role": "user", "content": text}])
+        if frame == BARE_FRAME:
+            return self.encode_text(text)
+        return self.encode_text(check_frame(frame).replace("{text}", text))
+
+    @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the chat template shows tools, calls and their results: some leave out what they do not know."""
+        call = {
+            "id": "probe0002",
+            "type": "function",
+            "function": {"name": "probe0003", "arguments": {"a": "probe0004"}},
+        }
+        asked = {"role": "user", "content": "probe0001"}
+        called = {"role": "assistant", "content": "", "tool_calls": [call]}
+        answered = {"role": "tool", "content": "probe0005", "tool_call_id": "probe0002"}
+        about = {"name": "probe0006", "description": "probe0007", "parameters": {"type": "object", "properties": {}}}
+        try:
+            shown = self._render([asked, called, answered], [{"type": "function", "function": about}])
+        except PromptRefusedError:
+            return False
+        return all(f"probe000{index}" in shown for index in (1, 3, 4, 5, 6, 7))
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
+        """A conversation in the chat template, with the opening of the assistant's turn.
+
+        Messages and tools are what transformers' templates take; calls' arguments are objects. Raises
+        PromptRefusedError when the model has no template or the template refuses the conversation.
+        """
+        if not self.has_chat_template:
+            raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
+        marks = Marks(self._special_texts)
+        inner, contents = [_marked(message, marks) for message in messages], []
+        for message in inner:
+            copied = message["role"] != "tool"  # results are often written as JSON, which a whole mark would escape
+            contents.append({**message, "content": marks.whole(message["content"])} if copied else message)
+        marked_tools = marks.inside(tools)
+        pieces = marks.pieces(template := self._render(contents, marked_tools))
+        ids = self._encode_trusted(rendered := self._render(messages, tools))
+        spelled = self._unknown is not None and any(self._unknown in message["content"] for message in messages)
+        if not spelled and not marks.any_inside:
+            structured = bool(tools) or any(message.keys() - {"role", "content"} for message in messages)
+            safe = self._encode_pieces(pieces) if structured else self._encode_trusted(template)
+            if self._specials(ids) == self._specials(safe):
+                return ids
+        if marks.any_inside:
+            filled = "".join(text for text, _ in marks.pieces(self._render(inner, marked_tools)))
+            if filled != rendered:
+                raise PromptRefusedError(
+                    "tools or their calls spell a special token where the chat template does not copy it: reword them"
+                )
+        return self._encode_pieces(pieces)
+
+    def _encode_trusted(self, text: str) -> tuple[int, ...]:
+        with self._lock:
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=False, return_attention_mask=False
+            )
+        return tuple(encoded["input_ids"])
+
+    def _specials(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self._special_ids]
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise PromptRefusedError(f"the model's chat template refuses these messages: {error}") from error
+        return str(rendered)
+
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
+        """Token ids of adjoining pieces; special tokens count only in the pieces marked True.
+
+        Plain text is joined across pieces before it is encoded: a tokenizer splits at special tokens only, and drops
+        the whitespace next to those that say so.
+        """
+        ids: list[int] = []
+        plain, drop_whitespace = "", False
+
+        def flush() -> None:
+            nonlocal plain
+            if plain:
+                with self._lock:
+                    encoded = self.tokenizer(
+                        plain, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+                    )
+                ids.extend(encoded["input_ids"])
+                plain = ""
+
+        for text, trusted in pieces:
+            for index, part in enumerate(self._special_texts.pattern.split(text) if trusted else [text]):
+                if index % 2 == 0:
+                    plain += part.lstrip() if drop_whitespace and not plain else part
+                    continue
+                token = self._special[part]
+                if token.lstrip:
+                    plain = plain.rstrip()
+                flush()
+                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                drop_whitespace = token.rstrip
+        flush()
+        return tuple(ids)
+
+
+def _marked(message: Mapping[str, Any], marks: Marks) -> dict[str, Any]:
+    """A message with stand-ins in all but its role and, where the template copies it, its text."""
+    kept = {"role"} if message["role"] == "tool" else {"role", "content"}
+    return {key: value if key in kept else marks.inside(value) for key, value in message.items()}

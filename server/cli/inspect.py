@@ -1,0 +1,117 @@
+"""`skillguard inspect`: an artifact, or a running server, as a readable table."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.evaluation.remote import fetch_server
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from guards.artifact.manifest import Rate
+    from guards.artifact.store import Artifact
+
+KEY_VARIABLE = "SKILLGUARD_KEY"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show an artifact or a running server",
+        description="Shows an artifact folder, or the guards of a running server, as a table.",
+    )
+    parser.add_argument("target", help="artifact folder, or the server's address (http://127.0.0.1:8000)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--api-key", default=os.environ.get(KEY_VARIABLE), help=f"API key of the server (default: ${KEY_VARIABLE})"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one table. Exit status 1 when a server's guards are not verified."""
+    from rich.console import Console
+
+    if args.target.startswith(("http://", "https://")):
+        report = fetch_server(args.target.rstrip("/"), args.api_key)
+        if args.json:
+            print(json.dumps(report, indent=1))
+        else:
+            Console().print(server_table(args.target, report))
+        return 0 if report["ready"] else 1
+    from guards.artifact.store import read_artifact
+    from guards.methods.registry import load_guard
+
+    artifact = read_artifact(Path(args.target))
+    load_guard(artifact)
+    if args.json:
+        print(artifact.manifest.model_dump_json(indent=1))
+    else:
+        Console().print(artifact_table(artifact))
+    return 0
+
+
+def server_table(url: str, report: dict[str, Any]) -> "Table":
+    """One line per guard."""
+    from rich.table import Table
+
+    model = ", ".join(entry["id"] for entry in report["models"])
+    state = "ready" if report["ready"] else "NOT READY"
+    table = Table(title=f"{url}: {model}, {state}", title_justify="left")
+    for column in ("guard", "skill", "method", "mode", "scope", "layers", "verified", "frames"):
+        table.add_column(column)
+    for guard in report["guards"]:
+        table.add_row(
+            *(str(guard.get(column, "-")) for column in ("name", "skill", "method", "mode", "scope")),
+            ", ".join(map(str, guard["layers"])) if "layers" in guard else "operators only",
+            "yes" if guard.get("verified") else "NO",
+            ", ".join(map(repr, guard.get("frames", ()))),
+        )
+    return table
+
+
+def _rate(rate: "Rate | None") -> str:
+    if rate is None:
+        return "not measured"
+    return f"{rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}] ({rate.hits} of {rate.total})"
+
+
+def artifact_table(artifact: "Artifact") -> "Table":
+    """Everything a person needs in order to trust an artifact, one fact a line."""
+    from rich.table import Table
+
+    manifest, calibration = artifact.manifest, artifact.manifest.calibration
+    model = manifest.model
+    table = Table(title=artifact.name, title_justify="left", show_header=False)
+    table.add_column("what", style="bold")
+    table.add_column("value", overflow="fold")
+    rows = [
+        ("skill", manifest.skill),
+        ("method", manifest.method),
+        ("scope", str(manifest.scope)),
+        ("model", f"{model.architecture}, {model.layers} layers, d_ff {model.d_ff}, {model.dtype}"),
+        ("weights", (model.weights_sha256 or "NOT BOUND: import again with --model")[:24]),
+        ("quantisation", model.quantization or "none"),
+        ("frames", ", ".join(map(repr, calibration.frames)) or "unknown"),
+        ("recall", _rate(calibration.recall)),
+        ("false abstention", _rate(calibration.false_abstention)),
+        ("canaries", f"{len(manifest.canaries)}, {sum(c.fires for c in manifest.canaries)} of them fire"),
+        ("digest", artifact.digest[:24]),
+    ]
+    for name, value in manifest.parameters.items():
+        if isinstance(value, list):
+            rows += [(f"{name}[{i}]", ", ".join(f"{k} {v}" for k, v in row.items())) for i, row in enumerate(value)]
+        else:
+            rows.append((name, str(value)))
+    rows += [
+        (f"{source.role} data", f"{source.name}: {source.examples} examples, {source.tokens} tokens")
+        for source in calibration.sources
+    ]
+    rows += [("note", note) for note in calibration.notes]
+    for what, value in rows:
+        table.add_row(what, value)
+    return table

@@ -1,0 +1,57 @@
+"""The `skillguard` command. Each subcommand is one module; heavy imports happen only once it runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from guards.errors import SkillguardError
+from server.cli import calibrate as cli_calibrate
+from server.cli import evaluate as cli_evaluate
+from server.cli import import_esu as cli_import
+from server.cli import inspect as cli_inspect
+from server.cli import key as cli_key
+from server.cli import serve as cli_serve
+from server.cli.engine import own_flags, split_flags
+from server.engines.errors import EngineFlagError
+from server.version import version
+
+COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
+WITH_ENGINE = ("serve", "calibrate", "evaluate")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="skillguard",
+        description="Takes one skill away from an open-weight language model at inference time.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"skillguard {version()}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments. What a command that runs an engine does not know is kept in `engine_flags`, for it."""
+    parser = build_parser()
+    if not argv or argv[0] not in WITH_ENGINE:
+        return parser.parse_args(argv)
+    ours, engine_flags = split_flags(argv, own_flags(parser, argv[0]))
+    return parser.parse_args(ours, argparse.Namespace(engine_flags=tuple(engine_flags)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; errors a user can cause become one line on stderr and exit status 1, or 2 for a bad flag."""
+    args = parse(sys.argv[1:] if argv is None else list(argv))
+    try:
+        return int(args.run(args))
+    except EngineFlagError as error:
+        print(f"skillguard {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except SkillguardError as error:
+        print(f"skillguard {args.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,110 @@
+"""`skillguard serve`: the server, and the few lines that say what runs and where to send the first request."""
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from server.cli.engine import add_arguments, engine_options
+from server.cli.fields import add_fields, build_settings
+from server.config import ServerConfig
+from server.engines.create import create_engine
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from server.readiness import Readiness
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a model with guards behind an OpenAI-compatible API",
+        description="Serves a model with guards behind an OpenAI-compatible API. Without arguments: the demo model, "
+        "unable to do mathematics, on 127.0.0.1:8000.",
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    add_fields(parser.add_argument_group("server"), ServerConfig, *ServerConfig.model_fields)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until interrupted. Exit status 1 when the engine could not start."""
+    config = build_settings(ServerConfig, args)
+    options = engine_options(args)
+
+    import logging
+
+    import uvicorn
+    from transformers.utils.logging import disable_progress_bar
+
+    from server.app import create_app
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
+    disable_progress_bar()
+    app = create_app(create_engine(options), config)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=config.host, port=config.port, log_config=None, log_level="warning", access_log=False)
+    )
+    return asyncio.run(_serve(server, app.state.services.readiness, config))
+
+
+async def _serve(server: "uvicorn.Server", readiness: "Readiness", config: ServerConfig) -> int:
+    announced = asyncio.create_task(_announce(server, readiness, config))
+    try:
+        await server.serve()
+    finally:
+        announced.cancel()
+    return 1 if readiness.failure is not None else 0
+
+
+async def _announce(server: "uvicorn.Server", readiness: "Readiness", config: ServerConfig) -> None:
+    """Prints the banner once the guards are verified; ends the process when the engine could not start at all.
+
+    A guard that fails its canaries keeps the process up and not ready, so that /ready can say which it is.
+    """
+    await readiness.settled.wait()
+    if readiness.failure is not None and not readiness.reasons:
+        print(f"skillguard serve: error: {readiness.failure}", file=sys.stderr)
+        server.should_exit = True
+        return
+    port = server.servers[0].sockets[0].getsockname()[1] if server.servers else config.port
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    print(banner(readiness, f"http://{host}:{port}", config), flush=True)
+
+
+def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
+    """What runs, what is not covered, and a line to paste."""
+    from server.coverage import uncovered
+    from server.version import version
+
+    running = readiness.require_running()
+    info, modes = running.info, running.modes
+    lines = [
+        f"skillguard {version()}, engine {info.engine} {info.engine_version} on {info.device} in {info.dtype}",
+        f"  model  {info.model} ({info.architecture}, up to {info.max_model_tokens} tokens)",
+    ]
+    for guard in info.guards:
+        state = "verified" if readiness.is_verified(guard.name) else f"FAILED: {readiness.reasons[guard.name]}"
+        lines.append(f"  guard  {guard.name}: {guard.method}, skill {guard.skill}, {modes[guard.name]}, {state}")
+    if not info.guards:
+        lines.append("  guard  NONE: every skill is served (--unguarded)")
+    lines += [f"  note   {sentence}" for sentence in uncovered(info)]
+    if not readiness.ready:
+        return "\n".join([*lines, f"  NOT READY: nothing is generated. {url}/ready says why."])
+    body = json.dumps({"model": info.model, "messages": [{"role": "user", "content": "What is 23 plus 58?"}]})
+    key = ' -H "Authorization: Bearer $SKILLGUARD_KEY"' if config.api_keys_file else ""
+    return "\n".join(
+        [
+            *lines,
+            f"  ready  {url}/v1  (metrics at {url}/metrics)",
+            "",
+            f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
+            "",
+        ]
+    )

@@ -1,0 +1,104 @@
+"""transformers' continuous batching, set up so that guards can rely on it. The one place that touches its internals."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
+from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+
+from guards.errors import UnsupportedModelError
+from server.engines.embedded.sampler import JudgingSampler
+from server.engines.options import EmbeddedOptions
+
+PAGE_TOKENS = 32
+_SCHEDULER = "skillguard"
+
+
+class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+    """First come, first served.
+
+    Under cache pressure the batcher stops admitting until some answer finishes. An answer that is cancelled instead, by
+    its client or by a stop string, would leave it waiting for ever.
+    """
+
+    def clear_cancelled_requests(self) -> Any:
+        cancelled = super().clear_cancelled_requests()
+        if not self.active_requests:
+            self.block_new_requests = False
+        return cancelled
+
+
+class _Router(OutputRouter):  # type: ignore[misc]
+    """Hands the batcher's outputs to the event loop, one wake-up per step."""
+
+    def __init__(self, dispatch: Callable[[list[Any]], None], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._dispatch, self._loop = dispatch, loop
+
+    def deliver(self, output: Any) -> None:
+        self.deliver_batch([output])
+
+    def deliver_batch(self, outputs: list[Any]) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear it
+            self._loop.call_soon_threadsafe(self._dispatch, outputs)
+
+
+def make_manager(
+    model: Any,
+    options: EmbeddedOptions,
+    sampler: JudgingSampler,
+    stop_ids: frozenset[int],
+    dispatch: Callable[[list[Any]], None],
+) -> Any:
+    """A ContinuousBatchingManager that judges and draws through `sampler`, not started yet.
+
+    Raises UnsupportedModelError where it would replay recorded passes or not say which rows it samples.
+    """
+    if not model._supports_logits_to_keep():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no logits_to_keep: guards cannot tell which rows count"
+        )
+    SCHEDULER_MAPPING[_SCHEDULER] = _Scheduler
+    manager = model.init_continuous_batching(
+        generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(stop_ids)),
+        continuous_batching_config=ContinuousBatchingConfig(
+            page_size=PAGE_TOKENS,
+            num_blocks=-(-options.kv_cache_tokens // PAGE_TOKENS),
+            max_batch_tokens=options.max_batch_tokens,
+            max_requests_per_batch=options.max_running,
+            scheduler_type=_SCHEDULER,
+            use_cuda_graph=False,
+            use_async_batching=False,
+            default_compile_level=0,
+        ),
+    )
+    _refuse_recorded_passes(manager.continuous_batching_config)
+    manager.logit_processor = sampler
+    manager.output_router = _Router(dispatch, asyncio.get_running_loop())
+    manager.warmup()  # makes the cache now, so that its real capacity is known before the first request
+    return manager
+
+
+def longest_request(manager: Any) -> int:
+    """Tokens of the longest request that the cache can hold by itself, with a page to spare.
+
+    A longer one could be neither scheduled nor set aside, which would end the batcher for everybody. Raises
+    UnsupportedModelError when the cache holds no request at all.
+    """
+    longest = int(infer_max_single_request_tokens(manager.batch_processor.cache)) - PAGE_TOKENS
+    if longest < PAGE_TOKENS:
+        raise UnsupportedModelError("the cache is too small for this model: raise --kv-cache-tokens")
+    return longest
+
+
+def _refuse_recorded_passes(config: Any) -> None:
+    recorded = config.use_async_batching or any(config.cuda_graph_booleans)
+    compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
+    if recorded or compiled:
+        raise UnsupportedModelError(
+            "transformers turned on CUDA graphs, compilation or asynchronous batching; guards would not run there"
+        )

@@ -1,0 +1,174 @@
+"""The embedded engine: transformers' continuous batching with guards inside the model's feed-forward layers.
+
+Runs anywhere torch does. CUDA graphs, compilation and asynchronous batching stay off here: Python hooks would be
+recorded once and skipped afterwards.
+"""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from guards.artifact.identity import refuse_mismatch
+from guards.errors import UnsupportedModelError
+from guards.inside.transformers.attach import Attachment
+from guards.inside.transformers.loading import LoadedModel, load_model
+from server.engines.answer_state import AnswerState
+from server.engines.base import COMMON_OPTIONS, EngineInfo, EngineRequest, FinishReason, Load, require_honoured
+from server.engines.description import describe
+from server.engines.embedded.batching import longest_request, make_manager
+from server.engines.embedded.sampler import JudgingSampler
+from server.engines.errors import EngineStoppedError
+from server.engines.guarded import GuardedEngine
+from server.engines.options import EmbeddedOptions
+from server.engines.stream import AnswerStream, Drawn
+from server.engines.text import token_text
+
+SENTINEL = "<|abstain|>"
+"""A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
+
+
+class EmbeddedEngine(GuardedEngine):
+    """See `server.engines.base.Engine`."""
+
+    def __init__(self, options: EmbeddedOptions) -> None:
+        super().__init__(options.artifacts)
+        self._options = options
+        self._capacity = options.max_running + options.max_waiting
+        self._stopped = False
+        self._loaded: LoadedModel
+        self._attachment: Attachment | None = None
+        self._manager: Any = None
+
+    async def start(self) -> None:
+        options = self._options
+        self._loaded = await asyncio.to_thread(load_model, options.model, options.device, options.dtype)
+        self._codec = self._loaded.codec
+        self._vocabulary = int(self._loaded.model.config.vocab_size)
+        for entry in self._guards.values():
+            refuse_mismatch(entry.artifact, self._loaded.identity)
+        pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
+        self._attachment = Attachment(self._loaded.model, self._loaded.sites, pairs)
+        try:
+            self._start_batching()
+        except BaseException:
+            self._attachment.remove()
+            raise
+        self._info = self._describe()
+
+    def _start_batching(self) -> None:
+        options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
+        assert self._attachment is not None
+        limit = int(model.config.max_position_embeddings)
+        self._stop_ids = _stop_ids(model, tokenizer)
+        sentinel = tokenizer.get_vocab().get(SENTINEL)
+        self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
+        bound = self._attachment.bound
+        self._sampler = JudgingSampler(
+            self._facts(bound),
+            self._attachment.take,
+            lambda token_id: token_text(tokenizer, token_id),
+            self._sentinel,
+            self._stop_ids,
+        )
+        manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch)
+        self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))
+        manager.start()
+        self._manager = manager
+
+    async def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._manager is not None:
+            await asyncio.to_thread(self._manager.stop, block=True, hard_stop=True)
+        if self._attachment is not None:
+            self._attachment.remove()
+        for stream in self._streams.values():
+            stream.outputs.put_nowait(None)
+
+    def healthy(self) -> bool:
+        return not self._stopped and self._manager is not None and bool(self._manager.is_running())
+
+    def submit(self, request: EngineRequest) -> AnswerStream:
+        require_honoured(request.sampling, "transformers", COMMON_OPTIONS)
+        generator = None
+        if request.sampling.seed is not None:
+            generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
+        return self._run(AnswerState(request, generator))
+
+    def load(self) -> Load:
+        running = min(len(self._streams), self._options.max_running)
+        return Load(running=running, waiting=len(self._streams) - running)
+
+    def _run(self, row: AnswerState) -> AnswerStream:
+        request = row.request
+        self._admit(request)
+        stream = AnswerStream(
+            row, self._loaded.codec.tokenizer, self._stop_ids, partial(self._close, request.request_id)
+        )
+        self._streams[request.request_id] = stream
+        self._sampler.add(row)
+        accepted = self._manager.add_request(
+            list(request.prompt_token_ids),
+            request_id=request.request_id,
+            max_new_tokens=request.sampling.max_tokens,
+            streaming=True,
+            eos_token_id=sorted(self._stop_ids | {self._sentinel}),
+        )
+        # A batcher that dies drains its queue after it stopped accepting: still accepting means that it will see this.
+        if accepted is None or self._manager.background_thread_status.can_accept_new_requests() is not None:
+            self._close(request.request_id, finished=True)
+            raise EngineStoppedError("the engine has stopped")
+        return stream
+
+    def _dispatch(self, outputs: list[Any]) -> None:
+        """On the event loop: outputs of one step to their streams; those of cancelled requests are dropped."""
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.outputs.put_nowait(self._drawn(stream.row, output))
+
+    def _drawn(self, row: AnswerState, output: Any) -> Drawn:
+        """What is new in an output of the batcher, which repeats all tokens of an answer each time."""
+        tokens, ended = output.generated_tokens, None
+        new = slice(row.delivered, len(tokens))
+        row.delivered = len(tokens)
+        if output.is_finished():
+            ended = FinishReason.STOP if tokens and tokens[-1] in self._stop_ids else FinishReason.LENGTH
+        error = None if output.error is None else f"the forward pass failed: {output.error}"
+        return Drawn(tuple(tokens[new]), tuple(row.logprobs[new]), ended, error)
+
+    def _close(self, request_id: str, finished: bool) -> None:
+        """Forgets a request, and cancels it in the batcher unless it ended there."""
+        self._streams.pop(request_id, None)
+        self._sampler.discard(request_id)
+        if not finished:
+            self._manager.cancel_request(request_id)
+
+    def _describe(self) -> EngineInfo:
+        loaded, options = self._loaded, self._options
+        return EngineInfo(
+            engine="transformers",
+            engine_version=str(transformers.__version__),
+            model=options.served_name or Path(options.model).name,
+            architecture=loaded.identity.architecture,
+            device=str(loaded.device),
+            dtype=loaded.identity.dtype,
+            max_model_tokens=self._max_tokens,
+            template_sha256=loaded.codec.template_sha256,
+            guards=tuple(describe(entry) for entry in self._guards.values()),
+        )
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
+    return frozenset(int(token) for token in (found if isinstance(found, list | tuple) else [found]))

@@ -1,0 +1,156 @@
+"""Judging and drawing, at the one place of transformers' continuous batching that sees both rows and logits.
+
+The batcher calls its list of logits processors once per step, with the logits of every position it is about to
+sample. This list does the whole step itself: it takes the guards' readings of that forward pass, judges each row
+under its request's policy, draws a token for the rows that may go on, puts the sentinel in the place of the others',
+and hands back scores that leave the batcher's argmax nothing to choose. Nothing runs after it that a request could
+influence.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+
+from guards.core.verdict import Reading, Verdict
+from guards.inside.transformers.attach import Readings
+from server.engines.answer_state import AnswerState, GuardFacts
+from server.engines.base import Sampling, TokenLogprob
+
+TokenText = Callable[[int], tuple[str, bytes]]
+
+
+class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
+    """Replaces the batcher's list of logits processors.
+
+    `take_readings(n)` gives the guards' readings for the first n logits rows of the forward pass that just ran.
+    `sentinel` is the token id that ends a suppressed answer; a model never draws it itself unless it is among
+    `stop_ids`.
+    """
+
+    def __init__(
+        self,
+        facts: Mapping[str, GuardFacts],
+        take_readings: Callable[[int], Readings],
+        token_text: TokenText,
+        sentinel: int,
+        stop_ids: frozenset[int],
+    ) -> None:
+        super().__init__(LogitsProcessorList())
+        self.do_processing = True
+        self._facts = facts
+        self._take_readings = take_readings
+        self._token_text = token_text
+        self._sentinel = sentinel
+        self._mask_sentinel = sentinel not in stop_ids
+        self._rows: dict[str, AnswerState] = {}
+        self._lock = threading.Lock()
+        self._batch: list[AnswerState | None] = []
+
+    def add(self, row: AnswerState) -> None:
+        """Makes a request known; must happen before it is queued."""
+        with self._lock:
+            self._rows[row.request.request_id] = row
+
+    def discard(self, request_id: str) -> None:
+        """Forgets a request. A step that still runs for it yields the sentinel."""
+        with self._lock:
+            self._rows.pop(request_id, None)
+
+    def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
+        """Called before each forward pass with the batch's requests; remembers which will be sampled, in order."""
+        with self._lock:
+            self._batch = [
+                self._rows.get(future.state.request_id) for future in requests_in_batch if future.has_new_token
+            ]
+        return arg_storage
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
+        """`scores` float32 [rows, vocabulary], possibly with unused rows at the end; returns one-hot scores."""
+        batch, self._batch = self._batch, []
+        readings = self._take_readings(len(batch))
+        judged = self._judge(batch, readings)
+        tokens = self._draw(scores, batch, judged)
+        scores.fill_(-torch.inf)
+        if tokens:
+            chosen = torch.tensor(tokens, device=scores.device).unsqueeze(1)
+            scores[: len(tokens)].scatter_(1, chosen, 0.0)
+        return scores
+
+    def _judge(self, batch: list[AnswerState | None], readings: Readings) -> list[bool]:
+        """Which rows may draw a token."""
+        codes = readings.codes_RG.tolist()
+        parts = {name: scores.tolist() for name, scores in readings.scores.items()}
+        allowed = []
+        for index, row in enumerate(batch):
+            if row is None:
+                allowed.append(False)
+                continue
+            row_readings = {
+                name: (Reading(codes[index][column]), tuple(parts[name][index]))
+                for column, name in enumerate(readings.names)
+            }
+            verdict = row.judge(self._facts, row_readings)
+            allowed.append(verdict is Verdict.ALLOW)
+        return allowed
+
+    def _draw(self, scores: Tensor, batch: list[AnswerState | None], allowed: list[bool]) -> list[int]:
+        """A token id per row, the sentinel where the row may not draw."""
+        if not batch:
+            return []
+        logits = scores[: len(batch)]
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        if self._mask_sentinel:
+            logits[:, self._sentinel] = -torch.inf
+        greedy = logits.argmax(dim=-1).tolist()
+        tokens = []
+        for index, row in enumerate(batch):
+            if row is None or not allowed[index]:
+                tokens.append(self._sentinel)
+                continue
+            if not finite[index]:
+                row.fail("the model's logits are not finite")
+                tokens.append(self._sentinel)
+                continue
+            try:
+                tokens.append(self._draw_for(row, logits[index], greedy[index]))
+            except Exception as error:  # one request's numbers must not end the batch of everybody
+                row.fail(f"drawing a token failed: {error!r}")
+                tokens.append(self._sentinel)
+        return tokens
+
+    def _draw_for(self, row: AnswerState, logits_V: Tensor, greedy: int) -> int:
+        """Draws one row's token and keeps its log-probabilities."""
+        sampling = row.request.sampling
+        token = greedy if sampling.temperature == 0 else draw_token(logits_V, sampling, row.generator)
+        if sampling.logprobs is not None:
+            row.logprobs.append(self._logprobs(logits_V, token, sampling.logprobs))
+        row.generated += 1
+        return token
+
+    def _logprobs(self, logits_V: Tensor, token: int, count: int) -> TokenLogprob:
+        """Log-probabilities before temperature and top-p, of the drawn token and the `count` most likely."""
+        logprobs_V = logits_V.log_softmax(dim=-1)
+        text, raw = self._token_text(token)
+        top = []
+        if count:
+            best = logprobs_V.topk(min(count, logprobs_V.numel()))
+            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                top.append((*self._token_text(index), value))
+        return TokenLogprob(text, raw, float(logprobs_V[token]), tuple(top))
+
+
+def draw_token(logits_V: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """Draws from one row's logits with temperature and top-p (nucleus). The most likely token always stays."""
+    probabilities = (logits_V / max(sampling.temperature, 1e-5)).softmax(dim=-1)
+    if sampling.top_p >= 1.0:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    ordered, order = probabilities.sort(descending=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+    outside[0] = False
+    ordered[outside] = 0.0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])

@@ -1,0 +1,190 @@
+"""A fake engine that plays scripts: no model, no torch, no clock. Shipped, so that whoever builds on the server can
+test against what its own tests use.
+
+Tokens are the UTF-8 bytes of the prompt. `server/engines/scripts.py` has what scripts are made of.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from prometheus_client import Metric
+
+from server.engines.base import (
+    ALL_OPTIONS,
+    EngineInfo,
+    EngineRequest,
+    Event,
+    EventStream,
+    Finish,
+    GuardInfo,
+    GuardScore,
+    Load,
+    Message,
+    ToolPlan,
+    require_honoured,
+)
+from server.engines.errors import EngineError, EngineStoppedError, PromptError, PromptTooLongError
+from server.engines.scripted.scripts import Script, Step, answer, guard, score
+from server.engines.scripted.tools import ScriptedToolParser
+from server.engines.tools import Tool, ToolChoice, ToolUse
+
+
+class ScriptedEngine:
+    """Implements `Engine`. Its public attributes may be changed while it runs.
+
+    It takes every option, or the `options` it is given, and plays the same whatever they ask for. So it does with
+    tools; `server/engines/scripted_tools.py` says how an answer spells calls.
+    """
+
+    def __init__(
+        self,
+        scripts: Sequence[Script] = (Script(answer("Hello", " there", ".")),),
+        guards: Sequence[GuardInfo] = (guard(),),
+        max_model_tokens: int = 4096,
+        options: frozenset[str] = ALL_OPTIONS,
+        tool_choices: frozenset[ToolChoice] = frozenset(ToolChoice),
+    ) -> None:
+        self.scripts = list(scripts)
+        self.submitted: list[EngineRequest] = []
+        self.checked: list[str] = []
+        self.cancelled: list[str] = []
+        """Ids of requests whose events were closed before their Finish."""
+        self.scores: tuple[GuardScore, ...] = tuple(score(of) for of in guards)
+        """What `check` answers."""
+        self.alive = True
+        self.refusal: EngineError | None = None
+        """Raised by `submit` and `check` where set, such as an EngineBusyError."""
+        self.start_error: Exception | None = None
+        self.may_start = _already_set()
+        self.may_verify = _already_set()
+        self.may_check = _already_set()
+        """Clear one of these to keep the engine in that state."""
+        self.verification: Mapping[str, str | None] = {of.name: None for of in guards}
+        self.queue = Load(running=0, waiting=0)
+        self.stops = 0
+        self._info = EngineInfo(
+            engine="scripted",
+            engine_version="1",
+            model="scripted",
+            architecture="none",
+            device="none",
+            dtype="none",
+            max_model_tokens=max_model_tokens,
+            template_sha256=None,
+            guards=tuple(guards),
+            options=options,
+            tool_choices=tool_choices,
+        )
+        self.tool_plan = ToolPlan(ScriptedToolParser)
+        """What `plan_tools` answers."""
+        self.tool_uses: list[ToolUse] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    async def start(self) -> None:
+        await self.may_start.wait()
+        if self.start_error is not None:
+            raise self.start_error
+
+    async def stop(self) -> None:
+        self.stops += 1
+        self.alive = False
+
+    async def verify(self) -> Mapping[str, str | None]:
+        await self.may_verify.wait()
+        return self.verification
+
+    def healthy(self) -> bool:
+        return self.alive
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        if not text:
+            raise PromptError("the prompt is empty")
+        return tuple(text.encode())
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        shown = "".join(f"tool: {tool.name}\n" for tool in tools)
+        return self.encode_text(shown + "".join(map(_turn, messages)) + "assistant: ")
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        self.tool_uses.append(use)
+        return self.tool_plan
+
+    def submit(self, request: EngineRequest) -> EventStream:
+        require_honoured(request.sampling, self._info.engine, self._info.options)
+        text = self._admit(request.prompt_token_ids, request.sampling.max_tokens)
+        script = next((script for script in self.scripts if script.when(text)), None)
+        if script is None:
+            raise PromptError(f"no script for {text!r}")
+        self.submitted.append(request)
+        return _Played(script.steps, len(request.prompt_token_ids), lambda: self.cancelled.append(request.request_id))
+
+    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
+        self._admit(prompt_token_ids, answer_tokens=0)
+        self.checked.append(request_id)
+        try:
+            await self.may_check.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request_id)
+            raise
+        return self.scores
+
+    def metrics(self) -> Iterable[Metric]:
+        return ()
+
+    def load(self) -> Load:
+        return self.queue
+
+    def _admit(self, prompt_token_ids: tuple[int, ...], answer_tokens: int) -> str:
+        if self.refusal is not None:
+            raise self.refusal
+        if not self.alive:
+            raise EngineStoppedError("the engine has stopped")
+        if max(prompt_token_ids) > 255:
+            raise PromptError(f"token {max(prompt_token_ids)} is not in the vocabulary of 256")
+        asked, limit = len(prompt_token_ids) + answer_tokens, self._info.max_model_tokens
+        if asked > limit:
+            raise PromptTooLongError(f"prompt and answer need {asked} tokens, the model has {limit}")
+        return bytes(prompt_token_ids).decode(errors="replace")
+
+
+class _Played(EventStream):
+    """The events of one request. A class, since an async generator that was never begun cannot notice its closing."""
+
+    def __init__(self, steps: Iterable[Step], prompt_tokens: int, on_cancel: Callable[[], None]) -> None:
+        self._steps = iter(steps)
+        self._prompt_tokens = prompt_tokens
+        self._on_cancel = on_cancel
+        self._over = False
+
+    async def __anext__(self) -> Event:
+        for step in self._steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, Finish):
+                self._over = True
+                return replace(step, prompt_tokens=self._prompt_tokens)
+            else:
+                return step
+        self._over = True
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        if not self._over:
+            self._over = True
+            self._on_cancel()
+
+
+def _turn(message: Message) -> str:
+    calls = "".join(f"[[{call.name}|{call.arguments}]]" for call in message.tool_calls)
+    answered = "" if message.tool_call_id is None else f" {message.tool_call_id}"
+    return f"{message.role}{answered}: {message.content}{calls}\n"
+
+
+def _already_set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event

@@ -1,0 +1,239 @@
+"""Calibration on vLLM: activations of the very model that will be served, sharded, compiled or quantised as it is.
+
+Suffixes: R rows (tokens), F neurons of the site.
+
+Every example is a prompt from which vLLM draws one token that nobody reads. Prefix caching is off, since a cached
+prefix is not computed again and so has no activations. Examples go in groups that bound the memory of their
+activations; a group waits until vLLM has all of it, so that batches do not depend on how fast requests arrive.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity
+from guards.artifact.store import write_artifact
+from guards.calibration.activations import Consumer, Reader, Span, TokenIds, Tokens, mean_by_example, wanted_span
+from guards.contract.guard import Guard
+from guards.core.verdict import Reading
+from guards.errors import AttachError, CalibrationError
+from guards.inside.transformers.loading import DTYPES, load_tokenizer, resolve_folder
+from guards.inside.vllm.capture_worker import CAPTURE
+from guards.inside.vllm.settings import SETTINGS
+from guards.methods.registry import Method
+from guards.model.encoding import TextCodec
+from guards.model.sites import Site
+from server.engines.options import VllmOptions
+from server.engines.vllm.config import guard_settings, parse_flags
+from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.launch import launch, live_identity, make_config
+from server.engines.vllm.slices import assemble, plan_groups
+
+_WORKER = "guards.inside.vllm.capture_worker.CapturingWorker"
+GROUP_BYTES = 1 << 30
+"""Activations of one group of examples, over all layers and ranks. Each layer of a group is fetched by itself."""
+_PROVISIONAL = "provisional"
+
+
+class VllmActivations:
+    """See `Activations`. Starts vLLM at once; use it as a context manager, or call `close`.
+
+    Only `sites` are seen: a traced graph cannot be told later what to copy.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, options: VllmOptions, *sites: Site, group_bytes: int = GROUP_BYTES) -> None:
+        self._options, self._captured, self._group_bytes = options, sites, group_bytes
+        self._folder = resolve_folder(options.model)
+        self.codec = TextCodec(load_tokenizer(self._folder))
+        self._llm: AsyncLLM | None = None
+        self._requests = 0
+        self._runner = asyncio.Runner()
+        try:
+            arguments = parse_flags(options)
+            arguments.enable_prefix_caching = False
+            self._config = make_config(arguments, self._folder, _WORKER)
+            self._act([])
+            self.identity: ModelIdentity = self._runner.run(live_identity(self._started(), self._config, self._folder))
+            self._d_attention: int = self._rpc("describe")[0]["d_attention"]
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def max_tokens(self) -> int:
+        """One less than vLLM's own limit, which the token that it draws counts towards."""
+        return int(self._config.model_config.max_model_len) - 1
+
+    def __enter__(self) -> "VllmActivations":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends vLLM's processes. Safe to call twice."""
+        self._stop()
+        self._runner.close()
+
+    def _started(self) -> AsyncLLM:
+        """vLLM, started again where a reading needed its place."""
+        if self._llm is None:
+
+            async def start() -> AsyncLLM:
+                return launch(self._config)
+
+            self._llm = self._runner.run(start())
+        return self._llm
+
+    def _stop(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+
+            async def stop() -> None:
+                llm.shutdown()
+
+            self._runner.run(stop())
+
+    def _act(self, artifacts: Sequence[tuple[str, str]]) -> None:
+        """Lets the next vLLM run with these guards, (folder, digest) each. No token it draws is read by anybody."""
+        self._config.additional_config = guard_settings(artifacts, sentinel=0, options=self._options)
+        self._config.additional_config[SETTINGS]["capture"] = [site.value for site in self._captured]
+
+    def _rpc(self, method: str, *args: Any) -> list[Any]:
+        """What every worker returns."""
+        return self._runner.run(self._started().collective_rpc(method, args=args))
+
+    def width(self, site: Site) -> int:
+        """See `guards.calibration.activations.Activations.width`."""
+        return self._d_attention if site is Site.ATTENTION else self.identity.d_ff
+
+    def stream(
+        self,
+        site: Site,
+        layers: Sequence[int],
+        examples: Sequence[TokenIds],
+        consume: Consumer,
+        *,
+        tokens: Tokens,
+        batch_tokens: int | None,
+        skip: tuple[int, int] = (0, 0),
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """See `guards.calibration.activations.Activations.stream`.
+
+        Raises AttachError when a wanted row did not come back, CalibrationError for a site that is not captured or for
+        `batch_tokens`, which is vLLM's own --max-num-batched-tokens here.
+        """
+        if site not in self._captured:
+            raise CalibrationError(
+                f"got site {site.value}, wanted one that this vLLM was started for: {', '.join(self._captured)}"
+            )
+        if batch_tokens is not None:
+            raise CalibrationError("--batch-tokens: vLLM has its own flag for that, --max-num-batched-tokens")
+        llm, wanted = self._started(), sorted(set(layers))
+        spans = [wanted_span(len(ids), tokens, skip) for ids in examples]
+        dtype = DTYPES[self.identity.dtype]
+        row_bytes = len(wanted) * self.width(site) * dtype.itemsize
+        for group in plan_groups([len(span.positions) for span in spans], self._group_bytes // row_bytes):
+            rows = [(index, position) for index in group for position in spans[index].positions]
+            if rows:
+                self._rpc("capture", site.value, wanted)
+                self._runner.run(self._pass(llm, [(index, examples[index], spans[index]) for index in group]))
+            rows_R2 = torch.tensor(rows, dtype=torch.int64)
+            for layer in wanted if rows else ():
+                slices = self._rpc("take_captured", site.value, layer)
+                x_RF = assemble(slices, rows_R2, self.width(site), dtype, layer)
+                example_R = rows_R2[:, 0]
+                consume(layer, *(mean_by_example(x_RF, example_R) if tokens is Tokens.MEAN else (x_RF, example_R)))
+            advance(sum(len(examples[index]) for index in group))
+
+    async def _pass(self, llm: AsyncLLM, group: Sequence[tuple[int, TokenIds, Span]]) -> None:
+        """Runs one group's prompts."""
+        await llm.pause_generation(mode="keep", clear_cache=False)
+        answers = []
+        for index, ids, span in group:
+            self._requests += 1
+            params = SamplingParams(
+                max_tokens=1,
+                temperature=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args={CAPTURE: [index, *span]},
+            )
+            answers.append(await llm.add_request(f"capture-{self._requests}", tokens_input(list(ids)), params))
+        await llm.resume_generation()
+        try:
+            for answer in answers:
+                while not (await answer.get()).finished:
+                    pass
+        except EngineDeadError as error:
+            raise AttachError("vLLM died while it ran the examples; its own messages above say why") from error
+
+    @contextmanager
+    def guarded(self, method: Method, guard: Guard) -> Iterator[None]:
+        """Starts vLLM again with the guard in its graph; a further start, once it is needed, is without."""
+        self._stop()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / _PROVISIONAL
+            self._act([(str(folder), self._write_provisional(folder, method, guard))])
+            try:
+                yield
+            finally:
+                self._stop()
+                self._act([])
+
+    @contextmanager
+    def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
+        """Reads through the engine that serves, started once on the guard as it stands.
+
+        A score from captured activations would not do: a compiled graph with a guard in it is another graph than the
+        one that copies, and rounds elsewhere, and an intervention changes what later layers see. Two engines at a time
+        might not fit, so the capturing one ends first.
+        """
+        self._stop()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / _PROVISIONAL
+            self._write_provisional(folder, method, guard)
+            engine = VllmEngine(self._options.model_copy(update={"artifacts": (folder,)}))
+            self._runner.run(engine.start())
+            try:
+                yield lambda ids: self._read(engine, ids)
+            finally:
+                self._runner.run(engine.stop())
+
+    def _write_provisional(self, folder: Path, method: Method, guard: Guard) -> str:
+        """An artifact that an engine takes, and its digest. Nothing verifies it: its one canary only holds the place of
+        real ones."""
+        parameters, tensors = method.dump(guard)
+        manifest = Manifest(
+            method=method.name,
+            skill=_PROVISIONAL,
+            scope=guard.scope,
+            model=self.identity,
+            parameters=parameters,
+            calibration=CalibrationRecord(
+                tool=_PROVISIONAL, frames=(), template_sha256=None, sources=(), recall=None, false_abstention=None
+            ),
+            canaries=(Canary(token_ids=(0,), scores=(0.0,), fires=True),),
+            tensors_sha256="0" * 64,
+        )
+        return write_artifact(folder, manifest, tensors)
+
+    def _read(self, engine: VllmEngine, ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
+        self._requests += 1
+        return self._runner.run(engine.read(ids, f"canary-{self._requests}"))[_PROVISIONAL]

@@ -1,0 +1,307 @@
+"""vLLM with guards inside: its AsyncLLM, our worker and scheduler.
+
+The guards act in the worker processes (`vllm_worker.py`); here requests go in, and what the guards said comes back
+beside the tokens (`vllm_events.py`). A token whose row no guard judged never reaches a caller: the worker refuses to
+draw it, the scheduler to deliver it, and an answer's stream to pass it on.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+from prometheus_client import REGISTRY, Metric
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from guards.artifact.identity import refuse_mismatch
+from guards.contract.columns import Cells
+from guards.core.verdict import GuardMode, Verdict
+from guards.errors import UnsupportedModelError
+from guards.inside.transformers.loading import load_tokenizer, resolve_folder
+from guards.inside.vllm.events import SHADOW, STOP_REASON, load_moved, load_report
+from guards.model.encoding import TextCodec
+from guards.model.shard import WHOLE
+from server.engines.answer_state import AnswerState
+from server.engines.base import (
+    ALL_OPTIONS,
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Load,
+    TokenLogprob,
+    ToolPlan,
+)
+from server.engines.description import describe
+from server.engines.errors import UnsupportedOptionError
+from server.engines.guarded import GuardedEngine
+from server.engines.options import VllmOptions
+from server.engines.stream import AnswerStream, Drawn
+from server.engines.text import token_text
+from server.engines.tools import ToolUse
+from server.engines.vllm.config import guard_settings, parse_flags
+from server.engines.vllm.grammars import require_bounded
+from server.engines.vllm.launch import launch, live_identity, make_config
+from server.engines.vllm.tools import VllmTools
+
+_WORKER = "guards.inside.vllm.worker.GuardedWorker"
+_SCHEDULER = "guards.inside.vllm.scheduler.GuardedScheduler"
+_ASYNC_SCHEDULER = "guards.inside.vllm.scheduler.GuardedAsyncScheduler"
+
+
+class VllmEngine(GuardedEngine):
+    """See `server.engines.base.Engine`."""
+
+    def __init__(self, options: VllmOptions) -> None:
+        super().__init__(options.artifacts)
+        self._options = options
+        self._arguments = parse_flags(options)
+        self._pumps: dict[str, asyncio.Task[None]] = {}
+        self._stopped = False
+        self._llm: AsyncLLM | None = None
+
+    async def start(self) -> None:
+        folder = resolve_folder(self._options.model)
+        self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
+        config = await asyncio.to_thread(self._configure, folder)
+        llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
+        try:
+            await self._take_over(llm, config, folder)
+        except BaseException:
+            await asyncio.to_thread(llm.shutdown)
+            raise
+        self._llm = llm
+
+    def _configure(self, folder: Path) -> Any:
+        """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
+        arguments = self._arguments
+        self._disable_log_stats = bool(arguments.disable_log_stats)
+        config = make_config(arguments, folder, _WORKER)
+        text_config = config.model_config.hf_text_config
+        self._stop_ids = _stop_ids(config.model_config, self._codec.tokenizer)
+        pairs = [
+            (str(path.resolve()), entry.artifact.digest)
+            for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
+        ]
+        config.additional_config = guard_settings(pairs, min(self._stop_ids), self._options)
+        asynchronous = config.scheduler_config.async_scheduling
+        config.scheduler_config.scheduler_cls = _ASYNC_SCHEDULER if asynchronous else _SCHEDULER
+        self._vocabulary = int(text_config.vocab_size)
+        self._max_tokens = int(config.model_config.max_model_len)
+        self._max_running = int(config.scheduler_config.max_num_seqs)
+        self._capacity = self._max_running + self._options.max_waiting
+        return config
+
+    async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
+        """Compares what runs with the artifacts. Raises AttachError or ArtifactMismatchError."""
+        identity = await live_identity(llm, config, folder)
+        for entry in self._guards.values():
+            refuse_mismatch(entry.artifact, identity)
+        bound = {
+            name: entry.method.bind(entry.guard, torch.device("cpu"), WHOLE) for name, entry in self._guards.items()
+        }
+        self._cells = Cells(bound)
+        self._guard_facts = self._facts(bound)
+        self._tasks = await llm.get_supported_tasks()
+        self._hear(llm)
+        self._info = EngineInfo(
+            engine="vllm",
+            engine_version=str(vllm.__version__),
+            model=self._options.served_name or folder.name,
+            architecture=identity.architecture,
+            device=str(config.device_config.device_type),
+            dtype=identity.dtype,
+            max_model_tokens=self._max_tokens,
+            template_sha256=self._codec.template_sha256,
+            guards=tuple(describe(entry) for entry in self._guards.values()),
+            options=ALL_OPTIONS,
+            tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
+        )
+
+    def _hear(self, llm: AsyncLLM) -> None:
+        """Listens for events before vLLM merges outputs that a slow reader has not fetched, which would lose them."""
+        processor = llm.output_processor
+        process = processor.process_outputs
+
+        def process_outputs(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            for output in outputs:
+                if output.kv_transfer_params is None:
+                    continue
+                state = processor.request_states.get(output.request_id)
+                stream = None if state is None else self._streams.get(state.external_req_id)
+                if stream is not None:
+                    self._take(stream.row, output.kv_transfer_params)
+            return process(outputs, *args, **kwargs)
+
+        processor.process_outputs = process_outputs
+
+    def _take(self, row: AnswerState, params: Any) -> None:
+        """An error here is one answer's: raised, it would end the loop that hears for all of them."""
+        try:
+            row.neurons_shifted += load_moved(params)
+            if (event := load_report(params)) is None:
+                return
+            row.generated = event.generated
+            row.judge(self._guard_facts, self._cells.readings(event.cells))
+            if event.withheld != (row.outcome is not Verdict.ALLOW):
+                withheld = "withheld" if event.withheld else "drew"
+                row.fail(f"the worker {withheld} a token, and its readings say {row.outcome.name}")
+        except Exception as error:
+            row.fail(f"a reading could not be judged: {error!r}")
+
+    async def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        for stream in self._streams.values():
+            stream.outputs.put_nowait(None)
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+
+    def healthy(self) -> bool:
+        return not self._stopped and self._llm is not None and not self._llm.errored
+
+    def submit(self, request: EngineRequest) -> AnswerStream:
+        return self._run(AnswerState(request, None))
+
+    def plan_tools(self, use: ToolUse) -> ToolPlan:
+        return self._tools.plan(use)
+
+    def load(self) -> Load:
+        running = min(len(self._streams), self._max_running)
+        return Load(running=running, waiting=len(self._streams) - running)
+
+    def metrics(self) -> Iterable[Metric]:
+        """vLLM's own, which it keeps in the process's registry."""
+        return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
+
+    def _run(self, row: AnswerState) -> AnswerStream:
+        request, llm = row.request, self._llm
+        self._admit(request)
+        assert llm is not None
+        try:
+            prepared = llm.input_processor.process_inputs(
+                request.request_id,
+                tokens_input(list(request.prompt_token_ids)),
+                _sampling_params(request, self._codec.tokenizer),
+                self._tasks,
+            )
+        except (ValueError, VLLMClientError) as error:  # vLLM's own checks of options, grammars and token ids
+            # A message may end in the whole value that was refused.
+            parameter = str(getattr(error, "parameter", None) or "sampling")
+            raise UnsupportedOptionError(str(error.args[0] if error.args else error)[:500], parameter) from error
+        stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
+        self._streams[request.request_id] = stream
+        self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
+        return stream
+
+    async def _pump(self, llm: AsyncLLM, prepared: Any, stream: AnswerStream) -> None:
+        """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
+        try:
+            async for output in llm.generate(prepared, prepared.sampling_params, prepared.request_id):
+                stream.outputs.put_nowait(self._drawn(stream.row, output.outputs[0]))
+        except EngineDeadError:
+            stream.outputs.put_nowait(None)
+        except Exception as error:
+            cause = error.__cause__ or error  # vLLM's wrapper says nothing itself
+            stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {cause!r}"))
+
+    def _drawn(self, row: AnswerState, output: Any) -> Drawn:
+        tokens, ended, error = tuple(output.token_ids), None, None
+        if output.stop_reason == STOP_REASON and row.outcome is Verdict.ALLOW:
+            row.fail("a token was withheld, and nothing said why")
+        if output.finish_reason in ("stop", "length"):
+            ended = FinishReason(output.finish_reason)
+        elif output.finish_reason is not None:
+            ended, error = FinishReason.ERROR, f"vLLM ended the answer: {output.finish_reason}"
+        logprobs = tuple(
+            self._logprob(token, of_token) for token, of_token in zip(tokens, output.logprobs or (), strict=False)
+        )
+        return Drawn(tokens, logprobs, ended, error)
+
+    def _logprob(self, token: int, found: Any) -> TokenLogprob:
+        """vLLM lists the drawn token first and then the most likely ones, by rank."""
+        tokenizer = self._codec.tokenizer
+        text, raw = token_text(tokenizer, token)
+        ranked = sorted(found.items(), key=lambda item: item[1].rank)
+        top = tuple((*token_text(tokenizer, each), float(of.logprob)) for each, of in ranked)
+        return TokenLogprob(text, raw, float(found[token].logprob), top)
+
+    def _close(self, request_id: str, finished: bool) -> None:
+        """Forgets a request, and cancels it in vLLM unless it ended there."""
+        self._streams.pop(request_id, None)
+        pump = self._pumps.pop(request_id, None)
+        if pump is not None and not finished:
+            pump.cancel()
+
+
+def _stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
+    named = [
+        (model_config.try_get_generation_config() or {}).get("eos_token_id"),
+        getattr(model_config.hf_config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ]
+    found = {token for each in named for token in (each if isinstance(each, list | tuple) else [each])} - {None}
+    if not found:
+        raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
+    return frozenset(int(token) for token in found)
+
+
+def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
+    """Stop strings and text are ours, as on every engine; vLLM draws token ids."""
+    sampling = request.sampling
+    shadow = [name for name, mode in request.modes.items() if mode is GuardMode.SHADOW]
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        logprobs=sampling.logprobs,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
+        allowed_token_ids=list(sampling.allowed_token_ids) or None,
+        bad_words=list(sampling.bad_words) or None,
+        min_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=list(sampling.stop_token_ids) or None,
+        structured_outputs=_structured(sampling.grammar),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args={SHADOW: shadow},
+        skip_clone=True,
+    )
+
+
+def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
+    if grammar is None:
+        return None
+    require_bounded(grammar)
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return StructuredOutputsParams(json=grammar.text)
+        case GrammarKind.JSON_OBJECT:
+            return StructuredOutputsParams(json_object=True)
+        case GrammarKind.REGEX:
+            return StructuredOutputsParams(regex=grammar.text)
+        case GrammarKind.CHOICE:
+            return StructuredOutputsParams(choice=json.loads(grammar.text))
+        case GrammarKind.EBNF:
+            return StructuredOutputsParams(grammar=grammar.text)
+        case GrammarKind.STRUCTURAL_TAG:
+            return StructuredOutputsParams(structural_tag=grammar.text)

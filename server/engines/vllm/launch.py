@@ -1,0 +1,61 @@
+"""Starts vLLM and says what it runs: shared by the engine that serves and the one that calibrates."""
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from guards.artifact.identity import tokenizer_sha256, weights_sha256
+from guards.artifact.manifest import ModelIdentity
+from guards.errors import AttachError, UnsupportedModelError
+from guards.inside.vllm.settings import FAILURE_FILE
+from server.engines.vllm.config import quantisation_scheme, refuse_unguardable
+
+
+def make_config(arguments: Any, folder: Path, worker: str) -> Any:
+    """vLLM's configuration for our worker, from its arguments. Raises EngineFlagError or UnsupportedModelError."""
+    arguments.model = str(folder)
+    try:
+        config = arguments.create_engine_config()
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise UnsupportedModelError(f"vLLM does not take this: {error}") from error
+    refuse_unguardable(config)
+    config.parallel_config.worker_cls = worker
+    return config
+
+
+def launch(config: Any, disable_log_stats: bool = True) -> AsyncLLM:
+    """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        failure = Path(scratch) / "failure"
+        os.environ[FAILURE_FILE] = str(failure)
+        try:
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=disable_log_stats)
+        except Exception as error:
+            reason = failure.read_text() if failure.is_file() else f"{error}"
+            raise AttachError(f"vLLM did not start: {reason}") from error
+        finally:
+            del os.environ[FAILURE_FILE]
+
+
+async def live_identity(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdentity:
+    """The identity of the model that runs. Raises AttachError when the ranks do not hold all of it."""
+    ranks = await llm.collective_rpc("describe")
+    covered = sorted({layer for rank in ranks for layer in rank["here"]})
+    if covered != list(range(ranks[0]["layers"])):
+        raise AttachError(f"vLLM's ranks hold blocks {covered}, the model has {ranks[0]['layers']}")
+    return ModelIdentity.model_validate(
+        {
+            "architecture": config.model_config.architectures[0],
+            "layers": ranks[0]["layers"],
+            "d_model": ranks[0]["d_model"],
+            "d_ff": ranks[0]["d_ff"],
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "tokenizer_sha256": await asyncio.to_thread(tokenizer_sha256, folder),
+            "weights_sha256": await asyncio.to_thread(weights_sha256, folder),
+            "quantization": quantisation_scheme(config.model_config),
+        }
+    )

@@ -1,0 +1,24 @@
+"""POST /v1/checks: what the guards say of a prompt, without generating."""
+
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from server.openai.body import Body, NonEmptyText
+from server.openai.chat import ChatMessage
+from server.openai.completions import Prompt, to_prompt
+from server.openai.invalid import conflict
+
+
+class CheckRequest(Body):
+    """One bare prompt or one conversation: a guard may read them differently."""
+
+    model: NonEmptyText
+    prompt: Annotated[Prompt | None, BeforeValidator(lambda value: None if value is None else to_prompt(value))] = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise conflict("prompt", "Send either '{field}' or 'messages'.")
+        return self

@@ -1,0 +1,161 @@
+"""What chat and completion requests share: the fields by which a caller says how to draw an answer."""
+
+import re
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.engines.base import EngineInfo, Grammar, Sampling, require_honoured
+from server.openai.body import MAX_INT, Body, NonEmptyText, TokenId
+from server.openai.invalid import conflict
+from server.openai.structure import ResponseFormat, StructuredOutputs
+from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
+
+_MAX_STOPS = 4
+_MAX_STOP_CHARACTERS = 512
+_TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
+
+
+def _stops(value: object) -> object:
+    """One string or a list of them, as a tuple; pydantic's own union would report both branches at once."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list):
+        return tuple(value)
+    if value is None:
+        return None
+    raise PydanticCustomError("stop", f"it should be a string or a list of up to {_MAX_STOPS} strings")
+
+
+def _biases(value: object) -> object:
+    """JSON's keys are strings; these must spell token ids, each in one way only."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if not _TOKEN_KEY.fullmatch(key) or int(key) > MAX_INT:
+            raise PydanticCustomError(
+                "logit_bias", "every key should be a token id in digits, unlike {key}", {"key": ascii(key)[:40]}
+            )
+    return {int(key): bias for key, bias in value.items()}
+
+
+StopText = Annotated[NonEmptyText, Field(max_length=_MAX_STOP_CHARACTERS)]
+Stops = Annotated[tuple[StopText, ...], Field(max_length=_MAX_STOPS)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class StreamOptions(Body):
+    """Options of a stream."""
+
+    not_honoured: ClassVar[Neutral] = IN_STREAM_OPTIONS
+
+    include_usage: bool | None = None
+
+
+class SamplingBody(Body, ABC):
+    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out.
+
+    `user` and `safety_identifier` name the caller's own end user to OpenAI's abuse monitoring. They ask for nothing
+    that could be honoured or not, SDKs send them by default, and they are neither stored nor logged.
+    """
+
+    not_honoured: ClassVar[Neutral] = IN_GENERATION
+
+    model: NonEmptyText
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_INT)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_INT)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT)
+    min_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
+    bad_words: list[NonEmptyText] | None = None
+    seed: int | None = Field(None, ge=0, le=2**62)
+    stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise conflict("stream_options", "'{field}' is only allowed together with 'stream': true.")
+        as_json = self.response_format is not None and self.response_format.to_engine() is not None
+        if as_json and self.structured_outputs is not None:
+            raise conflict(
+                "structured_outputs",
+                "'{field}' and 'response_format' both say what the answer must match; send one of them.",
+            )
+        return self
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """`n`, with OpenAI's default."""
+        return self.n or 1
+
+    @property
+    def token_limit(self) -> int | None:
+        """Length asked for, if any."""
+        return self.max_tokens
+
+    @property
+    @abstractmethod
+    def logprob_count(self) -> int | None:
+        """As `Sampling.logprobs` has it."""
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        """Whether a stream ends with a chunk of token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling(self, max_tokens: int, answer: int) -> Sampling:
+        """For the answer-th answer to one prompt. With a seed each of them draws from its own."""
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=Sampling.temperature if self.temperature is None else self.temperature,
+            top_p=Sampling.top_p if self.top_p is None else self.top_p,
+            seed=None if self.seed is None else self.seed + answer,
+            stop=self.stop or (),
+            logprobs=self.logprob_count,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=Sampling.repetition_penalty
+            if self.repetition_penalty is None
+            else self.repetition_penalty,
+            logit_bias=self.logit_bias or {},
+            allowed_token_ids=tuple(self.allowed_token_ids or ()),
+            bad_words=tuple(self.bad_words or ()),
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            include_stop=bool(self.include_stop_str_in_output),
+            grammar=self._grammar(),
+        )
+
+    def require_honoured(self, sampling: Sampling, info: EngineInfo) -> None:
+        """Raises UnsupportedOptionError naming the field of this request that the engine does not honour."""
+        names = {
+            "include_stop": "include_stop_str_in_output",
+            "grammar": "response_format" if self.structured_outputs is None else "structured_outputs",
+        }
+        require_honoured(sampling, info.engine, info.options, lambda option: names.get(option, option))
+
+    def _grammar(self) -> Grammar | None:
+        asked = self.structured_outputs or self.response_format
+        return asked.to_engine() if asked is not None else None

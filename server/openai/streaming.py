@@ -1,0 +1,148 @@
+"""Server-sent events. After the first byte the status cannot change, so this says what each ending emits.
+
+- Nothing is sent until the engine's first event: what fails before it (a full queue, a prompt that does not fit, an
+  engine error, a hit at the prompt under `abstain_style: error`) still gets its own status.
+- A choice: its opening (chat: the role), pieces of text and of tool calls, a closing with `finish_reason`. Then, if
+  asked for, one chunk with usage and no choices. Then `data: [DONE]`, which means that every choice is complete.
+- Abstention: pieces not yet sent are dropped, tool calls and what their parser holds back alike; the operator's text is
+  sent as content, after a blank line where text of the model went before it; the closing carries `finish_reason`, which
+  is never `tool_calls`, and `guard`. Other choices go on.
+- Abstention under `error`, or any error, after the first byte: one object `{"error": …}` of the same shape as an error
+  body, and the stream ends without `[DONE]`: OpenAI's SDKs raise on it, and anyone else sees an unfinished stream.
+- Disconnect: nothing more is sent, and every request of this stream is cancelled.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.context import context_of
+from server.engines.base import Chunk, Engine, Event, Finish
+from server.errors import ClientGoneError, error_body
+from server.generation import Observer, require_sound, run_all, while_connected
+from server.openai.answers import AnswerJob
+
+logger = logging.getLogger("skillguard.server")
+
+_DONE = b"data: [DONE]\n\n"
+_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would otherwise collect the stream
+}
+
+
+class StreamedResponse(Response):
+    """Runs a job and sends it as it comes. Cancels it when the reader leaves."""
+
+    def __init__(self, engine: Engine, job: AnswerJob, hold_back_tokens: int, observe: Callable[[], Observer]) -> None:
+        # Not Response.__init__: it would promise an empty body.
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+        self._engine = engine
+        self._job = job
+        self._observe = observe
+        self._choices = [_Choice(index, job, hold_back_tokens) for index in range(len(job.requests))]
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = context_of(scope)
+        try:
+            await while_connected(receive, self._run(send))
+        except ClientGoneError:
+            if not self._started:
+                raise
+            context.client_gone = True
+        except Exception as error:
+            if not self._started:
+                raise
+            logger.error("%s the stream ended by an error", context.request_id, exc_info=error)
+            await self._send(send, _event(error_body(error, context.request_id)), last=True)
+
+    async def _run(self, send: Send) -> None:
+        finishes: dict[int, Finish] = {}
+        async with run_all(self._engine, self._job.requests, self._observe) as events:
+            async for index, event in events:
+                chunks = [self._job.chunk(choice) for choice in self._choices[index].advance(event)]
+                await self._send(send, b"".join(map(_event, chunks)))
+                if isinstance(event, Finish):
+                    finishes[index] = event
+        ending = b""
+        if self._job.wants_usage_chunk:
+            ending = _event(self._job.usage_chunk([finishes[index] for index in sorted(finishes)]))
+        await self._send(send, ending + _DONE, last=True)
+
+    async def _send(self, send: Send, body: bytes, last: bool = False) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if body or last:
+            await send({"type": "http.response.body", "body": body, "more_body": not last})
+
+
+class _Choice:
+    """One streamed choice: holds back its newest tokens, and drops them where a guard fires."""
+
+    def __init__(self, index: int, job: AnswerJob, hold_back_tokens: int) -> None:
+        self._index = index
+        self._job = job
+        self._hold_back_tokens = hold_back_tokens
+        self._held: deque[Chunk] = deque()
+        self._held_tokens = 0
+        self._parser = job.parser()
+        self._opened = False
+        self._called = False
+        self._sent_characters = 0
+
+    def advance(self, event: Event) -> list[dict[str, object]]:
+        """What to send for this event, as choices of one chunk each. Raises where the stream must end."""
+        shape = self._job.shape
+        parts: list[dict[str, object]] = []
+        if not self._opened:
+            self._opened = True
+            if (opening := shape.opening()) is not None:
+                parts.append(opening)
+        if isinstance(event, Chunk):
+            self._held.append(event)
+            self._held_tokens += event.tokens
+            parts.extend(self._release(keep_tokens=self._hold_back_tokens))
+            return [self._choice(part) for part in parts]
+        require_sound(event)
+        if (hit := event.abstained_on) is not None:
+            abstention = self._job.abstention
+            abstention.refuse_if_error_style(hit)
+            parts.append(shape.withheld(abstention.text, "\n\n" if self._sent_characters else ""))
+        else:
+            parts.extend(self._release(keep_tokens=0))
+            parts.extend(self._parse(Chunk("", tokens=0), final=True))
+        return [
+            *(self._choice(part) for part in parts),
+            {**self._choice(shape.closing()), **self._job.ending(event, self._called)},
+        ]
+
+    def _release(self, keep_tokens: int) -> Iterator[dict[str, object]]:
+        while self._held and self._held_tokens - self._held[0].tokens >= keep_tokens:
+            chunk = self._held.popleft()
+            self._held_tokens -= chunk.tokens
+            yield from self._parse(chunk, final=False)
+
+    def _parse(self, chunk: Chunk, *, final: bool) -> Iterator[dict[str, object]]:
+        """Only what may be sent reaches the parser: what it holds back never was ahead of the guards."""
+        piece = self._parser.push(chunk.text, chunk.token_ids, final=final)
+        logprobs = chunk.logprobs if self._job.wants_logprobs else None
+        if piece.content or piece.calls or logprobs:
+            yield self._job.shape.piece(piece, logprobs, offset=self._sent_characters)
+            self._sent_characters += len(piece.content)
+            self._called = self._called or bool(piece.calls)
+
+    def _choice(self, part: dict[str, object]) -> dict[str, object]:
+        return {"index": self._index, **part, "finish_reason": None}
+
+
+def _event(data: Mapping[str, object]) -> bytes:
+    return b"data: " + json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"

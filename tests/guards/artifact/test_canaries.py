@@ -1,0 +1,95 @@
+"""Whether a live reading agrees with the one on record."""
+
+import math
+
+import pytest
+
+from guards.artifact.canaries import RELATIVE_TOLERANCE, SHIFT_SLACK, disagreement
+from guards.artifact.manifest import Canary
+from guards.core.verdict import GuardKind, Reading
+
+HIT = Canary(token_ids=(1, 2), scores=(2.0, 8.0), fires=True)
+MISS = Canary(token_ids=(1, 2), scores=(7.0, 8.0), fires=False)
+SHIFTED = Canary(token_ids=(1, 2), scores=(40.0,), fires=True)
+
+
+def detector(
+    canary: Canary, reading: Reading, *scores: float, dtype: str = "float32", alone: bool = True
+) -> str | None:
+    """A detector's reading against a canary."""
+    return disagreement(canary, reading, scores, dtype=dtype, kind=GuardKind.DETECTOR, alone=alone)
+
+
+def intervention(canary: Canary, reading: Reading, *scores: float) -> str | None:
+    """An intervention's reading against a canary."""
+    return disagreement(canary, reading, scores, dtype="float32", kind=GuardKind.INTERVENTION, alone=True)
+
+
+def test_the_recorded_reading_agrees() -> None:
+    assert detector(HIT, Reading.INSIDE, 2.0, 8.0) is None
+    assert detector(MISS, Reading.OUTSIDE, 7.0, 8.0) is None
+    assert intervention(SHIFTED, Reading.OUTSIDE, 40) is None
+
+
+@pytest.mark.parametrize("reading", [Reading.MISSING, Reading.INVALID])
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_reading_disagrees_whatever_the_scores(reading: Reading, alone: bool) -> None:
+    complaint = detector(HIT, reading, 2.0, 8.0, alone=alone)
+    assert complaint == f"got no finite reading ({reading.name}), wanted scores [2.0, 8.0]"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_other_verdict_disagrees(alone: bool) -> None:
+    assert (
+        detector(HIT, Reading.OUTSIDE, 2.0, 8.0, alone=alone) == "got a guard that does not fire, wanted the opposite"
+    )
+    assert detector(MISS, Reading.INSIDE, 7.0, 8.0, alone=alone) == "got a guard that fires, wanted the opposite"
+
+
+@pytest.mark.parametrize("scores", [(), (2.0,), (2.0, 8.0, 8.0)])
+def test_another_number_of_cubes_disagrees(scores: tuple[float, ...]) -> None:
+    assert detector(HIT, Reading.INSIDE, *scores) == f"got {len(scores)} score(s), wanted 2"
+
+
+@pytest.mark.parametrize("dtype", sorted(RELATIVE_TOLERANCE))
+def test_scores_may_drift_by_the_dtypes_tolerance(dtype: str) -> None:
+    drift = RELATIVE_TOLERANCE[dtype]
+    for sign in (1, -1):
+        assert detector(HIT, Reading.INSIDE, 2.0, 8 * (1 + sign * 0.99 * drift), dtype=dtype) is None
+        assert detector(HIT, Reading.INSIDE, 2.0, 8 * (1 + sign * 1.01 * drift), dtype=dtype) is not None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_score_disagrees(bad: float) -> None:
+    assert detector(HIT, Reading.INSIDE, 2.0, bad) is not None
+
+
+def test_beside_an_intervention_only_the_verdict_counts() -> None:
+    assert detector(HIT, Reading.INSIDE, 2.5, 3.0) is not None
+    assert detector(HIT, Reading.INSIDE, 2.5, 3.0, alone=False) is None
+
+
+def test_a_few_neurons_may_fall_the_other_way() -> None:
+    assert intervention(SHIFTED, Reading.OUTSIDE, 40 - SHIFT_SLACK) is None
+    assert intervention(SHIFTED, Reading.OUTSIDE, 40 - SHIFT_SLACK - 1) == "got score 37, wanted 40"
+    assert intervention(SHIFTED, Reading.OUTSIDE, 0) == "got a guard that does not fire, wanted the opposite"
+
+
+NEAR_ZERO = Canary(token_ids=(1, 2), scores=(-1e-4,), fires=True)
+"""A pooled guard's: 0 is the forget set's mean, where a share of the score would be no room at all."""
+
+
+@pytest.mark.parametrize("dtype", sorted(RELATIVE_TOLERANCE))
+@pytest.mark.parametrize("wanted", [-1e-4, 0.0, 0.3, -0.9])
+def test_a_small_score_may_drift_by_that_share_of_one(dtype: str, wanted: float) -> None:
+    canary, drift = NEAR_ZERO.model_copy(update={"scores": (wanted,)}), RELATIVE_TOLERANCE[dtype]
+    for sign in (1, -1):
+        assert detector(canary, Reading.INSIDE, wanted + sign * 0.99 * drift, dtype=dtype) is None
+        assert detector(canary, Reading.INSIDE, wanted + sign * 1.01 * drift, dtype=dtype) is not None
+
+
+def test_a_small_score_hides_no_broken_reading() -> None:
+    assert detector(NEAR_ZERO, Reading.INSIDE, math.nan) is not None
+    assert detector(NEAR_ZERO, Reading.INVALID, -1e-4) is not None
+    assert detector(NEAR_ZERO, Reading.OUTSIDE, -1e-4) is not None
+    assert detector(NEAR_ZERO, Reading.INSIDE, 0.4, alone=False) is None

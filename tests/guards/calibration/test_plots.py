@@ -1,0 +1,85 @@
+"""Reports and plots beside an artifact."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from guards.calibration.finished import Calibration
+from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PooledOptions
+from guards.calibration.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
+from guards.calibration.report import report_folder, report_of, write_report
+from guards.errors import ArtifactError
+from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.pooled.calibrate import calibrate_pooled
+from tests.guards.tiny import sources, tiny_loaded
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)
+
+
+def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
+    frames = ("chat", "Costs $5: {text}\nA:")
+    result = calibrate_ksd(tiny_loaded(), *sources(80), KSDOptions(frames=frames, max_false_abstention=0.05))
+    plots = ksd_plots(result, "sums")
+    assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
+    assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
+    report = report_of(result, "sums")
+    folder = report_folder(tmp_path / "guard")
+    for _ in range(2):
+        write_report(folder, report, plots)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["report.json", *plots])
+    assert [path.name for path in tmp_path.iterdir()] == ["guard-report"]
+    read = json.loads((folder / "report.json").read_text())
+    assert [frame["frame"] for frame in read["frames"]] == list(frames)
+    assert [layer["layer"] for layer in read["frames"][0]["layers"]] == [0, 1, 2]
+    assert read["frames"][0]["false_abstention_by_source"]["words"]["total"] == 40
+    assert set(read["seconds"]) == {"encode", "fit", "score", "canaries"}
+    assert "seconds" not in json.dumps(read["calibration"]), "no timing belongs in the artifact"
+
+
+def test_plots_of_a_pooled_detector_and_its_report() -> None:
+    frames = ("chat", "Costs $5: {text}\nA:")
+    options = PooledOptions(frames=frames, recall=0.9, max_false_abstention=0.05)
+    result = calibrate_pooled(tiny_loaded(), *sources(80), options)
+    plots = ksd_plots(result, "sums")
+    assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
+    assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
+    base: Calibration = result
+    report = json.loads(json.dumps(report_of(base, "sums"), allow_nan=False))
+    assert (report["layers"], report["tau"]) == (list(result.chosen.layers), result.chosen.tau)
+    assert report["key_vectors"] == 2 * 40
+    assert [candidate["layers"] for candidate in report["candidates"]] == [[1], [2], [1, 2]]
+    assert [frame["frame"] for frame in report["frames"]] == list(frames)
+    assert report["frames"][0]["false_abstention_by_source"]["words"]["total"] == 20
+    assert set(report["seconds"]) == {"encode", "read", "fit", "canaries"}
+    assert "seconds" not in json.dumps(report["calibration"]), "no timing belongs in the artifact"
+
+
+def test_plots_of_an_intervention() -> None:
+    loaded = tiny_loaded()
+    forget, retain = sources(40)
+    result = calibrate_neuron_adjust(loaded, forget, retain, NeuronAdjustOptions(fraction=0.2))
+    plots = neuron_adjust_plots(loaded, result, forget, retain, "sums")
+    assert sorted(plots) == ["distributions.png", "neurons.png"]
+    assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
+    base: Calibration = result
+    assert report_of(base, "sums")["neurons_by_layer"] == list(result.neurons_by_layer)
+
+
+def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "guard-report"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("keep")
+    with pytest.raises(ArtifactError, match=r"holds no report\.json"):
+        write_report(folder, {}, {})
+    assert (folder / "mine.txt").read_text() == "keep"
+
+
+def test_matplotlib_is_there_for_these_tests() -> None:
+    require_matplotlib()

@@ -1,0 +1,116 @@
+"""Pooled guards on a transformers model: means over the sequences of a pass, whole or packed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.core.verdict import Reading
+from guards.errors import GuardReadingError
+from guards.inside.transformers.sequences import find_sequences
+from guards.methods.pooled.guard import mean_scores
+from tests.guards.attached import attach, hooks, keys, read
+from tests.guards.samples import ksd, pooled
+from tests.models import tiny_model
+
+IDS = torch.tensor([[5, 9, 30, 2, 17, 8]])
+
+
+def expected(model: Any, ids: Tensor) -> Tensor:
+    """Scores after every token, from keys that the test's own hook read."""
+    guard = pooled()
+    count = torch.arange(1, ids.numel() + 1)[:, None]
+    return mean_scores(guard.terms, {layer: keys(model, ids, layer).cumsum(0) / count for layer in guard.layers})
+
+
+def cache(*kinds: str) -> Any:
+    """A paged cache, as far as its groups' kinds of layers go."""
+    groups = {f"group {i}": SimpleNamespace(layer_type=kind) for i, kind in enumerate(kinds)}
+    return SimpleNamespace(cache_allocators=groups)
+
+
+def packed(past: int, **changes: Any) -> dict[str, Any]:
+    """Arguments of a pass that goes on with one sequence after `past` tokens at slots from 64 on."""
+    new = IDS.shape[1] - past
+    read_index = [torch.arange(64, 64 + past + new)] if past else [torch.tensor([], dtype=torch.int64)]
+    return {
+        "cache": cache("full_attention"),
+        "position_ids": torch.arange(past, past + new)[None],
+        "cu_seq_lens_q": torch.tensor([0, new], dtype=torch.int32),
+        "cu_seq_lens_k": {"full_attention": torch.tensor([0, past + new], dtype=torch.int32)},
+        "write_index": [torch.arange(64 + past, 64 + past + new)],
+        "read_index": read_index,
+        **changes,
+    }
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_are_sequences() -> None:
+    model = tiny_model("llama")
+    wanted = torch.cat([expected(model, IDS), expected(model, IDS.flip(1))])
+    with attach(model, mean=pooled(), cube=ksd()) as attachment:
+        got = read(model, attachment, torch.cat([IDS, IDS.flip(1)])).scores["mean"][:, 0]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
+    """One sequence after two tokens, one new, one after five of which a window holds the last three.
+
+    Lengths come full attention first, indices in the order of the groups: the window's first here.
+    """
+    window = torch.tensor([10, 11, 12, 13, 40, 41, 42, 72, 73, 74, 1])
+    whole = torch.tensor([110, 111, 112, 113, 140, 141, 142, 170, 171, 172, 173, 174, 175])
+    kwargs = {
+        "cache": cache("sliding_attention", *(["full_attention"] if full else [])),
+        "cu_seq_lens_q": torch.tensor([0, 2, 5, 6], dtype=torch.int32),
+        "cu_seq_lens_k": {
+            "full_attention": torch.tensor([0, 4, 7, 13], dtype=torch.int32),
+            "sliding_attention": torch.tensor([0, 4, 7, 11], dtype=torch.int32),
+        },
+        "write_index": [torch.tensor([12, 13, 40, 41, 42, 75]), torch.tensor([112, 113, 140, 141, 142, 175])],
+        "read_index": [window, whole],
+    }
+    found = find_sequences(kwargs, torch.tensor([[2, 3, 0, 1, 2, 5]]))
+    assert found.starts_S.tolist() == [0, 2, 5]
+    shift = 100 if full else 0
+    assert found.slots_T.tolist() == [slot + shift for slot in (12, 13, 40, 41, 42, 75)]
+    assert found.previous_S.tolist() == [11 + shift, -1, 74 + shift]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"block_table": torch.zeros(1, 1)}, "without cache indices"),
+        ({"write_index": []}, "without cache indices"),
+        ({"write_index": [torch.arange(3)]}, "got 3 slots to write"),
+        ({"read_index": [torch.arange(5)]}, "and 5 to read"),
+        ({"read_index": [torch.tensor([], dtype=torch.int64)]}, "no indices to read it"),
+    ],
+)
+def test_a_pass_that_cannot_be_followed_is_an_error(changes: dict[str, Any], complaint: str) -> None:
+    model = tiny_model("llama")
+    with attach(model, mean=pooled()) as attachment, pytest.raises(GuardReadingError, match=complaint):
+        attachment._begin(model, (), {"input_ids": IDS[:, 2:], **packed(2, **changes)})
+
+
+@torch.no_grad()
+def test_a_cache_of_no_known_slots_is_an_error() -> None:
+    model = tiny_model("llama")
+    cache = model(input_ids=IDS, use_cache=True).past_key_values
+    with attach(model, mean=pooled()), pytest.raises(GuardReadingError, match="use continuous batching"):
+        model(input_ids=IDS, past_key_values=cache, use_cache=True)
+
+
+@torch.no_grad()
+def test_a_layer_that_was_not_heard_of_is_missing() -> None:
+    model = tiny_model("llama")
+    with attach(model, mean=pooled()) as attachment:
+        module: Any = model.model.layers[1].mlp.down_proj
+        module._forward_pre_hooks.clear()
+        readings = read(model, attachment, IDS)
+    assert set(readings.codes_RG[:, 0].tolist()) == {int(Reading.MISSING)}

@@ -1,0 +1,143 @@
+"""One streaming pass: what a consumer sees does not depend on batching or padding, in any family."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.calibration.activations import TokenIds, Tokens
+from guards.errors import AttachError
+from guards.inside.transformers.capture import make_batch, plan_batches, stream
+from guards.inside.transformers.loading import LoadedModel
+from guards.model.sites import Site
+from tests.guards.tiny import tiny_loaded
+from tests.models import CONFIGS, tokens
+
+LENGTHS = (5, 1, 9, 3, 3, 12, 2)
+EXAMPLES: list[TokenIds] = [tuple(tokens(n, seed=n + 100 * i).tolist()) for i, n in enumerate(LENGTHS)]
+RTOL, ATOL = 1e-4, 1e-5
+"""float32 matrix products of other shapes sum in another order."""
+
+
+def _collect(
+    loaded: LoadedModel, site: Site, layer: int, wanted: Tokens, *, batch_tokens: int, skip: tuple[int, int] = (0, 0)
+) -> dict[int, Tensor]:
+    """Activations [T, F] by example, in order of position."""
+    seen: dict[int, Tensor] = {}
+
+    def consume(at: int, x_TF: Tensor, example_T: Tensor) -> None:
+        assert at == layer
+        for example in dict.fromkeys(example_T.tolist()):
+            assert example not in seen
+            seen[example] = x_TF[example_T == example].clone()
+
+    stream(loaded, site, [layer], EXAMPLES, consume, tokens=wanted, batch_tokens=batch_tokens, skip=skip)
+    return seen
+
+
+def _alone(loaded: LoadedModel, site: Site, layer: int, ids: TokenIds) -> Tensor:
+    """The same activations from one plain call of the whole model, by a hook of the test's own."""
+    kept: list[Tensor] = []
+    module = loaded.sites.layers[layer].at(site)
+    if site is Site.PRE_ACTIVATION:
+        handle = module.register_forward_hook(lambda _, __, output: kept.append(output))
+    else:
+        handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    with torch.no_grad():
+        loaded.model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    return kept[0].reshape(len(ids), -1)[:, : loaded.width(site)]
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_batched_and_padded_equals_one_at_a_time(kind: str) -> None:
+    loaded = tiny_loaded(kind)
+    for site in Site:
+        batched = _collect(loaded, site, 1, Tokens.ALL, batch_tokens=36)
+        assert sorted(batched) == list(range(len(EXAMPLES)))
+        for example, ids in enumerate(EXAMPLES):
+            torch.testing.assert_close(batched[example], _alone(loaded, site, 1, ids), rtol=RTOL, atol=ATOL)
+
+
+def test_last_and_skipped_tokens_are_those_of_the_whole() -> None:
+    loaded = tiny_loaded()
+    whole = _collect(loaded, Site.KEY, 2, Tokens.ALL, batch_tokens=1000)
+    last = _collect(loaded, Site.KEY, 2, Tokens.LAST, batch_tokens=1000)
+    rest = _collect(loaded, Site.KEY, 2, Tokens.ALL, batch_tokens=1000, skip=(2, 1))
+    both = _collect(loaded, Site.KEY, 2, Tokens.ALL_AND_LAST, batch_tokens=1000, skip=(2, 1))
+    for example, length in enumerate(LENGTHS):
+        torch.testing.assert_close(last[example], whole[example][-1:])
+        if length > 3:
+            torch.testing.assert_close(rest[example], whole[example][2:-1])
+            torch.testing.assert_close(both[example], whole[example][2:])
+        else:
+            assert example not in rest
+            torch.testing.assert_close(both[example], last[example])
+
+
+def test_padding_would_matter_if_it_were_attended_to() -> None:
+    """Positive control for the tests above: the padded row does differ without its mask."""
+    loaded = tiny_loaded()
+    batch = make_batch(EXAMPLES, [0, 5], loaded.device)
+    short = len(EXAMPLES[0])
+    with torch.no_grad():
+        left = torch.roll(batch.ids_BT[:1], batch.ids_BT.shape[1] - short, dims=1)
+        padded = loaded.model(input_ids=left).logits[0, -1]
+        alone = loaded.model(input_ids=batch.ids_BT[:1, :short]).logits[0, -1]
+    assert not torch.allclose(padded, alone, rtol=1e-2)
+
+
+def test_batches_hold_every_example_once_within_the_budget() -> None:
+    groups = plan_batches(LENGTHS, 12)
+    assert sorted(index for group in groups for index in group) == list(range(len(LENGTHS)))
+    assert groups[0] == [5]
+    for group in groups:
+        assert len(group) == 1 or max(LENGTHS[index] for index in group) * len(group) <= 12
+    assert plan_batches(LENGTHS, 1) == [[index] for index in sorted(range(7), key=lambda i: (-LENGTHS[i], i))]
+
+
+def test_hooks_come_off_even_when_a_consumer_fails() -> None:
+    loaded = tiny_loaded()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(loaded, Site.KEY, [0, 1], EXAMPLES, fail, tokens=Tokens.LAST, batch_tokens=64)
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+
+
+def test_a_layer_that_never_runs_is_an_error() -> None:
+    loaded = tiny_loaded()
+    loaded.model.model.layers = loaded.model.model.layers[:2]
+    with pytest.raises(AttachError, match=r"ran at layers \[0\], wanted \[0, 2\]"):
+        stream(loaded, Site.KEY, [0, 2], EXAMPLES, lambda *_: None, tokens=Tokens.LAST, batch_tokens=64)
+
+
+def test_the_pass_ends_at_the_last_wanted_layer() -> None:
+    loaded = tiny_loaded()
+    ran: list[int] = []
+    for index, layer in enumerate(loaded.model.model.layers):
+        layer.register_forward_pre_hook(lambda *_, at=index: ran.append(at))
+    stream(loaded, Site.KEY, [1], EXAMPLES[:1], lambda *_: None, tokens=Tokens.LAST, batch_tokens=64)
+    assert ran == [0, 1]
+
+
+def test_the_mean_of_an_example_is_that_of_all_its_tokens() -> None:
+    loaded = tiny_loaded()
+    examples = [(5, 9, 30), (2,), (17, 8, 4, 4, 6), (9, 9)]
+    every: dict[int, list[Tensor]] = {index: [] for index in range(len(examples))}
+    means: dict[int, Tensor] = {}
+
+    def gather(_: int, key_TF: Tensor, example_T: Tensor) -> None:
+        for key_F, example in zip(key_TF, example_T.tolist(), strict=True):
+            every[example].append(key_F)
+
+    def keep(_: int, mean_EF: Tensor, example_E: Tensor) -> None:
+        means.update(zip(example_E.tolist(), mean_EF, strict=True))
+
+    for which, consume in ((Tokens.ALL, gather), (Tokens.MEAN, keep)):
+        skip = (0, 0) if which is Tokens.ALL else (1, 1)  # a mean skips nothing
+        stream(loaded, Site.KEY, (1,), examples, consume, tokens=which, batch_tokens=8, skip=skip)
+    assert means.keys() == every.keys()
+    for index, mean_F in means.items():
+        torch.testing.assert_close(mean_F, torch.stack(every[index]).mean(dim=0), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,104 @@
+"""What `load_model` accepts, and what it refuses before any weight is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from guards.artifact.identity import tokenizer_sha256, weights_sha256
+from guards.errors import UnsupportedModelError
+from guards.inside.transformers.loading import load_model, resolve_dtype, resolve_folder
+from tests.guards.tiny import save_tiny
+from tests.models import tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def test_loads_a_folder(folder: Path) -> None:
+    loaded = load_model(folder, "cpu")
+    assert loaded.identity.model_dump() == {
+        "architecture": "LlamaForCausalLM",
+        "layers": 3,
+        "d_model": 16,
+        "d_ff": 24,
+        "dtype": "float32",
+        "tokenizer_sha256": tokenizer_sha256(folder),
+        "weights_sha256": weights_sha256(folder),
+        "quantization": None,
+    }
+    assert loaded.codec.has_chat_template
+    assert (loaded.device.type, loaded.max_tokens) == ("cpu", 64)
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert load_model(folder, "cpu", "bfloat16").identity.dtype == "bfloat16"
+
+
+def _copy(source: Path, target: Path, *, without: str | None = None, config: dict[str, Any] | None = None) -> Path:
+    target.mkdir()
+    for path in source.iterdir():
+        if path.name != without:
+            (target / path.name).write_bytes(path.read_bytes())
+    if config:
+        kept = json.loads((source / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps({**kept, **config}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"without": "config.json"}, "got no config.json"),
+        ({"without": "model.safetensors"}, "got no .safetensors file"),
+        ({"config": {"model_type": "bert"}}, "model type 'bert' has no known sites; known: gemma"),
+        ({"config": {"model_type": "mixtral", "num_local_experts": 4}}, "is a mixture of experts"),
+        ({"config": {"model_type": "never_heard_of"}}, "transformers does not understand it"),
+        ({"config": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}, "quantised checkpoints"),
+    ],
+)
+def test_refuses_a_model(folder: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_model(_copy(folder, tmp_path / "copy", **changes), "cpu")
+
+
+def test_a_damaged_weight_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = _copy(folder, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UnsupportedModelError, match="the weights cannot be loaded"):
+        load_model(copy, "cpu")
+
+
+def test_a_weight_that_is_missing_is_not_made_up(folder: Path, tmp_path: Path) -> None:
+    copy = _copy(folder, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"first 'model\.layers\.1\.mlp\.down_proj\.weight'"):
+        load_model(copy, "cpu")
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "a/b/c"])
+def test_a_path_that_is_missing_is_not_asked_of_the_hub(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="no such folder"):
+        resolve_folder(name)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta", "nonsense:1"])
+def test_refuses_a_device(folder: Path, device: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="got device"):
+        load_model(folder, device)
+
+
+def test_the_dtype_follows_the_device() -> None:
+    config = tiny_config("llama", dtype=torch.bfloat16)
+    assert resolve_dtype(None, config, torch.device("cpu")) is torch.float32
+    assert resolve_dtype(None, config, torch.device("cuda")) is torch.bfloat16
+    assert resolve_dtype("float16", config, torch.device("cpu")) is torch.float16
+    with pytest.raises(UnsupportedModelError, match="got dtype 'int8', wanted one of float32"):
+        resolve_dtype("int8", config, torch.device("cpu"))

@@ -1,0 +1,138 @@
+"""Which rows are one sequence, and where its sums lie, read off vLLM's attention metadata."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.errors import GuardReadingError
+from guards.inside.vllm.sequences import Sequences, finder, sequences_of
+
+BLOCK = 4
+BLOCKS = torch.tensor([[7, 2, 0], [3, 9, 0], [5, 1, 8], [0, 0, 0]])
+"""Blocks of three sequences, and a row that nobody uses."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is read of a layer's metadata."""
+
+    query_start_loc: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+
+
+def slots(row: int, *positions: int) -> list[int]:
+    """Cache slots of a sequence's positions."""
+    return [int(BLOCKS[row, position // BLOCK]) * BLOCK + position % BLOCK for position in positions]
+
+
+def metadata(**changes: Any) -> Metadata:
+    """One sequence from its first token on, one new token at the start of a block, two in the middle of one."""
+    values: dict[str, Any] = {
+        "query_start_loc": torch.tensor([0, 3, 4, 6], dtype=torch.int32),
+        "slot_mapping": torch.tensor([*slots(0, 0, 1, 2), *slots(1, 4), *slots(2, 9, 10)]),
+        "block_table": BLOCKS.int(),
+    }
+    return Metadata(**{**values, **changes})
+
+
+POSITIONS = torch.tensor([0, 1, 2, 4, 9, 10])
+
+
+def found_in(layer: Metadata, positions_T: Tensor) -> Sequences:
+    """The sequences of a pass that has some."""
+    found = sequences_of(layer, positions_T, BLOCK)
+    assert found is not None
+    return found
+
+
+def test_slots_and_the_slot_before_each_sequences_first_new_token() -> None:
+    found = found_in(metadata(), POSITIONS)
+    assert found.rows == 6
+    assert found.starts_S.tolist() == [0, 3, 4]
+    assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
+    assert found.previous_S.tolist() == [-1, *slots(1, 3), *slots(2, 8)]
+    assert found.previous_S.tolist() == [-1, 15, 32], "the last of the block before, or the one ahead in the same"
+
+
+def test_padded_tokens_and_requests_are_no_sequence() -> None:
+    """As of a replayed graph: the last bound is repeated, padded slots are -1, and positions are whatever was there."""
+    padded = metadata(
+        query_start_loc=torch.tensor([0, 3, 4, 6, 6]),
+        slot_mapping=torch.tensor([*metadata().slot_mapping.tolist(), -1, -1]),
+    )
+    found = found_in(padded, torch.tensor([*POSITIONS.tolist(), 77, 0]))
+    plain = found_in(metadata(), POSITIONS)
+    assert found.rows == 6
+    for field in ("starts_S", "slots_T", "previous_S"):
+        assert torch.equal(getattr(found, field), getattr(plain, field))
+
+
+def test_a_request_without_new_tokens_is_passed_over() -> None:
+    bounds = torch.tensor([0, 3, 3, 5])
+    slot_mapping = torch.tensor([*slots(0, 0, 1, 2), *slots(2, 9, 10)])
+    found = found_in(metadata(query_start_loc=bounds, slot_mapping=slot_mapping), torch.tensor([0, 1, 2, 9, 10]))
+    assert found.starts_S.tolist() == [0, 3]
+    assert found.previous_S.tolist() == [-1, 32]
+
+
+def test_a_pass_that_caches_no_token_is_for_nobody() -> None:
+    nowhere = metadata(slot_mapping=torch.full((6,), -1))
+    assert sequences_of(nowhere, POSITIONS, BLOCK) is None
+
+
+@pytest.mark.parametrize(
+    ("block", "changes"),
+    [
+        (8, {}),
+        (BLOCK, {"block_table": BLOCKS.flip(0)[1:]}),
+        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, 37, 33, 34])}),
+        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, -1, 33, 34])}),
+    ],
+    ids=["blocks of another size", "blocks of another sequence", "another slot", "a token that is not kept"],
+)
+def test_blocks_and_slots_that_disagree_are_an_error(block: int, changes: dict[str, Tensor]) -> None:
+    with pytest.raises(GuardReadingError, match=f"not those of blocks of {block} tokens"):
+        sequences_of(metadata(**changes), POSITIONS, block)
+
+
+def group(*layers: str, block: int = BLOCK) -> Any:
+    """Layers that share block tables."""
+    return SimpleNamespace(layer_names=list(layers), kv_cache_spec=SimpleNamespace(block_size=block))
+
+
+ONE_GROUP = (group("layers.0", "layers.1"),)
+
+
+def in_a_pass(monkeypatch: pytest.MonkeyPatch, attention: Any, groups: tuple[Any, ...] = ONE_GROUP) -> Any:
+    """A finder on a runner with these cache groups, in a pass with that attention metadata."""
+    import sys
+
+    context = SimpleNamespace(get_forward_context=lambda: SimpleNamespace(attn_metadata=attention))
+    monkeypatch.setitem(sys.modules, "vllm.forward_context", context)
+    runner = SimpleNamespace(
+        kv_cache_config=SimpleNamespace(kv_cache_groups=groups),
+        input_batch=SimpleNamespace(block_table=[SimpleNamespace(block_size=BLOCK)]),
+    )
+    return finder(runner)
+
+
+def test_the_pass_says_which_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = in_a_pass(monkeypatch, {"layers.0": metadata(), "layers.1": None})(POSITIONS)
+    assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
+    assert in_a_pass(monkeypatch, None)(POSITIONS) is None, "by which vLLM warms up"
+    with pytest.raises(GuardReadingError, match="micro-batches"):
+        in_a_pass(monkeypatch, [{"layers.0": metadata()}])(POSITIONS)
+    with pytest.raises(KeyError):
+        in_a_pass(monkeypatch, {"layers.1": metadata()})(POSITIONS)
+
+
+@pytest.mark.parametrize("groups", [(group("layers.0"), group("layers.1", block=2 * BLOCK)), (group(), *ONE_GROUP)])
+def test_groups_whose_blocks_are_not_alike_are_an_error(monkeypatch: pytest.MonkeyPatch, groups: Any) -> None:
+    """A prefix may then be found in part of a block, which vLLM copies without the sums."""
+    with pytest.raises(GuardReadingError, match="groups of layers"):
+        in_a_pass(monkeypatch, {"layers.0": metadata()}, groups)(POSITIONS)

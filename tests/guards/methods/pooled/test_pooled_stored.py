@@ -1,0 +1,137 @@
+"""What the loader refuses of a pooled guard, and which variant an artifact is of."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.artifact.store import read_artifact
+from guards.contract.guard import detectors
+from guards.core.part import Part
+from guards.errors import ArtifactError
+from guards.methods.cube.guard import KSDGuard
+from guards.methods.pooled.guard import PooledGuard
+from guards.methods.registry import METHODS, load_guard
+from guards.model.shard import WHOLE
+from guards.model.sites import Site
+from tests.guards.methods.test_registry import Parameters, Tensors, edit
+from tests.guards.samples import ksd, pooled, write_raw
+from tests.models import D_FF, LAYERS
+
+
+def dumped() -> tuple[Parameters, Tensors]:
+    """Parameters and tensors of a valid guard at layers 1 and 2, free to be edited."""
+    return METHODS["ksd"].dump(pooled(1, 2))
+
+
+def load(folder: Path, parameters: Parameters, tensors: Tensors) -> object:
+    return load_guard(read_artifact(write_raw(folder / "a", "ksd", parameters, tensors)))
+
+
+def test_a_guard_survives_the_disk(tmp_path: Path) -> None:
+    parameters, tensors = dumped()
+    assert parameters["variant"] == "pooled"
+    guard = load(tmp_path, parameters, tensors)
+    assert isinstance(guard, PooledGuard)
+    again, tensors_again = METHODS["ksd"].dump(guard)
+    assert again == parameters
+    assert tensors.keys() == tensors_again.keys()
+    assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors)
+
+
+def test_an_artifact_that_names_no_variant_holds_cubes(tmp_path: Path) -> None:
+    parameters, tensors = METHODS["ksd"].dump(ksd())
+    assert parameters.pop("variant") == "paper"
+    assert isinstance(load(tmp_path, parameters, tensors), KSDGuard)
+
+
+@pytest.mark.parametrize("variant", ["spheres", "Pooled", "", None, 1])
+@pytest.mark.parametrize("guard", [ksd(), pooled()], ids=["cubes", "pooled"])
+def test_an_unknown_variant_is_refused(tmp_path: Path, guard: Any, variant: object) -> None:
+    parameters, tensors = METHODS["ksd"].dump(guard)
+    with pytest.raises(ArtifactError, match=r"parameters\.variant"):
+        load(tmp_path, {**parameters, "variant": variant}, tensors)
+
+
+@pytest.mark.parametrize(("given", "other"), [("paper", pooled()), ("pooled", ksd())])
+def test_a_variant_with_the_others_parameters_is_refused(tmp_path: Path, given: str, other: Any) -> None:
+    parameters, tensors = METHODS["ksd"].dump(other)
+    with pytest.raises(ArtifactError, match=r"parameters\."):
+        load(tmp_path, {**parameters, "variant": given}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (("terms",), [], "parameters.terms: Tuple should have at least 1"),
+        (("terms",), None, "parameters.terms"),
+        (("tau",), 0.0, "parameters.tau"),
+        (("tau",), -0.5, "parameters.tau"),
+        (("tau",), "0.5", "parameters.tau"),
+        (("tau",), None, "parameters.tau"),
+        (("regime",), "last-token", "parameters.regime: Extra inputs"),
+        (("terms", 1, "layer"), LAYERS, rf"got layers \[1, {LAYERS}\], wanted them ascending, .* below {LAYERS}"),
+        (("terms", 1, "layer"), 1, r"got layers \[1, 1\], wanted them ascending, each once"),
+        (("terms", 1, "layer"), 0, r"got layers \[1, 0\], wanted them ascending"),
+        (("terms", 0, "layer"), -1, "terms.0.layer"),
+        (("terms", 0, "layer"), True, "terms.0.layer"),
+        (("terms", 0, "offset"), "0", "terms.0.offset"),
+        (("terms", 0, "offset"), None, "terms.0.offset"),
+        (("terms", 0, "colour"), 1, "terms.0.colour: Extra inputs"),
+    ],
+)
+def test_a_broken_parameter(tmp_path: Path, path: tuple[Any, ...], value: Any, complaint: str) -> None:
+    parameters, tensors = dumped()
+    parameters["terms"] = list(parameters["terms"])
+    edit(parameters, *path)(value)
+    with pytest.raises(ArtifactError, match=complaint):
+        load(tmp_path, parameters, tensors)
+
+
+@pytest.mark.parametrize("key", ["tau", "terms"])
+def test_a_missing_parameter(tmp_path: Path, key: str) -> None:
+    parameters, tensors = dumped()
+    del parameters[key]
+    with pytest.raises(ArtifactError, match=f"parameters.{key}: Field required"):
+        load(tmp_path, parameters, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "complaint"),
+    [
+        ("term.1.weight", None, r"no tensor 'term\.1\.weight'; got \['term\.0\.weight'"),
+        ("term.1.weight", torch.ones(D_FF - 1), r"got torch\.float32 \(23,\), wanted torch\.float32 \(24,\)"),
+        ("term.1.weight", torch.ones(1), r"got torch\.float32 \(1,\)"),
+        ("term.1.weight", torch.ones(D_FF, 1), r"\(24, 1\)"),
+        ("term.1.weight", torch.ones(D_FF, dtype=torch.int64), r"got torch\.int64"),
+        ("term.1.weight", torch.zeros(D_FF), r"term\.1\.weight: got zeros, which score nothing"),
+        ("term.2.weight", torch.ones(D_FF), r"got tensor 'term\.2\.weight' that the manifest does not describe"),
+        ("cube.0.mean", torch.ones(D_FF), r"got tensor 'cube\.0\.mean'"),
+    ],
+)
+def test_a_broken_tensor(tmp_path: Path, name: str, tensor: Tensor | None, complaint: str) -> None:
+    parameters, tensors = dumped()
+    tensors.pop(name, None)
+    if tensor is not None:
+        tensors[name] = tensor
+    with pytest.raises(ArtifactError, match=complaint):
+        load(tmp_path, parameters, tensors)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_weight_that_is_not_finite(tmp_path: Path, bad: float) -> None:
+    parameters, tensors = dumped()
+    tensors["term.0.weight"][3] = bad
+    with pytest.raises(ArtifactError, match="finite"):
+        load(tmp_path, parameters, tensors)
+
+
+def test_a_bound_guard_is_one_part_of_several_layers() -> None:
+    bound = METHODS["ksd"].bind(pooled(0, 2, tau=0.25), torch.device("cpu"), WHOLE)
+    detector = detectors({"a": bound})["a"]
+    assert (detector.site, detector.pooled, detector.layers) == (Site.KEY, True, (0, 2))
+    assert detector.parts == (Part("", 2),)
+    assert bound.taus is not None
+    assert bound.taus.tolist() == [0.25]

@@ -1,0 +1,182 @@
+"""Calibrating Selective Pruning on a tiny model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.artifact.canaries import SHIFT_SLACK, disagreement
+from guards.artifact.store import read_artifact
+from guards.calibration.options import PruneOptions
+from guards.core.verdict import Reading
+from guards.errors import CalibrationError
+from guards.inside.transformers.attach import Attachment
+from guards.inside.transformers.loading import LoadedModel
+from guards.methods.registry import METHODS, load_guard
+from guards.methods.selective_pruning.calibrate import PruneCalibration, calibrate_prune
+from guards.methods.selective_pruning.guard import EPSILON, Importance, PruneGuard
+from guards.model.sites import Site
+from tests.guards.tiny import sources, tiny_loaded
+from tests.models import D_FF, D_MODEL, LAYERS
+
+FRAMES = ("chat", "bare")
+OPTIONS = PruneOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625, steps=2)
+SITES = (Site.KEY, Site.ATTENTION)
+
+
+def guard_of(calibration: PruneCalibration) -> PruneGuard:
+    assert isinstance(calibration.guard, PruneGuard)
+    return calibration.guard
+
+
+def plain(guard: PruneGuard, site: Site) -> dict[int, list[int]]:
+    return {layer: neurons.tolist() for layer, neurons in guard.at(site).items()}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return tiny_loaded()
+
+
+@pytest.fixture(scope="module")
+def calibration(loaded: LoadedModel) -> PruneCalibration:
+    return calibrate_prune(loaded, *sources(60), OPTIONS)
+
+
+def _outputs(loaded: LoadedModel, site: Site, texts: tuple[str, ...], mask: PruneGuard | None) -> list[Tensor]:
+    """Every layer's outputs [T, F] in both frames, one prompt at a time, by hooks of the test's own; with `mask`'s
+    columns taken out of the weights."""
+    model = tiny_loaded().model
+    layers = model.model.layers
+    modules = {
+        Site.KEY: [layer.mlp.down_proj for layer in layers],
+        Site.ATTENTION: [layer.self_attn.o_proj for layer in layers],
+    }
+    for layer, at in mask.places if mask else ():
+        modules[at][layer].weight[:, mask.at(at)[layer]] = 0  # type: ignore[union-attr]
+    kept: list[list[Tensor]] = [[] for _ in layers]
+    for layer, module in enumerate(modules[site]):
+        module.register_forward_pre_hook(lambda _, args, layer=layer: kept[layer].append(args[0][0]))
+    with torch.no_grad():
+        for frame in FRAMES:
+            for text in texts:
+                model(input_ids=torch.tensor([loaded.codec.encode_frame(frame, text)]))
+    return [torch.cat(outputs).double() for outputs in kept]
+
+
+def by_hand(loaded: LoadedModel, site: Site, mask: PruneGuard | None, count: int) -> dict[int, list[int]]:
+    """The neurons of the largest ratio of mean sizes, leaving out those of `mask`."""
+    (forget,), (retain,) = sources(60)
+    sides = [_outputs(loaded, site, side.texts, mask) for side in (forget, retain)]
+    pairs = zip(*sides, strict=True)
+    ratio_LF = torch.stack([f.abs().mean(dim=0) / (r.abs().mean(dim=0) + EPSILON[site]) for f, r in pairs])
+    for layer, neurons in (mask.at(site) if mask else {}).items():
+        ratio_LF[layer, neurons] = -1
+    width = ratio_LF.shape[1]
+    found: dict[int, list[int]] = {}
+    for index in sorted(ratio_LF.flatten().topk(count).indices.tolist()):
+        found.setdefault(index // width, []).append(index % width)
+    return found
+
+
+def test_the_first_step_is_the_formula(loaded: LoadedModel) -> None:
+    options = PruneOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
+    guard = guard_of(calibrate_prune(loaded, *sources(60), options))
+    assert plain(guard, Site.KEY) == by_hand(loaded, Site.KEY, None, 9)
+    assert plain(guard, Site.ATTENTION) == by_hand(loaded, Site.ATTENTION, None, 3)
+
+
+def test_the_second_step_measures_the_model_without_the_first_ones_neurons(
+    loaded: LoadedModel, calibration: PruneCalibration
+) -> None:
+    options = PruneOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
+    first = guard_of(calibrate_prune(loaded, *sources(60), options))
+    unmeasured = False
+    for site, count in ((Site.KEY, 9), (Site.ATTENTION, 3)):
+        more = by_hand(loaded, site, first, count)
+        wanted = {
+            layer: sorted(plain(first, site).get(layer, []) + more.get(layer, []))
+            for layer in sorted(plain(first, site).keys() | more.keys())
+        }
+        assert plain(guard_of(calibration), site) == wanted
+        unmeasured |= by_hand(loaded, site, None, 2 * count) != wanted
+    assert unmeasured, "positive control: one step of twice the size takes others"
+
+
+def test_fractions_are_of_all_neurons_in_every_step(calibration: PruneCalibration) -> None:
+    assert sum(calibration.feed_forward_by_layer) == 2 * int(0.125 * LAYERS * D_FF)
+    assert sum(calibration.attention_by_layer) == 2 * int(0.0625 * LAYERS * D_MODEL)
+    assert calibration.tokens == {
+        role: sum(record.tokens for record in calibration.record.sources if record.role == role)
+        for role in ("forget", "retain")
+    }
+    assert calibration.record.recall is None
+    assert calibration.record.false_abstention is None
+
+
+@pytest.mark.parametrize("importance", ["freq", "rms", "std"])
+def test_another_importance_takes_other_neurons(loaded: LoadedModel, importance: str) -> None:
+    first, other = (
+        guard_of(calibrate_prune(loaded, *sources(40), PruneOptions(fraction=0.125, importance=kind)))  # type: ignore[arg-type]
+        for kind in ("abs", importance)
+    )
+    assert other.importance is Importance(importance)
+    assert plain(first, Site.KEY) != plain(other, Site.KEY)
+    assert first.attention == other.attention == {}
+
+
+def test_no_hook_stays_on_the_model(loaded: LoadedModel, calibration: PruneCalibration) -> None:
+    assert guard_of(calibration).layers
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in loaded.model.modules())
+
+
+def test_canaries_agree_when_read_back_and_attached(calibration: PruneCalibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path / "guard", "sums")
+    artifact = read_artifact(tmp_path / "guard")
+    canaries = artifact.manifest.canaries
+    assert 2 <= len(canaries) <= 16
+    assert all(canary.fires and canary.scores[0] > SHIFT_SLACK for canary in canaries)
+    entry, guard = METHODS[artifact.manifest.method], load_guard(artifact)
+    assert isinstance(guard, PruneGuard)
+    half = PruneGuard(**{**vars(guard), "feed_forward": {}})
+    found = {}
+    for name, served in (("all of it", guard), ("its attention alone", half)):
+        problems = []
+        model = tiny_loaded()
+        with Attachment(model.model, model.sites, {"guard": (entry, served)}) as attachment:
+            for canary in canaries:
+                with torch.no_grad():
+                    model.model(input_ids=torch.tensor([canary.token_ids]))
+                readings = attachment.take(len(canary.token_ids))
+                reading, scores = Reading(int(readings.codes_RG[-1, 0])), readings.scores["guard"][-1].tolist()
+                problems.append(disagreement(canary, reading, scores, dtype="float32", kind=entry.kind, alone=True))
+        found[name] = [problem for problem in problems if problem is not None]
+    assert found["all of it"] == []
+    assert found["its attention alone"] != [], "positive control: less is pruned"
+
+
+def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        calibrate_prune(loaded, *sources(40), PruneOptions(fraction=0.125)).save(tmp_path / name, "sums")
+    for file in ("manifest.json", "tensors.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": -0.1}, "got --fraction -0.1"),
+        ({"fraction": 1.5}, "got --fraction 1.5"),
+        ({"fraction": 0.6, "steps": 2}, r"got --fraction 0.6 in each of 2 step\(s\)"),
+        ({"attention_fraction": 2.0}, "got --attention-fraction 2.0"),
+        ({"fraction": 0.0}, "wanted at least one above 0"),
+        ({"steps": 0}, "got --steps 0"),
+        ({"fraction": 1e-6}, "selects 0 of 72 neurons"),
+        ({"attention_fraction": 1e-6}, "selects 0 of 48 neurons"),
+        ({"fraction": 2 / 72}, "no server could verify it at start: give more examples, or a larger --fraction"),
+    ],
+)
+def test_refuses(loaded: LoadedModel, options: dict[str, float], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        calibrate_prune(loaded, *sources(40), PruneOptions(**options))  # type: ignore[arg-type]

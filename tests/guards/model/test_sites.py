@@ -1,0 +1,246 @@
+"""Every family's sites on a tiny model: the tensors are where the table says, and changing them changes the model.
+
+Suffixes: T tokens, F feed-forward width, D model width.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guards.errors import UnsupportedModelError
+from guards.model.sites import FAMILIES, ModelSites, Site, find_sites, projection_shape
+from tests.models import CONFIGS, D_FF, D_MODEL, EXPERTS, LAYERS, tiny_model, tokens
+
+KINDS = sorted(FAMILIES)
+GATED = [kind for kind in KINDS if kind not in ("opt", "gpt2", "gpt_neox")]
+
+
+def weight(module: nn.Module) -> Tensor:
+    """A projection's weight as [outputs, inputs]; GPT-2's Conv1D keeps it the other way round."""
+    matrix = module.weight
+    assert isinstance(matrix, Tensor)
+    return matrix.T if type(module).__name__ == "Conv1D" else matrix
+
+
+class Recorder:
+    """Inputs and outputs of every feed-forward projection of one forward pass."""
+
+    def __init__(self, model: nn.Module, sites: ModelSites) -> None:
+        self.keys: list[Tensor] = []
+        self.block_outputs: list[Tensor] = []
+        self.pre_activations: list[Tensor] = []
+        self.gated_inputs: list[Tensor] = []
+        for layer in sites.layers:
+            layer.key.register_forward_hook(self._key)
+            layer.pre_activation.register_forward_hook(self._pre_activation)
+        self.logits = model(tokens(1, 6)).logits
+
+    def _key(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.keys.append(args[0].reshape(-1, D_FF).clone())
+        self.block_outputs.append(output.reshape(-1, D_MODEL).clone())
+
+    def _pre_activation(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.gated_inputs.append(args[0].reshape(-1, D_MODEL).clone())
+        self.pre_activations.append(output.reshape(-1, output.shape[-1]).clone())
+
+
+def feed_forward(model: nn.Module, sites: ModelSites, layer: int) -> nn.Module:
+    """The block that holds the activation function and, where there is one, the up projection."""
+    name = sites.family.key.format(layer=layer).rpartition(".")[0]
+    return model.get_submodule(name)
+
+
+def activation(block: nn.Module) -> Any:
+    """The model's own activation function."""
+    for name in ("act_fn", "activation_fn", "activation", "act"):
+        if hasattr(block, name):
+            return getattr(block, name)
+    raise AssertionError(f"no activation in {block}")
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sites_resolve_with_their_widths(kind: str) -> None:
+    sites = find_sites(tiny_model(kind))
+    assert (len(sites.layers), sites.d_ff, sites.d_model) == (LAYERS, D_FF, D_MODEL)
+    for layer in sites.layers:
+        assert projection_shape(layer.key) == (D_FF, D_MODEL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_maps_the_final_norm_to_logits(kind: str) -> None:
+    """Final norm and output head adjoin: hidden states can carry a verdict from the one to the other."""
+    model = tiny_model(kind)
+    sites = find_sites(model)
+    seen: list[Tensor] = []
+    sites.final_norm.register_forward_hook(lambda _, __, output: seen.append(output))
+    sites.output_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(tokens(1, 6))
+    normed, headed = seen
+    assert torch.equal(normed, headed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_key_is_what_the_value_matrix_multiplies(kind: str) -> None:
+    model = tiny_model(kind)
+    sites = find_sites(model)
+    recorded = Recorder(model, sites)
+    for layer, key_TF, output_TD in zip(sites.layers, recorded.keys, recorded.block_outputs, strict=True):
+        bias = getattr(layer.key, "bias", None)
+        by_hand = key_TF @ weight(layer.key).T + (0 if bias is None else bias)
+        torch.testing.assert_close(output_TD, by_hand)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_key_is_the_activated_gate_times_up(kind: str) -> None:
+    model = tiny_model(kind)
+    sites = find_sites(model)
+    recorded = Recorder(model, sites)
+    for index, (pre, key_TF) in enumerate(zip(recorded.pre_activations, recorded.keys, strict=True)):
+        block = feed_forward(model, sites, index)
+        act = activation(block)
+        if sites.family.fused_gate_up:
+            wanted = act(pre[:, :D_FF]) * pre[:, D_FF:]
+        elif kind in GATED:
+            wanted = act(pre) * block.get_submodule("up_proj")(recorded.gated_inputs[index])
+        else:
+            wanted = act(pre)
+        torch.testing.assert_close(key_TF, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_replacing_the_key_changes_the_output_as_by_hand(kind: str, layer: int) -> None:
+    """One neuron zeroed by a hook equals its column of the value matrix zeroed; and it matters."""
+    model = tiny_model(kind)
+    module = find_sites(model).layers[layer].key
+    plain = model(tokens(1, 6)).logits
+
+    def zero(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        key = args[0].clone()
+        key[..., 7] = 0
+        return (key,)
+
+    handle = module.register_forward_pre_hook(zero)
+    hooked = model(tokens(1, 6)).logits
+    handle.remove()
+    weight(module)[:, 7] = 0
+    torch.testing.assert_close(hooked, model(tokens(1, 6)).logits)
+    assert not torch.allclose(hooked, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changing_a_pre_activation_changes_its_key_alone(kind: str) -> None:
+    model = tiny_model(kind)
+    sites = find_sites(model)
+    plain = Recorder(model, sites).keys[0]
+    model = tiny_model(kind)
+    sites = find_sites(model)
+
+    def lift(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., 3] += 1
+        return output
+
+    sites.layers[0].pre_activation.register_forward_hook(lift)
+    moved = (Recorder(model, sites).keys[0] != plain).any(dim=0)
+    assert moved.nonzero().flatten().tolist() == [3]
+
+
+HEADS_OF_THEIR_OWN = [kind for kind in KINDS if "head_dim" in CONFIGS[kind] or kind in ("llama", "mistral")]
+"""Families whose heads together need not be as wide as the model."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_attention_vector_is_what_the_output_projection_multiplies(kind: str) -> None:
+    """One of its neurons zeroed by a hook equals its column of the projection zeroed; and it matters."""
+    wide = {"head_dim": 6} if kind in HEADS_OF_THEIR_OWN else {}
+    model = tiny_model(kind, **wide)
+    sites = find_sites(model)
+    assert sites.d_attention == (4 * 6 if wide else D_MODEL)
+    assert {site: sites.width(site) for site in Site} == {
+        **dict.fromkeys((Site.KEY, Site.PRE_ACTIVATION), D_FF),
+        Site.ATTENTION: sites.d_attention,
+    }
+    module = sites.layers[1].at(Site.ATTENTION)
+    plain = model(tokens(1, 6)).logits
+
+    def zero(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        vector = args[0].clone()
+        vector[..., 13] = 0
+        return (vector,)
+
+    handle = module.register_forward_pre_hook(zero)
+    hooked = model(tokens(1, 6)).logits
+    handle.remove()
+    weight(module)[:, 13] = 0
+    torch.testing.assert_close(hooked, model(tokens(1, 6)).logits)
+    assert not torch.allclose(hooked, plain, atol=1e-4)
+
+
+def test_the_fused_projection_holds_the_gate_first() -> None:
+    """Phi-3: raising the second half changes keys without passing the activation function."""
+    model = tiny_model("phi3")
+    sites = find_sites(model)
+    assert projection_shape(sites.layers[0].pre_activation) == (D_MODEL, 2 * D_FF)
+    recorded = Recorder(model, sites)
+    up = recorded.pre_activations[0][:, D_FF:]
+    gate = recorded.pre_activations[0][:, :D_FF]
+    torch.testing.assert_close(recorded.keys[0] / up, activation(feed_forward(model, sites, 0))(gate))
+
+
+@pytest.mark.parametrize("kind", sorted(EXPERTS))
+def test_a_mixture_of_experts_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"'{kind}' is a mixture of experts"):
+        find_sites(tiny_model(kind))
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+    model = tiny_model("llama")
+    model.config.model_type = "mamba"
+    with pytest.raises(UnsupportedModelError, match=r"'mamba' has no known sites; known: gemma, gemma2"):
+        find_sites(model)
+
+
+def test_opt_without_a_final_norm_is_refused() -> None:
+    """OPT-350M norms after attention and has none at the end."""
+    model = tiny_model("opt", do_layer_norm_before=False)
+    with pytest.raises(UnsupportedModelError, match=r"lacks 1 .*model\.decoder\.final_layer_norm"):
+        find_sites(model)
+
+
+def test_every_missing_module_is_counted() -> None:
+    model = tiny_model("llama")
+    del model.model.layers[1].mlp.down_proj
+    del model.model.layers[2].mlp.gate_proj
+    with pytest.raises(UnsupportedModelError, match=r"lacks 2 .*layers\.1\.mlp\.down_proj.*layers\.2\.mlp\.gate"):
+        find_sites(model)
+
+
+def test_a_quantised_projection_is_refused() -> None:
+    class Packed(nn.Module):
+        """Stands for a quantised layer: no Linear, an integer weight of another shape."""
+
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = Packed()
+    with pytest.raises(UnsupportedModelError, match="got a Packed where a Linear"):
+        find_sites(model)
+
+
+def test_layers_of_differing_width_are_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = nn.Linear(D_FF + 1, D_MODEL)
+    with pytest.raises(UnsupportedModelError, match=r"block 1: got key and pre-activation widths \(25, 24\)"):
+        find_sites(model)
+
+
+def test_attention_of_differing_width_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.o_proj = nn.Linear(D_MODEL + 4, D_MODEL)
+    with pytest.raises(UnsupportedModelError, match=r"block 1: got an attention output projection of \(20, 16\)"):
+        find_sites(model)

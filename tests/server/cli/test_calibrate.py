@@ -1,0 +1,169 @@
+"""`skillguard calibrate` end to end on a tiny model folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guards.artifact.store import read_artifact
+from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PooledOptions, PruneOptions
+from guards.methods.cube.guard import Regime
+from guards.methods.neuron_adjust.guard import Draw
+from guards.methods.selective_pruning.guard import Importance
+from server.cli.main import build_parser, main
+from tests.guards.tiny import save_tiny, sums, words
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and two sources."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    save_tiny(folder / "model")
+    rows = [json.dumps({"id": index, "sum": text}) for index, text in enumerate(sums(200))]
+    (folder / "sums.jsonl").write_text("\n".join(rows))
+    (folder / "words.txt").write_text("\n".join(words(240)))
+    return folder
+
+
+def _arguments(folder: Path, method: str, output: Path, *more: str) -> list[str]:
+    return [
+        *("calibrate", method, "--model", str(folder / "model"), "--skill", "sums", "--device", "cpu"),
+        *("--forget", f"{folder}/sums.jsonl?id=..179#sum", "--retain", f"{folder}/words.txt"),
+        *("--output", str(output), *more),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "plots"),
+    [
+        ("ksd", ("--frame", "chat", "--frame", "{text}\\nA:", "--max-false-abstention", ".05"), 3),
+        ("neuron-adjust", ("--fraction", ".25"), 2),
+        ("prune", ("--fraction", ".125", "--attention-fraction", ".0625", "--steps", "2", "--importance", "rms"), 2),
+    ],
+)
+def test_writes_an_artifact_and_a_report_and_says_what_next(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, more: tuple[str, ...], plots: int
+) -> None:
+    output = tmp_path / "guard"
+    assert main(_arguments(folder, method, output, "--plots", *more)) == 0
+    printed = capsys.readouterr().out
+    assert f"skillguard serve --model {folder / 'model'} --artifacts {output}" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guard", "guard-report"]
+    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "tensors.safetensors"]
+    assert len(list((tmp_path / "guard-report").glob("*.png"))) == plots
+    manifest = read_artifact(output).manifest
+    assert (manifest.method, manifest.skill) == ("selective-pruning" if method == "prune" else method, "sums")
+    assert manifest.model.weights_sha256 is not None
+    forget = next(source for source in manifest.calibration.sources if source.role == "forget")
+    assert (forget.name, forget.examples) == (f"{folder.name}/sums.jsonl?id=..179#sum", 180)
+    assert str(folder.parent) not in (output / "manifest.json").read_text(), "no path of this machine"
+    if method == "ksd":
+        assert manifest.calibration.frames == ("chat", "{text}\nA:")
+        assert "recall" in printed
+    if method == "prune":
+        assert manifest.parameters["importance"] == "rms"
+        assert ["all", "18", "6"] in [line.split() for line in printed.splitlines()]
+        report = json.loads((tmp_path / "guard-report" / "report.json").read_text())
+        assert (sum(report["feed_forward_by_layer"]), sum(report["attention_by_layer"])) == (18, 6)
+        assert main(["inspect", str(output)]) == 0
+        shown = capsys.readouterr().out
+        assert "attention_fraction" in shown
+        assert "feed_forward" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "variant", "frames"),
+    [
+        ((), "pooled", 3),
+        (("--variant", "pooled", "--layer", "2"), "pooled", 3),
+        (("--variant", "paper", "--regime", "last-token"), "paper", 1),
+    ],
+    ids=["by default", "pooled", "paper"],
+)
+def test_the_variant_is_that_of_the_artifact(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    variant: str,
+    frames: int,
+) -> None:
+    output = tmp_path / "guard"
+    assert main(_arguments(folder, "ksd", output, "--recall", ".9", "--max-false-abstention", ".05", *more)) == 0
+    printed = capsys.readouterr().out
+    assert "false abstention" in printed
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith("'")]
+    assert len(rows) == frames
+    manifest = read_artifact(output).manifest
+    assert manifest.parameters["variant"] == variant
+    assert len(manifest.calibration.frames) == frames
+    assert main(["inspect", str(output)]) == 0
+    assert variant in capsys.readouterr().out
+
+
+def test_each_variant_has_its_own_defaults(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args(["calibrate", "ksd", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    pooled, paper = PooledOptions(), KSDOptions()
+    for field in ("recall", "max_false_abstention", "placement"):
+        assert f"(default: pooled {getattr(pooled, field)}, paper {getattr(paper, field)})" in shown
+        assert getattr(pooled, field) != getattr(paper, field), "positive control: they differ"
+    assert "one layer for each frame (default pooled)" in shown
+
+
+def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_arguments(folder, "ksd", tmp_path / "guard", "--regime", "all-tokens")) != 0
+    assert "--regime: the mean key vector is over all tokens; it needs --variant paper" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(_arguments(folder, "ksd", tmp_path / "guard", "--variant", "spheres"))
+    assert "invalid choice: 'spheres'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--recall", "1.5"), "got --recall 1.5"),
+        (("--skill", "two words"), "got skill name"),
+        (("--layer", "7"), "got --layer 7, wanted 0 to 2"),
+        (("--frame", "no place"), "wanted 'chat', 'bare' or a template"),
+        (("--retain", "nowhere.jsonl"), "no such file"),
+        (("--model", "./nowhere"), "no such folder"),
+        (("--retain", "hf:a/b"), "wanted hf:NAME"),
+        (("--limit", "0"), "got limit 0"),
+    ],
+)
+def test_an_error_is_one_line_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
+) -> None:
+    assert main(_arguments(folder, "ksd", tmp_path / "guard", *more)) != 0
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_something_else_is_refused_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("keep")
+    assert main(_arguments(folder, "ksd", tmp_path)) != 0
+    assert "is no artifact" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "keep"
+
+
+def test_help_is_instant_and_choices_are_the_methods_own() -> None:
+    code = "import sys; import server.cli.calibrate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    arguments = ["--model", "m", "--skill", "s", "--forget", "f", "--retain", "r", "--output", "o"]
+    for regime in Regime:
+        build_parser().parse_args(["calibrate", "ksd", *arguments, "--regime", regime.value])
+    for draw in Draw:
+        build_parser().parse_args(["calibrate", "neuron-adjust", *arguments, "--draw", draw.value])
+    assert Regime(KSDOptions().regime) is Regime.LAST_TOKEN
+    assert Draw(NeuronAdjustOptions().draw) is Draw.RANDOM
+    for importance in Importance:
+        build_parser().parse_args(["calibrate", "prune", *arguments, "--importance", importance.value])
+    assert Importance(PruneOptions().importance) is Importance.ABS

@@ -1,0 +1,42 @@
+"""`skillguard evaluate`: what it refuses before a model is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from server.cli.main import main
+
+SUITE = ("--suite", "gsm8k=test.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--model", "m"], "--suite: got none"),
+        (["--model", "m", *SUITE], "--artifacts: got none"),
+        (["--url", "http://127.0.0.1:9", *SUITE], "--baseline-url: got none"),
+        (["--baseline-url", "http://127.0.0.1:9", *SUITE], "got no --url"),
+        (["--url", "u", "--baseline-url", "b", "--model", "m", *SUITE], "--url: got --model as well"),
+        (["--url", "u", "--baseline-url", "b", "--together", *SUITE], "--url: got --together as well"),
+        (["--limit", "0"], "--limit: got '0'"),
+        (["--temperature", "3"], "--temperature: got '3'"),
+        (["--frame", "no place"], "got frame 'no place'"),
+        (["--suite", "nonsense=x"], "wanted KIND[:LABEL]=SRC"),
+        (["--suite", "gsm8k=/nowhere/test.jsonl"], "no such file"),
+        (["--artifacts", "/nowhere/ksd", "--limit", "1"], "no such folder"),
+    ],
+)
+def test_refusals(arguments: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--output", str(tmp_path / "run"), *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert wanted in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreachable_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = tmp_path / "sums.jsonl"
+    suite.write_text('{"prompt": "1+1", "answer": "2"}\n')
+    servers = ["--url", "http://127.0.0.1:9", "--baseline-url", "http://127.0.0.1:9"]
+    assert main(["evaluate", "--output", str(tmp_path / "run"), "--suite", f"prompts={suite}", *servers]) == 1
+    assert "no skillguard server answers there" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""The embedded engine: what a request asks for, gives up or is refused."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from guards.core.verdict import Reading
+from server.engines.base import EngineRequest, FinishReason, Sampling
+from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.errors import EngineBusyError, PromptError, PromptTooLongError
+from tests.served import forget_prompt, retain_prompt
+from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run
+
+
+def test_giving_up_frees_the_place_and_disturbs_nobody(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> tuple[Answer, Answer]:
+        before = await ask(engine, retain_prompt(2), max_tokens=60)
+        stream = engine.submit(EngineRequest("gone", retain_prompt(1), Sampling(max_tokens=200, temperature=0)))
+        other = asyncio.create_task(ask(engine, retain_prompt(2), "other", max_tokens=60))
+        await anext(stream)
+        await stream.aclose()
+        after = await other
+        never = engine.submit(EngineRequest("never", retain_prompt(1), Sampling(max_tokens=200)))
+        await never.aclose()
+        assert engine.load().running == 0
+        return before, after
+
+    before, after = run(guarded(served), work)
+    assert (before.text, before.finish.reason) == (after.text, after.finish.reason)
+
+
+def test_a_check_whose_caller_hangs_up_frees_its_place(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        for index in range(3):
+            task = asyncio.create_task(engine.check(retain_prompt(0), f"c{index}"))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert engine.load().running == 0
+        assert (await engine.check(retain_prompt(0), "last"))[0].reading is Reading.OUTSIDE
+
+    run(guarded(served, max_running=1, max_waiting=1), work)
+
+
+def test_a_full_queue_and_impossible_requests_are_refused_at_once(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        def submit(name: str, prompt: tuple[int, ...], tokens: int = 1) -> Any:
+            return engine.submit(EngineRequest(name, prompt, Sampling(max_tokens=tokens)))
+
+        with pytest.raises(PromptTooLongError, match="wanted at most 256"):
+            submit("long", retain_prompt(0), 256)
+        with pytest.raises(PromptError, match="empty"):
+            submit("empty", ())
+        with pytest.raises(PromptError, match="token id 64"):
+            submit("id", (1, 64))
+        held = [submit("a", retain_prompt(0)), submit("b", retain_prompt(1))]
+        with pytest.raises(EngineBusyError, match="queue is full"):
+            submit("c", retain_prompt(2))
+        for stream in held:
+            await stream.aclose()
+        assert (await ask(engine, retain_prompt(2))).finish.verified
+
+    run(guarded(served, max_running=1, max_waiting=1), work)
+
+
+def test_seeds_repeat_and_do_not_depend_on_the_batch(served: Served) -> None:
+    hot: dict[str, Any] = {"temperature": 1.5, "seed": 5, "max_tokens": 16}
+
+    async def work(engine: EmbeddedEngine) -> None:
+        alone = await ask(engine, retain_prompt(4), **hot)
+        crowd = await asyncio.gather(*(ask(engine, retain_prompt(4), f"r{i}", **{**hot, "seed": i}) for i in range(8)))
+        assert crowd[5].text == alone.text
+        assert len({answer.text for answer in crowd}) > 1
+        nucleus = await ask(engine, retain_prompt(4), temperature=1.5, top_p=1e-6, max_tokens=16)
+        assert nucleus.text == (await ask(engine, retain_prompt(4), max_tokens=16)).text, "a tiny nucleus is greedy"
+
+    run(guarded(served), work)
+
+
+def test_logprobs_stop_strings_and_length(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        full = await ask(engine, retain_prompt(4), logprobs=3, max_tokens=6)
+        assert full.finish.reason is FinishReason.LENGTH
+        assert len(full.logprobs) == full.finish.completion_tokens == 6
+        for entry in full.logprobs:
+            assert entry.logprob == pytest.approx(entry.top[0][2]), "greedy draws the most likely token"
+            assert len(entry.top) == 3
+        word = full.logprobs[2].token.strip()
+        stopped = await ask(engine, retain_prompt(4), max_tokens=6, stop=(word,))
+        assert stopped.finish.reason is FinishReason.STOP
+        assert word not in stopped.text
+        assert full.text.startswith(stopped.text)
+        assert engine.load().running == 0
+
+    run(guarded(served), work)
+
+
+def test_an_abstention_shows_no_logprobs(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> Answer:
+        return await ask(engine, forget_prompt(2), logprobs=5)
+
+    answer = run(guarded(served), work)
+    assert answer.finish.reason is FinishReason.ABSTAIN
+    assert answer.logprobs == ()
