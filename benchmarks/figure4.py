@@ -17,11 +17,12 @@ from pathlib import Path
 from artifacts.demo.guards import DEMO, FRAMES, sources
 from benchmarks.report import RESULTS, publish
 from guards.calibration.finished import Calibration
-from guards.calibration.options import NeuronAdjustOptions, PruneOptions
 from guards.calibration.sources import Source
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
-from guards.methods.selective_pruning.calibrate import calibrate_prune
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.selective_pruning.calibrate import calibrate_pruning
+from guards.methods.selective_pruning.options import PruningOptions
 from server.engines.options import EmbeddedOptions
 from server.evaluation.arms import engine_arms
 from server.evaluation.evaluate import Evaluation, evaluate
@@ -46,7 +47,9 @@ def make(
     if method == "na":
         options = NeuronAdjustOptions(frames=FRAMES, fraction=percent / 100, progress=True)
         return calibrate_neuron_adjust(loaded, forget, retain, options)
-    return calibrate_prune(loaded, forget, retain, PruneOptions(frames=FRAMES, fraction=percent / 100, progress=True))
+    return calibrate_pruning(
+        loaded, forget, retain, PruningOptions(frames=FRAMES, fraction=percent / 100, progress=True)
+    )
 
 
 def calibrate(folder: Path) -> list[Path]:

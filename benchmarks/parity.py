@@ -35,13 +35,15 @@ from benchmarks.real_text.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
 from guards.artifact.canaries import SHIFT_SLACK
 from guards.calibration.finished import Calibration
-from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PooledOptions
 from guards.calibration.sources import Source
 from guards.core.verdict import GuardMode
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.options import PooledOptions
 from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -142,7 +144,7 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
 
 
 def _cubes(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
-    return calibrate_ksd(loaded, *_sides(data, skill), KSDOptions(frames=(FRAME,)))
+    return calibrate_cubes(loaded, *_sides(data, skill), CubeOptions(frames=(FRAME,)))
 
 
 def _pooled(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:

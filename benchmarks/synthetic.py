@@ -14,12 +14,12 @@ from guards.contract.guard import Guard
 from guards.core.verdict import Scope
 from guards.inside.transformers.loading import DTYPES
 from guards.methods.cube.guard import METHOD as KSD
-from guards.methods.cube.guard import Cube, KSDGuard, Regime
+from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
 from guards.methods.selective_pruning.guard import METHOD as PRUNE
-from guards.methods.selective_pruning.guard import Importance, PruneGuard
+from guards.methods.selective_pruning.guard import Importance, PruningGuard
 
 VOCABULARY = 32000
 END = 0
@@ -71,14 +71,14 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[END], bos_token=words[END])
 
 
-def cubes(identity: ModelIdentity, layers: list[int], tau: float, seed: int) -> KSDGuard:
+def cubes(identity: ModelIdentity, layers: list[int], tau: float, seed: int) -> CubeGuard:
     """A detector with one cube at each of the layers."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> torch.Tensor:
         return torch.rand(identity.d_ff, generator=generator)
 
-    return KSDGuard(
+    return CubeGuard(
         tuple(Cube(layer, "bare", draw() - 0.5, draw() + 0.5, k=tau, tau=tau) for layer in layers),
         Scope.BOTH,
         Regime.LAST_TOKEN,
@@ -106,7 +106,7 @@ def pooled(identity: ModelIdentity, layers: list[int], seed: int) -> PooledGuard
     return PooledGuard(tuple(terms), 0.5, Scope.BOTH)
 
 
-def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruneGuard:
+def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruningGuard:
     """An intervention that sets that share of every layer's feed-forward neurons to zero."""
     generator = torch.Generator().manual_seed(0)
     count = max(1, int(fraction * identity.d_ff))
@@ -114,7 +114,7 @@ def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruneGuard:
         layer: torch.randperm(identity.d_ff, generator=generator)[:count].sort().values
         for layer in range(identity.layers)
     }
-    return PruneGuard(
+    return PruningGuard(
         masks,
         {},
         d_attention=identity.d_model,
@@ -127,7 +127,7 @@ def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruneGuard:
 
 def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
-    methods = {NeuronAdjustGuard: NEURON_ADJUST, PruneGuard: PRUNE}
+    methods = {NeuronAdjustGuard: NEURON_ADJUST, PruningGuard: PRUNE}
     calibration = Calibration(
         method=methods.get(type(guard), KSD),
         guard=guard,

@@ -7,6 +7,7 @@ SkillguardError
 ├── DataError                a forget or retain source cannot be read as asked
 │   └── PromptRefusedError       the chat template, or the lack of one, does not allow a conversation
 ├── CalibrationError         the data do not allow a guard that keeps its promise
+├── PolicyError              a rule names no guard, or a threshold that decides nothing
 ├── AttachError              a guard could not be installed on every site it needs
 └── GuardReadingError        a guard gave no reading, or a non-finite one, for a position that needs it
 
@@ -41,6 +42,10 @@ class PromptRefusedError(DataError):
 
 class CalibrationError(SkillguardError):
     """The examples given do not allow a guard that keeps the promise asked for."""
+
+
+class PolicyError(SkillguardError):
+    """A policy cannot be used: it names a guard that is not there, or a threshold that is no number."""
 
 
 class AttachError(SkillguardError):

@@ -16,7 +16,7 @@ from guards.contract.guard import Guard
 from guards.core.verdict import GuardKind, Reading, Scope
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.guard import KSDFitter, KSDGuard, Regime, cube_score
+from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime, cube_score
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustFitter
 from guards.methods.registry import METHODS
 from tests.models import LAYERS, VOCABULARY, tiny_model
@@ -72,16 +72,16 @@ def _last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...
     return torch.stack(kept)
 
 
-def ksd_guard(loaded: LoadedModel, *, scope: Scope = Scope.BOTH, layer: int = 0) -> KSDGuard:
+def ksd_guard(loaded: LoadedModel, *, scope: Scope = Scope.BOTH, layer: int = 0) -> CubeGuard:
     """A cube that holds forget prompts and leaves retain prompts out, with room on both sides of tau."""
-    fitter = KSDFitter(loaded.sites.d_ff)
+    fitter = CubeFitter(loaded.sites.d_ff)
     fitter.update(_last_keys(loaded, layer, [forget_prompt(i) for i in range(100, 220)]))
     cube = fitter.finish(layer, "bare")
     retain = cube_score(
         _last_keys(loaded, layer, [retain_prompt(i) for i in range(100, 140)]), cube.mean_F, 1 / cube.std_F
     )
     assert cube.k < float(retain.min()), "the tiny model does not separate its two kinds of prompts"
-    return KSDGuard((replace(cube, tau=(cube.k + float(retain.min())) / 2),), scope, Regime.LAST_TOKEN)
+    return CubeGuard((replace(cube, tau=(cube.k + float(retain.min())) / 2),), scope, Regime.LAST_TOKEN)
 
 
 def na_guard(loaded: LoadedModel, *, draw: Draw = Draw.RANDOM) -> Guard:

@@ -4,21 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
+from guards.methods.ksd_variants import bind
 from torch import Tensor
 
 from guards.calibration.activations import Activations, TokenIds, Tokens
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import KSDGuard
-from guards.methods.cube.stored import BoundKSD
-from guards.methods.ksd_variants import bind
+from guards.methods.cube.guard import CubeGuard
+from guards.methods.cube.stored import BoundCubes
 from guards.methods.pooled.guard import PooledGuard
 from guards.methods.pooled.stored import BoundPooled
 from guards.model.shard import WHOLE
 from guards.model.sites import Site
 
 Name = TypeVar("Name")
-Detector = KSDGuard | PooledGuard
-Bound = BoundKSD | BoundPooled
+Detector = CubeGuard | PooledGuard
+Bound = BoundCubes | BoundPooled
 
 
 def _scores(

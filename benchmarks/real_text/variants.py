@@ -7,12 +7,13 @@ from typing import Protocol
 from benchmarks.real_text.ratios import Detector
 from benchmarks.real_text.skills import FRAME
 from guards.calibration.activations import Activations
-from guards.calibration.options import KSDOptions, PooledOptions
 from guards.calibration.sources import Source
-from guards.methods.cube.calibrate import calibrate_ksd
-from guards.methods.cube.guard import KSDGuard
+from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.guard import CubeGuard
+from guards.methods.cube.options import CubeOptions
 from guards.methods.pooled.calibrate import calibrate_pooled
 from guards.methods.pooled.guard import PooledGuard
+from guards.methods.pooled.options import PooledOptions
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ def paper(model: Activations, forget: Sequence[Source], retain: Sequence[Source]
 
     The paper sets tau to alpha times k by hand for every skill; alpha is 1 here. It knows no cap on false abstention.
     """
-    options = KSDOptions(frames=frames, layer=model.identity.layers - 1, max_false_abstention=0.99)
-    guard = calibrate_ksd(model, forget, retain, options).guard
-    assert isinstance(guard, KSDGuard)
+    options = CubeOptions(frames=frames, layer=model.identity.layers - 1, max_false_abstention=0.99)
+    guard = calibrate_cubes(model, forget, retain, options).guard
+    assert isinstance(guard, CubeGuard)
     return Fitted(replace(guard, cubes=tuple(replace(cube, tau=cube.k) for cube in guard.cubes)))
 
 
 def cube(model: Activations, forget: Sequence[Source], retain: Sequence[Source], frames: tuple[str, ...]) -> Fitted:
     """Cubes with tau and layer chosen on held-out train prompts, under a cap on false abstention."""
-    found = calibrate_ksd(model, forget, retain, KSDOptions(frames=frames))
-    assert isinstance(found.guard, KSDGuard)
+    found = calibrate_cubes(model, forget, retain, CubeOptions(frames=frames))
+    assert isinstance(found.guard, CubeGuard)
     return Fitted(found.guard, found.warnings)
 
 

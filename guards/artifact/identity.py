@@ -52,7 +52,7 @@ def identify(config: Any, sites: ModelSites, dtype: str, weights: str | None, to
     return ModelIdentity.model_validate(
         {
             "architecture": (config.architectures or ["?"])[0],
-            "layers": len(sites.layers),
+            "layers": sites.layers,
             "d_model": sites.d_model,
             "d_ff": sites.d_ff,
             "dtype": dtype,

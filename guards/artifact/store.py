@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _refuse_tensors(where: Path, tensors: dict[str, Tensor]) -> None:
+def _refuse_tensors(where: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in TENSOR_DTYPES:
             raise ArtifactError(f"{where}: tensor {name!r}: got {tensor.dtype}, wanted one of {TENSOR_DTYPES}")
@@ -65,7 +66,7 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
     return (text + "\n").encode()
 
 
-def write_artifact(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> str:
+def write_artifact(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> str:
     """Writes an artifact atomically, replacing an older artifact of that name, and returns its digest.
 
     The digests in `manifest` are filled in here. Raises ArtifactError, with nothing written, when a tensor is not

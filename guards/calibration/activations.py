@@ -6,6 +6,7 @@ it is served in.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from guards.artifact.manifest import ModelIdentity
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import Reading
-from guards.methods.registry import Method
 from guards.model.encoding import TextCodec
 from guards.model.sites import Site
 
@@ -36,6 +37,21 @@ class Tokens(StrEnum):
     """Those, and the last one in any case."""
     MEAN = "mean"
     """None of them: one vector an example, the mean over all of its tokens in float32."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over examples looks at.
+
+    `skip`: how many leading and trailing tokens of every example are no part of `Tokens.ALL`. `batch_tokens`: tokens of
+    a forward pass, padded ones too, None for what suits the device.
+    """
+
+    site: Site
+    layers: tuple[int, ...]
+    tokens: Tokens
+    skip: tuple[int, int] = (0, 0)
+    batch_tokens: int | None = None
 
 
 class Span(NamedTuple):
@@ -102,21 +118,13 @@ class Activations(Protocol):
 
     def stream(
         self,
-        site: Site,
-        layers: Sequence[int],
+        wanted: Pass,
         examples: Sequence[TokenIds],
         consume: Consumer,
-        *,
-        tokens: Tokens,
-        batch_tokens: int | None,
-        skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """One pass over the examples: `consume` sees every wanted token of every wanted layer exactly once, as an
-        intervention at that site leaves it.
-
-        `skip`: how many leading and trailing tokens of every example are no part of `Tokens.ALL`. `batch_tokens`:
-        tokens of a forward pass, None for what suits. `advance` is told the tokens that are done.
+        intervention at that site leaves it. `advance` is told the tokens that are done.
         """
         ...
 

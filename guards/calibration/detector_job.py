@@ -1,18 +1,16 @@
-"""The two passes of a Key Space Detection calibration: fit cubes, then score held-out examples.
+"""What the calibration of any detector starts from and ends with: checked, dealt examples, and rates by frame.
 
-Suffixes: L layers, C cubes (one per fitted frame), E examples, T tokens, F feed-forward width (d_ff).
-
-The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter), the retain set, of which cubes
-fit nothing, into threshold and report (halves); `corpus.Share` says what for. Memory grows with frames^2 *
-layers * examples scalars, never with vectors.
+Suffix: E examples.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from guards.artifact.manifest import Rate
-from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import (
     FORGET_DEAL,
     RETAIN_DEAL,
@@ -24,12 +22,11 @@ from guards.calibration.corpus import (
     resolve_frames,
 )
 from guards.calibration.finished import left_out_warnings
-from guards.calibration.options import DetectorOptions, KSDOptions
+from guards.calibration.options import DetectorOptions
 from guards.calibration.sources import Source
-from guards.calibration.thresholds import enough_for_cap
-from guards.core.verdict import Scope
+from guards.calibration.statistics import FEW_VECTORS
+from guards.calibration.thresholds import enough_for_cap, rate_of
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import FEW_VECTORS, Regime
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,6 @@ class DetectorJob:
     corpora: Mapping[Side, Corpus]
     parts: Mapping[Side, Mapping[Share, list[int]]]
     skips: Mapping[str, tuple[int, int]]
-
-    @property
-    def regime(self) -> Regime:
-        """Which tokens of an example a cube is fitted on."""
-        assert isinstance(self.options, KSDOptions)
-        return Regime(self.options.regime)
-
-    @property
-    def judged(self) -> Tokens:
-        """The tokens whose smallest score is an example's.
-
-        Its last one; or, where a guard of all tokens also judges what the model writes, all tokens of the text, which
-        then stands for an answer of that length.
-        """
-        if self.regime is Regime.LAST_TOKEN or self.options.scope is Scope.PROMPT:
-            return Tokens.LAST
-        return Tokens.ALL if self.options.scope is Scope.GENERATION else Tokens.ALL_AND_LAST
 
     def examples(self, role: Side, share: Share, frame: str) -> list[TokenIds]:
         """One part's token ids in a frame."""
@@ -142,17 +122,38 @@ def near_sources(frame: str, sources: Mapping[str, Rate], cap: float) -> list[st
     ]
 
 
-class Measured(Protocol):
-    """What a guard does to prompts in one frame."""
+@dataclass(frozen=True, kw_only=True)
+class DetectorFrame:
+    """What a detector does to prompts in one frame, on the report part.
 
-    @property
-    def recall(self) -> Rate: ...
+    `layers`, `tau` and `auroc` are those of the part that `forget_E` and `retain_E` are scores of, `sources` the false
+    abstentions by retain source.
+    """
 
-    @property
-    def false_abstention(self) -> Rate: ...
+    frame: str
+    layers: tuple[int, ...]
+    tau: float
+    auroc: float
+    recall: Rate
+    false_abstention: Rate
+    sources: Mapping[str, Rate]
+    forget_E: Tensor
+    retain_E: Tensor
 
 
-def worst_rates(frames: Sequence[Measured]) -> dict[str, Rate]:
+def layers_text(layers: Sequence[int]) -> str:
+    """Layers, as a person reads them."""
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
+def rates_by_source(job: DetectorJob, retain_hits_E: Tensor) -> dict[str, Rate]:
+    """False abstentions by retain source, of the retain examples of the report part."""
+    retain = job.corpora["retain"]
+    source_E = torch.tensor([retain.source_of[example] for example in job.parts["retain"][Share.REPORT]])
+    return {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)}
+
+
+def worst_rates(frames: Sequence[DetectorFrame]) -> dict[str, Rate]:
     """The rates of an artifact's record: each of the frame where it is worst."""
     return {
         "recall": min((frame.recall for frame in frames), key=lambda rate: rate.rate),

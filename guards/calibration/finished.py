@@ -15,12 +15,12 @@ from tqdm import tqdm
 from guards.artifact.canaries import SHIFT_SLACK
 from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity, Name
 from guards.artifact.store import MANIFEST_NAME, write_artifact
-from guards.calibration.activations import Activations, Tokens
+from guards.calibration.activations import Activations, Pass, Tokens
 from guards.calibration.corpus import Corpus
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import GuardKind, Reading
 from guards.errors import ArtifactError, CalibrationError
-from guards.methods.registry import METHODS
 from guards.model.encoding import CHAT_FRAME
 from guards.model.shard import WHOLE
 from guards.model.sites import Site
@@ -40,7 +40,7 @@ Advance = Callable[[int, str], None]
 class Calibration:
     """A finished guard with all that its artifact says about it."""
 
-    method: str
+    method: Method
     guard: Guard
     identity: ModelIdentity
     record: CalibrationRecord
@@ -51,9 +51,9 @@ class Calibration:
 
     def save(self, folder: Path, skill: str) -> str:
         """Writes the artifact and returns its digest. Raises ArtifactError when the folder is something else."""
-        parameters, tensors = METHODS[self.method].dump(self.guard)
+        parameters, tensors = self.method.dump(self.guard)
         manifest = Manifest(
-            method=self.method,
+            method=self.method.name,
             skill=skill,
             scope=self.guard.scope,
             model=self.identity,
@@ -138,15 +138,8 @@ def stream_sides(
             fitter.update(layer, x_TF, forget=is_forget)
 
         for examples in corpus.encoded.values():
-            model.stream(
-                site,
-                range(model.identity.layers),
-                examples,
-                consume,
-                tokens=Tokens.ALL,
-                batch_tokens=batch_tokens,
-                advance=lambda tokens: advance(tokens, "fit"),
-            )
+            wanted = Pass(site, tuple(range(model.identity.layers)), Tokens.ALL, batch_tokens=batch_tokens)
+            model.stream(wanted, examples, consume, lambda tokens: advance(tokens, "fit"))
 
 
 def left_out_warnings(model: Activations, corpora: Sequence[Corpus]) -> list[str]:
@@ -158,7 +151,7 @@ def left_out_warnings(model: Activations, corpora: Sequence[Corpus]) -> list[str
     ]
 
 
-def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | None) -> bool | None:
+def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float]) -> bool | None:
     """Whether the guard clearly fires (True), clearly does not (False), or stands too near the line (None).
 
     An intervention is only ever clear when it shifts more neurons than may differ between engines: a prompt that
@@ -166,7 +159,7 @@ def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | 
     """
     if reading not in (Reading.INSIDE, Reading.OUTSIDE):
         raise CalibrationError(f"the finished guard gives no finite reading ({reading.name}) on a calibration prompt")
-    if taus is None:
+    if not taus:
         return True if scores[0] > SHIFT_SLACK else None
     ratio = min(score / tau for score, tau in zip(scores, taus, strict=True))
     if ratio <= CLEAR_INSIDE:
@@ -175,27 +168,25 @@ def _clear(reading: Reading, scores: tuple[float, ...], taus: Sequence[float] | 
 
 
 def choose_canaries(
-    model: Activations, method: str, guard: Guard, forget: Corpus, retain: Corpus, frames: Sequence[str]
+    model: Activations, method: Method, guard: Guard, forget: Corpus, retain: Corpus, frames: Sequence[str]
 ) -> tuple[Canary, ...]:
     """Short prompts of both sides in every frame, read one at a time as a server reads them.
 
     Forget prompts that clearly fire and retain prompts that clearly do not (for an intervention: prompts of both sides
     that clearly are shifted). Raises CalibrationError when a side has none.
     """
-    entry = METHODS[method]
-    detector = entry.kind is GuardKind.DETECTOR
+    detector = method.kind is GuardKind.DETECTOR
     quota = max(1, min(CANARIES_PER_SIDE, MAX_CANARIES // (2 * len(frames))))
     found: list[Canary] = []
-    taus = entry.bind(guard, torch.device("cpu"), WHOLE).taus
-    tau_list = None if taus is None else [float(tau) for tau in taus]
-    with model.reading(entry, guard) as read:
+    taus = method.bind(guard, torch.device("cpu"), WHOLE).taus
+    with model.reading(method, guard) as read:
         for corpus, wanted in ((forget, True), (retain, not detector)):
             side = 0
             for frame in frames[: MAX_CANARIES // 2]:
                 taken = 0
                 for ids in sorted(set(corpus.encoded[frame]), key=lambda ids: (len(ids), ids))[:CANARY_TRIES]:
                     reading, scores = read(ids)
-                    if _clear(reading, scores, tau_list) is wanted:
+                    if _clear(reading, scores, taus) is wanted:
                         found.append(Canary(token_ids=ids, scores=scores, fires=wanted))
                         taken += 1
                     if taken == quota:

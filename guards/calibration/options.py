@@ -1,24 +1,29 @@
-"""Options of calibration: the one home of each default. Light to import, so that `--help` is instant."""
+"""Options that calibrations share: the one home of each default. Light to import, so that `--help` is instant.
 
-from dataclasses import dataclass
-from typing import Literal
+The command line is made from these classes: a field's type says which values it takes, its help text what it does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 
-RegimeName = Literal["last-token", "all-tokens"]
-DrawName = Literal["random", "certain"]
 PlacementName = Literal["tight", "middle"]
-ImportanceName = Literal["abs", "freq", "rms", "std"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """What every method's calibration takes.
 
-    `frames`: what surrounds each text ("chat", "bare" or a template with {text}); none given means "chat" where the
-    model has a chat template, else "bare". `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass, by
-    default what suits the device; more costs memory and on a GPU saves time.
+    `frames`: what surrounds each text ("chat", "bare" or a template with {text}); none given means the method's own
+    choice. `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass, by default what suits the device;
+    more costs memory and on a GPU saves time.
     """
 
     frames: tuple[str, ...] = ()
@@ -28,14 +33,14 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise CalibrationError(f"got --batch-tokens {self.batch_tokens}, wanted at least 1")
+            raise CalibrationError(f"got batch_tokens {self.batch_tokens}, wanted at least 1")
         if len(set(self.frames)) != len(self.frames):
-            raise CalibrationError(f"a --frame is given twice among {list(self.frames)}")
+            raise CalibrationError(f"a frame is given twice among {list(self.frames)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorOptions(CommonOptions):
-    """What the variants of Key Space Detection share.
+    """What calibrations of detectors share.
 
     `recall`: share of further forget prompts that must be caught. Raising it forgets more and costs retain prompts near
     the skill. `max_false_abstention`: share of retain prompts that may be refused; it wins over `recall`.
@@ -43,89 +48,21 @@ class DetectorOptions(CommonOptions):
     the cap (`guards.calibration.thresholds.place_tau`). `layer`: None takes what separates best.
     """
 
-    recall: float = 0.95
-    max_false_abstention: float = 0.01
-    placement: PlacementName = "tight"
-    layer: int | None = None
-    scope: Scope = Scope.BOTH
+    layer: int | None = option(None, "the only layer (default: what separates best)")
+    recall: float = option(0.95, "share of the skill to catch")
+    max_false_abstention: float = option(0.01, "share of other prompts that may be refused; wins over --recall")
+    placement: PlacementName = option(
+        "tight",
+        "tau as small as --recall allows, or midway to what --max-false-abstention allows, which catches more\n"
+        "new wordings and refuses more of what no retain source resembles",
+    )
+    scope: Scope = option(Scope.BOTH, "judge the prompt, what the model writes, or both")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.recall < 1:
-            raise CalibrationError(f"got --recall {self.recall}, wanted a share above 0 and below 1")
+            raise CalibrationError(f"got recall {self.recall}, wanted a share above 0 and below 1")
         if not 0 <= self.max_false_abstention < 1:
             raise CalibrationError(
-                f"got --max-false-abstention {self.max_false_abstention}, wanted a share from 0 to below 1"
+                f"got max_false_abstention {self.max_false_abstention}, wanted a share from 0 to below 1"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class KSDOptions(DetectorOptions):
-    """Key Space Detection as in the paper: a cube of one layer for each frame.
-
-    `regime`: which tokens of an example are fitted.
-    """
-
-    regime: RegimeName = "last-token"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PooledOptions(DetectorOptions):
-    """Key Space Detection on the mean key vector, the default variant.
-
-    No frames given means several: the model's chat template, none, and POOLED_FRAME, since what several frames have in
-    common is the skill.
-    """
-
-    recall: float = 0.98
-    max_false_abstention: float = 0.005
-    placement: PlacementName = "middle"
-
-
-POOLED_FRAME = "Q: {text}\nA:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronAdjustOptions(CommonOptions):
-    """Neuron Adjust.
-
-    `fraction`: share of all feed-forward neurons that are adjusted; raising it forgets more and disturbs the rest more
-    (ESU: 0.005, 0.015 and 0.03). `draw`: "random" shifts with the paper's probability, "certain" whenever the value is
-    likelier under the forget Gaussian.
-    """
-
-    fraction: float = 0.03
-    draw: DrawName = "random"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.fraction <= 1:
-            raise CalibrationError(f"got --fraction {self.fraction}, wanted a share above 0 and up to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneOptions(CommonOptions):
-    """Selective Pruning.
-
-    `fraction` and `attention_fraction`: shares of all feed-forward and of all attention neurons that each step prunes
-    (SP: 0.02, and 0 or 0.005; ESU: 0.015 once for mathematics, 0.0001 for code); raising them forgets more and damages
-    the rest more. `steps`: every further one measures the model again with all that is pruned, and costs as much.
-    `importance`: the statistic whose ratio between forget and retain text decides.
-    """
-
-    fraction: float = 0.02
-    attention_fraction: float = 0.0
-    steps: int = 1
-    importance: ImportanceName = "abs"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for flag, share in (("--fraction", self.fraction), ("--attention-fraction", self.attention_fraction)):
-            if not 0 <= share * max(self.steps, 1) <= 1:
-                raise CalibrationError(
-                    f"got {flag} {share} in each of {self.steps} step(s), wanted a share from 0 to 1 of all neurons"
-                )
-        if not self.fraction and not self.attention_fraction:
-            raise CalibrationError("got --fraction 0 and --attention-fraction 0, wanted at least one above 0")
-        if self.steps < 1:
-            raise CalibrationError(f"got --steps {self.steps}, wanted at least 1")

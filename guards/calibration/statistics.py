@@ -6,6 +6,12 @@ import torch
 from scipy.stats import binomtest, mannwhitneyu
 from torch import Tensor
 
+MIN_VECTORS = 2
+FEW_VECTORS = 200
+SIGMA_FLOOR_REL = 1e-2
+"""Share of the median sigma below which a dimension's sigma is raised: a dead dimension must not veto."""
+SIGMA_FLOOR_ABS = 1e-6
+
 
 class RunningMoments:
     """Mean and standard deviation per dimension, merged batch by batch in float64 (Chan et al. 1979).
@@ -36,6 +42,12 @@ class RunningMoments:
     def std(self) -> Tensor:
         """Sample standard deviation (ddof 1), float64; zero below two vectors."""
         return (self._m2 / max(self.count - 1, 1)).sqrt()
+
+
+def floor_sigma(std_F: Tensor) -> tuple[Tensor, int]:
+    """Raises tiny standard deviations; returns the floored vector and how many entries were raised."""
+    floor = max(SIGMA_FLOOR_ABS, SIGMA_FLOOR_REL * float(std_F.median()))
+    return std_F.clamp_min(floor), int((std_F < floor).sum())
 
 
 def clopper_pearson(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

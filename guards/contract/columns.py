@@ -1,114 +1,187 @@
-"""How the readings of all guards lie side by side, one row per sampled token, on an engine that carries them along.
+"""How what all guards say lies side by side: the one bookkeeping of a forward pass, on every engine.
 
-Suffixes: R rows, C cells, P parts of all guards, G guards.
+Suffixes: T tokens of a pass, R rows (sampled tokens), C columns of all guards, X entries of a row, P parts of all
+guards, G guards, N ranks.
 
-A cell is what one place, a site of a layer, says for one part of one guard: a cube's score, a layer's share of a pooled
-score, or the number of neurons that an intervention moved there. Cells of a place lie together, scores before counts. A
-cube's part is one cell; the only part of a pooled detector or of an intervention is the sum of its cells. Fresh memory
-and a hook that did not run read NaN, which nothing treats as a pass.
+A cell is the number at one token and one column. Sites write cells while the pass runs. `Bookkeeping.rows` then turns
+each token's cells into its row: cells whose token counts by itself stay as they are, those of a part that counts a
+sequence's tokens so far become one entry, the part's value. A row says everything, wherever it travels: `Columns.parts`
+sums it up by part, `Columns.read` tells what each guard reads. Fresh memory and a site that did not run hold NaN, which
+nothing treats as a pass.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from guards.contract.guard import Bound, detectors, interventions
-from guards.core.part import Part
+from guards.contract.accumulate import TOKEN, RunningStates, Sequences
+from guards.contract.guard import Bound, Column, Health, OverRanks, Part
+from guards.core.judge import NEVER, read
+from guards.core.policy import Policy
 from guards.core.verdict import Reading
 from guards.model.sites import Place
 
+GuardReading = tuple[Reading, tuple[float, ...]]
+"""What one guard says at one position: its reading, and the value of each part."""
 
-@dataclass(frozen=True)
-class Cell:
-    """One column: guard by name, index of the part, place."""
+
+class OwnedColumn(NamedTuple):
+    """A column, and the guard whose it is."""
 
     guard: str
-    part: int
-    place: Place
+    column: Column
 
 
-class Cells:
-    """The columns of all guards, ascending by place, and what a row of them says."""
+class _Places(NamedTuple):
+    """Which part each accumulated column and each entry of a row belongs to, and whose a part is; on one device."""
+
+    running_C: Tensor
+    part_X: Tensor
+    owner_PG: Tensor
+
+
+class Columns:
+    """The columns of all guards, ascending by place and then in the order of guards, and what a row of them says."""
 
     def __init__(self, bound: Mapping[str, Bound]) -> None:
-        found = [
-            Cell(name, part, Place(layer, detector.site))
-            for name, detector in detectors(bound).items()
-            for layer in detector.layers
-            for part in (range(len(detector.parts)) if detector.pooled else _living_at(detector.parts, layer))
-        ]
-        found += [Cell(name, 0, place) for name, each in interventions(bound).items() for place in each.places]
-        self.all = tuple(sorted(found, key=lambda cell: cell.place))
-        pooled = {name for name, detector in detectors(bound).items() if detector.pooled}
-        self.pooled = [i for i, cell in enumerate(self.all) if cell.guard in pooled]
-        """Columns that are means over a sequence's tokens so far."""
-        self.counts = [i for i, cell in enumerate(self.all) if bound[cell.guard].taus is None]
-        """Columns that count moved neurons."""
-        self.summed = sorted([*self.pooled, *self.counts])
-        """Columns of which ranks' slices are summed; of the others the largest counts."""
+        owned = [OwnedColumn(name, column) for name, each in bound.items() for column in each.columns]
+        self.all = tuple(sorted(owned, key=lambda each: each.column.place))
         self.guards = tuple(bound)
-        parts = [(name, part) for name, guard in bound.items() for part in range(len(guard.parts))]
-        self._columns = {name: [i for i, (owner, _) in enumerate(parts) if owner == name] for name in self.guards}
-        taus = [_tau(bound[name], part) for name, part in parts]
-        owners = [[float(owner == name) for name in self.guards] for owner, _ in parts]
-        self._part_C = torch.tensor([parts.index((cell.guard, cell.part)) for cell in self.all], dtype=torch.int64)
-        self._taus_P = torch.tensor(taus, dtype=torch.float32)
-        self._owner_PG = torch.tensor(owners, dtype=torch.float32).reshape(len(parts), len(self.guards))
+        self.health: Mapping[str, Health] = {n: each.health for n, each in bound.items() if each.health is not None}
+        """What interventions say of themselves."""
+        self._owners = [name for name, each in bound.items() for _ in each.parts]
+        self._parts: list[Part] = [part for each in bound.values() for part in each.parts]
+        self._part_of = [self._owners.index(name) + column.part for name, column in self.all]
+        self.token = [i for i in range(len(self.all)) if self._strategy(i) == TOKEN]
+        """Columns whose token counts by itself."""
+        self.accumulated = [i for i in range(len(self.all)) if self._strategy(i) != TOKEN]
+        """Columns of parts that count all of a sequence's tokens so far."""
+        self.running = sorted({self._part_of[i] for i in self.accumulated})
+        """Those parts."""
+        self.strategies = [self._parts[part].over_tokens for part in self.running]
+        self.width = len(self.token) + len(self.running)
+        """Entries of a row."""
+        self._places: dict[torch.device, _Places] = {}
+
+    def _strategy(self, column: int) -> object:
+        return self._parts[self._part_of[column]].over_tokens
 
     def __len__(self) -> int:
         return len(self.all)
 
-    def at(self, place: Place) -> list[int]:
-        """The columns of a place, which are consecutive."""
-        return [index for index, cell in enumerate(self.all) if cell.place == place]
+    def at(self, place: Place, guards: Collection[str]) -> list[int]:
+        """The columns of some guards at a place."""
+        return [i for i, each in enumerate(self.all) if each.column.place == place and each.guard in guards]
 
-    def over_ranks(self, cells_NRC: Tensor) -> Tensor:
-        """One reading of N tensor-parallel ranks' slices, [R, C]: a cube's score is a maximum over the width.
+    def over(self, how: OverRanks) -> list[int]:
+        """The columns of which ranks become one in a way."""
+        return [i for i, each in enumerate(self.all) if each.column.over_ranks is how]
 
-        Both keep a NaN of any rank.
+    def over_ranks(self, cells_NTC: Tensor, columns: Sequence[int]) -> Tensor:
+        """Cells of N ranks as one, [T, C]; `columns` says which they are. A NaN of any rank that counts is kept."""
+        cells_TC = cells_NTC[0].clone()
+        for how, joined_TC in ((OverRanks.MAX, cells_NTC.amax(dim=0)), (OverRanks.SUM, cells_NTC.sum(dim=0))):
+            here = [i for i, column in enumerate(columns) if self.all[column].column.over_ranks is how]
+            cells_TC[:, here] = joined_TC[:, here]
+        return cells_TC
+
+    def running_values(self, cells_TC: Tensor) -> Tensor:
+        """The parts that count tokens so far, at each token by itself: float32 [T, running]."""
+        empty_TP = cells_TC.new_zeros(len(cells_TC), len(self.running))
+        return empty_TP.index_add_(1, self._on(cells_TC.device).running_C, cells_TC[:, self.accumulated])
+
+    def _on(self, device: torch.device) -> "_Places":
+        if device not in self._places:
+            owners = [[float(owner == name) for name in self.guards] for owner in self._owners]
+            self._places[device] = _Places(
+                torch.tensor([self.running.index(self._part_of[i]) for i in self.accumulated], device=device).long(),
+                torch.tensor([self._part_of[i] for i in self.token] + self.running, device=device).long(),
+                torch.tensor(owners, device=device).reshape(len(self._parts), len(self.guards)),
+            )
+        return self._places[device]
+
+    def parts(self, rows_RX: Tensor) -> Tensor:
+        """The value of each part, float32 [R, P]: a sum that keeps a NaN of any of its entries."""
+        empty_RP = rows_RX.new_zeros(len(rows_RX), len(self._parts))
+        return empty_RP.index_add_(1, self._on(rows_RX.device).part_X, rows_RX)
+
+    def taus(self, policy: Policy) -> Tensor:
+        """A policy's thresholds in the order of parts, float32 [P]; a part of an intervention is never inside."""
+        taus = [tau for name in self.guards for tau in self._rule_taus(policy, name)]
+        return torch.tensor(taus, dtype=torch.float32)
+
+    def _rule_taus(self, policy: Policy, name: str) -> tuple[float, ...]:
+        return (NEVER,) * self._owners.count(name) if name in self.health else policy.rules[name].taus
+
+    def read(self, part_RP: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> Tensor:
+        """`Reading` of every guard, int8 [R, G], of the values of its parts; see `guards.core.judge.read`."""
+        device = part_RP.device
+        missing_G = torch.tensor([name in missing for name in self.guards], device=device) if missing else None
+        return read(part_RP, tau_RP, self._on(device).owner_PG, missing_G)
+
+    def readings(self, rows_RX: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> list[dict[str, GuardReading]]:
+        """What each row says, by guard, on the host. Rows of another width are MISSING throughout."""
+        if rows_RX.shape[1] != self.width:
+            return [dict.fromkeys(self.guards, (Reading.MISSING, ())) for _ in range(len(rows_RX))]
+        part_RP = self.parts(rows_RX)
+        codes, values = self.read(part_RP, tau_RP, missing).tolist(), part_RP.tolist()
+        return [
+            {name: (Reading(code), self._own(name, of_row)) for name, code in zip(self.guards, of_guards, strict=True)}
+            for of_guards, of_row in zip(codes, values, strict=True)
+        ]
+
+    def _own(self, name: str, values_P: Sequence[float]) -> tuple[float, ...]:
+        first = self._owners.index(name)
+        return tuple(values_P[first : first + self._owners.count(name)])
+
+    @cached_property
+    def health_parts(self) -> list[int]:
+        """The parts of interventions, in the order of `health`."""
+        return [part for name in self.health for part, owner in enumerate(self._owners) if owner == name]
+
+
+class Bookkeeping:
+    """Turns the cells of a forward pass into rows, and keeps between passes what a sequence's tokens so far leave.
+
+    `over_ranks` makes the cells of tensor-parallel ranks one, given which columns they are: [T, C] to [T, C].
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        device: torch.device,
+        over_ranks: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+    ) -> None:
+        self.columns, self.device = columns, device
+        self.states = RunningStates(columns.strategies, device)
+        self._over_ranks = over_ranks
+
+    def fresh(self, tokens: int) -> Tensor:
+        """Cells of a pass in which nothing ran yet, float32 [T, C]."""
+        return torch.full((tokens, len(self.columns)), torch.nan, device=self.device)
+
+    def rows(self, cells_TC: Tensor, positions_T: Tensor, sequences: Sequences | None) -> Tensor:
+        """Every token's row, float32 [T, X]; entries of single tokens are still those of this rank alone.
+
+        `sequences` says which tokens follow which; None is a pass for nobody, which keeps nothing and reads NaN.
         """
-        cells_RC = cells_NRC.amax(dim=0)
-        cells_RC[:, self.summed] = cells_NRC[:, :, self.summed].sum(dim=0)
-        return cells_RC
+        columns = self.columns
+        if not columns.running:
+            return cells_TC[:, columns.token]
+        accumulated_TC = cells_TC
+        if self._over_ranks is not None:
+            accumulated_TC = cells_TC.clone()
+            here = columns.accumulated
+            accumulated_TC[:, here] = self._over_ranks(cells_TC[:, here], here)
+        values_TP = self.states.extend(columns.running_values(accumulated_TC), positions_T, sequences)
+        return torch.cat([cells_TC[:, columns.token], values_TP], dim=1)
 
-    def _parts(self, cells_RC: Tensor) -> Tensor:
-        """The parts of all guards, float32 [R, P]: sums of cells that keep a NaN of any."""
-        if self._taus_P.device != cells_RC.device:
-            self._part_C, self._taus_P = self._part_C.to(cells_RC.device), self._taus_P.to(cells_RC.device)
-            self._owner_PG = self._owner_PG.to(cells_RC.device)
-        empty_RP = cells_RC.new_zeros(len(cells_RC), len(self._taus_P))
-        return empty_RP.index_add_(1, self._part_C, cells_RC)
-
-    def parts(self, cells_RC: Tensor, name: str) -> Tensor:
-        """A guard's parts, float32 [R, parts]."""
-        return self._parts(cells_RC)[:, self._columns[name]]
-
-    def codes(self, cells_RC: Tensor) -> Tensor:
-        """`Reading` of every guard, int8 [R, G]; compared in float32. All guards at once: this runs at every step."""
-        part_RP = self._parts(cells_RC)
-        invalid_RG = (~torch.isfinite(part_RP)).float() @ self._owner_PG > 0
-        inside_RG = (part_RP <= self._taus_P).float() @ self._owner_PG > 0
-        code_RG = torch.where(inside_RG, int(Reading.INSIDE), int(Reading.OUTSIDE))
-        return torch.where(invalid_RG, int(Reading.INVALID), code_RG).to(torch.int8)
-
-    def readings(self, row_C: Sequence[float]) -> dict[str, tuple[Reading, tuple[float, ...]]]:
-        """What one row says, as `Row.judge` takes it. A row of another length reads MISSING throughout."""
-        if len(row_C) != len(self.all):
-            return dict.fromkeys(self.guards, (Reading.MISSING, ()))
-        cells_1C = torch.tensor([list(row_C)], dtype=torch.float32)
-        codes = self.codes(cells_1C)[0].tolist()
-        return {
-            name: (Reading(code), tuple(self.parts(cells_1C, name)[0].tolist()))
-            for name, code in zip(self.guards, codes, strict=True)
-        }
-
-
-def _living_at(parts: Sequence[Part], layer: int) -> list[int]:
-    return [index for index, part in enumerate(parts) if part.layer == layer]
-
-
-def _tau(guard: Bound, part: int) -> float:
-    """A detector's threshold; an intervention has none, so that its counts are never inside."""
-    return -torch.inf if guard.taus is None else float(guard.taus[part])
+    def join(self, rows_RX: Tensor) -> Tensor:
+        """Selected rows of this rank as those of all ranks, float32 [R, X]."""
+        token = len(self.columns.token)
+        if self._over_ranks is None or not token:
+            return rows_RX
+        return torch.cat([self._over_ranks(rows_RX[:, :token], self.columns.token), rows_RX[:, token:]], dim=1)

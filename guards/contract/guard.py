@@ -1,13 +1,19 @@
-"""What a guard is."""
+"""What a guard is: stored, and bound to a device so that it can run inside a forward pass.
 
-from collections.abc import Mapping
-from typing import Protocol, cast
+Suffixes: T tokens, F width of a site (this rank's slice of it), C columns of a guard at one place.
+"""
 
-from torch import Tensor, nn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
 
-from guards.core.part import Part
-from guards.core.verdict import Scope
-from guards.model.sites import Place, Site
+from torch import nn
+
+from guards.contract.accumulate import TOKEN, OverTokens
+from guards.core.policy import Rule
+from guards.core.verdict import GuardMode, Scope
+from guards.model.sites import Place
 
 
 class Guard(Protocol):
@@ -20,64 +26,100 @@ class Guard(Protocol):
     def scope(self) -> Scope: ...
 
 
-class Bound(Protocol):
-    """A guard with its tensors on the model's device, ready to run inside a forward pass.
+class OverRanks(StrEnum):
+    """How the slices of tensor-parallel ranks become one number. `same`: each rank has all of it."""
 
-    `parts` labels what is scored separately (a cube's frame); `taus` has one threshold per part, or is None for an
-    intervention.
+    MAX = "max"
+    SUM = "sum"
+    SAME = "same"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A separately judged piece of a guard: a cube of one prompt frame, or the whole guard.
+
+    `label` is the frame, "" for a guard of one piece. `layers` are those it is read at. `over_tokens` says how its
+    numbers at a sequence's tokens so far become one.
     """
 
-    @property
-    def layers(self) -> tuple[int, ...]: ...
+    label: str
+    layers: tuple[int, ...]
+    over_tokens: OverTokens = TOKEN
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a guard says of each token at one place, for one of its parts (by index).
+
+    The value of a part at a token is the sum of its columns, over layers, after ranks became one.
+    """
+
+    place: Place
+    part: int
+    over_ranks: OverRanks
+
+
+@dataclass(frozen=True)
+class Health:
+    """What an intervention's columns say: how much of `unit` it did to a token. It acts where that is above zero.
+
+    `slack`: how far two engines' readings of one prompt may lie apart for a good reason.
+    """
+
+    unit: str
+    slack: float
+
+
+NEURONS = Health("neurons", slack=2.0)
+"""Neurons moved. A draw may fall the other way on another engine for a few."""
+
+
+class Bound(Protocol):
+    """A guard with its tensors on the model's device.
+
+    `taus` has one threshold for each part of a detector; an intervention has none and a `health` instead.
+    """
 
     @property
     def parts(self) -> tuple[Part, ...]: ...
 
     @property
-    def taus(self) -> Tensor | None: ...
-
-
-class BoundDetector(Bound, Protocol):
-    """Scores tokens at one site and changes nothing.
-
-    `pooled`: a part's score is the sum over its layers of the mean over a sequence's tokens so far, and of ranks'
-    slices the sum. Else a part lives at one layer, a token's score is its own, and of ranks' slices the maximum.
-    """
+    def columns(self) -> tuple[Column, ...]: ...
 
     @property
-    def site(self) -> Site: ...
+    def taus(self) -> tuple[float, ...]: ...
 
     @property
-    def pooled(self) -> bool: ...
-
-    def at(self, layer: int) -> tuple[tuple[int, ...], nn.Module]:
-        """The parts that live at this layer, by index, and what scores them: x [T, F] -> float32 [T, parts]."""
-        ...
-
-
-class BoundIntervention(Bound, Protocol):
-    """Changes activations in place, at one or several sites of a layer."""
-
-    @property
-    def places(self) -> tuple[Place, ...]: ...
+    def health(self) -> Health | None: ...
 
     def at(self, place: Place, width: int) -> nn.Module:
-        """What changes x [T, F] there, F being this rank's slice of `width`.
+        """What runs at a place, where vectors are `width` long over all ranks.
 
-        Called with x and positions [T], it returns how many of each token's neurons moved, float32 [T], NaN for a
-        token whose values were not finite. Raises AttachError when the guard was made for another width.
+        Called with x [T, F] and positions [T], it returns the guard's columns there in their order, float32 [T, C];
+        what is not finite in x makes them not finite. An intervention changes x in place. Raises AttachError when the
+        guard was made for another width.
         """
         ...
 
 
-def detectors(bound: Mapping[str, Bound]) -> dict[str, BoundDetector]:
-    """Those that score, in their order."""
-    return {name: cast(BoundDetector, each) for name, each in bound.items() if each.taus is not None}
+def default_rules(bound: Mapping[str, Bound], scopes: Mapping[str, Scope]) -> dict[str, Rule]:
+    """Each guard's own rule, enforced: its artifact's scope and taus."""
+    return {name: Rule(GuardMode.ENFORCE, scopes[name], each.taus) for name, each in bound.items()}
 
 
-def interventions(bound: Mapping[str, Bound]) -> dict[str, BoundIntervention]:
+def columns_at(columns: Sequence[Column], place: Place) -> list[int]:
+    """Indices of the columns at a place."""
+    return [index for index, column in enumerate(columns) if column.place == place]
+
+
+def detectors(bound: Mapping[str, Bound]) -> dict[str, Bound]:
+    """Those that judge, in their order."""
+    return {name: each for name, each in bound.items() if each.health is None}
+
+
+def interventions(bound: Mapping[str, Bound]) -> dict[str, Bound]:
     """Those that change activations, in their order.
 
-    At a site that both share they act before every detector, which is to score what the model goes on with.
+    At a place that both share they act before every detector, which is to score what the model goes on with.
     """
-    return {name: cast(BoundIntervention, each) for name, each in bound.items() if each.taus is None}
+    return {name: each for name, each in bound.items() if each.health is not None}

@@ -11,10 +11,12 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import encode_corpora
 from guards.calibration.finished import Calibration, choose_canaries, make_record, tool_name
 from guards.calibration.sources import Source
+from guards.calibration.statistics import floor_sigma
 from guards.errors import ArtifactError, ArtifactMismatchError
 from guards.esu.files import LLAMA_3_8B, PUBLISHED, EsuFile, cubes, gaussians
-from guards.methods.cube.guard import KSDGuard, Regime, floor_sigma
+from guards.methods.cube.guard import CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard
+from guards.methods.registry import CUBE, NEURON_ADJUST
 from guards.model.encoding import BARE_FRAME, check_frame
 
 SEED = 0
@@ -48,7 +50,7 @@ def _frame(file: EsuFile, options: ImportOptions) -> str:
     return published.frame if published else BARE_FRAME
 
 
-def _import_cubes(file: EsuFile, options: ImportOptions, identity: ModelIdentity) -> tuple[KSDGuard, list[str]]:
+def _import_cubes(file: EsuFile, options: ImportOptions, identity: ModelIdentity) -> tuple[CubeGuard, list[str]]:
     published = PUBLISHED.get(file.skill or "")
     alpha, regime, notes = options.alpha, options.regime, []
     if published is not None:
@@ -110,7 +112,12 @@ def import_esu(file: EsuFile, options: ImportOptions, identity: ModelIdentity = 
         ),
     )
     return Calibration(
-        method=file.kind, guard=guard, identity=identity, record=record, canaries=(), warnings=tuple(notes)
+        method=CUBE if file.kind == CUBE.name else NEURON_ADJUST,
+        guard=guard,
+        identity=identity,
+        record=record,
+        canaries=(),
+        warnings=tuple(notes),
     )
 
 

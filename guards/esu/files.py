@@ -27,7 +27,7 @@ from guards.artifact.manifest import ModelIdentity
 from guards.core.verdict import Scope
 from guards.errors import ArtifactError
 from guards.esu.unpickle import MAX_BYTES, unpickle_arrays
-from guards.methods.cube.guard import Cube, KSDGuard, Regime
+from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 
 Kind = Literal["ksd", "neuron-adjust"]
@@ -165,7 +165,7 @@ def _refuse_layers(file: EsuFile, identity: ModelIdentity) -> None:
         raise ArtifactError(f"{file.name}: got layer {beyond[0]}, wanted below the model's {identity.layers}")
 
 
-def cubes(file: EsuFile, alpha: float, regime: Regime, frame: str, identity: ModelIdentity = LLAMA_3_8B) -> KSDGuard:
+def cubes(file: EsuFile, alpha: float, regime: Regime, frame: str, identity: ModelIdentity = LLAMA_3_8B) -> CubeGuard:
     """The detector: the authors' k as stored, ``tau = alpha * k``, deviations as published, not floored.
 
     Raises ArtifactError when an array does not fit the model or is no cube.
@@ -182,7 +182,7 @@ def cubes(file: EsuFile, alpha: float, regime: Regime, frame: str, identity: Mod
             raise ArtifactError(f"{file.name}: layer {layer}: k: got {str(scale)[:40]}, wanted one number above 0")
         k = float(scale)
         found.append(Cube(layer, frame, mean_F.float(), std_F.float(), k=k, tau=alpha * k))
-    return KSDGuard(tuple(found), Scope.BOTH, regime)
+    return CubeGuard(tuple(found), Scope.BOTH, regime)
 
 
 def gaussians(file: EsuFile, draw: Draw, seed: int, identity: ModelIdentity = LLAMA_3_8B) -> NeuronAdjustGuard:

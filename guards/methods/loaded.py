@@ -7,7 +7,8 @@ from pathlib import Path
 from guards.artifact.store import Artifact, read_artifact
 from guards.contract.guard import Guard
 from guards.errors import ArtifactError
-from guards.methods.registry import Method, load_guard, method_of
+from guards.methods.entry import Entry
+from guards.methods.registry import load_guard, method_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class LoadedGuard:
     """An artifact, its method and the guard it holds."""
 
     artifact: Artifact
-    method: Method
+    method: Entry
     guard: Guard
 
 

@@ -1,69 +1,112 @@
-"""The registry of methods: how each guard is stored, and how it acts once bound to a device.
+"""The registry of methods. A method is a folder beside this file and one entry here.
 
-A new method is one file beside `ksd.py` and one line in METHODS.
+A package that is installed beside this one may add entries of its own: its entry points of the group GROUP name them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from guards.artifact.store import Artifact
-from guards.contract.guard import BoundDetector, BoundIntervention, Guard
 from guards.core.verdict import GuardKind
 from guards.errors import ArtifactError
-from guards.methods import ksd_variants
-from guards.methods.neuron_adjust import stored as na_artifact
-from guards.methods.selective_pruning import stored as prune_artifact
-from guards.model.shard import Shard
+from guards.methods.cube.options import CubeOptions
+from guards.methods.entry import Entry
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.pooled.options import PooledOptions
+from guards.methods.selective_pruning.options import PruningOptions
+
+if TYPE_CHECKING:
+    from guards.artifact.store import Artifact
+    from guards.contract.guard import Guard
+
+GROUP = "skillguard.methods"
+KSD = "Key Space Detection: abstain on prompts whose key vectors are the skill's"
+
+CUBE = Entry(
+    name="ksd",
+    variant="paper",
+    kind=GuardKind.DETECTOR,
+    package="guards.methods.cube",
+    options=CubeOptions,
+    summary=KSD,
+    about="a cube around the last token's key vectors, one layer for each frame",
+    default=False,
+)
+POOLED = Entry(
+    name="ksd",
+    variant="pooled",
+    kind=GuardKind.DETECTOR,
+    package="guards.methods.pooled",
+    options=PooledOptions,
+    summary=KSD,
+    about="a discriminant on the mean key vector of all tokens so far, over one or several layers, which\n"
+    "holds in frames that were not calibrated too",
+)
+NEURON_ADJUST = Entry(
+    name="neuron-adjust",
+    kind=GuardKind.INTERVENTION,
+    package="guards.methods.neuron_adjust",
+    options=NeuronAdjustOptions,
+    summary="Neuron Adjust: shift the skill's neurons towards other text",
+)
+SELECTIVE_PRUNING = Entry(
+    name="selective-pruning",
+    kind=GuardKind.INTERVENTION,
+    package="guards.methods.selective_pruning",
+    options=PruningOptions,
+    summary="Selective Pruning: set the skill's neurons to zero",
+)
+_SHIPPED = (POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
+
+Key = tuple[str, str | None]
+"""A method's name on disk, and its variant."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """One entry of the registry."""
+@cache
+def methods() -> Mapping[Key, Entry]:
+    """Every entry, shipped ones first.
 
-    name: str
-    kind: GuardKind
-    load: Callable[[Artifact], Guard]
-    dump: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]]
-    bind: Callable[[Any, torch.device, Shard], BoundDetector | BoundIntervention]
-
-
-METHODS: Mapping[str, Method] = {
-    method.name: method
-    for method in (
-        Method("ksd", GuardKind.DETECTOR, ksd_variants.load, ksd_variants.dump, ksd_variants.bind),
-        Method(
-            "neuron-adjust",
-            GuardKind.INTERVENTION,
-            na_artifact.load,
-            na_artifact.dump,
-            na_artifact.BoundNeuronAdjust,
-        ),
-        Method(
-            "selective-pruning",
-            GuardKind.INTERVENTION,
-            prune_artifact.load,
-            prune_artifact.dump,
-            prune_artifact.BoundPrune,
-        ),
-    )
-}
+    Raises ValueError where two entries have one name and variant.
+    """
+    found: dict[Key, Entry] = {}
+    for entry in (*_SHIPPED, *(point.load() for point in entry_points(group=GROUP))):
+        key = entry.name, entry.variant
+        if key in found:
+            raise ValueError(f"method {key} is registered twice: by {found[key].package} and {entry.package}")
+        found[key] = entry
+    return found
 
 
-def method_of(artifact: Artifact) -> Method:
-    """The method that made an artifact. Raises ArtifactError naming the known ones."""
-    method = METHODS.get(artifact.manifest.method)
-    if method is None:
+def variants(name: str) -> dict[str, Entry]:
+    """The entries of one method by variant, the default first; "" is the only one of a method without variants."""
+    found = [entry for entry in methods().values() if entry.name == name]
+    return {entry.variant or "": entry for entry in sorted(found, key=lambda entry: not entry.default)}
+
+
+def names() -> list[str]:
+    """The methods' names, in order."""
+    return list(dict.fromkeys(name for name, _ in methods()))
+
+
+def method_of(artifact: "Artifact") -> Entry:
+    """The method that made an artifact. Raises ArtifactError naming the known ones.
+
+    Manifests of Key Space Detection that are older than its variants name none: they hold cubes.
+    """
+    name, variant = artifact.manifest.method, artifact.manifest.parameters.get("variant")
+    if name == CUBE.name and variant is None:
+        variant = CUBE.variant
+    entry = methods().get((name, variant)) if variant is None or isinstance(variant, str) else None
+    if entry is None:
+        known = ", ".join(sorted(" ".join(filter(None, key)) for key in methods()))
         raise ArtifactError(
-            f"{artifact.name}: got method {artifact.manifest.method!r}, wanted one of {', '.join(sorted(METHODS))}: "
-            "a newer skillguard may know it"
+            f"{artifact.name}: got method {name!r}{f', variant {variant!r}' if variant is not None else ''}, wanted "
+            f"one of {known}: a newer skillguard may know it"
         )
-    return method
+    return entry
 
 
-def load_guard(artifact: Artifact) -> Guard:
+def load_guard(artifact: "Artifact") -> "Guard":
     """The guard that an artifact holds. Raises ArtifactError on a parameter or tensor that is off."""
     return method_of(artifact).load(artifact)

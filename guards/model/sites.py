@@ -1,12 +1,16 @@
-"""Where, in each model family, the tensors are that guards read or change. Always by name, never by position.
+"""Where the tensors are that guards read or change. Always by name, never by position.
 
 | site | tensor | used by |
 |---|---|---|
 | pre-activation | output of the gate (or first) projection, before the activation function | Neuron Adjust |
-| key vector | input of the down (or second) projection | Key Space Detection, pruning, LUNAR |
-| attention | input of the attention's output projection: the heads' outputs side by side | pruning |
+| key vector | input of the down (or second) projection | Key Space Detection, Selective Pruning |
+| attention | input of the attention's output projection: the heads' outputs side by side | Selective Pruning |
+| residual | the residual stream after a block | probes |
+
+A site is one row of SITES. Where its module is in a model is one entry of a family (`families.py`), for each backend.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -22,6 +26,7 @@ class Site(StrEnum):
     PRE_ACTIVATION = "pre_activation"
     KEY = "key"
     ATTENTION = "attention"
+    RESIDUAL = "residual"
 
 
 class Place(NamedTuple):
@@ -31,111 +36,164 @@ class Place(NamedTuple):
     site: Site
 
 
-@dataclass(frozen=True)
-class Family:
-    """Module names of one family; `{layer}` is the block's index.
+class End(StrEnum):
+    """Which end of its module a site is."""
 
-    `fused_gate_up`: the pre-activation module gives [gate | up] and the pre-activation is its first half.
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+class Width(StrEnum):
+    """What the length of a site's vector is called.
+
+    `d_ff` is that of a key vector, `d_attention` that of an attention vector: heads times their width, which need not
+    be `d_model` (Gemma, Qwen3).
     """
 
-    pre_activation: str
-    key: str
-    attention: str
-    final_norm: str
-    output_head: str
-    fused_gate_up: bool = False
-
-
-_GATED = Family(
-    "model.layers.{layer}.mlp.gate_proj",
-    "model.layers.{layer}.mlp.down_proj",
-    "model.layers.{layer}.self_attn.o_proj",
-    "model.norm",
-    "lm_head",
-)
-_PHI3 = Family(
-    "model.layers.{layer}.mlp.gate_up_proj",
-    "model.layers.{layer}.mlp.down_proj",
-    "model.layers.{layer}.self_attn.o_proj",
-    "model.norm",
-    "lm_head",
-    fused_gate_up=True,
-)
-_OPT = Family(
-    "model.decoder.layers.{layer}.fc1",
-    "model.decoder.layers.{layer}.fc2",
-    "model.decoder.layers.{layer}.self_attn.out_proj",
-    "model.decoder.final_layer_norm",
-    "lm_head",
-)
-_GPT2 = Family(
-    "transformer.h.{layer}.mlp.c_fc",
-    "transformer.h.{layer}.mlp.c_proj",
-    "transformer.h.{layer}.attn.c_proj",
-    "transformer.ln_f",
-    "lm_head",
-)
-_NEOX = Family(
-    "gpt_neox.layers.{layer}.mlp.dense_h_to_4h",
-    "gpt_neox.layers.{layer}.mlp.dense_4h_to_h",
-    "gpt_neox.layers.{layer}.attention.dense",
-    "gpt_neox.final_layer_norm",
-    "lm_head",
-)
-
-FAMILIES: dict[str, Family] = {
-    "llama": _GATED,
-    "mistral": _GATED,
-    "qwen2": _GATED,
-    "qwen3": _GATED,
-    "gemma": _GATED,
-    "gemma2": _GATED,
-    "gemma3_text": _GATED,
-    "olmo2": _GATED,
-    "olmo3": _GATED,
-    "phi3": _PHI3,
-    "opt": _OPT,
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-}
-"""transformers' `config.model_type` -> where its sites are."""
-
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    D_FF = "d_ff"
+    D_ATTENTION = "d_attention"
+    D_MODEL = "d_model"
 
 
 @dataclass(frozen=True)
-class LayerSites:
-    """The modules of one block: what gives the pre-activation, and what takes the key and the attention vector."""
+class SiteRow:
+    """What holds for a site in every model. `split`: each tensor-parallel rank holds a slice; else all hold all."""
 
-    pre_activation: nn.Module
-    key: nn.Module
-    attention: nn.Module
+    end: End
+    width: Width
+    split: bool
 
-    def at(self, site: Site) -> nn.Module:
-        """The module of a site."""
-        module: nn.Module = getattr(self, site.value)
-        return module
+
+SITES: Mapping[Site, SiteRow] = {
+    Site.PRE_ACTIVATION: SiteRow(End.OUTPUT, Width.D_FF, split=True),
+    Site.KEY: SiteRow(End.INPUT, Width.D_FF, split=True),
+    Site.ATTENTION: SiteRow(End.INPUT, Width.D_ATTENTION, split=True),
+    Site.RESIDUAL: SiteRow(End.OUTPUT, Width.D_MODEL, split=False),
+}
+
+
+class Form(StrEnum):
+    """Which part of what its module takes or gives is the site's.
+
+    FIRST_HALF: of a fused [gate | up] the gate. SUM: of (hidden, residual), which vLLM's blocks hand on apart.
+    """
+
+    WHOLE = "whole"
+    FIRST_HALF = "first half"
+    SUM = "sum"
+
+
+class Path(NamedTuple):
+    """A site's module by its name inside the block, "" for the block itself."""
+
+    module: str
+    form: Form = Form.WHOLE
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family of models has its sites on one backend. `block` holds `{layer}`."""
+
+    block: str
+    paths: Mapping[Site, Path]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A site of one block, found: its module, and what of the module's tensors is the site's."""
+
+    module: nn.Module
+    end: End
+    form: Form
+
+
+Sizes = Callable[[nn.Module], tuple[int, int]]
+"""Inputs and outputs of a projection over all ranks, 0 for what has none. May raise UnsupportedModelError."""
 
 
 @dataclass(frozen=True)
 class ModelSites:
-    """Every site of a model, checked to exist.
+    """Every site of the blocks that this process holds, checked to exist.
 
-    `d_ff` is the length of a key vector, `d_attention` that of an attention vector: heads times their width, which need
-    not be `d_model` (Gemma, Qwen3).
+    `blocks` maps a layer to its taps. `layers` counts those of the whole model. `widths` are those over all ranks.
     """
 
-    family: Family
-    layers: tuple[LayerSites, ...]
-    final_norm: nn.Module
-    output_head: nn.Module
-    d_ff: int
-    d_model: int
-    d_attention: int
+    blocks: Mapping[int, Mapping[Site, Tap]]
+    layers: int
+    widths: Mapping[Width, int]
+
+    @property
+    def d_ff(self) -> int:
+        """Length of a key vector."""
+        return self.widths[Width.D_FF]
+
+    @property
+    def d_model(self) -> int:
+        """Length of the residual stream's vector."""
+        return self.widths[Width.D_MODEL]
+
+    def tap(self, place: Place) -> Tap:
+        """The tap of a place. Raises UnsupportedModelError where the model has none of that site."""
+        tap = self.blocks[place.layer].get(place.site)
+        if tap is None:
+            raise UnsupportedModelError(f"layer {place.layer} of this model has no {place.site} site that is known")
+        return tap
 
     def width(self, site: Site) -> int:
-        """Neurons of a layer at a site."""
-        return self.d_attention if site is Site.ATTENTION else self.d_ff
+        """Length of a site's vector, over all ranks."""
+        return self.widths[SITES[site].width]
+
+
+def find_taps(
+    modules: Mapping[str, nn.Module], family: Family, layers: Iterable[int], count: int, sizes: Sizes, kind: str
+) -> ModelSites:
+    """The taps of some of a model's `count` blocks. `kind` names the model in errors.
+
+    Raises UnsupportedModelError, listing every module that is not where it should be, or naming a projection whose
+    widths do not fit.
+    """
+    names = {
+        layer: {
+            site: ".".join(filter(None, (family.block.format(layer=layer), path.module)))
+            for site, path in family.paths.items()
+        }
+        for layer in layers
+    }
+    missing = [name for block in names.values() for name in block.values() if name not in modules]
+    if missing:
+        raise UnsupportedModelError(
+            f"{kind} lacks {len(missing)} expected module(s): {', '.join(missing[:8])}; the family's entry in "
+            "guards/model/families.py does not fit this model"
+        )
+    blocks = {
+        layer: {site: Tap(modules[name], SITES[site].end, family.paths[site].form) for site, name in block.items()}
+        for layer, block in names.items()
+    }
+    found = {layer: _widths(layer, taps, sizes) for layer, taps in blocks.items()}
+    if len(set(map(tuple, (each.items() for each in found.values())))) != 1:
+        raise UnsupportedModelError(
+            f"got widths {[dict(each) for each in found.values()]} in the blocks of this {kind}, wanted one of each"
+        )
+    return ModelSites(blocks, count, next(iter(found.values())))
+
+
+def _widths(layer: int, taps: Mapping[Site, Tap], sizes: Sizes) -> dict[Width, int]:
+    """Raises UnsupportedModelError where the projections of a block do not fit together."""
+    first, key, attention = (taps[site] for site in (Site.PRE_ACTIVATION, Site.KEY, Site.ATTENTION))
+    d_ff, d_model = sizes(key.module)
+    d_attention, after_attention = sizes(attention.module)
+    before_activation = sizes(first.module)[1] // (2 if first.form is Form.FIRST_HALF else 1)
+    if not d_ff or not d_attention or before_activation != d_ff or d_model != after_attention:
+        kinds = ", ".join(type(tap.module).__name__ for tap in (first, key, attention))
+        raise UnsupportedModelError(
+            f"block {layer}: got a pre-activation of width {before_activation}, a feed-forward output projection of "
+            f"{(d_ff, d_model)} and an attention output projection of {(d_attention, after_attention)} ({kinds}), "
+            "wanted linear layers: the first as wide as the second's input, the last two of one output"
+        )
+    return {Width.D_FF: d_ff, Width.D_ATTENTION: d_attention, Width.D_MODEL: d_model}
+
+
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def refuse_mixture_of_experts(config: Any) -> None:
@@ -148,67 +206,3 @@ def refuse_mixture_of_experts(config: Any) -> None:
                 f"model type {kind!r} is a mixture of experts ({key} = {experts}): its layers have no single key "
                 "vector, and guards for single experts are not supported; use a dense model"
             )
-
-
-def find_family(config: Any) -> Family:
-    """The family of a transformers configuration. Raises UnsupportedModelError naming what is known."""
-    refuse_mixture_of_experts(config)
-    kind = str(getattr(config, "model_type", "?"))
-    family = FAMILIES.get(kind)
-    if family is None:
-        raise UnsupportedModelError(
-            f"model type {kind!r} has no known sites; known: {', '.join(sorted(FAMILIES))}. "
-            "Add one line to FAMILIES in guards/sites.py once its modules were checked"
-        )
-    return family
-
-
-def projection_shape(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a Linear, or of GPT-2's Conv1D, whose weight lies transposed."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    weight = getattr(module, "weight", None)
-    if type(module).__name__ == "Conv1D" and weight is not None:
-        return int(weight.shape[0]), int(weight.shape[1])
-    raise UnsupportedModelError(
-        f"got a {type(module).__name__} where a Linear or Conv1D was wanted: quantised or wrapped projections are "
-        "not supported on this engine; load the model unquantised"
-    )
-
-
-def find_sites(model: nn.Module) -> ModelSites:
-    """Resolves every site of a causal language model.
-
-    Raises UnsupportedModelError when the family is unknown or a mixture of experts, and lists every missing
-    module when names do not resolve.
-    """
-    config: Any = model.config
-    family = find_family(config)
-    count = int(config.num_hidden_layers)
-    modules = dict(model.named_modules())
-    wanted = [family.final_norm, family.output_head]
-    names = [[getattr(family, site.value).format(layer=layer) for site in Site] for layer in range(count)]
-    wanted += [name for block in names for name in block]
-    missing = [name for name in wanted if name not in modules]
-    if missing:
-        raise UnsupportedModelError(
-            f"model type {config.model_type!r} lacks {len(missing)} expected module(s): {', '.join(missing[:8])}"
-        )
-    layers = tuple(LayerSites(*(modules[name] for name in block)) for block in names)
-    d_ff, d_model = projection_shape(layers[0].key)
-    d_attention = projection_shape(layers[0].attention)[0]
-    for index, sites in enumerate(layers):
-        outputs = projection_shape(sites.pre_activation)[1]
-        got = (projection_shape(sites.key)[0], outputs // 2 if family.fused_gate_up else outputs)
-        if got != (d_ff, d_ff):
-            raise UnsupportedModelError(
-                f"block {index}: got key and pre-activation widths {got}, wanted {(d_ff, d_ff)} in every block"
-            )
-        shape = projection_shape(sites.attention)
-        if shape != (d_attention, d_model):
-            raise UnsupportedModelError(
-                f"block {index}: got an attention output projection of {shape}, wanted {(d_attention, d_model)} in "
-                "every block"
-            )
-    final_norm, output_head = modules[family.final_norm], modules[family.output_head]
-    return ModelSites(family, layers, final_norm, output_head, d_ff, d_model, d_attention)

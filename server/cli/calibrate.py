@@ -9,16 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guards.calibration.options import (
-    CommonOptions,
-    DetectorOptions,
-    KSDOptions,
-    NeuronAdjustOptions,
-    PooledOptions,
-    PruneOptions,
-)
+from guards.calibration.options import CommonOptions, DetectorOptions
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
+from guards.methods.cube.options import CubeOptions
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.pooled.options import PooledOptions
+from guards.methods.selective_pruning.options import PruningOptions
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
@@ -120,7 +117,7 @@ def add_parser(subparsers: Any) -> None:
         "--regime",
         choices=("last-token", "all-tokens"),
         default=argparse.SUPPRESS,
-        help=f"which tokens of an example a cube is fitted on; with --variant paper (default {KSDOptions().regime})",
+        help=f"which tokens of an example a cube is fitted on; with --variant paper (default {CubeOptions().regime})",
     )
     ksd.add_argument(
         "--scope",
@@ -143,8 +140,8 @@ def add_parser(subparsers: Any) -> None:
     )
 
     prune = _add_method(methods, "prune", "Selective Pruning: set the skill's neurons to zero")
-    _add_common(prune, PruneOptions)
-    default_prune = PruneOptions()
+    _add_common(prune, PruningOptions)
+    default_prune = PruningOptions()
     prune.add_argument(
         "--fraction",
         type=float,
@@ -172,7 +169,7 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
-KSD_VARIANTS: dict[str, type[DetectorOptions]] = {"pooled": PooledOptions, "paper": KSDOptions}
+KSD_VARIANTS: dict[str, type[DetectorOptions]] = {"pooled": PooledOptions, "paper": CubeOptions}
 
 
 def _add_by_variant(parser: argparse.ArgumentParser, flag: str, meaning: str, **settings: Any) -> None:
@@ -184,7 +181,7 @@ def _add_by_variant(parser: argparse.ArgumentParser, flag: str, meaning: str, **
 
 OPTIONS: dict[str, type[CommonOptions]] = {
     "neuron-adjust": NeuronAdjustOptions,
-    "prune": PruneOptions,
+    "prune": PruningOptions,
 }
 """What each method's arguments become."""
 
@@ -217,7 +214,7 @@ def _sites(options: CommonOptions) -> "tuple[Site, ...]":
 
     if isinstance(options, NeuronAdjustOptions):
         return (Site.PRE_ACTIVATION,)
-    if isinstance(options, PruneOptions) and options.attention_fraction:
+    if isinstance(options, PruningOptions) and options.attention_fraction:
         return (Site.KEY, Site.ATTENTION)
     return (Site.KEY,)
 
@@ -249,10 +246,10 @@ def run(args: argparse.Namespace) -> int:
     from guards.calibration.finished import refuse_output
     from guards.calibration.report import refuse_report_folder, report_folder, report_of, write_report
     from guards.calibration.sources import read_source
-    from guards.methods.cube.calibrate import calibrate_ksd
+    from guards.methods.cube.calibrate import calibrate_cubes
     from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
     from guards.methods.pooled.calibrate import calibrate_pooled
-    from guards.methods.selective_pruning.calibrate import calibrate_prune
+    from guards.methods.selective_pruning.calibrate import calibrate_pruning
     from server.cli.calibration_summary import print_summary
 
     refuse_output(args.output, args.skill)
@@ -270,14 +267,14 @@ def run(args: argparse.Namespace) -> int:
     plots: dict[str, bytes] = {}
     with _open_model(args, options) as model:
         if args.method == "ksd":
-            calibrate = calibrate_pooled if args.variant == "pooled" else calibrate_ksd
+            calibrate = calibrate_pooled if args.variant == "pooled" else calibrate_cubes
             result = found = calibrate(model, forget, retain, options)
             if args.plots:
                 from guards.calibration.plots import ksd_plots
 
                 plots = ksd_plots(found, args.skill)
         elif args.method == "prune":
-            result = calibrate_prune(model, forget, retain, options)
+            result = calibrate_pruning(model, forget, retain, options)
             if args.plots:
                 from guards.calibration.plots import prune_plots
 

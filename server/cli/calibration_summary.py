@@ -11,17 +11,17 @@ from rich.table import Table
 
 from guards.artifact.manifest import Rate
 from guards.calibration.finished import Calibration
-from guards.methods.cube.calibrate import KSDCalibration
+from guards.methods.cube.calibrate import CubeCalibration
 from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration
 from guards.methods.pooled.calibrate import PooledCalibration
-from guards.methods.selective_pruning.calibrate import PruneCalibration
+from guards.methods.selective_pruning.calibrate import PruningCalibration
 
 
 def _interval(rate: Rate) -> str:
     return f"{rate.rate:.3f} [{rate.low:.3f} {rate.high:.3f}]"
 
 
-def _ksd_table(calibration: KSDCalibration | PooledCalibration) -> Table:
+def _ksd_table(calibration: CubeCalibration | PooledCalibration) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption="held-out rates with 95 % intervals")
     for heading in ("frame", "layers", "tau", "recall", "false abstention", "AUROC"):
         table.add_column(heading, no_wrap=heading != "frame")
@@ -45,7 +45,7 @@ def _neuron_table(calibration: NeuronAdjustCalibration) -> Table:
     return table
 
 
-def _prune_table(calibration: PruneCalibration) -> Table:
+def _prune_table(calibration: PruningCalibration) -> Table:
     table = Table("layer", "feed-forward neurons pruned", "attention neurons pruned", box=SIMPLE_HEAD)
     columns = calibration.feed_forward_by_layer, calibration.attention_by_layer
     for layer, counts in enumerate(zip(*columns, strict=True)):
@@ -66,11 +66,11 @@ def print_summary(
 ) -> None:
     """A table of the held-out figures, the warnings, and the next command, with the engine's `flags`."""
     console = Console()
-    if isinstance(calibration, KSDCalibration | PooledCalibration):
+    if isinstance(calibration, CubeCalibration | PooledCalibration):
         console.print(_ksd_table(calibration))
     if isinstance(calibration, NeuronAdjustCalibration):
         console.print(_neuron_table(calibration))
-    if isinstance(calibration, PruneCalibration):
+    if isinstance(calibration, PruningCalibration):
         console.print(_prune_table(calibration))
     for warning in calibration.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)

@@ -8,13 +8,13 @@ from guards.contract.guard import Guard
 from guards.core.verdict import Scope
 from guards.inside.transformers.attach import Attachment, Readings
 from guards.methods.cube.guard import METHOD as KSD
-from guards.methods.cube.guard import KSDFitter, KSDGuard, Regime
+from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
 from guards.methods.registry import METHODS, Method
 from guards.methods.selective_pruning.guard import METHOD as PRUNE
-from guards.methods.selective_pruning.guard import PruneGuard
+from guards.methods.selective_pruning.guard import PruningGuard
 from guards.model.sites import FAMILIES, find_sites
 from tests.models import D_FF, LAYERS
 
@@ -24,7 +24,7 @@ LENGTH = 6
 
 def entry(guard: Guard) -> tuple[Method, Guard]:
     """The guard with its method."""
-    names: dict[type, str] = {KSDGuard: KSD, PooledGuard: KSD, NeuronAdjustGuard: NEURON_ADJUST, PruneGuard: PRUNE}
+    names: dict[type, str] = {CubeGuard: KSD, PooledGuard: KSD, NeuronAdjustGuard: NEURON_ADJUST, PruningGuard: PRUNE}
     return METHODS[names[type(guard)]], guard
 
 
@@ -54,8 +54,8 @@ def keys(model: nn.Module, ids: Tensor, layer: int = LAYERS - 1) -> Tensor:
     return seen[0]
 
 
-def fitted(model: nn.Module, ids: Tensor, layer: int = LAYERS - 1) -> KSDGuard:
+def fitted(model: nn.Module, ids: Tensor, layer: int = LAYERS - 1) -> CubeGuard:
     """A detector fitted on all tokens of some prompts."""
-    fitter = KSDFitter(D_FF)
+    fitter = CubeFitter(D_FF)
     fitter.update(keys(model, ids, layer))
-    return KSDGuard((fitter.finish(layer, "bare"),), Scope.BOTH, Regime.ALL_TOKENS)
+    return CubeGuard((fitter.finish(layer, "bare"),), Scope.BOTH, Regime.ALL_TOKENS)

@@ -13,11 +13,11 @@ from guards.artifact.manifest import UNSEALED, CalibrationRecord, Canary, Manife
 from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, write_artifact
 from guards.contract.guard import Guard
 from guards.core.verdict import Scope
-from guards.methods.cube.guard import Cube, KSDGuard, Regime
+from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
 from guards.methods.registry import METHODS
-from guards.methods.selective_pruning.guard import Importance, PruneGuard
+from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from tests.models import D_FF, D_MODEL, LAYERS
 
 IDENTITY = ModelIdentity(
@@ -47,9 +47,9 @@ def cube(layer: int = LAYERS - 1, *, tau: float = 3.0, frame: str = "bare", seed
     return Cube(layer, frame, mean_F, std_F, k=tau, tau=tau)
 
 
-def ksd(*cubes: Cube) -> KSDGuard:
+def ksd(*cubes: Cube) -> CubeGuard:
     """A detector of these cubes, or of one at the last layer."""
-    return KSDGuard(cubes or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
+    return CubeGuard(cubes or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
 
 
 def pooled(*layers: int, tau: float = 0.5) -> PooledGuard:
@@ -76,11 +76,11 @@ def neuron_adjust(draw: Draw = Draw.CERTAIN) -> NeuronAdjustGuard:
     return NeuronAdjustGuard(chosen, fraction=5 / (LAYERS * D_FF), draw=draw, seed=7)
 
 
-def pruned(d_attention: int = D_MODEL) -> PruneGuard:
+def pruned(d_attention: int = D_MODEL) -> PruningGuard:
     """An intervention on feed-forward neurons of two layers and attention neurons of two, one of them the same."""
     feed_forward = {0: torch.tensor([1, 5, 9]), 2: torch.tensor([0, D_FF - 1])}
     attention = {0: torch.tensor([3]), 1: torch.tensor([2, D_MODEL - 1])}
-    return PruneGuard(
+    return PruningGuard(
         feed_forward,
         attention,
         d_attention=d_attention,

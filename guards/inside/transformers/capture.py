@@ -10,21 +10,31 @@ token either. The output head is not run, and the pass ends at the last layer th
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from guards.calibration.activations import Consumer, TokenIds, Tokens, mean_by_example, wanted_span
+from guards.calibration.activations import Consumer, Pass, TokenIds, Tokens, mean_by_example, wanted_span
 from guards.errors import AttachError, CalibrationError
-from guards.model.sites import Site
-
-if TYPE_CHECKING:
-    from guards.inside.transformers.loading import LoadedModel
-
+from guards.inside.taps import Purpose, install
+from guards.model.sites import ModelSites, Place
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Measured with 5.5M parameters: 7,300 tokens a CPU second with 1,024, 5,000 with 8,192, which fall out of cache."""
+
+
+class RunnableModel(Protocol):
+    """What a pass needs of a loaded model."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def sites(self) -> ModelSites: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass(frozen=True)
@@ -79,57 +89,50 @@ def _selection(batch: Batch, tokens: Tokens, skip: tuple[int, int]) -> tuple[Ten
     return flat_T, batch.examples_B[flat_T // width]
 
 
+class _Receiver(nn.Module):
+    """Picks the wanted tokens of one layer and hands them over."""
+
+    def __init__(self, layer: int, receive: Callable[[int, Tensor], None]) -> None:
+        super().__init__()
+        self._layer, self._receive = layer, receive
+
+    def forward(self, x_TF: Tensor) -> None:
+        self._receive(self._layer, x_TF)
+
+
 @torch.no_grad()
 def stream(
-    loaded: "LoadedModel",
-    site: Site,
-    layers: Sequence[int],
+    loaded: "RunnableModel",
+    wanted: Pass,
     examples: Sequence[TokenIds],
     consume: Consumer,
-    *,
-    tokens: Tokens,
-    batch_tokens: int | None,
-    skip: tuple[int, int] = (0, 0),
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """One pass over the examples.
+    """One pass over the examples. `advance` is told the real tokens of each batch when it is done.
 
-    `skip`: how many leading and trailing tokens of every example are no part of `Tokens.ALL`. `batch_tokens`: padded
-    tokens in a batch, None for what suits the device. `advance` is told the real tokens of each batch when it is done.
     Raises AttachError when a wanted layer's hook does not run exactly once per batch.
     """
-    last, fired = max(layers), []
-    budget = BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"]) if batch_tokens is None else batch_tokens
+    layers, fired = sorted(set(wanted.layers)), []
+    budget = wanted.batch_tokens or BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"])
     selected: tuple[Tensor, Tensor] | None = None
 
-    def receive(layer: int, x: Tensor) -> None:
+    def receive(layer: int, x_TF: Tensor) -> None:
         assert selected is not None
         fired.append(layer)
-        flat_TF = x.reshape(-1, x.shape[-1])
-        if site is Site.PRE_ACTIVATION and loaded.sites.family.fused_gate_up:
-            flat_TF = flat_TF[:, : flat_TF.shape[-1] // 2]
-        found_TF, example_T = flat_TF.index_select(0, selected[0]), selected[1]
-        consume(layer, *(mean_by_example(found_TF, example_T) if tokens is Tokens.MEAN else (found_TF, example_T)))
-        if layer == last:
+        found_TF, example_T = x_TF.index_select(0, selected[0]), selected[1]
+        mean = wanted.tokens is Tokens.MEAN
+        consume(layer, *(mean_by_example(found_TF, example_T) if mean else (found_TF, example_T)))
+        if layer == layers[-1]:
             raise _PassOverError
 
-    def input_hook(layer: int) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda _, args: receive(layer, args[0])
-
-    def output_hook(layer: int) -> Callable[[Any, Any, Tensor], None]:
-        return lambda _, __, output: receive(layer, output)
-
+    dtype = next(loaded.model.parameters()).dtype
     with ExitStack() as stack:
-        for layer in sorted(set(layers)):
-            module = loaded.sites.layers[layer].at(site)
-            if site is Site.PRE_ACTIVATION:
-                handle = module.register_forward_hook(output_hook(layer))
-            else:
-                handle = module.register_forward_pre_hook(input_hook(layer))
-            stack.callback(handle.remove)
+        for layer in layers:
+            tap = loaded.sites.tap(Place(layer, wanted.site))
+            stack.callback(install(tap, Purpose.COPY, _Receiver(layer, receive), dtype))
         for group in plan_batches([len(ids) for ids in examples], budget):
             batch = make_batch(examples, group, loaded.device)
-            selected = _selection(batch, tokens, skip)
+            selected = _selection(batch, wanted.tokens, wanted.skip)
             fired.clear()
             try:
                 # Not the body alone: guards hook the model. The pass ends before its head.
@@ -138,8 +141,8 @@ def stream(
                 pass
             except torch.OutOfMemoryError as error:
                 raise CalibrationError(
-                    f"out of memory with {batch.ids_BT.numel()} tokens in a batch: lower --batch-tokens"
+                    f"out of memory with {batch.ids_BT.numel()} tokens in a batch: lower batch_tokens"
                 ) from error
-            if fired != sorted(set(layers)):
-                raise AttachError(f"hooks ran at layers {fired}, wanted {sorted(set(layers))} once each")
+            if fired != layers:
+                raise AttachError(f"hooks ran at layers {fired}, wanted {layers} once each")
             advance(int(batch.mask_BT.sum()))

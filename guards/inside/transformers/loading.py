@@ -12,15 +12,17 @@ from safetensors import SafetensorError
 
 from guards.artifact.identity import identify, tokenizer_sha256, weights_sha256
 from guards.artifact.manifest import ModelIdentity
-from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens
-from guards.contract.guard import Guard
+from guards.calibration.activations import Consumer, Pass, Reader, TokenIds
+from guards.contract.guard import Guard, default_rules
+from guards.contract.method import Method
+from guards.core.policy import Policy
 from guards.core.verdict import Reading
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.capture import stream
-from guards.methods.registry import Method
+from guards.inside.transformers.sites import find_family, find_sites
 from guards.model.encoding import TextCodec
-from guards.model.sites import ModelSites, Site, find_family, find_sites
+from guards.model.sites import ModelSites, Site
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -57,28 +59,13 @@ class LoadedModel:
 
     def stream(
         self,
-        site: Site,
-        layers: Sequence[int],
+        wanted: Pass,
         examples: Sequence[TokenIds],
         consume: Consumer,
-        *,
-        tokens: Tokens,
-        batch_tokens: int | None,
-        skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """See `guards.inside.transformers.capture.stream`."""
-        stream(
-            self,
-            site,
-            layers,
-            examples,
-            consume,
-            tokens=tokens,
-            batch_tokens=batch_tokens,
-            skip=skip,
-            advance=advance,
-        )
+        stream(self, wanted, examples, consume, advance)
 
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:
@@ -90,13 +77,15 @@ class LoadedModel:
     def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
         """Reads through the hooks that the embedded engine uses."""
         with Attachment(self.model, self.sites, {"guard": (method, guard)}) as attachment:
+            rules = default_rules(attachment.bound, {"guard": guard.scope})
+            taus = attachment.columns.taus(Policy(rules))
 
             @torch.no_grad()
             def read(ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:
                 last = torch.tensor([len(ids) - 1], device=self.device)
                 self.model(input_ids=torch.tensor([ids], device=self.device), logits_to_keep=last, use_cache=False)
-                readings = attachment.take(1)
-                return Reading(int(readings.codes_RG[0, 0])), tuple(float(s) for s in readings.scores["guard"][0])
+                rows = attachment.take(1)
+                return attachment.columns.readings(rows.rows_RX, taus, rows.missing)[0]["guard"]
 
             yield read
 

@@ -13,38 +13,26 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 
 from guards.calibration.activations import Span
-from guards.inside.vllm.board import require_vectors
+from guards.inside.taps import Purpose, install
 from guards.inside.vllm.settings import SETTINGS
 from guards.inside.vllm.worker import GuardedWorker
-from guards.model.sites import Place, Site
+from guards.model.sites import SITES, Place, Site
 
 CAPTURE = "skillguard_capture"
 """Key of `SamplingParams.extra_args`: the example's index and its `Span`."""
 
 
 class _Copy(nn.Module):
-    """Copies the activations of one place, of [gate | up] the gate half. Part of the traced graph."""
+    """Copies the activations of one place. Part of the traced graph."""
 
     kept_TF: Tensor
 
-    def __init__(self, kept_TF: Tensor, gate_half: bool) -> None:
+    def __init__(self, kept_TF: Tensor) -> None:
         super().__init__()
-        self.gate_half = gate_half
         self.register_buffer("kept_TF", kept_TF, persistent=False)
 
-    def forward(self, x: Any) -> None:
-        x_TF = require_vectors(x, self.kept_TF.dtype)
-        if self.gate_half:
-            x_TF = x_TF[:, : x_TF.shape[-1] // 2]
+    def forward(self, x_TF: Tensor) -> None:
         self.kept_TF[: x_TF.shape[0]] = x_TF
-
-
-def _copy_input(module: Any, args: tuple[Any, ...]) -> None:
-    module.skillguard_copy(args[0])
-
-
-def _copy_output(module: Any, _: Any, output: Any) -> None:
-    module.skillguard_copy(output[0] if isinstance(output, tuple) else output)
 
 
 class CapturingWorker(GuardedWorker):
@@ -61,18 +49,13 @@ class CapturingWorker(GuardedWorker):
         self._taken: dict[Place, list[Tensor]] = {}
         tokens = config.scheduler_config.max_num_batched_tokens
         for site in map(Site, config.additional_config[SETTINGS]["capture"]):
-            shape = (tokens, self._sites.width(site) // self._shard().count)
-            before_activation = site is Site.PRE_ACTIVATION
-            for layer, block in self._sites.blocks.items():
+            ranks = self._shard().count if SITES[site].split else 1
+            shape = (tokens, self._sites.width(site) // ranks)
+            for layer in self._sites.blocks:
                 kept_TF = torch.empty(shape, dtype=config.model_config.dtype, device=self.device)
-                self._kept[Place(layer, site)] = kept_TF
-                module = block.at(site)
-                copy = _Copy(kept_TF, before_activation and self._sites.family.fused_gate_up)
-                module.add_module("skillguard_copy", copy)
-                if before_activation:
-                    module.register_forward_hook(_copy_output)
-                else:
-                    module.register_forward_pre_hook(_copy_input)
+                place = Place(layer, site)
+                self._kept[place] = kept_TF
+                install(self._sites.tap(place), Purpose.COPY, _Copy(kept_TF), config.model_config.dtype)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """As vLLM's worker, then picks the wanted rows of this step."""
@@ -111,18 +94,19 @@ class CapturingWorker(GuardedWorker):
         self._taken = {place: [] for place in self._wanted}
 
     def take_captured(self, site: str, layer: int) -> tuple[int, bytes, bytes] | None:
-        """One layer's rows, None where it is not here: this rank's slice, (example, position) int64, activations.
+        """One layer's rows: this rank's slice, (example, position) int64, activations.
 
-        As bytes, which is what vLLM's messages carry between processes.
+        None where the layer is not here, or where another rank that holds all of it gives them. As bytes, which is what
+        vLLM's messages carry between processes.
         """
-        place = Place(layer, Site(site))
-        if place not in self._taken:
+        place, index = Place(layer, Site(site)), self._shard().index
+        if place not in self._taken or (index and not SITES[place.site].split):
             return None
         kept, self._taken[place] = self._taken[place], []
         like = self._kept[place]
         x_RF = torch.cat(kept) if kept else torch.empty((0, like.shape[1]), dtype=like.dtype)
         rows = torch.tensor(self._rows, dtype=torch.int64).reshape(-1, 2)
-        return self._shard().index, _bytes(rows), _bytes(x_RF)
+        return index, _bytes(rows), _bytes(x_RF)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -39,27 +39,27 @@ def _end_with_parent() -> None:
 
 
 class _Withholding:
-    _told = StepReport(frozenset(), {}, {})
+    _report = StepReport(frozenset(), {}, {})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _end_with_parent()
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        self._told = getattr(model_runner_output, EVENTS, _Withholding._told)
+        self._report = getattr(model_runner_output, EVENTS, _Withholding._report)
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
         for of_client in outputs.values():
             for output in of_client.outputs:
-                output.kv_transfer_params = self._told.params(output.request_id)
+                output.kv_transfer_params = self._report.params(output.request_id)
         return outputs
 
     def _update_request_with_output(
         self, request: Any, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        if request.request_id not in self._told.judged:
+        if request.request_id not in self._report.judged:
             raise GuardReadingError("the model runner drew a token that no guard judged")
-        event = self._told.events.get(request.request_id)
-        if event is not None and event.withheld:
+        row = self._report.rows.get(request.request_id)
+        if row is not None and row.withheld:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP_REASON
             return [], True

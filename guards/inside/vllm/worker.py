@@ -19,15 +19,17 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from guards.contract.guard import default_rules
 from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
 from guards.inside.vllm.sampler import Judged, WithholdingSampler
 from guards.inside.vllm.sequences import finder
 from guards.inside.vllm.settings import FAILURE_FILE, SETTINGS
-from guards.inside.vllm.sites import LocalSites, find_local_sites
+from guards.inside.vllm.sites import find_local_sites
 from guards.methods.loaded import read_guards
 from guards.model.shard import Shard
+from guards.model.sites import ModelSites
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -51,7 +53,7 @@ def _told() -> Iterator[None]:
 class SiteWorker(PlatformWorker):  # type: ignore[misc]
     """A worker that puts something on the model's sites, and says why where it cannot."""
 
-    _sites: LocalSites
+    _sites: ModelSites
 
     def _install(self, config: VllmConfig) -> None:
         """Puts it there, and sets `_sites`."""
@@ -104,9 +106,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
         return {
             "layers": sites.layers,
             "here": sorted(sites.blocks),
-            "d_ff": sites.d_ff,
-            "d_model": sites.d_model,
-            "d_attention": sites.d_attention,
+            "widths": {width.value: length for width, length in sites.widths.items()},
         }
 
     def _refuse(self, *_: Any, **__: Any) -> None:
@@ -124,7 +124,7 @@ class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
 
     def get_output(self) -> ModelRunnerOutput:
         output = self._inner.get_output()
-        setattr(output, EVENTS, self._judged.told())
+        setattr(output, EVENTS, self._judged.report())
         return output
 
 
@@ -149,14 +149,16 @@ class GuardedWorker(SiteWorker):
             device=self.device,
         )
         board.surround(model)
-        scopes = {name: entry.guard.scope for name, entry in loaded.items()}
-        self._sampler = sampler = WithholdingSampler(runner.sampler, runner, board.cells, scopes, settings["sentinel"])
+        defaults = default_rules(board.bound, {name: entry.guard.scope for name, entry in loaded.items()})
+        self._sampler = sampler = WithholdingSampler(
+            runner.sampler, runner, board.columns, defaults, settings["sentinel"]
+        )
         runner.sampler = sampler
         compute_logits, make_empty = model.compute_logits, model.make_empty_intermediate_tensors
 
         def compute_guarded_logits(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            hidden_states, cells = board.split(hidden_states)
-            sampler.put(cells)
+            hidden_states, rows = board.split(hidden_states)
+            sampler.put(rows)
             return compute_logits(hidden_states, *args, **kwargs)
 
         def make_empty_with_cells(batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -167,6 +169,13 @@ class GuardedWorker(SiteWorker):
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
 
+    def initialize_from_config(self, kv_cache_config: Any) -> Any:
+        """As vLLM's worker, then makes room for what guards keep at each slot of the cache."""
+        initialized = super().initialize_from_config(kv_cache_config)
+        block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._board.books.states.reserve(kv_cache_config.num_blocks * block_tokens)
+        return initialized
+
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's worker, with what the guards said attached to the output."""
         output = super().sample_tokens(grammar_output)
@@ -175,5 +184,5 @@ class GuardedWorker(SiteWorker):
             return output
         if isinstance(output, AsyncModelRunnerOutput):
             return _GuardedOutput(output, judged)
-        setattr(output, EVENTS, judged.told())
+        setattr(output, EVENTS, judged.report())
         return output

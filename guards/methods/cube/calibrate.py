@@ -10,14 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from guards.artifact.manifest import Rate
-from guards.calibration.activations import Activations
+from guards.calibration.activations import Activations, Tokens
 from guards.calibration.corpus import Share
-from guards.calibration.detector_job import DetectorJob, near_sources, prepare, shortages, worst_rates
+from guards.calibration.detector_job import (
+    DetectorFrame,
+    DetectorJob,
+    near_sources,
+    prepare,
+    rates_by_source,
+    shortages,
+    worst_rates,
+)
 from guards.calibration.finished import Calibration, choose_canaries, make_record, progress_bar
-from guards.calibration.options import KSDOptions
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
 from guards.calibration.thresholds import (
@@ -31,8 +37,11 @@ from guards.calibration.thresholds import (
     rate_of,
 )
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import METHOD, KSDGuard
-from guards.methods.cube.passes import Fit, Scores, fit_frame, score_all
+from guards.methods.cube.guard import CubeGuard, Regime
+from guards.methods.cube.options import CubeOptions
+from guards.methods.cube.passes import Fit, Scores, fit_frame, judged_tokens, score_all
+from guards.methods.registry import CUBE
+from guards.model.sites import Site
 
 
 @dataclass(frozen=True)
@@ -51,39 +60,19 @@ class LayerResult:
     false_abstention: Rate
 
 
-@dataclass(frozen=True)
-class FrameResult:
-    """What the whole guard does to prompts in one frame, on the report part, and this frame's own cube.
+@dataclass(frozen=True, kw_only=True)
+class FrameResult(DetectorFrame):
+    """A frame with its own cube, `chosen` among one at each layer. The rates are those of all cubes together."""
 
-    `forget_E` and `retain_E` are the own cube's scores there, `sources` the false abstentions by retain source.
-    """
-
-    frame: str
     chosen: LayerResult
-    tau: float
-    layers: tuple[LayerResult, ...]
-    recall: Rate
-    false_abstention: Rate
-    sources: dict[str, Rate]
-    forget_E: Tensor
-    retain_E: Tensor
-
-    @property
-    def where(self) -> str:
-        """The layer, as a person reads it."""
-        return f"layer {self.chosen.fit.cube.layer}"
-
-    @property
-    def auroc(self) -> float:
-        """Of the own cube by itself."""
-        return self.chosen.reported_auroc
+    by_layer: tuple[LayerResult, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSDCalibration(Calibration):
+class CubeCalibration(Calibration):
     """A calibration with its figures by frame."""
 
-    options: KSDOptions
+    options: CubeOptions
     frames: tuple[FrameResult, ...]
 
 
@@ -125,19 +114,19 @@ def _frame_result(
     frame, chosen_C = job.frames[cube], torch.arange(len(rows))
     forget_CE = scores["forget", Share.REPORT, frame][chosen_C, torch.tensor(rows)]
     retain_CE = scores["retain", Share.REPORT, frame][chosen_C, torch.tensor(rows)]
-    retain_hits_E = hits(retain_CE, taus)
-    retain = job.corpora["retain"]
-    source_E = torch.tensor([retain.source_of[e] for e in job.parts["retain"][Share.REPORT]])
+    retain_hits_E, own = hits(retain_CE, taus), layers[rows[cube]]
     return FrameResult(
-        frame,
-        layers[rows[cube]],
-        taus[cube],
-        layers,
-        rate_of(hits(forget_CE, taus)),
-        rate_of(retain_hits_E),
-        {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)},
-        forget_CE[cube],
-        retain_CE[cube],
+        frame=frame,
+        layers=(own.fit.cube.layer,),
+        tau=taus[cube],
+        auroc=own.reported_auroc,
+        recall=rate_of(hits(forget_CE, taus)),
+        false_abstention=rate_of(retain_hits_E),
+        sources=rates_by_source(job, retain_hits_E),
+        forget_E=forget_CE[cube],
+        retain_E=retain_CE[cube],
+        chosen=own,
+        by_layer=layers,
     )
 
 
@@ -176,13 +165,13 @@ def _warnings(job: DetectorJob, frames: Sequence[FrameResult]) -> list[str]:
     return found
 
 
-def _notes(job: DetectorJob, frames: Sequence[FrameResult]) -> list[str]:
+def _notes(job: DetectorJob, read: Tokens, frames: Sequence[FrameResult]) -> list[str]:
     judged = {
         "last": "the last prompt token; rates while the model writes are not measured",
         "all": "every token of a text, one hit counting: the text stands for an answer of its length",
         "all and last": "every token of a text and the last prompt token, one hit counting: the text stands for an "
         "answer of its length",
-    }[job.judged.value]
+    }[read.value]
     notes = [
         job.dealt(),
         "layer and tau were chosen on the threshold parts, the rates measured on the report parts",
@@ -198,40 +187,45 @@ def _notes(job: DetectorJob, frames: Sequence[FrameResult]) -> list[str]:
     return notes
 
 
-def calibrate_ksd(
-    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: KSDOptions | None = None
-) -> KSDCalibration:
+def sites(_: CubeOptions) -> tuple[Site, ...]:
+    """What a calibration looks at."""
+    return (Site.KEY,)
+
+
+def calibrate(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: CubeOptions
+) -> CubeCalibration:
     """A guard with one cube per frame, with its record, canaries and report.
 
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
     started = time.monotonic()
-    options = options or KSDOptions()
     job = prepare(model, forget, retain, options)
+    regime, judged = Regime(options.regime), judged_tokens(options)
     encoded = time.monotonic()
     with progress_bar(job.tokens, job.options.progress) as advance:
-        fits = [fit_frame(job, frame, advance) for frame in job.frames]
+        fits = [fit_frame(job, regime, frame, advance) for frame in job.frames]
         fitted = time.monotonic()
-        scores = score_all(job, fits, advance)
+        scores = score_all(job, judged, fits, advance)
     frames = _choose(job, fits, scores)
     warnings = _warnings(job, frames)
-    guard = KSDGuard(
+    guard = CubeGuard(
         tuple(replace(result.chosen.fit.cube, tau=result.tau) for result in frames),
         job.options.scope,
-        job.regime,
+        regime,
     )
     scored = time.monotonic()
     corpora = (job.corpora["forget"], job.corpora["retain"])
-    canaries = choose_canaries(model, METHOD, guard, *corpora, job.frames)
+    canaries = choose_canaries(model, CUBE, guard, *corpora, job.frames)
     record = make_record(
         model,
         job.frames,
         corpora,
-        [*_notes(job, frames), *warnings],
+        [*_notes(job, judged, frames), *warnings],
         **worst_rates(frames),
     )
-    return KSDCalibration(
-        method=METHOD,
+    return CubeCalibration(
+        method=CUBE,
         guard=guard,
         identity=model.identity,
         record=record,

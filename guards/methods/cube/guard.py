@@ -13,16 +13,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from guards.calibration.statistics import RunningMoments
+from guards.calibration.statistics import FEW_VECTORS, MIN_VECTORS, RunningMoments, floor_sigma
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
-
-METHOD = "ksd"
-MIN_VECTORS = 2
-FEW_VECTORS = 200
-SIGMA_FLOOR_REL = 1e-2
-"""Share of the median sigma below which a dimension's sigma is raised: a dead dimension must not veto."""
-SIGMA_FLOOR_ABS = 1e-6
 
 
 class Regime(StrEnum):
@@ -49,7 +42,7 @@ class Cube:
 
 
 @dataclass(frozen=True)
-class KSDGuard:
+class CubeGuard:
     """A detector of one or several cubes; a position is a hit when any cube holds its key vector."""
 
     cubes: tuple[Cube, ...]
@@ -85,24 +78,13 @@ class CubeBank(nn.Module):
         self.register_buffer("mean_CF", mean_CF, persistent=False)
         self.register_buffer("inverse_std_CF", inverse_std_CF, persistent=False)
 
-    @property
-    def parts(self) -> int:
-        """Columns of a token's scores: one per cube."""
-        return len(self.mean_CF)
-
-    def forward(self, key_TF: Tensor) -> Tensor:
+    def forward(self, key_TF: Tensor, _: Tensor | None = None) -> Tensor:
         """s(x) of every token and cube, float32 [T, C]."""
         pairs = zip(self.mean_CF, self.inverse_std_CF, strict=True)
         return torch.stack([cube_score(key_TF, mean_F, inverse_F) for mean_F, inverse_F in pairs], dim=-1)
 
 
-def floor_sigma(std_F: Tensor) -> tuple[Tensor, int]:
-    """Raises tiny standard deviations; returns the floored vector and how many entries were raised."""
-    floor = max(SIGMA_FLOOR_ABS, SIGMA_FLOOR_REL * float(std_F.median()))
-    return std_F.clamp_min(floor), int((std_F < floor).sum())
-
-
-class KSDFitter:
+class CubeFitter:
     """Streams key vectors [T, F] of the forget set at one layer; keeps moments and extremes, no vectors."""
 
     def __init__(self, width: int) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from guards.artifact.manifest import Strict, first_problem
 from guards.artifact.store import Artifact, refuse_extra_tensors, take_tensor
-from guards.core.part import Part
+from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
-from guards.methods.cube.guard import Cube, CubeBank, KSDGuard, Regime
-from guards.model.shard import WHOLE, Shard
-from guards.model.sites import Site
+from guards.methods.cube.guard import Cube, CubeBank, CubeGuard, Regime
+from guards.model.shard import Shard
+from guards.model.sites import Place, Site
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -26,7 +26,7 @@ class CubeRecord(Strict):
     tau: PositiveFloat
 
 
-class KSDParameters(Strict):
+class CubeParameters(Strict):
     """The manifest's `parameters` for method "ksd", variant "paper"; manifests older than variants name none."""
 
     variant: Literal["paper"] = "paper"
@@ -34,11 +34,11 @@ class KSDParameters(Strict):
     cubes: tuple[CubeRecord, ...] = Field(min_length=1, max_length=256)
 
 
-def load(artifact: Artifact) -> KSDGuard:
+def load(artifact: Artifact) -> CubeGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
     manifest = artifact.manifest
     try:
-        parameters = KSDParameters.model_validate_json(artifact.parameters_json)
+        parameters = CubeParameters.model_validate_json(artifact.parameters_json)
     except ValidationError as error:
         raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
     width, cubes, names = manifest.model.d_ff, [], set()
@@ -54,35 +54,38 @@ def load(artifact: Artifact) -> KSDGuard:
         names |= {f"cube.{index}.mean", f"cube.{index}.std"}
         cubes.append(Cube(record.layer, record.frame, mean, std, record.k, record.tau))
     refuse_extra_tensors(artifact, names)
-    return KSDGuard(tuple(cubes), manifest.scope, parameters.regime)
+    return CubeGuard(tuple(cubes), manifest.scope, parameters.regime)
 
 
-def dump(guard: KSDGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def dump(guard: CubeGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Parameters and tensors for the artifact."""
     tensors = {}
     for index, cube in enumerate(guard.cubes):
         tensors[f"cube.{index}.mean"] = cube.mean_F.float().cpu()
         tensors[f"cube.{index}.std"] = cube.std_F.float().cpu()
     records = tuple(CubeRecord(layer=c.layer, frame=c.frame, k=c.k, tau=c.tau) for c in guard.cubes)
-    return KSDParameters(regime=guard.regime, cubes=records).model_dump(mode="json"), tensors
+    return CubeParameters(regime=guard.regime, cubes=records).model_dump(mode="json"), tensors
 
 
-class BoundKSD:
-    """A KSD guard on a device, or its slice there of every cube."""
+class BoundCubes:
+    """Cubes on a device, or their slice there: the score of a whole cube is the largest of its slices'."""
 
-    site = Site.KEY
-    pooled = False
+    health: Health | None = None
 
-    def __init__(self, guard: KSDGuard, device: torch.device, shard: Shard = WHOLE) -> None:
-        self.layers = guard.layers
-        self.parts = tuple(Part(cube.frame, cube.layer) for cube in guard.cubes)
-        self.taus: Tensor | None = torch.tensor([c.tau for c in guard.cubes], dtype=torch.float32, device=device)
+    def __init__(self, guard: CubeGuard, device: torch.device, shard: Shard) -> None:
+        self.parts = tuple(Part(cube.frame, (cube.layer,)) for cube in guard.cubes)
+        self.columns = tuple(
+            Column(Place(cube.layer, Site.KEY), part, OverRanks.MAX) for part, cube in enumerate(guard.cubes)
+        )
+        self.taus = tuple(cube.tau for cube in guard.cubes)
         self._guard, self._device, self._shard = guard, device, shard
 
-    def at(self, layer: int) -> tuple[tuple[int, ...], CubeBank]:
-        """The cubes at this layer: their part indices, and a bank that scores them in that order."""
-        here = [(index, cube) for index, cube in enumerate(self._guard.cubes) if cube.layer == layer]
-        columns = self._shard.columns(here[0][1].mean_F.numel())
-        mean_CF = torch.stack([cube.mean_F[columns] for _, cube in here]).to(self._device)
-        std_CF = torch.stack([cube.std_F[columns] for _, cube in here]).to(self._device)
-        return tuple(index for index, _ in here), CubeBank(mean_CF, std_CF.reciprocal())
+    def at(self, place: Place, width: int) -> CubeBank:
+        """What scores the cubes of this layer."""
+        columns, here = self._shard.columns(width), [cube for cube in self._guard.cubes if cube.layer == place.layer]
+        mean_CF = torch.stack([cube.mean_F[columns] for cube in here]).to(self._device)
+        std_CF = torch.stack([cube.std_F[columns] for cube in here]).to(self._device)
+        return CubeBank(mean_CF, std_CF.reciprocal())
+
+
+bind = BoundCubes

@@ -14,10 +14,10 @@ from guards.calibration.finished import (
     progress_bar,
     stream_sides,
 )
-from guards.calibration.options import NeuronAdjustOptions
 from guards.calibration.sources import Source
-from guards.errors import CalibrationError
-from guards.methods.neuron_adjust.guard import METHOD, Draw, NeuronAdjustFitter
+from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustFitter
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.registry import NEURON_ADJUST
 from guards.model.sites import Site
 
 
@@ -29,17 +29,18 @@ class NeuronAdjustCalibration(Calibration):
     tokens: dict[Side, int]
 
 
-def calibrate_neuron_adjust(
-    model: Activations,
-    forget: Sequence[Source],
-    retain: Sequence[Source],
-    options: NeuronAdjustOptions | None = None,
+def sites(_: NeuronAdjustOptions) -> tuple[Site, ...]:
+    """What a calibration looks at."""
+    return (Site.PRE_ACTIVATION,)
+
+
+def calibrate(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: NeuronAdjustOptions
 ) -> NeuronAdjustCalibration:
     """A guard over all layers, with its record and canaries.
 
     Raises DataError or CalibrationError when the examples or the fraction give no guard.
     """
-    options = options or NeuronAdjustOptions()
     started = time.monotonic()
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
@@ -60,14 +61,12 @@ def calibrate_neuron_adjust(
         + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),
         f"neurons selected by layer: {', '.join(map(str, by_layer))}",
     ]
-    if not sum(by_layer):
-        raise CalibrationError("no neuron was selected: raise --fraction")
     return NeuronAdjustCalibration(
-        method=METHOD,
+        method=NEURON_ADJUST,
         guard=guard,
         identity=model.identity,
         record=make_record(model, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
+        canaries=choose_canaries(model, NEURON_ADJUST, guard, *corpora, frames),
         warnings=tuple(warnings),
         seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
         neurons_by_layer=by_layer,

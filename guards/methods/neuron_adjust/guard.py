@@ -19,7 +19,6 @@ from guards.calibration.statistics import RunningMoments
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 
-METHOD = "neuron-adjust"
 SIGMA_FLOOR = 1e-6
 
 
@@ -121,12 +120,14 @@ class Adjuster(nn.Module):
         self._draw = draw
 
     def forward(self, x_TF: Tensor, positions_T: Tensor) -> Tensor:
-        """Changes x in place; returns moved neurons per token, float32 [T], NaN where x was not finite."""
+        """Changes x in place; returns moved neurons per token, float32 [T, 1], NaN where x was not finite."""
         layer = LayerStatistics(*(getattr(self, name) for name in LAYER_FIELDS))
         x_TS = x_TF.index_select(-1, self.local_S)
         adjusted, moved = adjust(x_TS, layer, positions_T=positions_T, key=self.key, draw=self._draw)
         x_TF.index_copy_(-1, self.local_S, adjusted)
-        return torch.where(torch.isfinite(adjusted).all(dim=-1), moved.sum(dim=-1).float(), torch.nan)
+        return torch.where(
+            torch.isfinite(adjusted).all(dim=-1, keepdim=True), moved.sum(dim=-1, keepdim=True).float(), torch.nan
+        )
 
 
 class NeuronAdjustFitter:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from guards.artifact.manifest import Strict, first_problem
 from guards.artifact.store import Artifact, refuse_extra_tensors, take_neurons, take_tensor
-from guards.core.part import Part
+from guards.contract.guard import NEURONS, Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
 from guards.methods.neuron_adjust.guard import LAYER_FIELDS, Adjuster, Draw, LayerStatistics, NeuronAdjustGuard
-from guards.model.shard import WHOLE, Shard
+from guards.model.shard import Shard
 from guards.model.sites import Place, Site
 
 _FIELDS = ("forget_mean", "forget_std", "retain_mean", "retain_std")
@@ -78,17 +78,20 @@ def dump(guard: NeuronAdjustGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
 class BoundNeuronAdjust:
     """A Neuron Adjust guard on a device, or its slice there of every layer."""
 
-    taus: Tensor | None = None
+    taus: tuple[float, ...] = ()
+    health: Health | None = NEURONS
 
-    def __init__(self, guard: NeuronAdjustGuard, device: torch.device, shard: Shard = WHOLE) -> None:
-        self.layers = guard.layers
-        self.places = tuple(Place(layer, Site.PRE_ACTIVATION) for layer in guard.layers)
-        self.parts = (Part("", guard.layers[-1]),)
+    def __init__(self, guard: NeuronAdjustGuard, device: torch.device, shard: Shard) -> None:
+        self.parts = (Part("", guard.layers),)
+        self.columns = tuple(Column(Place(layer, Site.PRE_ACTIVATION), 0, OverRanks.SUM) for layer in guard.layers)
         self._guard, self._device, self._shard = guard, device, shard
 
     def at(self, place: Place, width: int) -> Adjuster:
-        """What adjusts the selected neurons of this layer, whose whole width is `width`."""
+        """What adjusts the selected neurons of this layer."""
         statistics, columns = self._guard.layers_statistics[place.layer], self._shard.columns(width)
         here_S = self._shard.holds(statistics.neurons_S, width)
         mine = LayerStatistics(*(getattr(statistics, name)[here_S].to(self._device) for name in LAYER_FIELDS))
         return Adjuster(mine, columns.start, place.layer, self._guard.draw, self._guard.seed)
+
+
+bind = BoundNeuronAdjust

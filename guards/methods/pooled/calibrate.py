@@ -14,17 +14,27 @@ import torch
 from torch import Tensor
 
 from guards.artifact.manifest import Rate
-from guards.calibration.activations import Activations, Tokens
+from guards.calibration.activations import Activations, Pass, Tokens
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
-from guards.calibration.detector_job import DetectorJob, near_sources, prepare, shortages, worst_rates
+from guards.calibration.detector_job import (
+    DetectorFrame,
+    DetectorJob,
+    layers_text,
+    near_sources,
+    prepare,
+    rates_by_source,
+    shortages,
+    worst_rates,
+)
 from guards.calibration.finished import Advance, Calibration, choose_canaries, make_record, progress_bar
-from guards.calibration.options import POOLED_FRAME, DetectorOptions, PooledOptions
+from guards.calibration.options import DetectorOptions
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
 from guards.calibration.thresholds import MIN_RECALL, below, false_abstention_bound, rate_of
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import METHOD
 from guards.methods.pooled.guard import DiscriminantFitter, LayerWeights, PooledGuard, mean_scores
+from guards.methods.pooled.options import QUESTION_FRAME, PooledOptions
+from guards.methods.registry import POOLED
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 
@@ -59,30 +69,12 @@ class Candidate:
         return tuple(term.layer for term in self.terms)
 
 
-@dataclass(frozen=True)
-class PooledFrame:
-    """What the guard does to prompts in one frame, on the report part.
-
-    `forget_E` and `retain_E` are the scores there, `sources` the false abstentions by retain source.
-    """
-
-    frame: str
-    where: str
-    tau: float
-    auroc: float
-    recall: Rate
-    false_abstention: Rate
-    sources: dict[str, Rate]
-    forget_E: Tensor
-    retain_E: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
 class PooledCalibration(Calibration):
     """A calibration with its figures by frame and by candidate. `vectors` of the forget set were fitted."""
 
     options: DetectorOptions
-    frames: tuple[PooledFrame, ...]
+    frames: tuple[DetectorFrame, ...]
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     vectors: int
@@ -102,15 +94,8 @@ def _mean_keys(job: DetectorJob, role: Side, share: Share, frame: str, advance: 
     def consume(layer: int, mean_EF: Tensor, example_E: Tensor) -> None:
         means[layer][example_E.cpu()] = mean_EF.cpu()
 
-    job.model.stream(
-        Site.KEY,
-        job.layers,
-        examples,
-        consume,
-        tokens=Tokens.MEAN,
-        batch_tokens=job.options.batch_tokens,
-        advance=lambda tokens: advance(tokens, "read"),
-    )
+    wanted = Pass(Site.KEY, job.layers, Tokens.MEAN, batch_tokens=job.options.batch_tokens)
+    job.model.stream(wanted, examples, consume, lambda tokens: advance(tokens, "read"))
     if not all(bool(torch.isfinite(mean_EF).all()) for mean_EF in means.values()):
         raise CalibrationError("a key vector is not finite: the model overflows on this data in this dtype")
     return means
@@ -165,25 +150,23 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda c: (round(c.auroc, 3), round(c.margin, 2), len(c.layers), c.layers))
 
 
-def _frame(job: DetectorJob, means: Means, chosen: Candidate, frame: str) -> PooledFrame:
+def _frame(job: DetectorJob, means: Means, chosen: Candidate, frame: str) -> DetectorFrame:
     forget_E, retain_E = (mean_scores(chosen.terms, means[role, Share.REPORT, frame]) for role in ("forget", "retain"))
-    retain = job.corpora["retain"]
-    source_E = torch.tensor([retain.source_of[e] for e in job.parts["retain"][Share.REPORT]])
     hits_E = retain_E <= chosen.tau
-    return PooledFrame(
-        frame,
-        f"layer{'s' * (len(chosen.layers) > 1)} {', '.join(map(str, chosen.layers))}",
-        chosen.tau,
-        auroc(forget_E, retain_E),
-        rate_of(forget_E <= chosen.tau),
-        rate_of(hits_E),
-        {source.name: rate_of(hits_E[source_E == i]) for i, source in enumerate(retain.sources)},
-        forget_E,
-        retain_E,
+    return DetectorFrame(
+        frame=frame,
+        layers=chosen.layers,
+        tau=chosen.tau,
+        auroc=auroc(forget_E, retain_E),
+        recall=rate_of(forget_E <= chosen.tau),
+        false_abstention=rate_of(hits_E),
+        sources=rates_by_source(job, hits_E),
+        forget_E=forget_E,
+        retain_E=retain_E,
     )
 
 
-def _warnings(job: DetectorJob, chosen: Candidate, frames: Sequence[PooledFrame], vectors: int) -> list[str]:
+def _warnings(job: DetectorJob, chosen: Candidate, frames: Sequence[DetectorFrame], vectors: int) -> list[str]:
     """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
     options, found = job.options, shortages(job, vectors)
     for result in frames:
@@ -191,8 +174,8 @@ def _warnings(job: DetectorJob, chosen: Candidate, frames: Sequence[PooledFrame]
             raise CalibrationError(
                 f"recall {result.recall.rate:.3f} in frame {result.frame!r} is all that --max-false-abstention "
                 f"{options.max_false_abstention} allows, wanted at least {MIN_RECALL}; nothing was written "
-                f"({result.where}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, leave that "
-                "--frame out, try another --layer, or raise --max-false-abstention"
+                f"({layers_text(result.layers)}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, leave "
+                "that frame out, try another layer, or raise max_false_abstention"
             )
         found += near_sources(result.frame, result.sources, options.max_false_abstention)
     if chosen.margin < 0:
@@ -218,17 +201,21 @@ def _chat(model: Activations) -> tuple[str, ...]:
     return (CHAT_FRAME,) if model.codec.has_chat_template else ()
 
 
-def calibrate_pooled(
-    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: PooledOptions | None = None
+def sites(_: PooledOptions) -> tuple[Site, ...]:
+    """What a calibration looks at."""
+    return (Site.KEY,)
+
+
+def calibrate(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: PooledOptions
 ) -> PooledCalibration:
     """A guard over one or several layers, with its record, canaries and report.
 
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
     started = time.monotonic()
-    options = options or PooledOptions()
     if not options.frames:
-        options = replace(options, frames=(*_chat(model), BARE_FRAME, POOLED_FRAME))
+        options = replace(options, frames=(*_chat(model), BARE_FRAME, QUESTION_FRAME))
     candidates_at = candidate_layers(model.identity.layers)
     job = prepare(model, forget, retain, options, layers=candidates_at, retain_deal=FORGET_DEAL)
     layers = job.layers
@@ -253,7 +240,7 @@ def calibrate_pooled(
     guard = PooledGuard(chosen.terms, chosen.tau, options.scope)
     finished = time.monotonic()
     corpora = (job.corpora["forget"], job.corpora["retain"])
-    canaries = choose_canaries(model, METHOD, guard, *corpora, job.frames)
+    canaries = choose_canaries(model, POOLED, guard, *corpora, job.frames)
     record = make_record(
         model,
         job.frames,
@@ -262,7 +249,7 @@ def calibrate_pooled(
         **worst_rates(frames),
     )
     return PooledCalibration(
-        method=METHOD,
+        method=POOLED,
         guard=guard,
         identity=model.identity,
         record=record,

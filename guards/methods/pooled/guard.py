@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from guards.calibration.statistics import MIN_VECTORS, floor_sigma
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import MIN_VECTORS, floor_sigma
 
 SHRINKAGE = 0.1
 """Share of the diagonal in the within-class covariance; .03 to .3 measured alike."""
@@ -63,12 +63,7 @@ class PooledBank(nn.Module):
         self.register_buffer("weight_F", weight_F, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
 
-    @property
-    def parts(self) -> int:
-        """Columns of a token's values."""
-        return 1
-
-    def forward(self, key_TF: Tensor) -> Tensor:
+    def forward(self, key_TF: Tensor, _: Tensor | None = None) -> Tensor:
         """v(x) of every token, float32 [T, 1]; not finite where the key vector is not.
 
         In float32 whatever the key's dtype. Of a slice of x and of the weights it is that slice's share.

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from guards.artifact.manifest import Strict, first_problem
 from guards.artifact.store import Artifact, refuse_extra_tensors, take_tensor
-from guards.core.part import Part
+from guards.contract.accumulate import MEAN
+from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
 from guards.methods.pooled.guard import LayerWeights, PooledBank, PooledGuard
-from guards.model.shard import WHOLE, Shard
-from guards.model.sites import Site
+from guards.model.shard import Shard
+from guards.model.sites import Place, Site
 
 VARIANT: Literal["pooled"] = "pooled"
 
@@ -64,20 +65,24 @@ def dump(guard: PooledGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 class BoundPooled:
-    """A pooled guard on a device, or its slice there of every layer's weights."""
+    """A pooled guard on a device, or its slice there of every layer's weights.
 
-    site = Site.KEY
-    pooled = True
+    Its score is linear, so layers and slices add up to the one number of a token that the mean is over.
+    """
 
-    def __init__(self, guard: PooledGuard, device: torch.device, shard: Shard = WHOLE) -> None:
-        self.layers = guard.layers
-        self.parts = (Part("", guard.layers[-1]),)
-        self.taus: Tensor | None = torch.tensor([guard.tau], dtype=torch.float32, device=device)
+    health: Health | None = None
+
+    def __init__(self, guard: PooledGuard, device: torch.device, shard: Shard) -> None:
+        self.parts = (Part("", guard.layers, MEAN),)
+        self.columns = tuple(Column(Place(layer, Site.KEY), 0, OverRanks.SUM) for layer in guard.layers)
+        self.taus = (guard.tau,)
         self._guard, self._device, self._shard = guard, device, shard
 
-    def at(self, layer: int) -> tuple[tuple[int, ...], PooledBank]:
-        """The only part, and what gives this layer's share of it; the offset is dealt evenly over ranks."""
-        (term,) = [term for term in self._guard.terms if term.layer == layer]
-        columns = self._shard.columns(term.weight_F.numel())
+    def at(self, place: Place, width: int) -> PooledBank:
+        """What gives this layer's share of a token's number; the offset is dealt evenly over ranks."""
+        (term,) = [term for term in self._guard.terms if term.layer == place.layer]
         offset = torch.tensor(term.offset / self._shard.count, dtype=torch.float32, device=self._device)
-        return (0,), PooledBank(term.weight_F[columns].to(self._device), offset)
+        return PooledBank(term.weight_F[self._shard.columns(width)].to(self._device), offset)
+
+
+bind = BoundPooled

@@ -16,15 +16,15 @@ from guards.calibration.finished import (
     progress_bar,
     stream_sides,
 )
-from guards.calibration.options import PruneOptions
 from guards.calibration.sources import Source
-from guards.methods.registry import METHODS
-from guards.methods.selective_pruning.guard import METHOD, Importance, PruneFitter, PruneGuard
+from guards.methods.registry import SELECTIVE_PRUNING
+from guards.methods.selective_pruning.guard import Importance, PruningFitter, PruningGuard
+from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneCalibration(Calibration):
+class PruningCalibration(Calibration):
     """A calibration with the number of neurons pruned in every layer, and the tokens seen on each side in a step."""
 
     feed_forward_by_layer: tuple[int, ...]
@@ -34,23 +34,23 @@ class PruneCalibration(Calibration):
 
 def _fit(
     model: Activations, site: Site, corpora: Sequence[Corpus], batch_tokens: int | None, advance: Advance
-) -> PruneFitter:
+) -> PruningFitter:
     """Every neuron's importance to both sides, on the model as it is now."""
-    fitter = PruneFitter(site, model.identity.layers, model.width(site))
+    fitter = PruningFitter(site, model.identity.layers, model.width(site))
     stream_sides(model, site, fitter, corpora, batch_tokens=batch_tokens, advance=advance)
     return fitter
 
 
 def _step(
     model: Activations,
-    guard: PruneGuard,
+    guard: PruningGuard,
     fractions: Mapping[Site, float],
     corpora: Sequence[Corpus],
     batch_tokens: int | None,
     advance: Advance,
-) -> PruneGuard:
+) -> PruningGuard:
     """The guard with one step's neurons more, chosen on the model that it acts in."""
-    with model.guarded(METHODS[METHOD], guard) if guard.layers else nullcontext():
+    with model.guarded(SELECTIVE_PRUNING, guard) if guard.layers else nullcontext():
         fitters = {site: _fit(model, site, corpora, batch_tokens, advance) for site in fractions}
     pruned = {
         site: fitter.finish(fractions[site], guard.importance, guard.at(site)) for site, fitter in fitters.items()
@@ -62,14 +62,18 @@ def _step(
     )
 
 
-def calibrate_prune(
-    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: PruneOptions | None = None
-) -> PruneCalibration:
+def sites(options: PruningOptions) -> tuple[Site, ...]:
+    """What a calibration looks at."""
+    return (Site.KEY, Site.ATTENTION) if options.attention_fraction else (Site.KEY,)
+
+
+def calibrate(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: PruningOptions
+) -> PruningCalibration:
     """A guard over all layers, with its record and canaries.
 
     Raises DataError or CalibrationError when the examples or the fractions give no guard.
     """
-    options = options or PruneOptions()
     started = time.monotonic()
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
@@ -79,7 +83,7 @@ def calibrate_prune(
         if fraction
     }
     total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
-    guard = PruneGuard(
+    guard = PruningGuard(
         feed_forward={},
         attention={},
         d_attention=model.width(Site.ATTENTION),
@@ -104,12 +108,12 @@ def calibrate_prune(
         f"feed-forward neurons pruned by layer: {', '.join(map(str, by_layer[Site.KEY]))}",
         f"attention neurons pruned by layer: {', '.join(map(str, by_layer[Site.ATTENTION]))}",
     ]
-    return PruneCalibration(
-        method=METHOD,
+    return PruningCalibration(
+        method=SELECTIVE_PRUNING,
         guard=guard,
         identity=model.identity,
         record=make_record(model, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
+        canaries=choose_canaries(model, SELECTIVE_PRUNING, guard, *corpora, frames),
         warnings=tuple(warnings),
         seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
         feed_forward_by_layer=by_layer[Site.KEY],

@@ -21,7 +21,6 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.model.sites import Place, Site
 
-METHOD = "selective-pruning"
 EPSILON: Mapping[Site, float] = {Site.KEY: 1e-3, Site.ATTENTION: 1e-4}
 """What keeps a neuron that retain texts never use from an infinite score (SP, section 3). Also the sites that are
 pruned."""
@@ -40,7 +39,7 @@ class Importance(StrEnum):
 
 
 @dataclass(frozen=True)
-class PruneGuard:
+class PruningGuard:
     """An intervention: the neurons that are zero, by layer, as ascending indices int64 [S]; layers without any are out.
 
     `d_attention` is the width that attention indices refer to. `fraction` and `attention_fraction` are shares of all
@@ -86,11 +85,12 @@ class Pruner(nn.Module):
     def forward(self, x_TF: Tensor, _: Tensor) -> Tensor:
         """Changes x in place, wherever a token stands; returns neurons per token that were not zero before.
 
-        Float32 [T], NaN where a pruned neuron was not finite: its zero would hide that the model overflows.
+        Float32 [T, 1], NaN where a pruned neuron was not finite: its zero would hide that the model overflows.
         """
         x_TS = x_TF.index_select(-1, self.local_S)
         x_TF.index_copy_(-1, self.local_S, torch.zeros_like(x_TS))
-        return torch.where(torch.isfinite(x_TS).all(dim=-1), (x_TS != 0).sum(dim=-1).float(), torch.nan)
+        moved_T1 = (x_TS != 0).sum(dim=-1, keepdim=True).float()
+        return torch.where(torch.isfinite(x_TS).all(dim=-1, keepdim=True), moved_T1, torch.nan)
 
 
 class ImportanceSums:
@@ -123,7 +123,7 @@ class ImportanceSums:
         return (variance_F if kind is Importance.STD else variance_F + self._moments.mean.square()).sqrt()
 
 
-class PruneFitter:
+class PruningFitter:
     """Streams the outputs of one site's neurons on all tokens of both sets; keeps four vectors per layer and set."""
 
     def __init__(self, site: Site, layers: int, width: int) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from guards.artifact.manifest import Strict, first_problem
 from guards.artifact.store import Artifact, refuse_extra_tensors, take_neurons
-from guards.core.part import Part
+from guards.contract.guard import NEURONS, Column, Health, OverRanks, Part
 from guards.errors import ArtifactError, AttachError
-from guards.methods.selective_pruning.guard import Importance, PruneGuard, Pruner
-from guards.model.shard import WHOLE, Shard
+from guards.methods.selective_pruning.guard import Importance, Pruner, PruningGuard
+from guards.model.shard import Shard
 from guards.model.sites import Place, Site
 
 Portion = Annotated[float, Field(ge=0, le=1)]
@@ -26,7 +26,7 @@ class PrunedLayerRecord(Strict):
     attention: Annotated[int, Field(ge=0)]
 
 
-class PruneParameters(Strict):
+class PruningParameters(Strict):
     """The manifest's `parameters` for method "selective-pruning"."""
 
     importance: Importance = Field(strict=False)
@@ -37,11 +37,11 @@ class PruneParameters(Strict):
     layers: tuple[PrunedLayerRecord, ...] = Field(min_length=1)
 
 
-def load(artifact: Artifact) -> PruneGuard:
+def load(artifact: Artifact) -> PruningGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
     model = artifact.manifest.model
     try:
-        parameters = PruneParameters.model_validate_json(artifact.parameters_json)
+        parameters = PruningParameters.model_validate_json(artifact.parameters_json)
     except ValidationError as error:
         raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
     widths = {Site.KEY: ("d_ff", model.d_ff), Site.ATTENTION: ("d_attention", parameters.d_attention)}
@@ -61,7 +61,7 @@ def load(artifact: Artifact) -> PruneGuard:
                 pruned[site][record.layer] = take_neurons(artifact, name, count, widths[site])
                 names.add(name)
     refuse_extra_tensors(artifact, names)
-    return PruneGuard(
+    return PruningGuard(
         pruned[Site.KEY],
         pruned[Site.ATTENTION],
         parameters.d_attention,
@@ -73,7 +73,7 @@ def load(artifact: Artifact) -> PruneGuard:
     )
 
 
-def dump(guard: PruneGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def dump(guard: PruningGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Parameters and tensors for the artifact."""
     tensors, records = {}, []
     for layer in guard.layers:
@@ -84,7 +84,7 @@ def dump(guard: PruneGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if neurons is not None:
                 tensors[f"layer.{layer}.{field}"] = neurons.cpu()
         records.append(PrunedLayerRecord(layer=layer, **counts))
-    parameters = PruneParameters(
+    parameters = PruningParameters(
         importance=guard.importance,
         fraction=guard.fraction,
         attention_fraction=guard.attention_fraction,
@@ -95,18 +95,19 @@ def dump(guard: PruneGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return parameters.model_dump(mode="json"), tensors
 
 
-class BoundPrune:
+class BoundPruning:
     """A pruning guard on a device, or its slice there of every layer."""
 
-    taus: Tensor | None = None
+    taus: tuple[float, ...] = ()
+    health: Health | None = NEURONS
 
-    def __init__(self, guard: PruneGuard, device: torch.device, shard: Shard = WHOLE) -> None:
-        self.layers, self.places = guard.layers, guard.places
-        self.parts = (Part("", guard.layers[-1]),)
+    def __init__(self, guard: PruningGuard, device: torch.device, shard: Shard) -> None:
+        self.parts = (Part("", guard.layers),)
+        self.columns = tuple(Column(place, 0, OverRanks.SUM) for place in guard.places)
         self._guard, self._device, self._shard = guard, device, shard
 
     def at(self, place: Place, width: int) -> Pruner:
-        """What zeroes the pruned neurons of this place, whose whole width is `width`."""
+        """What zeroes the pruned neurons of this place."""
         if place.site is Site.ATTENTION and width != self._guard.d_attention:
             raise AttachError(
                 f"got attention vectors of {width} neurons, the guard was made for {self._guard.d_attention}: "
@@ -115,3 +116,6 @@ class BoundPrune:
         neurons_S = self._guard.at(place.site)[place.layer]
         here_S = neurons_S[self._shard.holds(neurons_S, width)]
         return Pruner((here_S - self._shard.columns(width).start).to(self._device))
+
+
+bind = BoundPruning

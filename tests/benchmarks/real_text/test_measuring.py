@@ -14,7 +14,7 @@ from guards.calibration.activations import Activations, TokenIds, Tokens
 from guards.calibration.sources import Source
 from guards.core.verdict import Reading, Scope
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import METHOD, Cube, KSDGuard, Regime
+from guards.methods.cube.guard import METHOD, Cube, CubeGuard, Regime
 from guards.methods.pooled.guard import PooledGuard
 from guards.methods.registry import METHODS
 from guards.model.sites import Site
@@ -52,8 +52,8 @@ def made_cube(width: int, tau: float, layer: int = 0) -> Cube:
     return Cube(layer, "bare", torch.zeros(width), torch.ones(width), k=tau, tau=tau)
 
 
-def guard(*cubes: Cube) -> KSDGuard:
-    return KSDGuard(cubes, Scope.BOTH, Regime.LAST_TOKEN)
+def guard(*cubes: Cube) -> CubeGuard:
+    return CubeGuard(cubes, Scope.BOTH, Regime.LAST_TOKEN)
 
 
 def test_a_ratio_of_one_is_where_a_server_abstains() -> None:
@@ -96,11 +96,11 @@ def test_variants_are_the_papers_cube_held_out_cubes_and_the_default() -> None:
     model = CachedKeys(tiny_loaded())
     forget, retain = [Source("sums", sums(120))], [Source("words", words(120))]
     by_paper = paper(model, forget, retain, (FRAME,))
-    assert isinstance(by_paper.guard, KSDGuard)
+    assert isinstance(by_paper.guard, CubeGuard)
     (one,) = by_paper.guard.cubes
     assert (one.layer, one.tau, one.frame) == (model.identity.layers - 1, one.k, FRAME)
     held_out = cube(model, forget, retain, (FRAME,)).guard
-    assert isinstance(held_out, KSDGuard)
+    assert isinstance(held_out, CubeGuard)
     assert held_out.cubes[0].tau != held_out.cubes[0].k
     assert [variant.frames for variant in VARIANTS.values()] == [(FRAME,), (FRAME,), ()]
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from guards.calibration.finished import Calibration
-from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PooledOptions
 from guards.calibration.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
 from guards.calibration.report import report_folder, report_of, write_report
 from guards.errors import ArtifactError
-from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.options import PooledOptions
 from tests.guards.tiny import sources, tiny_loaded
 
 
@@ -25,7 +27,7 @@ def _size(png: bytes) -> tuple[int, int]:
 
 def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
     frames = ("chat", "Costs $5: {text}\nA:")
-    result = calibrate_ksd(tiny_loaded(), *sources(80), KSDOptions(frames=frames, max_false_abstention=0.05))
+    result = calibrate_cubes(tiny_loaded(), *sources(80), CubeOptions(frames=frames, max_false_abstention=0.05))
     plots = ksd_plots(result, "sums")
     assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))

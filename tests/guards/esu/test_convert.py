@@ -18,7 +18,7 @@ from guards.esu.convert import ImportOptions, bind, import_esu
 from guards.esu.files import read_esu
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.cube.guard import KSDFitter
+from guards.methods.cube.guard import CubeFitter
 from guards.methods.registry import load_guard, method_of
 from server.cli.main import main
 from tests.guards.tiny import sources, tiny_loaded
@@ -39,7 +39,7 @@ def last_keys(loaded: LoadedModel, texts: tuple[str, ...]) -> torch.Tensor:
 
 def imported(loaded: LoadedModel, folder: Path, *, alpha: float = 1.2, **changes: Any) -> Calibration:
     """A file as the authors would have made it on this model, imported and not yet bound."""
-    fitter = KSDFitter(D_FF)
+    fitter = CubeFitter(D_FF)
     fitter.update(last_keys(loaded, FORGET[0].texts))
     cube = fitter.finish(LAYERS - 1, "bare")
     module = f"model.layers.{LAYERS - 1}.mlp.down_proj"

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from guards.core.part import Part
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
 from guards.contract.guard import detectors, interventions
-from guards.core.part import Part
 from guards.errors import ArtifactError
-from guards.methods.cube.guard import KSDGuard
+from guards.methods.cube.guard import CubeGuard
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.neuron_adjust.stored import BoundNeuronAdjust
 from guards.methods.registry import METHODS, load_guard, method_of
@@ -198,7 +198,7 @@ def test_a_broken_tensor(tmp_path: Path, method: str, name: str, tensor: Tensor 
 
 def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
     guard = load_guard(read_artifact(write(tmp_path / "a", guard=ksd(cube(2, frame="chat"), cube(0), cube(2)))))
-    assert isinstance(guard, KSDGuard)
+    assert isinstance(guard, CubeGuard)
     bound = METHODS["ksd"].bind(guard, torch.device("cpu"), WHOLE)
     assert interventions({"a": bound}) == {}
     assert detectors({"a": bound})["a"].site is Site.KEY

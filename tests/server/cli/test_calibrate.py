@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from guards.artifact.store import read_artifact
-from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PooledOptions, PruneOptions
 from guards.methods.cube.guard import Regime
+from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.guard import Draw
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.pooled.options import PooledOptions
 from guards.methods.selective_pruning.guard import Importance
+from guards.methods.selective_pruning.options import PruningOptions
 from server.cli.main import build_parser, main
 from tests.guards.tiny import save_tiny, sums, words
 
@@ -107,7 +110,7 @@ def test_each_variant_has_its_own_defaults(folder: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit, match="0"):
         build_parser().parse_args(["calibrate", "ksd", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    pooled, paper = PooledOptions(), KSDOptions()
+    pooled, paper = PooledOptions(), CubeOptions()
     for field in ("recall", "max_false_abstention", "placement"):
         assert f"(default: pooled {getattr(pooled, field)}, paper {getattr(paper, field)})" in shown
         assert getattr(pooled, field) != getattr(paper, field), "positive control: they differ"
@@ -162,8 +165,8 @@ def test_help_is_instant_and_choices_are_the_methods_own() -> None:
         build_parser().parse_args(["calibrate", "ksd", *arguments, "--regime", regime.value])
     for draw in Draw:
         build_parser().parse_args(["calibrate", "neuron-adjust", *arguments, "--draw", draw.value])
-    assert Regime(KSDOptions().regime) is Regime.LAST_TOKEN
+    assert Regime(CubeOptions().regime) is Regime.LAST_TOKEN
     assert Draw(NeuronAdjustOptions().draw) is Draw.RANDOM
     for importance in Importance:
         build_parser().parse_args(["calibrate", "prune", *arguments, "--importance", importance.value])
-    assert Importance(PruneOptions().importance) is Importance.ABS
+    assert Importance(PruningOptions().importance) is Importance.ABS

@@ -6,7 +6,7 @@ import torch
 from guards.contract.guard import Guard
 from guards.core.verdict import Reading, Scope
 from guards.errors import AttachError
-from guards.methods.cube.guard import KSDGuard, Regime, cube_score
+from guards.methods.cube.guard import CubeGuard, Regime, cube_score
 from guards.methods.neuron_adjust.guard import Draw
 from tests.guards.attached import KINDS, LENGTH, attach, fitted, hooks, keys, read
 from tests.guards.samples import cube, ksd, neuron_adjust
@@ -27,7 +27,7 @@ class TestInstallation:
     def test_a_guard_without_a_layer_is_refused(self) -> None:
         model = tiny_model("llama")
         with pytest.raises(AttachError, match=r"guard 'empty' wants layers \[\]"):
-            attach(model, empty=KSDGuard((), Scope.BOTH, Regime.LAST_TOKEN))
+            attach(model, empty=CubeGuard((), Scope.BOTH, Regime.LAST_TOKEN))
         assert hooks(model) == 0
 
     @pytest.mark.parametrize("kind", KINDS)

@@ -13,14 +13,14 @@ from guards.artifact.store import read_artifact
 from guards.calibration.corpus import FORGET_DEAL, RETAIN_DEAL, Share, encode_corpora, frame_tokens
 from guards.calibration.detector_job import prepare
 from guards.calibration.finished import refuse_output
-from guards.calibration.options import KSDOptions
 from guards.calibration.sources import Source
 from guards.core.verdict import Reading, Scope
 from guards.errors import ArtifactError, CalibrationError, DataError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.cube.calibrate import KSDCalibration, calibrate_ksd
-from guards.methods.cube.guard import KSDGuard, Regime, floor_sigma
+from guards.methods.cube.calibrate import CubeCalibration, calibrate_cubes
+from guards.methods.cube.guard import CubeGuard, Regime, floor_sigma
+from guards.methods.cube.options import CubeOptions
 from guards.methods.cube.passes import fit_frame, score_all
 from guards.methods.registry import METHODS, load_guard
 from tests.guards.tiny import sources, sums, tiny_loaded, words
@@ -37,9 +37,9 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def calibration(loaded: LoadedModel) -> KSDCalibration:
+def calibration(loaded: LoadedModel) -> CubeCalibration:
     """Three frames, the default layer choice."""
-    return calibrate_ksd(loaded, *sources(), KSDOptions(frames=FRAMES, max_false_abstention=CAP))
+    return calibrate_cubes(loaded, *sources(), CubeOptions(frames=FRAMES, max_false_abstention=CAP))
 
 
 def _silent(_: int, __: str) -> None:
@@ -58,7 +58,7 @@ def _keys(loaded: LoadedModel, layer: int, ids: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("regime", ["last-token", "all-tokens"])
 def test_streamed_statistics_equal_one_shot(loaded: LoadedModel, regime: str) -> None:
-    options = KSDOptions(frames=("chat",), regime=Regime(regime).value, batch_tokens=100)
+    options = CubeOptions(frames=("chat",), regime=Regime(regime).value, batch_tokens=100)
     job = prepare(loaded, *sources(60), options)
     fit = fit_frame(job, "chat", _silent)[1]
     lead, trail = job.skips["chat"]
@@ -81,7 +81,7 @@ def test_streamed_statistics_equal_one_shot(loaded: LoadedModel, regime: str) ->
 def test_scores_do_not_depend_on_batching(loaded: LoadedModel) -> None:
     tables = []
     for batch_tokens in (16, 70, 10_000):
-        job = prepare(loaded, *sources(20), KSDOptions(frames=("chat",), layer=1, batch_tokens=batch_tokens))
+        job = prepare(loaded, *sources(20), CubeOptions(frames=("chat",), layer=1, batch_tokens=batch_tokens))
         tables.append(score_all(job, [fit_frame(job, "chat", _silent)], _silent))
     for table in tables[1:]:
         for at, scores in table.items():
@@ -89,7 +89,7 @@ def test_scores_do_not_depend_on_batching(loaded: LoadedModel) -> None:
 
 
 def test_all_tokens_score_is_the_smallest_over_the_text(loaded: LoadedModel) -> None:
-    job = prepare(loaded, *sources(20), KSDOptions(frames=("chat",), layer=1, regime="all-tokens"))
+    job = prepare(loaded, *sources(20), CubeOptions(frames=("chat",), layer=1, regime="all-tokens"))
     fits = fit_frame(job, "chat", _silent)
     scores = score_all(job, [fits], _silent)["retain", Share.REPORT, "chat"][0, 0]
     (fit,) = fits
@@ -99,14 +99,14 @@ def test_all_tokens_score_is_the_smallest_over_the_text(loaded: LoadedModel) -> 
         score_T = ((key_TF - fit.cube.mean_F) / fit.cube.std_F).abs().amax(dim=1)
         wanted = min(float(score_T[lead : len(ids) - trail].min()), float(score_T[-1]))
         assert float(scores[example]) == pytest.approx(wanted, rel=1e-3)
-    prompt_only = replace(job, options=KSDOptions(layer=1, regime="all-tokens", scope=Scope.PROMPT))
+    prompt_only = replace(job, options=CubeOptions(layer=1, regime="all-tokens", scope=Scope.PROMPT))
     last = score_all(prompt_only, [fits], _silent)["retain", Share.REPORT, "chat"][0, 0]
     assert bool((last >= scores).all())
     assert not torch.equal(last, scores)
 
 
-def test_separates_what_can_be_separated(calibration: KSDCalibration) -> None:
-    assert isinstance(calibration.guard, KSDGuard)
+def test_separates_what_can_be_separated(calibration: CubeCalibration) -> None:
+    assert isinstance(calibration.guard, CubeGuard)
     assert [cube.frame for cube in calibration.guard.cubes] == list(FRAMES)
     for result in calibration.frames:
         assert round(result.chosen.auroc, 3) == max(round(layer.auroc, 3) for layer in result.layers)
@@ -123,7 +123,7 @@ def test_separates_what_can_be_separated(calibration: KSDCalibration) -> None:
 def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path) -> None:
     digests = set()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        result = calibrate_ksd(loaded, *sources(80), KSDOptions(frames=("chat",), seed=seed))
+        result = calibrate_cubes(loaded, *sources(80), CubeOptions(frames=("chat",), seed=seed))
         digests.add(result.save(tmp_path / name, "sums"))
     for file in ("manifest.json", "tensors.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -146,14 +146,14 @@ def _disagreements(loaded: LoadedModel, folder: Path, canaries: tuple[Canary, ..
     return [problem for problem in found if problem is not None]
 
 
-def test_canaries_agree_when_read_back_and_attached(calibration: KSDCalibration, tmp_path: Path) -> None:
+def test_canaries_agree_when_read_back_and_attached(calibration: CubeCalibration, tmp_path: Path) -> None:
     calibration.save(tmp_path / "guard", "sums")
     canaries = read_artifact(tmp_path / "guard").manifest.canaries
     assert canaries == calibration.canaries
     assert 1 <= len(canaries) <= 16
     assert {canary.fires for canary in canaries} == {True, False}
     assert all(len(canary.scores) == len(FRAMES) for canary in canaries)
-    assert isinstance(calibration.guard, KSDGuard)
+    assert isinstance(calibration.guard, CubeGuard)
     taus = [cube.tau for cube in calibration.guard.cubes]
     for canary in canaries:
         ratio = min(score / tau for score, tau in zip(canary.scores, taus, strict=True))
@@ -174,9 +174,9 @@ def _mixed(share: int) -> tuple[list[Source], list[Source]]:
 
 def test_the_cap_wins_over_recall(loaded: LoadedModel) -> None:
     cap = 0.1
-    loose = calibrate_ksd(loaded, *_mixed(6), KSDOptions(frames=("chat",), max_false_abstention=0.9))
+    loose = calibrate_cubes(loaded, *_mixed(6), CubeOptions(frames=("chat",), max_false_abstention=0.9))
     assert loose.frames[0].false_abstention.rate > cap, "positive control: a sixth of the retain texts are sums"
-    capped = calibrate_ksd(loaded, *_mixed(6), KSDOptions(frames=("chat",), max_false_abstention=cap, layer=0))
+    capped = calibrate_cubes(loaded, *_mixed(6), CubeOptions(frames=("chat",), max_false_abstention=cap, layer=0))
     (result,) = capped.frames
     job = prepare(loaded, *_mixed(6), capped.options)
     scores = score_all(job, [fit_frame(job, "chat", _silent)], _silent)["retain", Share.THRESHOLD, "chat"][0, 0]
@@ -189,27 +189,27 @@ def test_the_cap_wins_over_recall(loaded: LoadedModel) -> None:
 def test_a_skill_that_cannot_be_told_apart_is_refused(loaded: LoadedModel) -> None:
     texts = sums(400)
     with pytest.raises(CalibrationError, match=r"nothing was written .*AUROC 0\.[45]"):
-        calibrate_ksd(loaded, [Source("a", texts[:200])], [Source("b", texts[200:])], KSDOptions(frames=("bare",)))
+        calibrate_cubes(loaded, [Source("a", texts[:200])], [Source("b", texts[200:])], CubeOptions(frames=("bare",)))
 
 
 def test_few_examples_are_refused_or_warned_about(loaded: LoadedModel) -> None:
-    few = calibrate_ksd(loaded, *sources(60), KSDOptions(frames=("chat",)))
+    few = calibrate_cubes(loaded, *sources(60), CubeOptions(frames=("chat",)))
     assert any("only 30 key vectors" in warning for warning in few.warnings)
     assert any("cannot show a false-abstention rate of 0.01" in warning for warning in few.warnings)
     forget, retain = sources(3)
     with pytest.raises(CalibrationError, match="got 3 forget and 3 retain examples, wanted at least 4 and 2"):
-        calibrate_ksd(loaded, forget, retain)
+        calibrate_cubes(loaded, forget, retain)
     with pytest.raises(CalibrationError, match="got no retain examples"):
-        calibrate_ksd(loaded, forget, [])
+        calibrate_cubes(loaded, forget, [])
     with pytest.raises(DataError, match="both the forget and the retain"):
-        calibrate_ksd(loaded, forget, forget)
+        calibrate_cubes(loaded, forget, forget)
 
 
 def test_a_model_that_overflows_is_refused() -> None:
     broken = tiny_loaded()
     torch.nn.init.constant_(broken.model.model.layers[0].mlp.down_proj.weight, torch.inf)
     with pytest.raises(CalibrationError, match="not finite"):
-        calibrate_ksd(broken, *sources(20))
+        calibrate_cubes(broken, *sources(20))
 
 
 @pytest.mark.parametrize(
@@ -225,21 +225,21 @@ def test_a_model_that_overflows_is_refused() -> None:
 )
 def test_refuses_an_option(loaded: LoadedModel, options: dict[str, int], message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
-        calibrate_ksd(loaded, *sources(8), KSDOptions(**options))  # type: ignore[arg-type]
+        calibrate_cubes(loaded, *sources(8), CubeOptions(**options))  # type: ignore[arg-type]
 
 
 def test_refuses_a_frame_the_model_lacks() -> None:
     plain = tiny_loaded(chat_template=None)
-    assert prepare(plain, *sources(8), KSDOptions()).frames == ("bare",)
+    assert prepare(plain, *sources(8), CubeOptions()).frames == ("bare",)
     for frame, message in (("chat", "no chat template"), ("Q: text", "wanted 'chat', 'bare' or a template")):
         with pytest.raises(DataError, match=message):
-            prepare(plain, *sources(8), KSDOptions(frames=(frame,)))
+            prepare(plain, *sources(8), CubeOptions(frames=(frame,)))
 
 
 def test_texts_longer_than_the_context_are_left_out_and_said_so(loaded: LoadedModel) -> None:
     forget, retain = sources(80)
     long = Source("long", (" ".join(words(30, seed=9)),))
-    result = calibrate_ksd(loaded, forget, [*retain, long], KSDOptions(frames=("chat",)))
+    result = calibrate_cubes(loaded, forget, [*retain, long], CubeOptions(frames=("chat",)))
     assert "1 retain example(s) were left out: longer than the model's 64 tokens" in result.warnings
     assert result.record.sources[-1].examples == 0
 
@@ -279,6 +279,6 @@ def test_real_text_is_told_apart(shared_data: Path) -> None:
     loaded = load_model(shared_data / "weights" / "realtext5m", "cpu")
     forget = [read_source(f"{shared_data}/mbpp/mbpp.jsonl?task_id=511..974#text", limit=200)]
     retain = [read_source(f"{shared_data}/gsm8k/train.jsonl", limit=100)]
-    result = calibrate_ksd(loaded, forget, retain, KSDOptions(frames=("Q: {text}\nA:",)))
+    result = calibrate_cubes(loaded, forget, retain, CubeOptions(frames=("Q: {text}\nA:",)))
     assert result.frames[0].chosen.reported_auroc > 0.98
     assert result.frames[0].false_abstention.rate <= 0.05

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from guards.calibration.statistics import conformal_tau
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import SIGMA_FLOOR_ABS, SIGMA_FLOOR_REL, Cube, KSDFitter, cube_score, floor_sigma
+from guards.methods.cube.guard import SIGMA_FLOOR_ABS, SIGMA_FLOOR_REL, Cube, CubeFitter, cube_score, floor_sigma
 
 
 def fit(key_TF: Tensor, pieces: int = 1) -> Cube:
     """A cube fitted on vectors given in so many updates."""
-    fitter = KSDFitter(key_TF.shape[1])
+    fitter = CubeFitter(key_TF.shape[1])
     for piece in key_TF.chunk(pieces):
         fitter.update(piece)
     return fitter.finish(layer=0, frame="bare")

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from guards.artifact.canaries import SHIFT_SLACK, disagreement
 from guards.artifact.store import read_artifact
-from guards.calibration.options import NeuronAdjustOptions
 from guards.core.verdict import Reading
 from guards.errors import CalibrationError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration, calibrate_neuron_adjust
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.registry import METHODS, load_guard
 from tests.guards.tiny import sources, tiny_loaded
 

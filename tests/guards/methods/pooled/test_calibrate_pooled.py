@@ -11,7 +11,6 @@ from torch import Tensor
 from guards.artifact.canaries import disagreement
 from guards.artifact.store import read_artifact
 from guards.calibration.corpus import Share
-from guards.calibration.options import PooledOptions
 from guards.calibration.sources import Source
 from guards.calibration.thresholds import below, rate_of
 from guards.core.verdict import Reading, Scope
@@ -28,6 +27,7 @@ from guards.methods.pooled.calibrate import (
     place,
 )
 from guards.methods.pooled.guard import LayerWeights, PooledGuard, mean_scores
+from guards.methods.pooled.options import PooledOptions
 from guards.methods.registry import METHODS, load_guard
 from tests.guards.attached import keys
 from tests.guards.tiny import sources, sums, tiny_loaded, words

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from guards.core.part import Part
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
 from guards.contract.guard import detectors
-from guards.core.part import Part
 from guards.errors import ArtifactError
-from guards.methods.cube.guard import KSDGuard
+from guards.methods.cube.guard import CubeGuard
 from guards.methods.pooled.guard import PooledGuard
 from guards.methods.registry import METHODS, load_guard
 from guards.model.shard import WHOLE
@@ -44,7 +44,7 @@ def test_a_guard_survives_the_disk(tmp_path: Path) -> None:
 def test_an_artifact_that_names_no_variant_holds_cubes(tmp_path: Path) -> None:
     parameters, tensors = METHODS["ksd"].dump(ksd())
     assert parameters.pop("variant") == "paper"
-    assert isinstance(load(tmp_path, parameters, tensors), KSDGuard)
+    assert isinstance(load(tmp_path, parameters, tensors), CubeGuard)
 
 
 @pytest.mark.parametrize("variant", ["spheres", "Pooled", "", None, 1])

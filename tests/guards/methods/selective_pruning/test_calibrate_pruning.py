@@ -8,29 +8,29 @@ from torch import Tensor
 
 from guards.artifact.canaries import SHIFT_SLACK, disagreement
 from guards.artifact.store import read_artifact
-from guards.calibration.options import PruneOptions
 from guards.core.verdict import Reading
 from guards.errors import CalibrationError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import METHODS, load_guard
-from guards.methods.selective_pruning.calibrate import PruneCalibration, calibrate_prune
-from guards.methods.selective_pruning.guard import EPSILON, Importance, PruneGuard
+from guards.methods.selective_pruning.calibrate import PruningCalibration, calibrate_pruning
+from guards.methods.selective_pruning.guard import EPSILON, Importance, PruningGuard
+from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site
 from tests.guards.tiny import sources, tiny_loaded
 from tests.models import D_FF, D_MODEL, LAYERS
 
 FRAMES = ("chat", "bare")
-OPTIONS = PruneOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625, steps=2)
+OPTIONS = PruningOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625, steps=2)
 SITES = (Site.KEY, Site.ATTENTION)
 
 
-def guard_of(calibration: PruneCalibration) -> PruneGuard:
-    assert isinstance(calibration.guard, PruneGuard)
+def guard_of(calibration: PruningCalibration) -> PruningGuard:
+    assert isinstance(calibration.guard, PruningGuard)
     return calibration.guard
 
 
-def plain(guard: PruneGuard, site: Site) -> dict[int, list[int]]:
+def plain(guard: PruningGuard, site: Site) -> dict[int, list[int]]:
     return {layer: neurons.tolist() for layer, neurons in guard.at(site).items()}
 
 
@@ -40,11 +40,11 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def calibration(loaded: LoadedModel) -> PruneCalibration:
-    return calibrate_prune(loaded, *sources(60), OPTIONS)
+def calibration(loaded: LoadedModel) -> PruningCalibration:
+    return calibrate_pruning(loaded, *sources(60), OPTIONS)
 
 
-def _outputs(loaded: LoadedModel, site: Site, texts: tuple[str, ...], mask: PruneGuard | None) -> list[Tensor]:
+def _outputs(loaded: LoadedModel, site: Site, texts: tuple[str, ...], mask: PruningGuard | None) -> list[Tensor]:
     """Every layer's outputs [T, F] in both frames, one prompt at a time, by hooks of the test's own; with `mask`'s
     columns taken out of the weights."""
     model = tiny_loaded().model
@@ -65,7 +65,7 @@ def _outputs(loaded: LoadedModel, site: Site, texts: tuple[str, ...], mask: Prun
     return [torch.cat(outputs).double() for outputs in kept]
 
 
-def by_hand(loaded: LoadedModel, site: Site, mask: PruneGuard | None, count: int) -> dict[int, list[int]]:
+def by_hand(loaded: LoadedModel, site: Site, mask: PruningGuard | None, count: int) -> dict[int, list[int]]:
     """The neurons of the largest ratio of mean sizes, leaving out those of `mask`."""
     (forget,), (retain,) = sources(60)
     sides = [_outputs(loaded, site, side.texts, mask) for side in (forget, retain)]
@@ -81,17 +81,17 @@ def by_hand(loaded: LoadedModel, site: Site, mask: PruneGuard | None, count: int
 
 
 def test_the_first_step_is_the_formula(loaded: LoadedModel) -> None:
-    options = PruneOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
-    guard = guard_of(calibrate_prune(loaded, *sources(60), options))
+    options = PruningOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
+    guard = guard_of(calibrate_pruning(loaded, *sources(60), options))
     assert plain(guard, Site.KEY) == by_hand(loaded, Site.KEY, None, 9)
     assert plain(guard, Site.ATTENTION) == by_hand(loaded, Site.ATTENTION, None, 3)
 
 
 def test_the_second_step_measures_the_model_without_the_first_ones_neurons(
-    loaded: LoadedModel, calibration: PruneCalibration
+    loaded: LoadedModel, calibration: PruningCalibration
 ) -> None:
-    options = PruneOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
-    first = guard_of(calibrate_prune(loaded, *sources(60), options))
+    options = PruningOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
+    first = guard_of(calibrate_pruning(loaded, *sources(60), options))
     unmeasured = False
     for site, count in ((Site.KEY, 9), (Site.ATTENTION, 3)):
         more = by_hand(loaded, site, first, count)
@@ -104,7 +104,7 @@ def test_the_second_step_measures_the_model_without_the_first_ones_neurons(
     assert unmeasured, "positive control: one step of twice the size takes others"
 
 
-def test_fractions_are_of_all_neurons_in_every_step(calibration: PruneCalibration) -> None:
+def test_fractions_are_of_all_neurons_in_every_step(calibration: PruningCalibration) -> None:
     assert sum(calibration.feed_forward_by_layer) == 2 * int(0.125 * LAYERS * D_FF)
     assert sum(calibration.attention_by_layer) == 2 * int(0.0625 * LAYERS * D_MODEL)
     assert calibration.tokens == {
@@ -118,7 +118,7 @@ def test_fractions_are_of_all_neurons_in_every_step(calibration: PruneCalibratio
 @pytest.mark.parametrize("importance", ["freq", "rms", "std"])
 def test_another_importance_takes_other_neurons(loaded: LoadedModel, importance: str) -> None:
     first, other = (
-        guard_of(calibrate_prune(loaded, *sources(40), PruneOptions(fraction=0.125, importance=kind)))  # type: ignore[arg-type]
+        guard_of(calibrate_pruning(loaded, *sources(40), PruningOptions(fraction=0.125, importance=kind)))  # type: ignore[arg-type]
         for kind in ("abs", importance)
     )
     assert other.importance is Importance(importance)
@@ -126,20 +126,20 @@ def test_another_importance_takes_other_neurons(loaded: LoadedModel, importance:
     assert first.attention == other.attention == {}
 
 
-def test_no_hook_stays_on_the_model(loaded: LoadedModel, calibration: PruneCalibration) -> None:
+def test_no_hook_stays_on_the_model(loaded: LoadedModel, calibration: PruningCalibration) -> None:
     assert guard_of(calibration).layers
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in loaded.model.modules())
 
 
-def test_canaries_agree_when_read_back_and_attached(calibration: PruneCalibration, tmp_path: Path) -> None:
+def test_canaries_agree_when_read_back_and_attached(calibration: PruningCalibration, tmp_path: Path) -> None:
     calibration.save(tmp_path / "guard", "sums")
     artifact = read_artifact(tmp_path / "guard")
     canaries = artifact.manifest.canaries
     assert 2 <= len(canaries) <= 16
     assert all(canary.fires and canary.scores[0] > SHIFT_SLACK for canary in canaries)
     entry, guard = METHODS[artifact.manifest.method], load_guard(artifact)
-    assert isinstance(guard, PruneGuard)
-    half = PruneGuard(**{**vars(guard), "feed_forward": {}})
+    assert isinstance(guard, PruningGuard)
+    half = PruningGuard(**{**vars(guard), "feed_forward": {}})
     found = {}
     for name, served in (("all of it", guard), ("its attention alone", half)):
         problems = []
@@ -158,7 +158,7 @@ def test_canaries_agree_when_read_back_and_attached(calibration: PruneCalibratio
 
 def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        calibrate_prune(loaded, *sources(40), PruneOptions(fraction=0.125)).save(tmp_path / name, "sums")
+        calibrate_pruning(loaded, *sources(40), PruningOptions(fraction=0.125)).save(tmp_path / name, "sums")
     for file in ("manifest.json", "tensors.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -179,4 +179,4 @@ def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path
 )
 def test_refuses(loaded: LoadedModel, options: dict[str, float], message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
-        calibrate_prune(loaded, *sources(40), PruneOptions(**options))  # type: ignore[arg-type]
+        calibrate_pruning(loaded, *sources(40), PruningOptions(**options))  # type: ignore[arg-type]

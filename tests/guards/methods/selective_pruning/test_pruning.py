@@ -10,8 +10,8 @@ from torch import Tensor
 
 from guards.calibration.selection import top_neurons
 from guards.errors import AttachError, CalibrationError
-from guards.methods.selective_pruning.guard import EPSILON, Importance, ImportanceSums, PruneFitter, Pruner
-from guards.methods.selective_pruning.stored import BoundPrune
+from guards.methods.selective_pruning.guard import EPSILON, Importance, ImportanceSums, Pruner, PruningFitter
+from guards.methods.selective_pruning.stored import BoundPruning
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Place, Site
 from tests.guards.samples import pruned
@@ -25,9 +25,9 @@ def summed(*batches: Tensor) -> ImportanceSums:
     return sums
 
 
-def fitter(layers: int = 3, width: int = 40, site: Site = Site.KEY, *, same: bool = False) -> PruneFitter:
+def fitter(layers: int = 3, width: int = 40, site: Site = Site.KEY, *, same: bool = False) -> PruningFitter:
     """Fitted on random tokens of two sets, or of one set on both sides."""
-    fitted = PruneFitter(site, layers, width)
+    fitted = PruningFitter(site, layers, width)
     for layer in range(layers):
         forget, retain = torch.randn(200, width), torch.randn(300, width)
         fitted.update(layer, forget, forget=True)
@@ -87,7 +87,7 @@ class TestScores:
 
     @pytest.mark.parametrize("site", sorted(EPSILON))
     def test_a_neuron_that_retain_text_never_uses_has_a_finite_score(self, site: Site) -> None:
-        fitted = PruneFitter(site, 1, 2)
+        fitted = PruningFitter(site, 1, 2)
         fitted.update(0, torch.tensor([[0.5, 0.0]]), forget=True)
         fitted.update(0, torch.tensor([[0.0, 0.0]]), forget=False)
         assert fitted.scores(Importance.ABS).tolist() == [[0.5 / EPSILON[site], 0.0]]
@@ -136,7 +136,7 @@ class TestSelection:
             fitted.finish(fraction, Importance.ABS, first)
 
     def test_a_side_without_tokens_is_refused(self) -> None:
-        fitted = PruneFitter(Site.KEY, 1, 4)
+        fitted = PruningFitter(Site.KEY, 1, 4)
         fitted.update(0, torch.randn(5, 4), forget=True)
         with pytest.raises(CalibrationError, match="no token on one side"):
             fitted.finish(0.5, Importance.ABS, {})
@@ -144,7 +144,7 @@ class TestSelection:
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
     def test_a_value_that_is_not_finite_is_refused(self, bad: float) -> None:
         with pytest.raises(CalibrationError, match="layer 2: a neuron's output is not finite"):
-            PruneFitter(Site.KEY, 3, 2).update(2, torch.tensor([[0.0, bad]]), forget=True)
+            PruningFitter(Site.KEY, 3, 2).update(2, torch.tensor([[0.0, bad]]), forget=True)
 
 
 class TestPruner:
@@ -176,9 +176,9 @@ class TestPruner:
     def test_ranks_together_do_what_one_does(self, layer: int, site: Site, width: int, ranks: int) -> None:
         x_TF, place, cpu = torch.randn(6, width), Place(layer, site), torch.device("cpu")
         slices = [part.clone() for part in x_TF.chunk(ranks, dim=1)]
-        whole_T = BoundPrune(pruned(), cpu, WHOLE).at(place, width)(x_TF, torch.arange(6))
+        whole_T = BoundPruning(pruned(), cpu, WHOLE).at(place, width)(x_TF, torch.arange(6))
         moved = [
-            BoundPrune(pruned(), cpu, Shard(rank, ranks)).at(place, width)(slices[rank], torch.arange(6))
+            BoundPruning(pruned(), cpu, Shard(rank, ranks)).at(place, width)(slices[rank], torch.arange(6))
             for rank in range(ranks)
         ]
         assert torch.equal(torch.cat(slices, dim=1), x_TF)
@@ -186,7 +186,7 @@ class TestPruner:
         assert whole_T.tolist() == [2] * 6
 
     def test_attention_of_another_width_is_refused(self) -> None:
-        bound = BoundPrune(pruned(), torch.device("cpu"))
+        bound = BoundPruning(pruned(), torch.device("cpu"))
         with pytest.raises(
             AttachError, match=rf"got attention vectors of 20 neurons, the guard was made for {D_MODEL}"
         ):

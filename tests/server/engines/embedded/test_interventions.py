@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.selective_pruning.guard import Importance, PruneGuard
+from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
@@ -30,10 +30,10 @@ def test_neuron_adjust_changes_answers_and_not_with_the_batch(served: Served) ->
     assert all(a.finish.neurons_shifted > 0 for a in adjusted)
 
 
-def mask_guard(loaded: LoadedModel) -> PruneGuard:
+def mask_guard(loaded: LoadedModel) -> PruningGuard:
     """The first neurons of every layer but the one whose key vectors the cube of these tests scores."""
     layers = range(1, len(loaded.sites.layers))
-    return PruneGuard(
+    return PruningGuard(
         {layer: torch.arange(128) for layer in layers},
         {layer: torch.arange(4) for layer in layers},
         d_attention=loaded.sites.d_attention,

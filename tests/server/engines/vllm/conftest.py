@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from artifacts.demo.build.rows import SKILLS
-from guards.calibration.options import KSDOptions, PooledOptions, PruneOptions
 from guards.calibration.sources import read_source
 from guards.inside.transformers.loading import load_model
-from guards.methods.cube.calibrate import calibrate_ksd
+from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.options import CubeOptions
 from guards.methods.pooled.calibrate import calibrate_pooled
-from guards.methods.selective_pruning.calibrate import calibrate_prune
+from guards.methods.pooled.options import PooledOptions
+from guards.methods.selective_pruning.calibrate import calibrate_pruning
+from guards.methods.selective_pruning.options import PruningOptions
 from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
 
 
@@ -29,8 +31,8 @@ def _cubes(folder: Path, skill: str) -> str:
         read_source(str(DEMO / "data" / f"{each}.calibration.jsonl"), limit=limit)
         for each, limit in ((skill, None), *((other, 300) for other in SKILLS if other != skill))
     )
-    options = KSDOptions(frames=("chat", "Q: {text}\nA:"), recall=0.99, placement="middle", layer=4)
-    calibrate_ksd(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, skill)
+    options = CubeOptions(frames=("chat", "Q: {text}\nA:"), recall=0.99, placement="middle", layer=4)
+    calibrate_cubes(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, skill)
     return str(folder)
 
 
@@ -67,9 +69,9 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
         read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
         for skill in ("facts", "mathematics", "code", "zh", "en")
     )
-    options = PruneOptions(frames=("chat",), fraction=0.01, attention_fraction=0.005, steps=2)
+    options = PruningOptions(frames=("chat",), fraction=0.01, attention_fraction=0.005, steps=2)
     folder: Path = tmp_path_factory.mktemp("guards") / "sp-facts"
-    calibrate_prune(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
+    calibrate_pruning(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
     return str(folder)
 
 

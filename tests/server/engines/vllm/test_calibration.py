@@ -20,14 +20,16 @@ from torch import Tensor
 from guards.artifact.identity import refuse_mismatch
 from guards.artifact.store import Artifact, read_artifact
 from guards.calibration.activations import Activations, TokenIds, Tokens
-from guards.calibration.options import KSDOptions, NeuronAdjustOptions, PruneOptions
 from guards.calibration.sources import Source, read_source
 from guards.core.verdict import Reading
 from guards.errors import ArtifactMismatchError
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.calibrate import KSDCalibration, calibrate_ksd
+from guards.methods.cube.calibrate import CubeCalibration, calibrate_cubes
+from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
-from guards.methods.selective_pruning.calibrate import calibrate_prune
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.selective_pruning.calibrate import calibrate_pruning
+from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site
 from server.cli.main import main
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -37,7 +39,7 @@ from tests.server.engines.vllm.quantised import save_gptq, save_int8
 EAGER = ("--enforce-eager", *SMALL)
 CHUNKED = ("--max-num-batched-tokens", "32", "--max-num-seqs", "4")
 """Most prompts take several passes, beside others."""
-OPTIONS = KSDOptions(frames=("chat",), max_false_abstention=0.05)
+OPTIONS = CubeOptions(frames=("chat",), max_false_abstention=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +62,8 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def embedded(loaded: LoadedModel) -> KSDCalibration:
-    return calibrate_ksd(loaded, *_sources(), OPTIONS)
+def embedded(loaded: LoadedModel) -> CubeCalibration:
+    return calibrate_cubes(loaded, *_sources(), OPTIONS)
 
 
 def _activations(model: Path, sites: Sequence[Site], *flags: str, **changes: Any) -> Any:
@@ -107,11 +109,11 @@ def _verdicts(artifact: Artifact) -> list[tuple[TokenIds, bool]]:
 
 
 def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
-    loaded: LoadedModel, embedded: KSDCalibration, tmp_path: Path
+    loaded: LoadedModel, embedded: CubeCalibration, tmp_path: Path
 ) -> None:
     with _activations(MODEL, [Site.KEY], *EAGER, *CHUNKED) as model:
         assert model.identity == loaded.identity
-        calibration = calibrate_ksd(model, *_sources(), OPTIONS)
+        calibration = calibrate_cubes(model, *_sources(), OPTIONS)
     embedded.save(tmp_path / "embedded", "mathematics")
     calibration.save(tmp_path / "vllm", "mathematics")
     ours, theirs = (read_artifact(tmp_path / name) for name in ("embedded", "vllm"))
@@ -160,9 +162,9 @@ def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path
 def test_pruning_from_the_command_line_measures_again_with_the_mask_in_the_graph(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    options = PruneOptions(frames=("chat",), fraction=0.02, attention_fraction=0.005, steps=2)
+    options = PruningOptions(frames=("chat",), fraction=0.02, attention_fraction=0.005, steps=2)
     for name, given in (("embedded", options), ("once", replace(options, steps=1))):
-        calibrate_prune(loaded, *_sources(), given).save(tmp_path / name, "mathematics")
+        calibrate_pruning(loaded, *_sources(), given).save(tmp_path / name, "mathematics")
     data = DEMO / "data"
     words = [
         *("calibrate", "prune", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics", "--limit", "120"),
@@ -237,7 +239,7 @@ def test_a_quantised_model_is_calibrated_and_served_as_it_is(
     flags = (*EAGER, "--dtype", "bfloat16", *flags)  # of two number formats, vLLM takes the later
     with _activations(folder, [Site.KEY], *flags) as model:
         live = model.identity
-        calibration = calibrate_ksd(model, *_sources(), OPTIONS)
+        calibration = calibrate_cubes(model, *_sources(), OPTIONS)
     assert (live.quantization, live.dtype) == (name, "bfloat16")
     calibration.save(tmp_path / "ksd-mathematics", "mathematics")
     engine = _on_vllm(folder, tmp_path / "ksd-mathematics", flags=flags)
