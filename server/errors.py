@@ -1,7 +1,7 @@
 """Errors of the server package, and the one table that turns any error into OpenAI's shape.
 
 SkillguardError (guards/errors.py)
-├── EngineError …                (server/engines/base.py)
+├── EngineError …                (server/engines/errors.py)
 └── ServerError
     ├── ConfigError              a setting or a file named by one is wrong; nothing starts
     ├── RequestError             the caller's request is refused (4xx); its text is written for the caller
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from guards.errors import GuardReadingError, SkillguardError
 from server.engines.errors import (
     EngineBusyError,
+    EngineError,
     EngineStoppedError,
     PromptError,
     PromptTooLongError,
@@ -147,6 +148,7 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     GenerationError: ErrorReply(500, "server_error", "engine_error", tells=False),
     UnverifiedError: ErrorReply(500, "server_error", "guard_error", tells=False),
     GuardReadingError: ErrorReply(500, "server_error", "guard_error", tells=False),
+    EngineError: ErrorReply(500, "server_error", "engine_error", tells=False),
     PromptError: ErrorReply(400, "invalid_request_error", "invalid_prompt"),
     PromptTooLongError: ErrorReply(400, "invalid_request_error", "context_length_exceeded"),
     UnsupportedOptionError: ErrorReply(400, "invalid_request_error", "unsupported_parameter"),

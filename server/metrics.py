@@ -46,7 +46,10 @@ class Metrics:
         self._prompt_tokens = counter("prompt_tokens", "Tokens in.")
         self._completion_tokens = counter("completion_tokens", "Tokens out, of withheld answers too.")
         self._ratio = histogram(
-            "score_over_tau", "Score over threshold at the last prompt token.", _RATIO_BUCKETS, ("guard",)
+            "score_over_tau",
+            "Score over threshold at the last prompt token, 0 where that is negative.",
+            _RATIO_BUCKETS,
+            ("guard",),
         )
         self._duration = histogram(
             "request_duration_seconds", "From the first byte in to the last byte out.", _SECONDS_BUCKETS, ("route",)
@@ -93,4 +96,5 @@ class Metrics:
             self._abstentions.labels(*labels).inc()
         for score in finish.prompt_scores:
             if score.tau and math.isfinite(score.score):  # one NaN would spoil the sum for good
-                self._ratio.labels(score.guard).observe(score.score / score.tau)
+                # A pooled score may be negative. A sum that falls looks to Prometheus like a counter that was reset.
+                self._ratio.labels(score.guard).observe(max(0.0, score.score / score.tau))

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from guards.core.part import Part
 from guards.core.verdict import GuardMode, Reading, Scope, Stage, Verdict, decide
-from server.engines.base import EngineRequest, GuardScore, Hit, TokenLogprob
+from server.engines.base import EngineRequest, GuardScore, Hit
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,13 @@ class GuardFacts:
 
 @dataclass
 class AnswerState:
-    """Written by the engine's loop only; read elsewhere after the loop has delivered the token it belongs to."""
+    """The engine's loop writes readings and draws. The answer's stream reads them, and may call `fail`.
+
+    The two may be different threads, and the loop may be ahead of the stream. So the stream copies a collection before
+    it goes over it.
+    """
 
     request: EngineRequest
-    generator: torch.Generator | None
     generated: int = 0
     outcome: Verdict = Verdict.ALLOW
     error: str | None = None
@@ -35,15 +36,18 @@ class AnswerState:
     prompt_parts: Mapping[str, tuple[Reading, tuple[float, ...]]] = field(default_factory=dict)
     neurons_shifted: int = 0
     verified: bool = True
+    """False from the first token on that no valid reading of every guard stands for."""
     judged: bool = False
-    delivered: int = 0
-    """Tokens handed to the answer's stream, the sentinel included."""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def fail(self, message: str) -> None:
         """Turns the answer into an error; the first reason is kept."""
         self.outcome = Verdict.ERROR
         self.error = self.error or message
+
+    def fail_unverified(self, message: str) -> None:
+        """Turns the answer into an error of a guard: a reading is missing, invalid or contradicts what was drawn."""
+        self.verified = False
+        self.fail(message)
 
     def judge(
         self, facts: Mapping[str, GuardFacts], readings: Mapping[str, tuple[Reading, tuple[float, ...]]]
@@ -61,8 +65,7 @@ class AnswerState:
             mode = self.request.modes.get(name, GuardMode.ENFORCE)
             verdict = decide(reading, mode, stage.within(fact.scope))
             if verdict is Verdict.ERROR:
-                self.verified = False
-                self.fail(f"guard {name!r} gave {reading.name} at position {position}")
+                self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
             score = _summary(name, fact, reading, parts, position, stage)
             scores.append(score)

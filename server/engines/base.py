@@ -331,7 +331,10 @@ class Engine(Protocol):
         ...
 
     async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
-        """One forward pass over a prompt: every guard's reading at its last token. Raises like `submit`."""
+        """One forward pass over a prompt: every guard's reading at its last token.
+
+        Raises like `submit`; GuardReadingError where a guard gave no valid reading, EngineError where the pass failed.
+        """
         ...
 
     def load(self) -> Load:

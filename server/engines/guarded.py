@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from guards.artifact.canaries import disagreement
 from guards.contract.guard import Bound
 from guards.core.verdict import GuardKind, GuardMode, Reading
-from guards.errors import PromptRefusedError
+from guards.errors import GuardReadingError, PromptRefusedError
 from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
 from server.engines.answer_state import AnswerState, GuardFacts
@@ -53,8 +53,8 @@ class GuardedEngine(ABC):
         """Whether the loop runs."""
 
     @abstractmethod
-    def _run(self, row: AnswerState) -> AnswerStream:
-        """Refuses or queues a request at once, and returns its events."""
+    def submit(self, request: EngineRequest) -> AnswerStream:
+        """See `Engine.submit`."""
 
     def metrics(self) -> Iterable[Metric]:
         return ()
@@ -89,6 +89,8 @@ class GuardedEngine(ABC):
 
     async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
         row = await self._probe(prompt_token_ids, request_id)
+        if not row.verified:
+            raise GuardReadingError(f"the prompt was not read: {row.error}")
         if row.error is not None:
             raise EngineError(row.error)
         return row.prompt_scores
@@ -98,9 +100,9 @@ class GuardedEngine(ABC):
         shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
-        row = AnswerState(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow), None)
         finish = None
-        stream = self._run(row)
+        stream = self.submit(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow))
+        row = stream.row
         try:
             async for event in stream:
                 if isinstance(event, Finish):

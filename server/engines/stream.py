@@ -69,7 +69,7 @@ class AnswerStream(EventStream):
         if drawn.error is not None:
             row.fail(drawn.error)
         if drawn.tokens and not row.judged:
-            row.fail("a token was drawn that no guard judged")
+            row.fail_unverified("a token was drawn that no guard judged")
         ended, allowed = drawn.ended is not None, row.outcome is Verdict.ALLOW
         # Outputs may come several at a time: what was drawn before a token was withheld is good, what follows is not.
         tokens = drawn.tokens if allowed else drawn.tokens[: max(0, row.generated - self._seen)]
@@ -97,6 +97,7 @@ class AnswerStream(EventStream):
 
     def _finish(self, reason: FinishReason, tokens: int, *, ended: bool) -> None:
         row = self.row
+        hits = tuple(row.hits.values())  # a copy, made in one step: the engine's thread may add another meanwhile
         # The engine may be ahead of a stop string: what it read past the answer's end is not the answer's.
         last = len(row.request.prompt_token_ids) - 1 + tokens - (reason is FinishReason.STOP)
         self._pending.append(
@@ -104,8 +105,8 @@ class AnswerStream(EventStream):
                 reason=reason,
                 prompt_tokens=len(row.request.prompt_token_ids),
                 completion_tokens=tokens,
-                verified=row.verified and (row.judged or not self._seen),
-                hits=tuple(hit for hit in row.hits.values() if hit.score.position <= last),
+                verified=row.verified,
+                hits=tuple(hit for hit in hits if hit.score.position <= last),
                 prompt_scores=row.prompt_scores,
                 neurons_shifted=row.neurons_shifted,
                 error=row.error,

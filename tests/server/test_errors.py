@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from guards.errors import SkillguardError
-from server.engines.errors import EngineBusyError, EngineError, EngineStoppedError, PromptTooLongError
+from server.engines.errors import EngineBusyError, EngineError, EngineFlagError, EngineStoppedError, PromptTooLongError
 from server.errors import (
     ERROR_REPLIES,
     AbstainedError,
@@ -56,7 +56,7 @@ def test_nearest_ancestor_decides() -> None:
         pass
 
     assert reply_of(FullerError("full")) is ERROR_REPLIES[EngineBusyError]
-    assert reply_of(EngineError("odd")) is ERROR_REPLIES[Exception]
+    assert reply_of(EngineFlagError("odd")) is ERROR_REPLIES[EngineError]
     assert reply_of(KeyError("odd")) is ERROR_REPLIES[Exception]
 
 

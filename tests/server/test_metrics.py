@@ -133,3 +133,15 @@ def test_scores_and_shifts() -> None:
     assert sample(metrics, "score_over_tau_count", guard="n") is None
     assert sample(metrics, "score_over_tau_count", guard="x") is None
     assert sample(metrics, "neurons_shifted_total") == 40.0
+
+
+def test_a_histogram_never_observes_less_than_nothing() -> None:
+    """A sum that falls looks to Prometheus like a counter that was reset."""
+    metrics, sums = Metrics(), []
+    for value in (0.25, -1.0, 0.5):
+        scores = (replace(score(guard("a")), score=value),)
+        metrics.answer_observer(started=0.0)(Finish(FinishReason.STOP, 1, 1, verified=True, prompt_scores=scores))
+        sums.append(sample(metrics, "score_over_tau_sum", guard="a"))
+    assert sums == [0.5, 0.5, 1.5]
+    assert sample(metrics, "score_over_tau_count", guard="a") == 3
+    assert sample(metrics, "score_over_tau_bucket", guard="a", le="0.25") == 1

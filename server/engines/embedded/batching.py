@@ -56,7 +56,8 @@ def make_manager(
 ) -> Any:
     """A ContinuousBatchingManager that judges and draws through `sampler`, not started yet.
 
-    Raises UnsupportedModelError where it would replay recorded passes or not say which rows it samples.
+    Raises UnsupportedModelError where guards would not see every pass or lose the slots of a sequence, or where it
+    would not say which rows it samples.
     """
     if not model._supports_logits_to_keep():
         raise UnsupportedModelError(
@@ -74,9 +75,10 @@ def make_manager(
             use_cuda_graph=False,
             use_async_batching=False,
             default_compile_level=0,
+            cpu_offload_space=0.0,
         ),
     )
-    _refuse_recorded_passes(manager.continuous_batching_config)
+    _refuse_unguardable(manager.continuous_batching_config)
     manager.logit_processor = sampler
     manager.output_router = _Router(dispatch, asyncio.get_running_loop())
     manager.warmup()  # makes the cache now, so that its real capacity is known before the first request
@@ -95,10 +97,15 @@ def longest_request(manager: Any) -> int:
     return longest
 
 
-def _refuse_recorded_passes(config: Any) -> None:
+def _refuse_unguardable(config: Any) -> None:
     recorded = config.use_async_batching or any(config.cuda_graph_booleans)
     compiled = config.varlen_compile_config is not None or config.decode_compile_config is not None
     if recorded or compiled:
         raise UnsupportedModelError(
             "transformers turned on CUDA graphs, compilation or asynchronous batching; guards would not run there"
+        )
+    if config.cpu_offload_space != 0:
+        raise UnsupportedModelError(
+            f"transformers moves up to {config.cpu_offload_space} GiB of its cache to the CPU's memory; an answer "
+            "would come back at other slots than those where pooled guards keep its running means"
         )

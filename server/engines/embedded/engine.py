@@ -16,9 +16,9 @@ from guards.artifact.identity import refuse_mismatch
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
-from server.engines.answer_state import AnswerState
 from server.engines.base import COMMON_OPTIONS, EngineInfo, EngineRequest, FinishReason, Load, require_honoured
 from server.engines.description import describe
+from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
 from server.engines.embedded.sampler import JudgingSampler
 from server.engines.errors import EngineStoppedError
@@ -41,6 +41,7 @@ class EmbeddedEngine(GuardedEngine):
         self._stopped = False
         self._loaded: LoadedModel
         self._attachment: Attachment | None = None
+        self._answers: dict[str, EmbeddedAnswerState] = {}
         self._manager: Any = None
 
     async def start(self) -> None:
@@ -95,23 +96,29 @@ class EmbeddedEngine(GuardedEngine):
 
     def submit(self, request: EngineRequest) -> AnswerStream:
         require_honoured(request.sampling, "transformers", COMMON_OPTIONS)
-        generator = None
+        self._admit(request)
+        answer = EmbeddedAnswerState(request)
         if request.sampling.seed is not None:
-            generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
-        return self._run(AnswerState(request, generator))
+            answer.generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
+        stream = AnswerStream(
+            answer, self._loaded.codec.tokenizer, self._stop_ids, partial(self._close, request.request_id)
+        )
+        self._streams[request.request_id] = stream
+        self._answers[request.request_id] = answer
+        self._sampler.add(answer)
+        try:
+            self._queue(request)
+        except BaseException:
+            self._close(request.request_id, finished=True)
+            raise
+        return stream
 
     def load(self) -> Load:
         running = min(len(self._streams), self._options.max_running)
         return Load(running=running, waiting=len(self._streams) - running)
 
-    def _run(self, row: AnswerState) -> AnswerStream:
-        request = row.request
-        self._admit(request)
-        stream = AnswerStream(
-            row, self._loaded.codec.tokenizer, self._stop_ids, partial(self._close, request.request_id)
-        )
-        self._streams[request.request_id] = stream
-        self._sampler.add(row)
+    def _queue(self, request: EngineRequest) -> None:
+        """Gives a request to the batcher. Raises EngineStoppedError where that will not run it."""
         accepted = self._manager.add_request(
             list(request.prompt_token_ids),
             request_id=request.request_id,
@@ -121,30 +128,29 @@ class EmbeddedEngine(GuardedEngine):
         )
         # A batcher that dies drains its queue after it stopped accepting: still accepting means that it will see this.
         if accepted is None or self._manager.background_thread_status.can_accept_new_requests() is not None:
-            self._close(request.request_id, finished=True)
             raise EngineStoppedError("the engine has stopped")
-        return stream
 
     def _dispatch(self, outputs: list[Any]) -> None:
         """On the event loop: outputs of one step to their streams; those of cancelled requests are dropped."""
         for output in outputs:
-            stream = self._streams.get(output.request_id)
-            if stream is not None:
-                stream.outputs.put_nowait(self._drawn(stream.row, output))
+            answer = self._answers.get(output.request_id)
+            if answer is not None:
+                self._streams[output.request_id].outputs.put_nowait(self._drawn(answer, output))
 
-    def _drawn(self, row: AnswerState, output: Any) -> Drawn:
+    def _drawn(self, answer: EmbeddedAnswerState, output: Any) -> Drawn:
         """What is new in an output of the batcher, which repeats all tokens of an answer each time."""
         tokens, ended = output.generated_tokens, None
-        new = slice(row.delivered, len(tokens))
-        row.delivered = len(tokens)
+        new = slice(answer.delivered, len(tokens))
+        answer.delivered = len(tokens)
         if output.is_finished():
             ended = FinishReason.STOP if tokens and tokens[-1] in self._stop_ids else FinishReason.LENGTH
         error = None if output.error is None else f"the forward pass failed: {output.error}"
-        return Drawn(tuple(tokens[new]), tuple(row.logprobs[new]), ended, error)
+        return Drawn(tuple(tokens[new]), tuple(answer.logprobs[new]), ended, error)
 
     def _close(self, request_id: str, finished: bool) -> None:
         """Forgets a request, and cancels it in the batcher unless it ended there."""
         self._streams.pop(request_id, None)
+        self._answers.pop(request_id, None)
         self._sampler.discard(request_id)
         if not finished:
             self._manager.cancel_request(request_id)

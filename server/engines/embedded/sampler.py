@@ -18,8 +18,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 
 from guards.core.verdict import Reading, Verdict
 from guards.inside.transformers.attach import Readings
-from server.engines.answer_state import AnswerState, GuardFacts
+from server.engines.answer_state import GuardFacts
 from server.engines.base import Sampling, TokenLogprob
+from server.engines.embedded.answer_state import EmbeddedAnswerState
 
 TokenText = Callable[[int], tuple[str, bytes]]
 
@@ -47,11 +48,11 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         self._token_text = token_text
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
-        self._rows: dict[str, AnswerState] = {}
+        self._rows: dict[str, EmbeddedAnswerState] = {}
         self._lock = threading.Lock()
-        self._batch: list[AnswerState | None] = []
+        self._batch: list[EmbeddedAnswerState | None] = []
 
-    def add(self, row: AnswerState) -> None:
+    def add(self, row: EmbeddedAnswerState) -> None:
         """Makes a request known; must happen before it is queued."""
         with self._lock:
             self._rows[row.request.request_id] = row
@@ -81,7 +82,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             scores[: len(tokens)].scatter_(1, chosen, 0.0)
         return scores
 
-    def _judge(self, batch: list[AnswerState | None], readings: Readings) -> list[bool]:
+    def _judge(self, batch: list[EmbeddedAnswerState | None], readings: Readings) -> list[bool]:
         """Which rows may draw a token."""
         codes = readings.codes_RG.tolist()
         parts = {name: scores.tolist() for name, scores in readings.scores.items()}
@@ -98,7 +99,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             allowed.append(verdict is Verdict.ALLOW)
         return allowed
 
-    def _draw(self, scores: Tensor, batch: list[AnswerState | None], allowed: list[bool]) -> list[int]:
+    def _draw(self, scores: Tensor, batch: list[EmbeddedAnswerState | None], allowed: list[bool]) -> list[int]:
         """A token id per row, the sentinel where the row may not draw."""
         if not batch:
             return []
@@ -123,7 +124,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
                 tokens.append(self._sentinel)
         return tokens
 
-    def _draw_for(self, row: AnswerState, logits_V: Tensor, greedy: int) -> int:
+    def _draw_for(self, row: EmbeddedAnswerState, logits_V: Tensor, greedy: int) -> int:
         """Draws one row's token and keeps its log-probabilities."""
         sampling = row.request.sampling
         token = greedy if sampling.temperature == 0 else draw_token(logits_V, sampling, row.generator)

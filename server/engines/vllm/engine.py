@@ -1,8 +1,9 @@
 """vLLM with guards inside: its AsyncLLM, our worker and scheduler.
 
-The guards act in the worker processes (`vllm_worker.py`); here requests go in, and what the guards said comes back
-beside the tokens (`vllm_events.py`). A token whose row no guard judged never reaches a caller: the worker refuses to
-draw it, the scheduler to deliver it, and an answer's stream to pass it on.
+The guards act in the worker processes (`guards/inside/vllm/worker.py`). Here requests go in, and the guards' readings
+come back beside the tokens (`guards/inside/vllm/events.py`). A token whose row no guard judged never reaches a caller:
+the worker refuses to draw it, and the scheduler to deliver it. Behind those two, the engine refuses an answer whose
+readings contradict the worker, and an answer's stream refuses tokens as long as no row of the answer was judged.
 """
 
 import asyncio
@@ -156,9 +157,9 @@ class VllmEngine(GuardedEngine):
             row.judge(self._guard_facts, self._cells.readings(event.cells))
             if event.withheld != (row.outcome is not Verdict.ALLOW):
                 withheld = "withheld" if event.withheld else "drew"
-                row.fail(f"the worker {withheld} a token, and its readings say {row.outcome.name}")
+                row.fail_unverified(f"the worker {withheld} a token, and its readings say {row.outcome.name}")
         except Exception as error:
-            row.fail(f"a reading could not be judged: {error!r}")
+            row.fail_unverified(f"a reading could not be judged: {error!r}")
 
     async def stop(self) -> None:
         if self._stopped:
@@ -172,9 +173,6 @@ class VllmEngine(GuardedEngine):
     def healthy(self) -> bool:
         return not self._stopped and self._llm is not None and not self._llm.errored
 
-    def submit(self, request: EngineRequest) -> AnswerStream:
-        return self._run(AnswerState(request, None))
-
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         return self._tools.plan(use)
 
@@ -186,8 +184,8 @@ class VllmEngine(GuardedEngine):
         """vLLM's own, which it keeps in the process's registry."""
         return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
 
-    def _run(self, row: AnswerState) -> AnswerStream:
-        request, llm = row.request, self._llm
+    def submit(self, request: EngineRequest) -> AnswerStream:
+        llm = self._llm
         self._admit(request)
         assert llm is not None
         try:
@@ -201,7 +199,8 @@ class VllmEngine(GuardedEngine):
             # A message may end in the whole value that was refused.
             parameter = str(getattr(error, "parameter", None) or "sampling")
             raise UnsupportedOptionError(str(error.args[0] if error.args else error)[:500], parameter) from error
-        stream = AnswerStream(row, self._codec.tokenizer, self._stop_ids, partial(self._close, request.request_id))
+        close = partial(self._close, request.request_id)
+        stream = AnswerStream(AnswerState(request), self._codec.tokenizer, self._stop_ids, close)
         self._streams[request.request_id] = stream
         self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
         return stream
@@ -220,7 +219,7 @@ class VllmEngine(GuardedEngine):
     def _drawn(self, row: AnswerState, output: Any) -> Drawn:
         tokens, ended, error = tuple(output.token_ids), None, None
         if output.stop_reason == STOP_REASON and row.outcome is Verdict.ALLOW:
-            row.fail("a token was withheld, and nothing said why")
+            row.fail_unverified("a token was withheld, and nothing said why")
         if output.finish_reason in ("stop", "length"):
             ended = FinishReason(output.finish_reason)
         elif output.finish_reason is not None:

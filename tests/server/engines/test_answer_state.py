@@ -20,7 +20,7 @@ QUIET = {
 
 
 def row(**modes: GuardMode) -> AnswerState:
-    return AnswerState(EngineRequest("r", (1, 2, 3), Sampling(max_tokens=4), modes), None)
+    return AnswerState(EngineRequest("r", (1, 2, 3), Sampling(max_tokens=4), modes))
 
 
 def test_a_quiet_position_is_allowed_and_recorded() -> None:

@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from guards.core.part import Part
 from guards.core.verdict import GuardMode, Reading, Scope
 from server.engines.answer_state import AnswerState, GuardFacts
-from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Sampling
+from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Hit, Sampling
 from server.engines.stream import AnswerStream, Drawn
+from server.errors import UnverifiedError
+from server.generation import require_sound
 
 PROMPT = (4, 5, 6)
 EOS = 2
@@ -33,7 +35,7 @@ def judge(row: AnswerState, generated: int, reading: tuple[Reading, tuple[float,
 
 
 def row(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> AnswerState:
-    return AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), {"sums": mode}), None)
+    return AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), {"sums": mode}))
 
 
 def events(of: AnswerState, *drawn: Drawn | None) -> tuple[int, Finish, list[bool]]:
@@ -91,9 +93,11 @@ def test_a_hit_at_the_prompt_passes_nothing() -> None:
 
 def test_tokens_that_no_guard_judged_are_an_error() -> None:
     passed, finish, closed = events(row(), Drawn((10,)), STOPPED)
-    assert (passed, finish.reason, finish.verified) == (0, FinishReason.ERROR, True)
+    assert (passed, finish.reason, finish.verified) == (0, FinishReason.ERROR, False)
     assert finish.error == "a token was drawn that no guard judged"
     assert closed == [False]
+    with pytest.raises(UnverifiedError):
+        require_sound(finish)
 
 
 @pytest.mark.parametrize("reading", [(Reading.MISSING, ()), (Reading.INVALID, (float("nan"),))])
@@ -119,6 +123,29 @@ def test_a_hit_past_a_stop_string_is_not_the_answers() -> None:
     passed, finish, closed = events(of, Drawn((10, 11, 12)), STOPPED)
     assert (passed, finish.reason, finish.hits) == (2, FinishReason.STOP, ())
     assert closed == [False]
+
+
+class AddsAnother(Hit):
+    """A hit whose reader is interrupted by the engine's thread, which adds the next one."""
+
+    def __init__(self, hit: Hit, hits: dict[str, Hit]) -> None:
+        super().__init__(hit.score, hit.mode)
+        object.__setattr__(self, "hits", hits)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "score":
+            object.__getattribute__(self, "hits").setdefault("late", Hit(super().__getattribute__(name), self.mode))
+        return super().__getattribute__(name)
+
+
+def test_hits_may_be_added_while_they_are_read() -> None:
+    """The engine is ahead of a stop string, in a thread of its own."""
+    of = row(GuardMode.SHADOW, stop=("w11",))
+    judge(of, 0, INSIDE)
+    first = of.hits["sums"] = AddsAnother(of.hits["sums"], of.hits)
+    _, finish, _ = events(of, Drawn((10, 11)))
+    assert "late" in of.hits
+    assert finish.hits == (first,)
 
 
 def test_min_tokens_holds_a_stop_string_back() -> None:

@@ -4,10 +4,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
-from server.engines.embedded.batching import _Scheduler
+from guards.errors import UnsupportedModelError
+from server.engines.embedded.batching import _refuse_unguardable, _Scheduler
+from server.engines.embedded.engine import EmbeddedEngine
+from tests.server.engines.embedded.tiny_engine import Served, guarded, run
 
 
 def blocked_after_cancelling(kind: type[Any], others: int) -> bool:
@@ -29,3 +33,38 @@ def test_cancelling_the_last_answer_lets_others_in_again() -> None:
 @pytest.mark.parametrize("others", [1, 2])
 def test_while_others_run_they_decide(others: int) -> None:
     assert blocked_after_cancelling(_Scheduler, others)
+
+
+def test_the_cache_stays_where_it_is_whatever_transformers_does_by_default(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence that comes back at other slots would be read with another sequence's running means."""
+
+    init = transformers.ContinuousBatchingConfig.__init__
+
+    def offloading(config: Any, **settings: Any) -> None:
+        init(config, **{"cpu_offload_space": 0.01, **settings})
+
+    async def pool(engine: EmbeddedEngine) -> object:
+        return engine._manager.batch_processor.offloading_manager._cpu_pool
+
+    monkeypatch.setattr(transformers.ContinuousBatchingConfig, "__init__", offloading)
+    assert transformers.ContinuousBatchingConfig().cpu_offload_space == 0.01, "the control"
+    assert run(guarded(served), pool) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "why"),
+    [
+        ("use_cuda_graph", True, "CUDA graphs"),
+        ("use_async_batching", True, "asynchronous batching"),
+        ("cpu_offload_space", 0.01, "moves up to 0.01 GiB"),
+        ("cpu_offload_space", None, "moves up to None GiB"),
+    ],
+)
+def test_what_guards_do_not_stand_is_refused(setting: str, value: Any, why: str) -> None:
+    config = transformers.ContinuousBatchingConfig(use_cuda_graph=False, use_async_batching=False)
+    _refuse_unguardable(config)
+    setattr(config, setting, value)
+    with pytest.raises(UnsupportedModelError, match=why):
+        _refuse_unguardable(config)

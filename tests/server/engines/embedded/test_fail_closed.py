@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from server.engines.errors import EngineStoppedError
 from server.engines.options import EmbeddedOptions
 from tests.served import ksd_guard, retain_prompt, save_tiny_model, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run
+from tests.server.harness import CHECKS, serving
 
 
 def test_a_broken_activation_is_an_error_and_lets_nothing_out(served: Served) -> None:
@@ -31,6 +33,22 @@ def test_a_broken_activation_is_an_error_and_lets_nothing_out(served: Served) ->
     assert (broken.text, broken.finish.reason, broken.finish.verified) == ("", FinishReason.ERROR, False)
     assert "INVALID" in (broken.finish.error or "")
     assert mended.finish.reason is not FinishReason.ERROR, "the engine serves on"
+
+
+def test_a_check_names_a_broken_guard_as_such(served: Served) -> None:
+    """Through the server, with a real engine: the code is the one that operators watch for."""
+    engine: Any = EmbeddedEngine(guarded(served))
+
+    async def work() -> tuple[Any, Any]:
+        async with serving(engine) as running:
+            body = {"model": engine.info.model, "prompt": list(retain_prompt(0))}
+            well = await running.post(CHECKS, body)
+            engine._loaded.sites.layers[0].pre_activation.get_parameter("weight")[0, 0] = torch.nan
+            return well.status_code, await running.error(CHECKS, body)
+
+    well, error = asyncio.run(work())
+    assert well == 200, "the control"
+    assert (error["status"], error["code"]) == (500, "guard_error")
 
 
 def test_hooks_taken_off_behind_its_back_stop_the_engine(served: Served) -> None:

@@ -1,12 +1,13 @@
 """The embedded engine: what a request asks for, gives up or is refused."""
 
 import asyncio
+import queue
 from typing import Any
 
 import pytest
 
 from guards.core.verdict import Reading
-from server.engines.base import EngineRequest, FinishReason, Sampling
+from server.engines.base import EngineRequest, FinishReason, Load, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import EngineBusyError, PromptError, PromptTooLongError
 from tests.served import forget_prompt, retain_prompt
@@ -60,6 +61,25 @@ def test_a_full_queue_and_impossible_requests_are_refused_at_once(served: Served
         for stream in held:
             await stream.aclose()
         assert (await ask(engine, retain_prompt(2))).finish.verified
+
+    run(guarded(served, max_running=1, max_waiting=1), work)
+
+
+def test_a_request_that_could_not_be_queued_leaves_nothing_behind(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise queue.Full
+
+    async def work(engine: EmbeddedEngine) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._manager, "add_request", full)
+            for index in range(3):
+                with pytest.raises(queue.Full):
+                    engine.submit(EngineRequest(f"r{index}", retain_prompt(0), Sampling(max_tokens=1)))
+        assert engine.load() == Load(running=0, waiting=0)
+        assert engine._sampler._rows == engine._answers == {}
+        assert (await ask(engine, retain_prompt(0), "r0")).finish.verified
 
     run(guarded(served, max_running=1, max_waiting=1), work)
 

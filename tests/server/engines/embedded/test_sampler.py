@@ -9,20 +9,26 @@ import torch
 from guards.core.part import Part
 from guards.core.verdict import Reading, Scope, Verdict
 from guards.inside.transformers.attach import Readings
-from server.engines.answer_state import AnswerState, GuardFacts
+from server.engines.answer_state import GuardFacts
 from server.engines.base import EngineRequest, Sampling
+from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.sampler import JudgingSampler, draw_token
 
 SENTINEL, VOCABULARY = 3, 16
 FACTS = {"g": GuardFacts("maths", "ksd", Scope.BOTH, (Part("chat", 0),), (1.0,))}
 
 
-def make(codes: list[int], sampling: list[Sampling], **generators: Any) -> tuple[JudgingSampler, list[AnswerState]]:
+def make(
+    codes: list[int], sampling: list[Sampling], **generators: Any
+) -> tuple[JudgingSampler, list[EmbeddedAnswerState]]:
     """A sampler with one prepared batch: one row per code and sampling."""
     scores = torch.tensor([[0.5 if code == Reading.INSIDE else 2.0] for code in codes])
     readings = Readings(("g",), torch.tensor(codes).unsqueeze(1), {"g": scores})
     sampler = JudgingSampler(FACTS, lambda rows: readings, lambda token: (str(token), b""), SENTINEL, frozenset({2}))
-    rows = [AnswerState(EngineRequest(f"r{i}", (1,), each), generators.get(f"r{i}")) for i, each in enumerate(sampling)]
+    rows = [
+        EmbeddedAnswerState(EngineRequest(f"r{i}", (1,), each), generator=generators.get(f"r{i}"))
+        for i, each in enumerate(sampling)
+    ]
     for row in rows:
         sampler.add(row)
     states = [SimpleNamespace(state=SimpleNamespace(request_id=f"r{i}"), has_new_token=True) for i in range(len(rows))]

@@ -1,0 +1,19 @@
+"""A running answer's state on the embedded engine, which draws its tokens itself."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from server.engines.answer_state import AnswerState
+from server.engines.base import TokenLogprob
+
+
+@dataclass
+class EmbeddedAnswerState(AnswerState):
+    """The sampler adds `logprobs`; the engine's front counts `delivered`."""
+
+    generator: torch.Generator | None = None
+    """Where draws take their numbers from; None for torch's own."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    delivered: int = 0
+    """Tokens handed to the answer's stream, the sentinel included."""
