@@ -17,14 +17,14 @@ def audit_observer(request_id: str, caller: str) -> Callable[[Event], None]:
         for hit in event.hits:
             score = hit.score
             logger.info(
-                "%s key=%s guard=%s skill=%s mode=%s stage=%s layer=%d position=%d score=%.6g tau=%s",
+                "%s key=%s guard=%s skill=%s mode=%s stage=%s layers=%s position=%d score=%.6g tau=%s",
                 request_id,
                 caller,
                 score.guard,
                 score.skill,
                 hit.mode.value,
                 score.stage.value,
-                score.layer,
+                ",".join(map(str, score.layers)),
                 score.position,
                 score.score,
                 score.tau,

@@ -31,7 +31,7 @@ class StateCollector(Collector):
         yield InfoMetricFamily("skillguard_build", "This program.", value={"version": version()})
         if readiness.running is None:
             return
-        info, modes = readiness.running.info, readiness.running.modes
+        info, rules = readiness.running.info, readiness.running.policy.rules
         load = self._engine.load()
         yield GaugeMetricFamily("skillguard_requests_running", "Requests in the batch.", value=load.running)
         yield GaugeMetricFamily("skillguard_requests_waiting", "Requests in the queue.", value=load.waiting)
@@ -54,8 +54,8 @@ class StateCollector(Collector):
         )
         verified = GaugeMetricFamily("skillguard_guard_verified", "Canaries agreed.", labels=("guard",))
         for guard in info.guards:
-            mode, scope = modes[guard.name].value, guard.scope.value
-            guards.add_metric((guard.name, guard.skill, guard.method, guard.kind, mode, scope), 1)
+            rule = rules[guard.name]
+            guards.add_metric((guard.name, guard.skill, guard.method, guard.kind, rule.mode, rule.scope), 1)
             verified.add_metric((guard.name,), readiness.is_verified(guard.name))
         yield guards
         yield verified

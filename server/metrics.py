@@ -42,7 +42,9 @@ class Metrics:
         self._unverified = counter(
             "unverified_requests", "Answers that lacked a reading. Must stay at zero: a guard does not work."
         )
-        self._neurons_shifted = counter("neurons_shifted", "Neurons that interventions shifted.")
+        self._acted = counter(
+            "intervention_acted", "What interventions did to answers, each in its own unit.", ("guard", "unit")
+        )
         self._prompt_tokens = counter("prompt_tokens", "Tokens in.")
         self._completion_tokens = counter("completion_tokens", "Tokens out, of withheld answers too.")
         self._ratio = histogram(
@@ -86,7 +88,8 @@ class Metrics:
         (self._verified if finish.verified else self._unverified).inc()
         self._prompt_tokens.inc(finish.prompt_tokens)
         self._completion_tokens.inc(finish.completion_tokens)
-        self._neurons_shifted.inc(finish.neurons_shifted)
+        for acted in finish.acted:
+            self._acted.labels(acted.guard, acted.unit).inc(acted.amount)
         for hit in finish.hits:
             if hit.mode is GuardMode.SHADOW:
                 labels = (hit.score.skill, hit.score.method, hit.score.stage.value)

@@ -5,14 +5,13 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 
-from guards.core.verdict import GuardMode
+from guards.core.policy import Policy
 from guards.errors import SkillguardError
 from server.auth import Caller, KeyEntry
 from server.engines.base import Engine, EngineInfo
 from server.errors import NotReadyError
-from server.policies import guard_modes
+from server.policies import default_policy, require_shadowable, shadowed
 
 logger = logging.getLogger("skillguard.server")
 
@@ -32,16 +31,15 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Running:
-    """What is known once the engine runs: the facts about it, and the mode of each of its guards."""
+    """What is known once the engine runs: the facts about it, and how its guards judge."""
 
     info: EngineInfo
-    modes: Mapping[str, GuardMode]
+    policy: Policy
     """For callers whose key says nothing else."""
 
-    def modes_for(self, caller: Caller) -> Mapping[str, GuardMode]:
+    def policy_for(self, caller: Caller) -> Policy:
         """What holds for one caller. A key only adds to the guards that watch; names were checked at the start."""
-        own = dict.fromkeys(caller.shadow, GuardMode.SHADOW)
-        return MappingProxyType({name: own.get(name, mode) for name, mode in self.modes.items()})
+        return shadowed(self.policy, caller.shadow) if caller.shadow else self.policy
 
 
 class Readiness:
@@ -65,7 +63,7 @@ class Readiness:
         try:
             await self._engine.start()
             info = self._engine.info
-            self._running = Running(info, self._modes(info))
+            self._running = Running(info, self._policy(info))
             self.phase = Phase.VERIFYING
             self.reasons = unverified(await self._engine.verify(), info)
         except SkillguardError as error:
@@ -82,13 +80,14 @@ class Readiness:
         finally:
             self.settled.set()
 
-    def _modes(self, info: EngineInfo) -> Mapping[str, GuardMode]:
+    def _policy(self, info: EngineInfo) -> Policy:
         """Raises ConfigError where a setting or a key shadows what is not there to be shadowed."""
         for key in self._keys:
-            guard_modes(info.guards, key.shadow, f"keys file: shadow of {key.name!r}")
+            require_shadowable(info.guards, key.shadow, f"keys file: shadow of {key.name!r}")
             if key.shadow:
                 logger.info("key %s: guard %s only watches", key.name, ", ".join(key.shadow))
-        return guard_modes(info.guards, self._shadow)
+        require_shadowable(info.guards, self._shadow, "shadow")
+        return shadowed(default_policy(info.guards), self._shadow)
 
     def _fail(self, failure: str) -> None:
         self.phase = Phase.FAILED

@@ -4,7 +4,7 @@ The command line is made from these classes: a field's type says which values it
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
@@ -25,6 +25,9 @@ class CommonOptions:
     choice. `seed` fixes the splits. `batch_tokens`: padded tokens per forward pass, by default what suits the device;
     more costs memory and on a GPU saves time.
     """
+
+    usual_frames: ClassVar[str] = "chat where the model has a chat template, else bare"
+    """The frames where none is given, in words."""
 
     frames: tuple[str, ...] = ()
     seed: int = 0

@@ -108,10 +108,13 @@ class Columns:
         empty_RP = rows_RX.new_zeros(len(rows_RX), len(self._parts))
         return empty_RP.index_add_(1, self._on(rows_RX.device).part_X, rows_RX)
 
-    def taus(self, policy: Policy) -> Tensor:
-        """A policy's thresholds in the order of parts, float32 [P]; a part of an intervention is never inside."""
-        taus = [tau for name in self.guards for tau in self._rule_taus(policy, name)]
-        return torch.tensor(taus, dtype=torch.float32)
+    def taus(self, policies: Sequence[Policy]) -> Tensor:
+        """Each policy's thresholds in the order of parts, float32 [R, P]; a part of an intervention is never inside.
+
+        Every policy names every guard.
+        """
+        taus = [[tau for name in self.guards for tau in self._rule_taus(policy, name)] for policy in policies]
+        return torch.tensor(taus, dtype=torch.float32).reshape(len(policies), len(self._parts))
 
     def _rule_taus(self, policy: Policy, name: str) -> tuple[float, ...]:
         return (NEVER,) * self._owners.count(name) if name in self.health else policy.rules[name].taus

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from guards.artifact.store import Artifact, read_artifact
 from guards.contract.guard import Guard
 from guards.errors import ArtifactError
 from guards.methods.entry import Entry
 from guards.methods.registry import load_guard, method_of
+from guards.model.shard import WHOLE
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,11 @@ class LoadedGuard:
     artifact: Artifact
     method: Entry
     guard: Guard
+
+    @property
+    def taus(self) -> tuple[float, ...]:
+        """The artifact's own threshold of each part; none for an intervention."""
+        return self.method.bind(self.guard, torch.device("cpu"), WHOLE).taus
 
 
 def read_guards(folders: Sequence[Path]) -> dict[str, LoadedGuard]:

@@ -1,28 +1,26 @@
-"""`skillguard calibrate ksd | neuron-adjust | prune`: from examples to an artifact.
+"""`skillguard calibrate METHOD`: from examples to an artifact. Methods and their options come from the registry.
 
 Nothing heavy is imported before `run`, so that `--help` is instant.
 """
 
 import argparse
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import Field, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from guards.calibration.options import CommonOptions, DetectorOptions
-from guards.core.verdict import Scope
+from guards.calibration.options import CommonOptions
 from guards.errors import CalibrationError
-from guards.methods.cube.options import CubeOptions
-from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.options import PooledOptions
-from guards.methods.selective_pruning.options import PruningOptions
+from guards.methods.entry import Entry
+from guards.methods.registry import names, variants
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
 if TYPE_CHECKING:
     from guards.calibration.activations import Activations
-    from guards.calibration.finished import Calibration
-    from guards.model.sites import Site
 
 SOURCE_HELP = """\
 SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]: a .jsonl, .json, .csv or .txt file, or
@@ -34,8 +32,17 @@ hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads
 """
 
 
-def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -> None:
-    default = options()
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _own_fields(entry: Entry) -> dict[str, "Field[Any]"]:
+    """The options that a method has beside those that all have."""
+    common = {each.name for each in fields(CommonOptions)}
+    return {each.name: each for each in fields(entry.options) if each.name not in common}
+
+
+def _add_common(parser: argparse.ArgumentParser, entries: Mapping[str, Entry]) -> None:
     parser.add_argument("--model", required=True, help="model folder, or a Hugging Face hub id")
     parser.add_argument("--skill", required=True, help="name of the skill, as clients and metrics see it")
     parser.add_argument("--forget", required=True, action="append", metavar="SRC", help="examples of the skill")
@@ -43,15 +50,18 @@ def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -
     parser.add_argument("--output", required=True, type=Path, help="artifact folder; a report goes to OUTPUT-report")
     parser.add_argument("--field", help="text field of every source that names none with #FIELD")
     parser.add_argument("--limit", type=int, help="at most this many examples of each source, drawn by --seed")
+    frames = _by_variant({variant: entry.options.usual_frames for variant, entry in entries.items()})
     parser.add_argument(
         "--frame",
         action="append",
         dest="frames",
         metavar="FRAME",
-        help="chat, bare or a template with {text} such as 'Q: {text}\\nA:'; repeat to cover several "
-        "(default: chat where the model has a chat template, else bare)",
+        help="chat, bare or a template with {text} such as 'Q: {text}\\nA:'; repeat to cover several\n"
+        f"(default: {frames})",
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help="fixes splits and draws (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=CommonOptions().seed, help="fixes splits and draws (default %(default)s)"
+    )
     parser.add_argument(
         "--engine",
         choices=("transformers", "vllm"),
@@ -70,7 +80,41 @@ def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
 
 
-def _add_method(methods: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def _by_variant(values: Mapping[str, object]) -> str:
+    """One value where all variants have the same, else each with its name."""
+    if len(set(values.values())) == 1:
+        return str(next(iter(values.values())))
+    return "; ".join(f"{variant}: {value}" for variant, value in values.items())
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, entries: Mapping[str, Entry]) -> None:
+    """One flag for an option of some variants of a method; what is not given is left to their defaults."""
+    having = {variant: entry for variant, entry in entries.items() if name in _own_fields(entry)}
+    first = next(iter(having.values()))
+    text = str(_own_fields(first)[name].metadata["help"]).replace("%", "%%")
+    if len(having) < len(entries):
+        text += f"; with --variant {' or '.join(having)}"
+    defaults = {variant: _own_fields(entry)[name].default for variant, entry in having.items()}
+    if any(default is not None for default in defaults.values()):
+        text += f" (default: {_by_variant(defaults)})"
+    values = _values(get_type_hints(first.options)[name])
+    parser.add_argument(_flag(name), default=argparse.SUPPRESS, help=text, **values)
+
+
+def _values(kind: Any) -> dict[str, Any]:
+    """How argparse reads values of a type."""
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(each for each in get_args(kind) if each is not NoneType)
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return {"choices": [each.value for each in kind]}
+    return {"type": kind}
+
+
+def _add_method(methods: Any, name: str) -> None:
+    entries = variants(name)
+    summary = next(iter(entries.values())).summary
     parser: argparse.ArgumentParser = methods.add_parser(
         name,
         help=summary,
@@ -79,8 +123,13 @@ def _add_method(methods: Any, name: str, summary: str) -> argparse.ArgumentParse
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(method=name)
-    return parser
+    parser.set_defaults(method=name, variant=next(iter(entries)))
+    _add_common(parser, entries)
+    if len(entries) > 1:
+        about = "\n".join(f"{variant}: {entry.about}" for variant, entry in entries.items())
+        parser.add_argument("--variant", choices=tuple(entries), help=f"{about}\n(default %(default)s)")
+    for option in dict.fromkeys(option for entry in entries.values() for option in _own_fields(entry)):
+        _add_option(parser, option, entries)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -90,110 +139,35 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(run=run)
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
-
-    ksd = _add_method(methods, "ksd", "Key Space Detection: abstain on prompts whose key vectors are the skill's")
-    _add_common(ksd, PooledOptions)
-    ksd.add_argument(
-        "--variant",
-        choices=tuple(KSD_VARIANTS),
-        default="pooled",
-        help="pooled: a discriminant on the mean key vector of all tokens so far, over one or several layers, which\n"
-        "holds in frames that were not calibrated too. paper: a cube around the last token's key vectors, one\n"
-        "layer for each frame (default %(default)s)",
-    )
-    ksd.add_argument("--layer", type=int, help="the only layer (default: what separates best)")
-    _add_by_variant(ksd, "--recall", "share of the skill to catch", type=float)
-    _add_by_variant(
-        ksd, "--max-false-abstention", "share of other prompts that may be refused; wins over --recall", type=float
-    )
-    _add_by_variant(
-        ksd,
-        "--placement",
-        "tau as small as --recall allows, or midway to what --max-false-abstention allows, which catches more\n"
-        "new wordings and refuses more of what no retain source resembles",
-        choices=("tight", "middle"),
-    )
-    ksd.add_argument(
-        "--regime",
-        choices=("last-token", "all-tokens"),
-        default=argparse.SUPPRESS,
-        help=f"which tokens of an example a cube is fitted on; with --variant paper (default {CubeOptions().regime})",
-    )
-    ksd.add_argument(
-        "--scope",
-        choices=[scope.value for scope in Scope],
-        default=PooledOptions().scope.value,
-        help="judge the prompt, what the model writes, or both (default %(default)s)",
-    )
-
-    adjust = _add_method(methods, "neuron-adjust", "Neuron Adjust: shift the skill's neurons towards other text")
-    _add_common(adjust, NeuronAdjustOptions)
-    default_na = NeuronAdjustOptions()
-    adjust.add_argument(
-        "--fraction", type=float, default=default_na.fraction, help="share of neurons adjusted (default %(default)s)"
-    )
-    adjust.add_argument(
-        "--draw",
-        choices=("random", "certain"),
-        default=default_na.draw,
-        help="shift by chance as in the paper, or always where it applies (default %(default)s)",
-    )
-
-    prune = _add_method(methods, "prune", "Selective Pruning: set the skill's neurons to zero")
-    _add_common(prune, PruningOptions)
-    default_prune = PruningOptions()
-    prune.add_argument(
-        "--fraction",
-        type=float,
-        default=default_prune.fraction,
-        help="share of all feed-forward neurons that each step prunes (default %(default)s)",
-    )
-    prune.add_argument(
-        "--attention-fraction",
-        type=float,
-        default=default_prune.attention_fraction,
-        help="share of all attention neurons that each step prunes; less selective (default %(default)s)",
-    )
-    prune.add_argument(
-        "--steps",
-        type=int,
-        default=default_prune.steps,
-        help="how often to measure and prune again, each as costly as the first (default %(default)s)",
-    )
-    prune.add_argument(
-        "--importance",
-        choices=("abs", "freq", "rms", "std"),
-        default=default_prune.importance,
-        help="what of a neuron's output is compared: mean size, how often it is positive, root mean square,\n"
-        "or deviation (default %(default)s)",
-    )
+    for name in names():
+        _add_method(methods, name)
 
 
-KSD_VARIANTS: dict[str, type[DetectorOptions]] = {"pooled": PooledOptions, "paper": CubeOptions}
+def _options(entry: Entry, args: argparse.Namespace) -> CommonOptions:
+    """The frozen options from the parsed arguments of the same names.
 
-
-def _add_by_variant(parser: argparse.ArgumentParser, flag: str, meaning: str, **settings: Any) -> None:
-    """An argument of both variants whose default each variant's options hold."""
-    field = flag.removeprefix("--").replace("-", "_")
-    defaults = ", ".join(f"{name} {getattr(kind(), field)}" for name, kind in KSD_VARIANTS.items())
-    parser.add_argument(flag, default=argparse.SUPPRESS, help=f"{meaning} (default: {defaults})", **settings)
-
-
-OPTIONS: dict[str, type[CommonOptions]] = {
-    "neuron-adjust": NeuronAdjustOptions,
-    "prune": PruningOptions,
-}
-"""What each method's arguments become."""
-
-
-def _options(kind: type[Any], args: argparse.Namespace) -> Any:
-    """The frozen options from the parsed arguments of the same names."""
-    values = {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
-    # A shell passes the two characters \n where a template means a line break.
+    Raises CalibrationError for a flag of another variant.
+    """
+    own = _own_fields(entry)
+    for other in variants(entry.name).values():
+        for name in _own_fields(other):
+            if hasattr(args, name) and name not in own:
+                raise CalibrationError(
+                    f"{_flag(name)}: variant {entry.variant} has no such option; it needs --variant {other.variant}"
+                )
+    kinds = get_type_hints(entry.options)
+    values = {
+        each.name: getattr(args, each.name)
+        for each in fields(entry.options)
+        if getattr(args, each.name, None) is not None
+    }
+    values = {
+        name: kinds[name](value) if isinstance(kinds[name], type) and issubclass(kinds[name], StrEnum) else value
+        for name, value in values.items()
+    }
+    # A shell passes the two characters \\n where a template means a line break.
     values["frames"] = tuple(frame.replace("\\n", "\n") for frame in args.frames or ())
-    if "scope" in values:
-        values["scope"] = Scope(values["scope"])
-    return kind(**values, progress=True)
+    return entry.options(**{**values, "progress": True})
 
 
 def vllm_options(args: argparse.Namespace) -> VllmOptions:
@@ -208,29 +182,20 @@ def vllm_options(args: argparse.Namespace) -> VllmOptions:
     return VllmOptions(model=args.model, flags=tuple(flags), allow_untested_runner=args.allow_untested_runner)
 
 
-def _sites(options: CommonOptions) -> "tuple[Site, ...]":
-    """What a calibration looks at."""
-    from guards.model.sites import Site
-
-    if isinstance(options, NeuronAdjustOptions):
-        return (Site.PRE_ACTIVATION,)
-    if isinstance(options, PruningOptions) and options.attention_fraction:
-        return (Site.KEY, Site.ATTENTION)
-    return (Site.KEY,)
-
-
-def _open_model(args: argparse.Namespace, calibration: CommonOptions) -> "AbstractContextManager[Activations]":
+def _open_model(
+    args: argparse.Namespace, entry: Entry, options: CommonOptions
+) -> "AbstractContextManager[Activations]":
     """The model, run by the engine asked for."""
     from guards.inside.transformers.loading import load_model
 
     if args.engine == "transformers":
         return nullcontext(load_model(args.model, args.device, args.dtype))
-    options = vllm_options(args)
+    engine = vllm_options(args)
     try:
         from server.engines.vllm.capture import VllmActivations
     except ModuleNotFoundError as error:
         raise CalibrationError("--engine vllm: vLLM is not installed; pip install 'skillguard[vllm]'") from error
-    return VllmActivations(options, *_sites(calibration))
+    return VllmActivations(engine, *entry.sites(options))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -238,57 +203,39 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "transformers" and args.engine_flags:
         flags = " ".join(args.engine_flags)
         raise EngineFlagError(f"{flags}: engine transformers has no such flag; vLLM's need --engine vllm")
-    if args.method == "ksd" and args.variant == "pooled" and hasattr(args, "regime"):
-        raise CalibrationError("--regime: the mean key vector is over all tokens; it needs --variant paper")
-    kind = KSD_VARIANTS[args.variant] if args.method == "ksd" else OPTIONS[args.method]
-    options = _options(kind, args)
+    entry = variants(args.method)[args.variant]
+    options = _options(entry, args)
 
     from guards.calibration.finished import refuse_output
     from guards.calibration.report import refuse_report_folder, report_folder, report_of, write_report
     from guards.calibration.sources import read_source
-    from guards.methods.cube.calibrate import calibrate_cubes
-    from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
-    from guards.methods.pooled.calibrate import calibrate_pooled
-    from guards.methods.selective_pruning.calibrate import calibrate_pruning
     from server.cli.calibration_summary import print_summary
 
     refuse_output(args.output, args.skill)
     beside = report_folder(args.output)
     refuse_report_folder(beside)
     if args.plots:
-        from guards.calibration.plots import require_matplotlib
+        from guards.calibration.drawing import require_matplotlib
 
         require_matplotlib()
     forget, retain = (
         [read_source(spec, field=args.field, limit=args.limit, seed=args.seed) for spec in specs]
         for specs in (args.forget, args.retain)
     )
-    result: Calibration
-    plots: dict[str, bytes] = {}
-    with _open_model(args, options) as model:
-        if args.method == "ksd":
-            calibrate = calibrate_pooled if args.variant == "pooled" else calibrate_cubes
-            result = found = calibrate(model, forget, retain, options)
-            if args.plots:
-                from guards.calibration.plots import ksd_plots
-
-                plots = ksd_plots(found, args.skill)
-        elif args.method == "prune":
-            result = calibrate_pruning(model, forget, retain, options)
-            if args.plots:
-                from guards.calibration.plots import prune_plots
-
-                plots = prune_plots(result, args.skill)
-        else:
-            result = calibrate_neuron_adjust(model, forget, retain, options)
-            if args.plots:
-                from guards.calibration.plots import neuron_adjust_plots
-
-                plots = neuron_adjust_plots(model, result, forget, retain, args.skill)
+    with _open_model(args, entry, options) as model:
+        result = entry.calibrate(model, forget, retain, options)
+        plots = entry.plots(result, args.skill, model, forget, retain) if args.plots else {}
     digest = result.save(args.output, args.skill)
-    write_report(beside, report_of(result, args.skill), plots)
+    write_report(beside, report_of(result, args.skill, entry.report(result)), plots)
     engine = ("--engine", "vllm", *vllm_options(args).flags) if args.engine == "vllm" else ()
     print_summary(
-        result, skill=args.skill, model=args.model, output=args.output, report=beside, digest=digest, flags=engine
+        result,
+        entry.table(result),
+        skill=args.skill,
+        model=args.model,
+        output=args.output,
+        report=beside,
+        digest=digest,
+        flags=engine,
     )
     return 0

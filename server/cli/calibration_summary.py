@@ -9,53 +9,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guards.artifact.manifest import Rate
 from guards.calibration.finished import Calibration
-from guards.methods.cube.calibrate import CubeCalibration
-from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration
-from guards.methods.pooled.calibrate import PooledCalibration
-from guards.methods.selective_pruning.calibrate import PruningCalibration
+from guards.calibration.shown import ShownTable
 
 
-def _interval(rate: Rate) -> str:
-    return f"{rate.rate:.3f} [{rate.low:.3f} {rate.high:.3f}]"
-
-
-def _ksd_table(calibration: CubeCalibration | PooledCalibration) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption="held-out rates with 95 % intervals")
-    for heading in ("frame", "layers", "tau", "recall", "false abstention", "AUROC"):
+def _rich(shown: ShownTable) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption=shown.caption)
+    for heading in shown.headings:
         table.add_column(heading, no_wrap=heading != "frame")
-    for result in calibration.frames:
-        table.add_row(
-            escape(repr(result.frame)),
-            escape(result.where.split(" ", 1)[1]),
-            f"{result.tau:.3f}",
-            _interval(result.recall),
-            _interval(result.false_abstention),
-            f"{result.auroc:.4f}",
-        )
-    return table
-
-
-def _neuron_table(calibration: NeuronAdjustCalibration) -> Table:
-    table = Table("layer", "neurons adjusted", box=SIMPLE_HEAD)
-    for layer, count in enumerate(calibration.neurons_by_layer):
-        table.add_row(str(layer), str(count))
-    table.add_row("all", str(sum(calibration.neurons_by_layer)))
-    return table
-
-
-def _prune_table(calibration: PruningCalibration) -> Table:
-    table = Table("layer", "feed-forward neurons pruned", "attention neurons pruned", box=SIMPLE_HEAD)
-    columns = calibration.feed_forward_by_layer, calibration.attention_by_layer
-    for layer, counts in enumerate(zip(*columns, strict=True)):
-        table.add_row(str(layer), *map(str, counts))
-    table.add_row("all", *(str(sum(column)) for column in columns))
+    for row in shown.rows:
+        table.add_row(*map(escape, row))
     return table
 
 
 def print_summary(
     calibration: Calibration,
+    table: ShownTable,
     *,
     skill: str,
     model: str,
@@ -66,12 +35,7 @@ def print_summary(
 ) -> None:
     """A table of the held-out figures, the warnings, and the next command, with the engine's `flags`."""
     console = Console()
-    if isinstance(calibration, CubeCalibration | PooledCalibration):
-        console.print(_ksd_table(calibration))
-    if isinstance(calibration, NeuronAdjustCalibration):
-        console.print(_neuron_table(calibration))
-    if isinstance(calibration, PruningCalibration):
-        console.print(_prune_table(calibration))
+    console.print(_rich(table))
     for warning in calibration.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     firing = sum(canary.fires for canary in calibration.canaries)

@@ -84,14 +84,14 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     from server.version import version
 
     running = readiness.require_running()
-    info, modes = running.info, running.modes
+    info, rules = running.info, running.policy.rules
     lines = [
         f"skillguard {version()}, engine {info.engine} {info.engine_version} on {info.device} in {info.dtype}",
         f"  model  {info.model} ({info.architecture}, up to {info.max_model_tokens} tokens)",
     ]
     for guard in info.guards:
         state = "verified" if readiness.is_verified(guard.name) else f"FAILED: {readiness.reasons[guard.name]}"
-        lines.append(f"  guard  {guard.name}: {guard.method}, skill {guard.skill}, {modes[guard.name]}, {state}")
+        lines.append(f"  guard  {guard.name}: {guard.method}, skill {guard.skill}, {rules[guard.name].mode}, {state}")
     if not info.guards:
         lines.append("  guard  NONE: every skill is served (--unguarded)")
     lines += [f"  note   {sentence}" for sentence in uncovered(info)]

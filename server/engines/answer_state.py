@@ -3,20 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from guards.core.part import Part
-from guards.core.verdict import GuardMode, Reading, Scope, Stage, Verdict, decide
-from server.engines.base import EngineRequest, GuardScore, Hit
+from guards.contract.columns import GuardReading
+from guards.contract.guard import Health, Part
+from guards.core.verdict import Reading, Stage, Verdict, decide
+from server.engines.base import Acted, EngineRequest, GuardScore, Hit
 
 
 @dataclass(frozen=True)
 class GuardFacts:
-    """What the sampler needs to know of an attached guard. `taus` is empty for an intervention."""
+    """What judging an answer needs to know of a guard, beside the rule that a request brings.
+
+    `unit` is what an intervention counts, None for a detector.
+    """
 
     skill: str
     method: str
-    scope: Scope
     parts: tuple[Part, ...]
-    taus: tuple[float, ...]
+    unit: str | None
 
 
 @dataclass
@@ -33,8 +36,9 @@ class AnswerState:
     error: str | None = None
     hits: dict[str, Hit] = field(default_factory=dict)
     prompt_scores: tuple[GuardScore, ...] = ()
-    prompt_parts: Mapping[str, tuple[Reading, tuple[float, ...]]] = field(default_factory=dict)
-    neurons_shifted: int = 0
+    prompt_parts: Mapping[str, GuardReading] = field(default_factory=dict)
+    acted: list[tuple[int, Acted]] = field(default_factory=list)
+    """What interventions did, by position."""
     verified: bool = True
     """False from the first token on that no valid reading of every guard stands for."""
     judged: bool = False
@@ -49,30 +53,34 @@ class AnswerState:
         self.verified = False
         self.fail(message)
 
-    def judge(
-        self, facts: Mapping[str, GuardFacts], readings: Mapping[str, tuple[Reading, tuple[float, ...]]]
-    ) -> Verdict:
+    def take_acted(self, generated: int, health: Mapping[str, Health], amounts: Sequence[float]) -> None:
+        """What interventions did after so many drawn tokens, at a position of which nothing else is told."""
+        position = len(self.request.prompt_token_ids) - 1 + generated
+        for (name, of), amount in zip(health.items(), amounts, strict=True):
+            self.acted.append((position, Acted(name, of.unit, amount)))
+
+    def judge(self, facts: Mapping[str, GuardFacts], readings: Mapping[str, GuardReading]) -> Verdict:
         """Takes in the readings of the position about to be sampled and returns the answer's verdict.
 
         An error of any guard wins over an abstention, and both end the answer. A guard of `facts` that is
-        missing in `readings` is an error.
+        missing in `readings` is an error. The request's policy has a rule for each guard.
         """
         stage = Stage.PROMPT if self.generated == 0 else Stage.GENERATION
         position = len(self.request.prompt_token_ids) - 1 + self.generated
         scores = []
         for name, fact in facts.items():
             reading, parts = readings.get(name, (Reading.MISSING, ()))
-            mode = self.request.modes.get(name, GuardMode.ENFORCE)
-            verdict = decide(reading, mode, stage.within(fact.scope))
+            rule = self.request.policy.rules[name]
+            verdict = decide(reading, rule.mode, stage.within(rule.scope))
             if verdict is Verdict.ERROR:
                 self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
-            score = _summary(name, fact, reading, parts, position, stage)
+            score = _summary(name, fact, rule.taus, reading, parts, position, stage)
             scores.append(score)
-            if not fact.taus:
-                self.neurons_shifted += int(score.score)
+            if fact.unit is not None:
+                self.acted.append((position, Acted(name, fact.unit, score.score)))
             if verdict is not Verdict.ALLOW:
-                self.hits.setdefault(name, Hit(score, mode))
+                self.hits.setdefault(name, Hit(score, rule.mode))
             if verdict is Verdict.ABSTAIN and self.outcome is not Verdict.ERROR:
                 self.outcome = Verdict.ABSTAIN
         if stage is Stage.PROMPT:
@@ -82,18 +90,24 @@ class AnswerState:
 
 
 def _summary(
-    name: str, fact: GuardFacts, reading: Reading, parts: Sequence[float], position: int, stage: Stage
+    name: str,
+    fact: GuardFacts,
+    taus: Sequence[float],
+    reading: Reading,
+    parts: Sequence[float],
+    position: int,
+    stage: Stage,
 ) -> GuardScore:
-    """The part with the smallest score/tau (detector), or the only part (intervention)."""
-    best = min(range(len(parts)), key=lambda i: parts[i] / fact.taus[i]) if fact.taus else 0
+    """The part that is furthest inside, or nearest to it (detector), or the only part (intervention)."""
+    best = min(range(len(parts)), key=lambda i: parts[i] / taus[i]) if taus else 0
     return GuardScore(
         guard=name,
         skill=fact.skill,
         method=fact.method,
         reading=reading,
         score=parts[best],
-        tau=fact.taus[best] if fact.taus else None,
-        layer=fact.parts[best].layer,
+        tau=taus[best] if taus else None,
+        layers=fact.parts[best].layers,
         position=position,
         stage=stage,
         part=fact.parts[best].label,

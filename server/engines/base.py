@@ -12,7 +12,8 @@ from typing import Protocol
 
 from prometheus_client import Metric
 
-from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage
+from guards.core.policy import Policy, Rule
+from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
 
@@ -103,14 +104,14 @@ class ToolPlan:
 class EngineRequest:
     """One answer to draw for one prompt (`n` answers are `n` requests).
 
-    `modes` holds a mode for every guard of the engine by name; a guard that is missing there is enforced.
+    `policy` says how every guard judges it; a guard that is missing there is under its default rule.
     `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
-    modes: Mapping[str, GuardMode] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
     special_tokens: bool = False
 
 
@@ -151,7 +152,7 @@ class GuardScore:
     """One guard's reading at one position.
 
     `score` and `tau` belong to the part (cube) with the smallest score/tau; a detector fires where
-    score <= tau. For an intervention `score` is the number of neurons it shifted there and `tau` is None.
+    score <= tau. For an intervention `score` is what it did there, in a unit of its own, and `tau` is None.
     """
 
     guard: str
@@ -160,7 +161,7 @@ class GuardScore:
     reading: Reading
     score: float
     tau: float | None
-    layer: int
+    layers: tuple[int, ...]
     position: int
     stage: Stage
     part: str = ""
@@ -172,6 +173,15 @@ class Hit:
 
     score: GuardScore
     mode: GuardMode
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What an intervention did to an answer: how much of its unit, over all positions."""
+
+    guard: str
+    unit: str
+    amount: float
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,7 @@ class Finish:
     verified: bool
     hits: tuple[Hit, ...] = ()
     prompt_scores: tuple[GuardScore, ...] = ()
-    neurons_shifted: int = 0
+    acted: tuple[Acted, ...] = ()
     error: str | None = None
 
     def __post_init__(self) -> None:
@@ -225,7 +235,8 @@ class GuardInfo:
     skill: str
     method: str
     kind: GuardKind
-    scope: Scope
+    rule: Rule
+    """How it judges where a request's policy says nothing else."""
     layers: tuple[int, ...]
     frames: tuple[str, ...]
     """Prompt frames the guard was calibrated in: "chat", "bare", or a template with {text}."""

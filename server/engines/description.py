@@ -1,5 +1,7 @@
 """What callers and operators may see of a loaded guard."""
 
+from guards.core.policy import Rule
+from guards.core.verdict import GuardMode
 from guards.methods.loaded import LoadedGuard
 from server.engines.base import GuardInfo
 
@@ -12,7 +14,7 @@ def describe(loaded: LoadedGuard) -> GuardInfo:
         skill=manifest.skill,
         method=loaded.method.name,
         kind=loaded.method.kind,
-        scope=loaded.guard.scope,
+        rule=Rule(GuardMode.ENFORCE, loaded.guard.scope, loaded.taus),
         layers=loaded.guard.layers,
         frames=manifest.calibration.frames,
         template_sha256=manifest.calibration.template_sha256,

@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import Metric
 
 from guards.artifact.canaries import disagreement
-from guards.contract.guard import Bound
+from guards.contract.columns import GuardReading
+from guards.contract.guard import Bound, default_rules
+from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.errors import GuardReadingError, PromptRefusedError
 from guards.methods.loaded import read_guards
@@ -35,6 +38,9 @@ class GuardedEngine(ABC):
     _max_tokens: int
     _capacity: int
     """Most requests at a time, waiting ones included."""
+    _rules: Mapping[str, Rule]
+    """Each guard's default."""
+    _facts: Mapping[str, GuardFacts]
 
     def __init__(self, artifacts: Sequence[Path]) -> None:
         self._guards = read_guards(artifacts)
@@ -80,9 +86,7 @@ class GuardedEngine(ABC):
                     break
         return result
 
-    async def read(
-        self, prompt_token_ids: tuple[int, ...], request_id: str
-    ) -> Mapping[str, tuple[Reading, tuple[float, ...]]]:
+    async def read(self, prompt_token_ids: tuple[int, ...], request_id: str) -> Mapping[str, GuardReading]:
         """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
         row = await self._probe(prompt_token_ids, request_id)
         return {name: row.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
@@ -97,7 +101,7 @@ class GuardedEngine(ABC):
 
     async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> AnswerState:
         """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
-        shadow = dict.fromkeys(self._guards, GuardMode.SHADOW)
+        shadow = Policy(self._rules).in_mode(GuardMode.SHADOW)
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
         finish = None
@@ -125,8 +129,8 @@ class GuardedEngine(ABC):
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         raise UnsupportedOptionError(f"The {self.info.engine} engine does not honour 'tools'; leave it out.", "tools")
 
-    def _admit(self, request: EngineRequest) -> None:
-        """Raises what `Engine.submit` raises for a request that cannot be run."""
+    def _admit(self, request: EngineRequest) -> EngineRequest:
+        """The request with a rule for every guard. Raises what `Engine.submit` raises for one that cannot be run."""
         if not self.healthy():
             raise EngineStoppedError("the engine has stopped")
         prompt = len(request.prompt_token_ids)
@@ -144,16 +148,17 @@ class GuardedEngine(ABC):
             raise EngineBusyError(f"got {self._capacity} requests already, the queue is full: try again")
         if request.request_id in self._streams:
             raise EngineError(f"request id {request.request_id!r} is in use")
+        return replace(request, policy=request.policy.over(self._rules))
 
-    def _facts(self, bound: Mapping[str, Bound]) -> dict[str, GuardFacts]:
-        """What judging a row needs to know of each guard."""
-        return {
+    def _take_guards(self, bound: Mapping[str, Bound]) -> None:
+        """What judging an answer needs to know of the guards that run."""
+        self._rules = default_rules(bound, {name: entry.guard.scope for name, entry in self._guards.items()})
+        self._facts = {
             name: GuardFacts(
                 entry.artifact.manifest.skill,
                 entry.method.name,
-                entry.guard.scope,
                 bound[name].parts,
-                tuple(taus.tolist()) if (taus := bound[name].taus) is not None else (),
+                None if (health := bound[name].health) is None else health.unit,
             )
             for name, entry in self._guards.items()
         }

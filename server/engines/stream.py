@@ -1,13 +1,13 @@
 """One answer's events, made from the tokens that an engine's loop delivers for it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from guards.core.verdict import Verdict
 from server.engines.answer_state import AnswerState
-from server.engines.base import Chunk, Event, EventStream, Finish, FinishReason, TokenLogprob
+from server.engines.base import Acted, Chunk, Event, EventStream, Finish, FinishReason, TokenLogprob
 from server.engines.text import Detokenizer, StopFinder
 
 
@@ -108,8 +108,16 @@ class AnswerStream(EventStream):
                 verified=row.verified,
                 hits=tuple(hit for hit in hits if hit.score.position <= last),
                 prompt_scores=row.prompt_scores,
-                neurons_shifted=row.neurons_shifted,
+                acted=_sums(each for position, each in tuple(row.acted) if position <= last),
                 error=row.error,
             )
         )
         self._end(finished=ended)
+
+
+def _sums(acted: Iterable[Acted]) -> tuple[Acted, ...]:
+    """What each intervention did in all."""
+    sums: dict[tuple[str, str], float] = {}
+    for each in acted:
+        sums[each.guard, each.unit] = sums.get((each.guard, each.unit), 0.0) + each.amount
+    return tuple(Acted(guard, unit, amount) for (guard, unit), amount in sums.items())

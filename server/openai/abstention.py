@@ -45,7 +45,7 @@ class Abstention:
                 "guard": score.guard,
                 "score": score.score,
                 "tau": score.tau,
-                "layer": score.layer,
+                "layers": list(score.layers),
                 "part": score.part,
                 "position": score.position,
             }

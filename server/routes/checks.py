@@ -6,7 +6,8 @@ import secrets
 
 from fastapi import APIRouter, Request
 
-from guards.core.verdict import GuardKind, GuardMode, Reading, Verdict, decide
+from guards.core.policy import Rule
+from guards.core.verdict import GuardKind, Reading, Verdict, decide
 from server.context import CallerDep, ServicesDep
 from server.engines.base import GuardInfo, GuardScore
 from server.errors import UnverifiedError
@@ -34,11 +35,11 @@ async def checks(body: CheckRequest, request: Request, services: ServicesDep, ca
         prompt = body.prompt
     scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}"))
     by_guard = {score.guard: score for score in scores}
-    modes = running.modes_for(caller)
+    rules = running.policy_for(caller).rules
     rows = []
     for guard in running.info.guards:
         score = by_guard.get(guard.name)
-        verdict = verdict_of(guard, score, modes[guard.name])
+        verdict = verdict_of(guard, score, rules[guard.name])
         assert score is not None, "a verdict needs a score"
         rows.append(_row(score, verdict, caller.is_operator))
     return {
@@ -49,7 +50,7 @@ async def checks(body: CheckRequest, request: Request, services: ServicesDep, ca
     }
 
 
-def verdict_of(guard: GuardInfo, score: GuardScore | None, mode: GuardMode) -> Verdict:
+def verdict_of(guard: GuardInfo, score: GuardScore | None, rule: Rule) -> Verdict:
     """What a generating request with this prompt would meet. Raises UnverifiedError without a finite reading.
 
     An intervention changes activations and never abstains, so a valid reading of one is no verdict against the prompt.
@@ -57,8 +58,8 @@ def verdict_of(guard: GuardInfo, score: GuardScore | None, mode: GuardMode) -> V
     reading = Reading.MISSING if score is None else score.reading
     if score is not None and not math.isfinite(score.score):
         reading = Reading.INVALID
-    judged = guard.kind is GuardKind.DETECTOR and score is not None and score.stage.within(guard.scope)
-    verdict = decide(reading, mode, judged)
+    judged = guard.kind is GuardKind.DETECTOR and score is not None and score.stage.within(rule.scope)
+    verdict = decide(reading, rule.mode, judged)
     if verdict is Verdict.ERROR:
         raise UnverifiedError(f"guard {guard.name}: its reading of the prompt is {reading.name.lower()}")
     return verdict
@@ -72,5 +73,5 @@ def _row(score: GuardScore, verdict: Verdict, for_operator: bool) -> dict[str, o
         "verdict": verdict.value,
     }
     if for_operator:
-        row |= {"score": score.score, "tau": score.tau, "layer": score.layer, "part": score.part}
+        row |= {"score": score.score, "tau": score.tau, "layers": list(score.layers), "part": score.part}
     return row

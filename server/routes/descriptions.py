@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from guards.core.verdict import GuardMode
+from guards.core.policy import Rule
 from server.context import CallerDep, Services, ServicesDep
 from server.engines.base import GuardInfo
 from server.readiness import Running
@@ -33,8 +33,8 @@ async def guards(services: ServicesDep, caller: CallerDep) -> dict[str, object]:
     Open while verification runs or has failed, when an operator needs it most.
     """
     running = services.readiness.require_running()
-    modes = running.modes_for(caller)
-    rows = [_guard(guard, modes[guard.name], services, caller.is_operator) for guard in running.info.guards]
+    rules = running.policy_for(caller).rules
+    rows = [_guard(guard, rules[guard.name], services, caller.is_operator) for guard in running.info.guards]
     return {"object": "list", "data": rows}
 
 
@@ -42,14 +42,14 @@ def _model(running: Running, created: int) -> dict[str, object]:
     return {"id": running.info.model, "object": "model", "created": created, "owned_by": "skillguard"}
 
 
-def _guard(guard: GuardInfo, mode: GuardMode, services: Services, for_operator: bool) -> dict[str, object]:
+def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool) -> dict[str, object]:
     row: dict[str, object] = {
         "name": guard.name,
         "skill": guard.skill,
         "method": guard.method,
         "kind": guard.kind,
-        "mode": mode.value,
-        "scope": guard.scope.value,
+        "mode": rule.mode.value,
+        "scope": rule.scope.value,
         "verified": services.readiness.is_verified(guard.name),
         "frames": list(guard.frames),
     }

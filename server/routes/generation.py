@@ -84,7 +84,7 @@ def _job(
         raise InvalidRequestError(f"'min_tokens': got {least}, wanted at most the token limit, {limit}.", "min_tokens")
     # The engine's ids are made here: a caller may send one x-request-id twice at a time.
     job_id = shape.id_prefix + secrets.token_hex(16)
-    modes = running.modes_for(caller)
+    policy = running.policy_for(caller)
     requests: list[EngineRequest] = []
     for prompt in prompts:
         room = running.info.max_model_tokens - len(prompt)
@@ -96,7 +96,7 @@ def _job(
             if plan is not None and plan.grammar is not None:
                 sampling = replace(sampling, grammar=plan.grammar)
             special = plan is not None and plan.special_tokens
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, modes, special))
+            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, policy, special))
     return AnswerJob(
         id=job_id,
         created=int(time.time()),

@@ -78,7 +78,7 @@ class LoadedModel:
         """Reads through the hooks that the embedded engine uses."""
         with Attachment(self.model, self.sites, {"guard": (method, guard)}) as attachment:
             rules = default_rules(attachment.bound, {"guard": guard.scope})
-            taus = attachment.columns.taus(Policy(rules))
+            taus = attachment.columns.taus([Policy(rules)])
 
             @torch.no_grad()
             def read(ids: TokenIds) -> tuple[Reading, tuple[float, ...]]:

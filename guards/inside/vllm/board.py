@@ -4,8 +4,8 @@ Suffixes: T tokens of a forward pass, R rows that are sampled, C columns and X e
 width of a site.
 
 vLLM selects the rows to sample after the model, so every token carries its row. Sites inside the blocks write cells
-while the pass runs. Hooks around the whole model turn them into rows and append these to its hidden states as columns. A
-wrapper around `compute_logits` takes them off the selected ones again. Their float32 bits travel, in one column of a
+while the pass runs. Hooks around the whole model turn them into rows and append these to its hidden states as columns.
+A wrapper around `compute_logits` takes them off the selected ones again. Their float32 bits travel, in one column of a
 float32 model or two of a 16-bit one, so that comparisons are exact whatever the model's number format is. A pipeline
 stage that is not the last hands its cells on, as one of all tensor-parallel ranks.
 """

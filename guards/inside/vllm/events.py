@@ -31,20 +31,27 @@ class RowReport(NamedTuple):
         return {ROW_KEY: [self.generated, list(self.entries), self.withheld]}
 
 
+class Acted(NamedTuple):
+    """What each intervention did at a row that is not told in full, in their order."""
+
+    generated: int
+    amounts: tuple[float, ...]
+
+
 class StepReport(NamedTuple):
     """One step: the requests whose rows were judged, and what was worth telling of them."""
 
     judged: frozenset[str]
     rows: dict[str, RowReport]
-    acted: dict[str, tuple[float, ...]]
-    """What each intervention did, in their order, at rows that are not among those; rows without any are left out."""
+    acted: dict[str, Acted]
+    """Of rows that are not among those; rows at which no intervention did anything are left out."""
 
     def params(self, request_id: str) -> dict[str, Any] | None:
         """What travels with one request's output, for vLLM's message format."""
         if (row := self.rows.get(request_id)) is not None:
             return row.dump()
         acted = self.acted.get(request_id)
-        return None if acted is None else {ACTED_KEY: list(acted)}
+        return None if acted is None else {ACTED_KEY: [acted.generated, list(acted.amounts)]}
 
 
 def load_report(params: Any) -> RowReport | None:
@@ -55,6 +62,9 @@ def load_report(params: Any) -> RowReport | None:
     return RowReport(int(generated), tuple(float(entry) for entry in entries), bool(withheld))
 
 
-def load_acted(params: Any) -> tuple[float, ...]:
-    """What interventions did at an output's row, where it is not told in full."""
-    return tuple(float(each) for each in params.get(ACTED_KEY, ())) if isinstance(params, dict) else ()
+def load_acted(params: Any) -> Acted | None:
+    """What interventions did at an output's row, where it is not told in full and they did anything."""
+    if not isinstance(params, dict) or ACTED_KEY not in params:
+        return None
+    generated, amounts = params[ACTED_KEY]
+    return Acted(int(generated), tuple(float(amount) for amount in amounts))

@@ -19,7 +19,7 @@ from guards.core.judge import withheld
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading, Stage
 from guards.errors import GuardReadingError
-from guards.inside.vllm.events import POLICY, RowReport, StepReport
+from guards.inside.vllm.events import POLICY, Acted, RowReport, StepReport
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Judged:
         }
         acted_RP = self.acted_RP.numpy()
         acted = {
-            self.request_ids[row]: tuple(acted_RP[row].tolist())
+            self.request_ids[row]: Acted(int(self.generated_R[row]), tuple(acted_RP[row].tolist()))
             for row in (~full_R & self.keep_R & (acted_RP > 0).any(axis=1)).nonzero()[0]
         }
         return StepReport(frozenset(self.request_ids), rows, acted)
@@ -162,4 +162,4 @@ class WithholdingSampler(nn.Module):
             )
             for stage in Stage
         }
-        return _Rules(enforced, self._columns.taus(policy))
+        return _Rules(enforced, self._columns.taus([policy])[0])

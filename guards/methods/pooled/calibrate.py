@@ -174,7 +174,8 @@ def _warnings(job: DetectorJob, chosen: Candidate, frames: Sequence[DetectorFram
             raise CalibrationError(
                 f"recall {result.recall.rate:.3f} in frame {result.frame!r} is all that --max-false-abstention "
                 f"{options.max_false_abstention} allows, wanted at least {MIN_RECALL}; nothing was written "
-                f"({layers_text(result.layers)}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, leave "
+                f"({layers_text(result.layers)}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, "
+                "leave "
                 "that frame out, try another layer, or raise max_false_abstention"
             )
         found += near_sources(result.frame, result.sources, options.max_false_abstention)

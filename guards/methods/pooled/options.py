@@ -1,6 +1,7 @@
 """Options of a pooled discriminant's calibration."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from guards.calibration.options import DetectorOptions, PlacementName, option
 
@@ -15,6 +16,8 @@ class PooledOptions(DetectorOptions):
     No frames given means several: the model's chat template, none, and QUESTION_FRAME, since what several frames have
     in common is the skill.
     """
+
+    usual_frames: ClassVar[str] = "chat where the model has a chat template, bare, and 'Q: {text}\\nA:'"
 
     recall: float = option(0.98, "share of the skill to catch")
     max_false_abstention: float = option(0.005, "share of other prompts that may be refused; wins over --recall")

@@ -67,9 +67,10 @@ class EmbeddedEngine(GuardedEngine):
         self._stop_ids = _stop_ids(model, tokenizer)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
-        bound = self._attachment.bound
+        self._take_guards(self._attachment.bound)
         self._sampler = JudgingSampler(
-            self._facts(bound),
+            self._facts,
+            self._attachment.columns,
             self._attachment.take,
             lambda token_id: token_text(tokenizer, token_id),
             self._sentinel,
@@ -96,7 +97,7 @@ class EmbeddedEngine(GuardedEngine):
 
     def submit(self, request: EngineRequest) -> AnswerStream:
         require_honoured(request.sampling, "transformers", COMMON_OPTIONS)
-        self._admit(request)
+        request = self._admit(request)
         answer = EmbeddedAnswerState(request)
         if request.sampling.seed is not None:
             answer.generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)

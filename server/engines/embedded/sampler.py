@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
-from guards.core.verdict import Reading, Verdict
-from guards.inside.transformers.attach import Readings
+from guards.contract.columns import Columns
+from guards.core.verdict import Verdict
+from guards.inside.transformers.attach import Rows
 from server.engines.answer_state import GuardFacts
 from server.engines.base import Sampling, TokenLogprob
 from server.engines.embedded.answer_state import EmbeddedAnswerState
@@ -28,7 +29,7 @@ TokenText = Callable[[int], tuple[str, bytes]]
 class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
     """Replaces the batcher's list of logits processors.
 
-    `take_readings(n)` gives the guards' readings for the first n logits rows of the forward pass that just ran.
+    `take_rows(n)` gives what guards say of the first n logits rows of the forward pass that just ran.
     `sentinel` is the token id that ends a suppressed answer; a model never draws it itself unless it is among
     `stop_ids`.
     """
@@ -36,7 +37,8 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
     def __init__(
         self,
         facts: Mapping[str, GuardFacts],
-        take_readings: Callable[[int], Readings],
+        columns: Columns,
+        take_rows: Callable[[int], Rows],
         token_text: TokenText,
         sentinel: int,
         stop_ids: frozenset[int],
@@ -44,7 +46,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         super().__init__(LogitsProcessorList())
         self.do_processing = True
         self._facts = facts
-        self._take_readings = take_readings
+        self._columns, self._take_rows = columns, take_rows
         self._token_text = token_text
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
@@ -73,8 +75,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
         """`scores` float32 [rows, vocabulary], possibly with unused rows at the end; returns one-hot scores."""
         batch, self._batch = self._batch, []
-        readings = self._take_readings(len(batch))
-        judged = self._judge(batch, readings)
+        judged = self._judge(batch, self._take_rows(len(batch)))
         tokens = self._draw(scores, batch, judged)
         scores.fill_(-torch.inf)
         if tokens:
@@ -82,22 +83,15 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             scores[: len(tokens)].scatter_(1, chosen, 0.0)
         return scores
 
-    def _judge(self, batch: list[EmbeddedAnswerState | None], readings: Readings) -> list[bool]:
+    def _judge(self, batch: list[EmbeddedAnswerState | None], rows: Rows) -> list[bool]:
         """Which rows may draw a token."""
-        codes = readings.codes_RG.tolist()
-        parts = {name: scores.tolist() for name, scores in readings.scores.items()}
-        allowed = []
-        for index, row in enumerate(batch):
-            if row is None:
-                allowed.append(False)
-                continue
-            row_readings = {
-                name: (Reading(codes[index][column]), tuple(parts[name][index]))
-                for column, name in enumerate(readings.names)
-            }
-            verdict = row.judge(self._facts, row_readings)
-            allowed.append(verdict is Verdict.ALLOW)
-        return allowed
+        live = {index: row for index, row in enumerate(batch) if row is not None}
+        taus = self._columns.taus([row.request.policy for row in live.values()])
+        readings = self._columns.readings(rows.rows_RX[list(live)], taus, rows.missing)
+        judged = {
+            index: row.judge(self._facts, reading) for (index, row), reading in zip(live.items(), readings, strict=True)
+        }
+        return [judged.get(index) is Verdict.ALLOW for index in range(len(batch))]
 
     def _draw(self, scores: Tensor, batch: list[EmbeddedAnswerState | None], allowed: list[bool]) -> list[int]:
         """A token id per row, the sentinel where the row may not draw."""

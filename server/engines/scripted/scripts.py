@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage
+from guards.core.policy import Rule
+from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.base import Chunk, Event, Finish, FinishReason, GuardInfo, GuardScore, Hit
 
 Step = Event | asyncio.Event
+TAU = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def guard(name: str = "demo", skill: str = "cooking", kind: GuardKind = GuardKin
         skill=skill,
         method="ksd",
         kind=kind,
-        scope=Scope.BOTH,
+        rule=Rule(taus=(TAU,) if kind is GuardKind.DETECTOR else ()),
         layers=(1, 2),
         frames=("chat",),
         template_sha256=None,
@@ -60,8 +62,8 @@ def score(of: GuardInfo, reading: Reading = Reading.OUTSIDE, stage: Stage = Stag
         method=of.method,
         reading=reading,
         score=0.25 if reading is Reading.INSIDE else 1.0,
-        tau=0.5,
-        layer=of.layers[0],
+        tau=TAU,
+        layers=of.layers[:1],
         position=7,
         stage=stage,
         part="cube 0",

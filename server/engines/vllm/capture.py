@@ -24,16 +24,16 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity
 from guards.artifact.store import write_artifact
-from guards.calibration.activations import Consumer, Reader, Span, TokenIds, Tokens, mean_by_example, wanted_span
+from guards.calibration.activations import Consumer, Pass, Reader, Span, TokenIds, Tokens, mean_by_example, wanted_span
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import Reading
 from guards.errors import AttachError, CalibrationError
 from guards.inside.transformers.loading import DTYPES, load_tokenizer, resolve_folder
 from guards.inside.vllm.capture_worker import CAPTURE
 from guards.inside.vllm.settings import SETTINGS
-from guards.methods.registry import Method
 from guards.model.encoding import TextCodec
-from guards.model.sites import Site
+from guards.model.sites import SITES, Site
 from server.engines.options import VllmOptions
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.engine import VllmEngine
@@ -67,7 +67,7 @@ class VllmActivations:
             self._config = make_config(arguments, self._folder, _WORKER)
             self._act([])
             self.identity: ModelIdentity = self._runner.run(live_identity(self._started(), self._config, self._folder))
-            self._d_attention: int = self._rpc("describe")[0]["d_attention"]
+            self._widths: dict[str, int] = self._rpc("describe")[0]["widths"]
         except BaseException:
             self.close()
             raise
@@ -120,18 +120,13 @@ class VllmActivations:
 
     def width(self, site: Site) -> int:
         """See `guards.calibration.activations.Activations.width`."""
-        return self._d_attention if site is Site.ATTENTION else self.identity.d_ff
+        return self._widths[SITES[site].width]
 
     def stream(
         self,
-        site: Site,
-        layers: Sequence[int],
+        wanted: Pass,
         examples: Sequence[TokenIds],
         consume: Consumer,
-        *,
-        tokens: Tokens,
-        batch_tokens: int | None,
-        skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """See `guards.calibration.activations.Activations.stream`.
@@ -139,27 +134,28 @@ class VllmActivations:
         Raises AttachError when a wanted row did not come back, CalibrationError for a site that is not captured or for
         `batch_tokens`, which is vLLM's own --max-num-batched-tokens here.
         """
+        site, layers = wanted.site, sorted(set(wanted.layers))
         if site not in self._captured:
             raise CalibrationError(
                 f"got site {site.value}, wanted one that this vLLM was started for: {', '.join(self._captured)}"
             )
-        if batch_tokens is not None:
-            raise CalibrationError("--batch-tokens: vLLM has its own flag for that, --max-num-batched-tokens")
-        llm, wanted = self._started(), sorted(set(layers))
-        spans = [wanted_span(len(ids), tokens, skip) for ids in examples]
+        if wanted.batch_tokens is not None:
+            raise CalibrationError("batch_tokens: vLLM has its own flag for that, --max-num-batched-tokens")
+        llm = self._started()
+        spans = [wanted_span(len(ids), wanted.tokens, wanted.skip) for ids in examples]
         dtype = DTYPES[self.identity.dtype]
-        row_bytes = len(wanted) * self.width(site) * dtype.itemsize
+        row_bytes = len(layers) * self.width(site) * dtype.itemsize
         for group in plan_groups([len(span.positions) for span in spans], self._group_bytes // row_bytes):
             rows = [(index, position) for index in group for position in spans[index].positions]
             if rows:
-                self._rpc("capture", site.value, wanted)
+                self._rpc("capture", site.value, layers)
                 self._runner.run(self._pass(llm, [(index, examples[index], spans[index]) for index in group]))
             rows_R2 = torch.tensor(rows, dtype=torch.int64)
-            for layer in wanted if rows else ():
+            for layer in layers if rows else ():
                 slices = self._rpc("take_captured", site.value, layer)
                 x_RF = assemble(slices, rows_R2, self.width(site), dtype, layer)
-                example_R = rows_R2[:, 0]
-                consume(layer, *(mean_by_example(x_RF, example_R) if tokens is Tokens.MEAN else (x_RF, example_R)))
+                example_R, mean = rows_R2[:, 0], wanted.tokens is Tokens.MEAN
+                consume(layer, *(mean_by_example(x_RF, example_R) if mean else (x_RF, example_R)))
             advance(sum(len(examples[index]) for index in group))
 
     async def _pass(self, llm: AsyncLLM, group: Sequence[tuple[int, TokenIds, Span]]) -> None:

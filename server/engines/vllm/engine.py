@@ -24,11 +24,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.artifact.identity import refuse_mismatch
-from guards.contract.columns import Cells
-from guards.core.verdict import GuardMode, Verdict
+from guards.contract.columns import Columns
+from guards.core.verdict import Verdict
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_tokenizer, resolve_folder
-from guards.inside.vllm.events import SHADOW, STOP_REASON, load_moved, load_report
+from guards.inside.vllm.events import POLICY, STOP_REASON, load_acted, load_report
 from guards.model.encoding import TextCodec
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState
@@ -112,8 +112,8 @@ class VllmEngine(GuardedEngine):
         bound = {
             name: entry.method.bind(entry.guard, torch.device("cpu"), WHOLE) for name, entry in self._guards.items()
         }
-        self._cells = Cells(bound)
-        self._guard_facts = self._facts(bound)
+        self._columns = Columns(bound)
+        self._take_guards(bound)
         self._tasks = await llm.get_supported_tasks()
         self._hear(llm)
         self._info = EngineInfo(
@@ -150,13 +150,15 @@ class VllmEngine(GuardedEngine):
     def _take(self, row: AnswerState, params: Any) -> None:
         """An error here is one answer's: raised, it would end the loop that hears for all of them."""
         try:
-            row.neurons_shifted += load_moved(params)
-            if (event := load_report(params)) is None:
+            if (acted := load_acted(params)) is not None:
+                row.take_acted(acted.generated, self._columns.health, acted.amounts)
+            if (report := load_report(params)) is None:
                 return
-            row.generated = event.generated
-            row.judge(self._guard_facts, self._cells.readings(event.cells))
-            if event.withheld != (row.outcome is not Verdict.ALLOW):
-                withheld = "withheld" if event.withheld else "drew"
+            row.generated = report.generated
+            taus = self._columns.taus([row.request.policy])
+            row.judge(self._facts, self._columns.readings(torch.tensor([report.entries]), taus)[0])
+            if report.withheld != (row.outcome is not Verdict.ALLOW):
+                withheld = "withheld" if report.withheld else "drew"
                 row.fail_unverified(f"the worker {withheld} a token, and its readings say {row.outcome.name}")
         except Exception as error:
             row.fail_unverified(f"a reading could not be judged: {error!r}")
@@ -186,7 +188,7 @@ class VllmEngine(GuardedEngine):
 
     def submit(self, request: EngineRequest) -> AnswerStream:
         llm = self._llm
-        self._admit(request)
+        request = self._admit(request)
         assert llm is not None
         try:
             prepared = llm.input_processor.process_inputs(
@@ -261,7 +263,6 @@ def _stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
 def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
     """Stop strings and text are ours, as on every engine; vLLM draws token ids."""
     sampling = request.sampling
-    shadow = [name for name, mode in request.modes.items() if mode is GuardMode.SHADOW]
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -282,7 +283,7 @@ def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
         structured_outputs=_structured(sampling.grammar),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args={SHADOW: shadow},
+        extra_args={POLICY: request.policy.text},
         skip_clone=True,
     )
 

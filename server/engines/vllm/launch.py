@@ -51,8 +51,8 @@ async def live_identity(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdenti
         {
             "architecture": config.model_config.architectures[0],
             "layers": ranks[0]["layers"],
-            "d_model": ranks[0]["d_model"],
-            "d_ff": ranks[0]["d_ff"],
+            "d_model": ranks[0]["widths"]["d_model"],
+            "d_ff": ranks[0]["widths"]["d_ff"],
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "tokenizer_sha256": await asyncio.to_thread(tokenizer_sha256, folder),
             "weights_sha256": await asyncio.to_thread(weights_sha256, folder),
