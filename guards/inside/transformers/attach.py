@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guards.contract.accumulate import MEAN, RunningStates, Sequences
 from guards.contract.guard import Bound, BoundDetector, BoundIntervention, Guard, detectors, interventions
-from guards.contract.running import RunningMeans
 from guards.core.verdict import Reading
 from guards.errors import AttachError, GuardReadingError
-from guards.inside.transformers.sequences import Sequences, find_sequences
+from guards.inside.transformers.sequences import find_sequences, slots_of
 from guards.methods.registry import Method
 from guards.model.shard import WHOLE
 from guards.model.sites import ModelSites, Place, Site
@@ -86,7 +86,7 @@ class Attachment:
                     hook = self._score_hook(name, detector, place)
                     stack.callback(sites.layers[place.layer].at(place.site).register_forward_pre_hook(hook).remove)
             self._means = {
-                name: RunningMeans(len(detector.parts), device)
+                name: RunningStates([MEAN] * len(detector.parts), device)
                 for name, detector in detectors(self.bound).items()
                 if detector.pooled
             }
@@ -132,6 +132,8 @@ class Attachment:
         else:
             rows = None
         sequences = find_sequences(kwargs, positions) if self._means else None
+        for means in self._means.values():
+            means.reserve(slots_of(kwargs))
         self._forward = _Forward(rows, positions.reshape(-1), {}, {}, {}, sequences, set())
 
     def _running(self, name: str, place: Place) -> _Forward:
@@ -220,11 +222,8 @@ class Attachment:
 
     def _pooled(self, name: str, forward: _Forward) -> Tensor:
         """A pooled guard's scores at every token, float32 [T, parts]."""
-        found = forward.sequences
-        assert found is not None
-        return self._means[name].extend(
-            forward.pooled[name], forward.positions_T, found.starts_S, found.slots_T, found.previous_S
-        )
+        assert forward.sequences is not None
+        return self._means[name].extend(forward.pooled[name], forward.positions_T, forward.sequences)
 
 
 def _codes(scores_RC: Tensor, taus_C: Tensor | None) -> Tensor:

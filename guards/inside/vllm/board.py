@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guards.contract.accumulate import MEAN, RunningStates
 from guards.contract.columns import Cells
 from guards.contract.guard import Guard, detectors, interventions
-from guards.contract.running import RunningMeans
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.vllm.sequences import Finder
 from guards.inside.vllm.sites import LocalSites
@@ -129,7 +129,7 @@ class Board:
                 self._install_changes(Place(layer, site), block, sites)
             self._install_scores(Place(layer, Site.KEY), block)  # last: of what the model goes on with
         self._pooled = [i for i in self.cells.pooled if self.cells.all[i].place.layer in sites.blocks]
-        self._means = RunningMeans(len(self._pooled), device)
+        self._means = RunningStates([MEAN] * len(self._pooled), device)
 
     def _columns(self, place: Place) -> dict[tuple[str, int], int]:
         """The columns of a place by guard and part."""
@@ -193,7 +193,9 @@ class Board:
         for columns, here_TC in self._sites:
             cells_TC[:, columns] = here_TC[: self._tokens]
         if self._pooled:
-            cells_TC[:, self._pooled] = self._running_means(cells_TC[:, self._pooled])
+            positions_T = self._positions_T[: self._tokens]
+            found = self._find_sequences(positions_T)
+            cells_TC[:, self._pooled] = self._means.extend(cells_TC[:, self._pooled], positions_T, found)
         if isinstance(output, Tensor):
             return torch.cat([output, _as_columns(cells_TC, output.dtype)], dim=-1)
         if not hasattr(output, "tensors"):
@@ -201,16 +203,9 @@ class Board:
         output.tensors[TENSOR_KEY] = self._over_ranks(cells_TC)
         return output
 
-    def _running_means(self, values_TC: Tensor) -> Tensor:
-        """Of this process's pooled cells, over each sequence's tokens so far; NaN for rows that belong to none."""
-        means_TC = torch.full_like(values_TC, torch.nan)
-        found = self._find_sequences(self._positions_T[: self._tokens])
-        if found is not None:
-            rows = found.rows
-            means_TC[:rows] = self._means.extend(
-                values_TC[:rows], self._positions_T[:rows], found.starts_S, found.slots_T, found.previous_S
-            )
-        return means_TC
+    def reserve(self, slots: int) -> None:
+        """Makes room for what is kept at so many cache slots."""
+        self._means.reserve(slots)
 
     def empty(self, tokens: int) -> Tensor:
         """Room for a stage's cells, as vLLM makes it for its own intermediate tensors."""

@@ -1,27 +1,17 @@
-"""Which rows of a forward pass of vLLM belong to one sequence, and at which cache slots their running sums are kept.
+"""Which rows of a forward pass of vLLM belong to one sequence, and at which cache slots their states are kept.
 
-Suffixes: T tokens, S sequences, B blocks of a sequence.
+Suffixes: T tokens, S sequences, B blocks of a sequence. Nothing here waits for the device.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from guards.contract.accumulate import Sequences, sequence_of_tokens
 from guards.errors import GuardReadingError
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """As `RunningMeans.extend` wants them, of the first `rows` tokens; the others are padding."""
-
-    rows: int
-    starts_S: Tensor
-    slots_T: Tensor
-    previous_S: Tensor
-
 
 Finder = Callable[[Tensor], Sequences | None]
 """Given the positions of a pass's tokens; None in a pass for nobody, by which vLLM warms up."""
@@ -30,7 +20,7 @@ Finder = Callable[[Tensor], Sequences | None]
 def finder(runner: Any) -> Finder:
     """Reads the attention metadata of the pass that `runner` runs, for the first of its cache groups.
 
-    What it returns raises GuardReadingError where the metadata does not say.
+    What it returns raises GuardReadingError where the kind of pass or of cache is one that cannot be followed.
     """
 
     def find(positions_T: Tensor) -> Sequences | None:
@@ -45,7 +35,7 @@ def finder(runner: Any) -> Finder:
         if len({each.kv_cache_spec.block_size for each in groups}) != 1 or not groups[0].layer_names:
             raise GuardReadingError(
                 "the cache's groups of layers have blocks of different sizes, or this stage has no layer of the first: "
-                "a prefix may be found in part of a block, whose sums pooled guards cannot follow"
+                "a prefix may be found in part of a block, whose states pooled guards cannot follow"
             )
         block_tokens = runner.input_batch.block_table[0].block_size
         return sequences_of(metadata[groups[0].layer_names[0]], positions_T, block_tokens)
@@ -53,27 +43,37 @@ def finder(runner: Any) -> Finder:
     return find
 
 
-def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequences | None:
+def slots_of(cache: Any) -> int:
+    """How many slots vLLM's cache of that configuration has, by the blocks of its first group."""
+    return int(cache.num_blocks * cache.kv_cache_groups[0].kv_cache_spec.block_size) if cache.kv_cache_groups else 0
+
+
+def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequences:
     """The sequences that one layer's attention metadata describes, in a cache of blocks of `block_tokens`.
 
-    None where no token is cached, as in passes that are only timed or recorded.
-    Raises GuardReadingError where blocks and slots disagree.
+    One with a token whose slot is not that of its block is not sound. So is every one of a pass that caches no token,
+    as those which are only timed or recorded. Raises GuardReadingError where sequences have no blocks.
     """
-    bounds, slots_T, blocks_SB = layer.query_start_loc.long(), layer.slot_mapping.long(), layer.block_table.long()
-    rows = int(bounds[-1])
-    used_S = bounds[1:] > bounds[:-1]
-    starts_S, blocks_SB = bounds[:-1][used_S], blocks_SB[: len(used_S)][used_S]
-    past_S, slots_T = positions_T[starts_S], slots_T[:rows]
-    if bool((slots_T < 0).all()):
-        return None
-    if not torch.equal(_slots(blocks_SB, past_S, block_tokens), slots_T[starts_S]):
-        raise GuardReadingError(
-            f"cache slots are not those of blocks of {block_tokens} tokens: cannot follow sequences"
-        )
-    before_S = _slots(blocks_SB, (past_S - 1).clamp_min(0), block_tokens)
-    return Sequences(rows, starts_S, slots_T, torch.where(past_S > 0, before_S, -1))
+    bounds, tokens = layer.query_start_loc.long(), len(positions_T)
+    blocks_SB = layer.block_table.long()[: len(bounds) - 1]
+    if len(blocks_SB) < len(bounds) - 1 or not blocks_SB.shape[1]:
+        raise GuardReadingError(f"got a block table {list(blocks_SB.shape)} for {len(bounds) - 1} sequences")
+    # The model may be given more tokens than are cached, to fill a size that was recorded.
+    slots_T = pad(layer.slot_mapping.long()[:tokens], (0, max(0, tokens - len(layer.slot_mapping))), value=-1)
+    sequence_T = sequence_of_tokens(bounds, tokens)
+    blocks_SB = pad(blocks_SB, (0, 0, 0, 1))  # a last row for padding
+    agree_T = _slots(blocks_SB, sequence_T, positions_T, block_tokens) == slots_T
+    wrong_S = torch.zeros(len(blocks_SB), dtype=torch.int64, device=slots_T.device)
+    wrong_S = wrong_S.index_add(0, sequence_T, (~agree_T).long())[:-1]
+    sequence_S = torch.arange(len(wrong_S), device=slots_T.device)
+    before_S = positions_T[bounds[:-1].clamp_max(tokens - 1)] - 1
+    previous_S = _slots(blocks_SB, sequence_S, before_S, block_tokens)
+    return Sequences(bounds, slots_T, torch.where(before_S >= 0, previous_S, -1), wrong_S == 0)
 
 
-def _slots(blocks_SB: Tensor, positions_S: Tensor, block_tokens: int) -> Tensor:
-    block_S = blocks_SB.gather(1, (positions_S // block_tokens)[:, None])[:, 0]
-    return block_S * block_tokens + positions_S % block_tokens
+def _slots(blocks_SB: Tensor, sequence_N: Tensor, positions_N: Tensor, block_tokens: int) -> Tensor:
+    """The slots of these sequences' positions; -2, which no token has, where a sequence has no block for them."""
+    at_N = torch.div(positions_N, block_tokens, rounding_mode="floor")
+    there_N = (at_N >= 0) & (at_N < blocks_SB.shape[1])
+    block_N = blocks_SB[sequence_N, torch.where(there_N, at_N, 0)]
+    return torch.where(there_N, block_N * block_tokens + positions_N % block_tokens, -2)

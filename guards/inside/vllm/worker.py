@@ -23,7 +23,7 @@ from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
 from guards.inside.vllm.sampler import Judged, WithholdingSampler
-from guards.inside.vllm.sequences import finder
+from guards.inside.vllm.sequences import finder, slots_of
 from guards.inside.vllm.settings import FAILURE_FILE, SETTINGS
 from guards.inside.vllm.sites import LocalSites, find_local_sites
 from guards.methods.loaded import read_guards
@@ -166,6 +166,11 @@ class GuardedWorker(SiteWorker):
 
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """As vLLM's worker, with room at every slot of the cache: vLLM records passes right after."""
+        self._board.reserve(slots_of(kv_cache_config))
+        super().initialize_from_config(kv_cache_config)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's worker, with what the guards said attached to the output."""
