@@ -19,9 +19,9 @@ from benchmarks.report import RESULTS, publish
 from guards.calibration.finished import Calibration
 from guards.calibration.sources import Source
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.selective_pruning.calibrate import calibrate_pruning
+from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
 from server.engines.options import EmbeddedOptions
 from server.evaluation.arms import engine_arms

@@ -38,11 +38,11 @@ from guards.calibration.finished import Calibration
 from guards.calibration.sources import Source
 from guards.core.verdict import GuardMode
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
-from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
 from guards.methods.pooled.options import PooledOptions
 from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling

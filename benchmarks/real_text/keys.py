@@ -13,7 +13,8 @@ from guards.artifact.manifest import ModelIdentity
 from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens, mean_by_example
 from guards.contract.guard import Guard
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.registry import Method
+from guards.contract.method import Method
+from guards.methods.registry import 
 from guards.model.encoding import TextCodec
 from guards.model.sites import Site
 

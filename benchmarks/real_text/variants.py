@@ -8,10 +8,10 @@ from benchmarks.real_text.ratios import Detector
 from benchmarks.real_text.skills import FRAME
 from guards.calibration.activations import Activations
 from guards.calibration.sources import Source
-from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.guard import CubeGuard
 from guards.methods.cube.options import CubeOptions
-from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
 from guards.methods.pooled.guard import PooledGuard
 from guards.methods.pooled.options import PooledOptions
 

@@ -12,7 +12,8 @@ from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
-from guards.methods.registry import METHODS, Method
+from guards.contract.method import Method
+from guards.methods.registry import METHODS, 
 from guards.methods.selective_pruning.guard import METHOD as PRUNE
 from guards.methods.selective_pruning.guard import PruningGuard
 from guards.model.sites import FAMILIES, find_sites

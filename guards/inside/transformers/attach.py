@@ -26,7 +26,7 @@ from guards.contract.guard import Bound, Guard, columns_at, detectors, intervent
 from guards.contract.method import Method
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.taps import Purpose, install
-from guards.inside.transformers.sequences import find_sequences
+from guards.inside.transformers.sequences import find_sequences, slots_of
 from guards.model.shard import WHOLE
 from guards.model.sites import ModelSites, Place
 
@@ -107,7 +107,10 @@ class Attachment:
             raise GuardReadingError(f"got logits_to_keep={rows!r}, wanted a tensor of row indices")
         else:
             rows = None
-        sequences = find_sequences(kwargs, positions) if self.columns.running else None
+        sequences = None
+        if self.columns.running:
+            sequences = find_sequences(kwargs, positions)
+            self.books.states.reserve(slots_of(kwargs))
         self._pass = _Pass(rows, positions.reshape(-1), sequences, self.books.fresh(batch * length), set())
 
     def running(self, place: Place, purpose: Purpose) -> _Pass:

@@ -24,7 +24,7 @@ from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
 from guards.inside.vllm.sampler import Judged, WithholdingSampler
-from guards.inside.vllm.sequences import finder
+from guards.inside.vllm.sequences import finder, slots_of
 from guards.inside.vllm.settings import FAILURE_FILE, SETTINGS
 from guards.inside.vllm.sites import find_local_sites
 from guards.methods.loaded import read_guards
@@ -169,12 +169,10 @@ class GuardedWorker(SiteWorker):
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
 
-    def initialize_from_config(self, kv_cache_config: Any) -> Any:
-        """As vLLM's worker, then makes room for what guards keep at each slot of the cache."""
-        initialized = super().initialize_from_config(kv_cache_config)
-        block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        self._board.books.states.reserve(kv_cache_config.num_blocks * block_tokens)
-        return initialized
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """As vLLM's worker, with room for what guards keep at every slot: vLLM records passes right after."""
+        self._board.books.states.reserve(slots_of(kv_cache_config))
+        super().initialize_from_config(kv_cache_config)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's worker, with what the guards said attached to the output."""

@@ -10,7 +10,7 @@ over the key vectors of one or several layers. The score of a sequence,
     s = sum_l mean_t v_l(x_tl),    v_l(x) = w_l . x - o_l,
 
 is 0 at the forget set's mean and 1 at the retain set's; the guard fires where s <= tau. Since the mean of a linear
-function is the function of the mean, serving keeps one running sum per sequence (`running.py`) and no vectors.
+function is the function of the mean, serving keeps one running sum per sequence (`accumulate.py`) and no vectors.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,11 +10,11 @@ from guards.calibration.finished import Calibration
 from guards.calibration.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
 from guards.calibration.report import report_folder, report_of, write_report
 from guards.errors import ArtifactError
-from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
-from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
 from guards.methods.pooled.options import PooledOptions
 from tests.guards.tiny import sources, tiny_loaded
 

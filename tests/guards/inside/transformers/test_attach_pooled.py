@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from guards.contract.accumulate import MEAN, RunningStates, Sequences
 from guards.core.verdict import Reading
 from guards.errors import GuardReadingError
-from guards.inside.transformers.sequences import find_sequences
+from guards.inside.transformers.sequences import find_sequences, slots_of
 from guards.methods.pooled.guard import mean_scores
 from tests.guards.attached import attach, hooks, keys, read
 from tests.guards.samples import ksd, pooled
@@ -26,8 +27,11 @@ def expected(model: Any, ids: Tensor) -> Tensor:
 
 
 def cache(*kinds: str) -> Any:
-    """A paged cache, as far as its groups' kinds of layers go."""
-    groups = {f"group {i}": SimpleNamespace(layer_type=kind) for i, kind in enumerate(kinds)}
+    """A paged cache, as far as its groups' kinds of layers go, and its room: 100 tokens, 200 in the next group."""
+    groups = {
+        f"group {i}": SimpleNamespace(layer_type=kind, cache_tensor=torch.empty(100 * (i + 1), 2, 1, 4))
+        for i, kind in enumerate(kinds)
+    }
     return SimpleNamespace(cache_allocators=groups)
 
 
@@ -75,7 +79,9 @@ def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
         "read_index": [window, whole],
     }
     found = find_sequences(kwargs, torch.tensor([[2, 3, 0, 1, 2, 5]]))
-    assert found.starts_S.tolist() == [0, 2, 5]
+    assert found.bounds.tolist() == [0, 2, 5, 6]
+    assert found.sound_S.all()
+    assert slots_of(kwargs) == (400 if full else 200)
     shift = 100 if full else 0
     assert found.slots_T.tolist() == [slot + shift for slot in (12, 13, 40, 41, 42, 75)]
     assert found.previous_S.tolist() == [11 + shift, -1, 74 + shift]
@@ -87,15 +93,39 @@ def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
     [
         ({"block_table": torch.zeros(1, 1)}, "without cache indices"),
         ({"write_index": []}, "without cache indices"),
-        ({"write_index": [torch.arange(3)]}, "got 3 slots to write"),
-        ({"read_index": [torch.arange(5)]}, "and 5 to read"),
-        ({"read_index": [torch.tensor([], dtype=torch.int64)]}, "no indices to read it"),
+        ({"write_index": [torch.arange(3)]}, "got 3 slots to write for 4 tokens"),
     ],
 )
 def test_a_pass_that_cannot_be_followed_is_an_error(changes: dict[str, Any], complaint: str) -> None:
     model = tiny_model("llama")
     with attach(model, mean=pooled()) as attachment, pytest.raises(GuardReadingError, match=complaint):
         attachment._begin(model, (), {"input_ids": IDS[:, 2:], **packed(2, **changes)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"read_index": [torch.arange(5)]},
+        {"read_index": [torch.tensor([], dtype=torch.int64)]},
+        {"cu_seq_lens_q": torch.tensor([0, 3])},
+        {"cu_seq_lens_k": {"full_attention": torch.tensor([0, 5])}},
+    ],
+    ids=["slots of another text", "no slots to read", "a token of no sequence", "another length"],
+)
+def test_a_pass_whose_slots_disagree_is_not_finite(changes: dict[str, Any]) -> None:
+    """Its slots hold what an earlier pass left there, which is what another sequence's would be taken for."""
+    store, at_T = RunningStates([MEAN], torch.device("cpu")), torch.arange(200)
+    bounds, values_T1 = torch.tensor([0, 200]), torch.ones(4, 1)
+    store.extend(torch.ones(200, 1), at_T, Sequences(bounds, at_T, bounds[:1] - 1, bounds[1:] > 0))
+    for kwargs, finite in ((packed(2, **changes), False), (packed(2), True)):
+        found = find_sequences(kwargs, kwargs["position_ids"])
+        assert torch.isfinite(store.extend(values_T1, kwargs["position_ids"][0], found)).tolist() == [[finite]] * 4
+
+
+def test_a_row_that_does_not_begin_at_its_first_token_is_not_sound() -> None:
+    found = find_sequences({}, torch.tensor([[0, 1, 2], [1, 2, 3], [0, 1, 1]]))
+    assert found.bounds.tolist() == [0, 3, 6, 9]
+    assert found.sound_S.tolist() == [True, False, False]
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import LlamaConfig
 
+from guards.contract.accumulate import Sequences
 from guards.contract.guard import Guard
 from guards.core.verdict import Reading
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.vllm import board as vllm_board
 from guards.inside.vllm.board import Board
-from guards.inside.vllm.sequences import Sequences
 from guards.inside.vllm.sites import find_local_sites
 from guards.methods.cube.guard import cube_score
 from guards.model.shard import WHOLE, Shard
@@ -26,7 +26,15 @@ from tests.models import D_FF, D_MODEL
 
 IDS, POSITIONS = torch.tensor([3, 9, 27, 4, 50]), torch.tensor([0, 1, 2, 0, 7])
 ROWS = torch.tensor([2, 4])
-SEQUENCES = Sequences(5, torch.tensor([0, 3, 4]), torch.tensor([32, 33, 34, 64, 7]), torch.tensor([-1, -1, 6]))
+
+
+def sequences(bounds: list[int], slots: list[int], previous: list[int]) -> Sequences:
+    """Sound ones."""
+    sound_S = torch.ones(len(previous), dtype=torch.bool)
+    return Sequences(torch.tensor(bounds), torch.tensor(slots), torch.tensor(previous), sound_S)
+
+
+SEQUENCES = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, 6])
 """Three tokens and one of new sequences, and one that goes on from slot 6."""
 CUBES = (cube(0, seed=1), cube(2, seed=2), cube(2, seed=3))
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from guards.contract.accumulate import Sequences
 from guards.contract.guard import Guard
 from guards.core.verdict import Reading
 from guards.inside.vllm import board as vllm_board
 from guards.inside.vllm.board import Board
-from guards.inside.vllm.sequences import Sequences
 from guards.methods.pooled.guard import PooledGuard
 from guards.model.shard import WHOLE, Shard
 from tests.guards.inside.vllm.imitation import LlamaForCausalLM, PPMissingLayer, Stage, sliced
-from tests.guards.inside.vllm.test_board import IDS, POSITIONS, ROWS, board_on, keys, run
+from tests.guards.inside.vllm.test_board import IDS, POSITIONS, ROWS, board_on, keys, run, sequences
 from tests.guards.samples import cube, ksd, neuron_adjust, pooled
 
-FOUND = Sequences(5, torch.tensor([0, 3, 4]), torch.tensor([32, 33, 34, 64, 7]), torch.tensor([-1, -1, 34]))
+FOUND = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, 34])
 """Three tokens and one of new sequences, and one that goes on from slot 34, which another pass wrote."""
 EVERY = torch.arange(5)
 
@@ -51,7 +51,7 @@ def test_means_are_over_each_sequences_tokens_so_far(dtype: torch.dtype) -> None
     ("found", "finite"),
     [
         (None, []),
-        (Sequences(3, torch.tensor([0]), torch.tensor([32, 33, 34]), torch.tensor([-1])), [0, 1, 2]),
+        (sequences([0, 3], [32, 33, 34, -1, -1], [-1]), [0, 1, 2]),
     ],
     ids=["a pass for nobody", "padding behind a sequence"],
 )

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from guards.contract.accumulate import MEAN, RunningStates, Sequences
 from guards.errors import GuardReadingError
-from guards.inside.vllm.sequences import Sequences, finder, sequences_of
+from guards.inside.vllm.sequences import finder, sequences_of, slots_of
 
 BLOCK = 4
 BLOCKS = torch.tensor([[7, 2, 0], [3, 9, 0], [5, 1, 8], [0, 0, 0]])
@@ -44,16 +45,15 @@ POSITIONS = torch.tensor([0, 1, 2, 4, 9, 10])
 
 
 def found_in(layer: Metadata, positions_T: Tensor) -> Sequences:
-    """The sequences of a pass that has some."""
+    """The sequences of a pass whose every sequence is sound."""
     found = sequences_of(layer, positions_T, BLOCK)
-    assert found is not None
+    assert found.sound_S.all()
     return found
 
 
 def test_slots_and_the_slot_before_each_sequences_first_new_token() -> None:
     found = found_in(metadata(), POSITIONS)
-    assert found.rows == 6
-    assert found.starts_S.tolist() == [0, 3, 4]
+    assert found.bounds.tolist() == [0, 3, 4, 6]
     assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
     assert found.previous_S.tolist() == [-1, *slots(1, 3), *slots(2, 8)]
     assert found.previous_S.tolist() == [-1, 15, 32], "the last of the block before, or the one ahead in the same"
@@ -65,39 +65,70 @@ def test_padded_tokens_and_requests_are_no_sequence() -> None:
         query_start_loc=torch.tensor([0, 3, 4, 6, 6]),
         slot_mapping=torch.tensor([*metadata().slot_mapping.tolist(), -1, -1]),
     )
-    found = found_in(padded, torch.tensor([*POSITIONS.tolist(), 77, 0]))
+    found = found_in(padded, torch.tensor([*POSITIONS.tolist(), 77, -3]))
     plain = found_in(metadata(), POSITIONS)
-    assert found.rows == 6
-    for field in ("starts_S", "slots_T", "previous_S"):
-        assert torch.equal(getattr(found, field), getattr(plain, field))
+    assert found.bounds.tolist() == [*plain.bounds.tolist(), 6]
+    assert found.slots_T.tolist() == [*plain.slots_T.tolist(), -1, -1]
+    assert found.previous_S[:3].tolist() == plain.previous_S.tolist()
+
+
+@pytest.mark.parametrize(("more", "slots_T"), [(2, [28, 29, 30, 36, 33, 34, -1, -1]), (-1, [28, 29, 30, 36, 33])])
+def test_a_pass_of_another_length_than_its_slots(more: int, slots_T: list[int]) -> None:
+    """The model is given more tokens than are cached where they fill up a size that was recorded."""
+    found = sequences_of(metadata(), torch.tensor([*POSITIONS.tolist(), 0, 0])[: 6 + more], BLOCK)
+    assert found.bounds.tolist() == [0, 3, 4, 6]
+    assert found.slots_T.tolist() == slots_T
 
 
 def test_a_request_without_new_tokens_is_passed_over() -> None:
     bounds = torch.tensor([0, 3, 3, 5])
     slot_mapping = torch.tensor([*slots(0, 0, 1, 2), *slots(2, 9, 10)])
     found = found_in(metadata(query_start_loc=bounds, slot_mapping=slot_mapping), torch.tensor([0, 1, 2, 9, 10]))
-    assert found.starts_S.tolist() == [0, 3]
-    assert found.previous_S.tolist() == [-1, 32]
+    assert found.bounds.tolist() == [0, 3, 3, 5]
+    assert found.previous_S[[0, 2]].tolist() == [-1, 32]
 
 
-def test_a_pass_that_caches_no_token_is_for_nobody() -> None:
+def test_a_pass_that_caches_no_token_has_no_sound_sequence() -> None:
     nowhere = metadata(slot_mapping=torch.full((6,), -1))
-    assert sequences_of(nowhere, POSITIONS, BLOCK) is None
+    assert not sequences_of(nowhere, POSITIONS, BLOCK).sound_S.any()
 
 
 @pytest.mark.parametrize(
-    ("block", "changes"),
+    ("block", "changes", "sound"),
     [
-        (8, {}),
-        (BLOCK, {"block_table": BLOCKS.flip(0)[1:]}),
-        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, 37, 33, 34])}),
-        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, -1, 33, 34])}),
+        (8, {}, [False] * 3),
+        (BLOCK, {"block_table": BLOCKS.flip(0)[1:]}, [False, True, False]),
+        (BLOCK, {"block_table": BLOCKS[:, :2]}, [True, True, False]),
+        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, 37, 33, 34])}, [True, False, True]),
+        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, -1, 33, 34])}, [True, False, True]),
+        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, 36, 33, -1])}, [True, True, False]),
+        (BLOCK, {"slot_mapping": torch.tensor([28, 29, 30, 36, 33])}, [True, True, False]),
     ],
-    ids=["blocks of another size", "blocks of another sequence", "another slot", "a token that is not kept"],
+    ids=[
+        "blocks of another size",
+        "blocks of another sequence",
+        "too few blocks",
+        "another slot",
+        "a token that is not kept",
+        "a last token that is not kept",
+        "too few slots",
+    ],
 )
-def test_blocks_and_slots_that_disagree_are_an_error(block: int, changes: dict[str, Tensor]) -> None:
-    with pytest.raises(GuardReadingError, match=f"not those of blocks of {block} tokens"):
-        sequences_of(metadata(**changes), POSITIONS, block)
+def test_blocks_and_slots_that_disagree_are_not_finite(block: int, changes: dict[str, Any], sound: list[bool]) -> None:
+    found = sequences_of(metadata(**changes), POSITIONS, block)
+    assert found.sound_S.tolist() == sound
+    store = RunningStates([MEAN], torch.device("cpu"))
+    before_T = torch.arange(40)
+    bounds = torch.tensor([0, 40])
+    store.extend(torch.ones(40, 1), before_T, Sequences(bounds, before_T, bounds[:1] - 1, bounds[1:] > 0))
+    read = store.extend(torch.ones(6, 1), POSITIONS, found)[:, 0]
+    wanted_T = torch.tensor(sound).repeat_interleave(torch.tensor([3, 1, 2]))
+    assert torch.isfinite(read).tolist() == wanted_T.tolist(), "whatever an earlier pass left in the slots"
+
+
+def test_a_sequence_without_a_row_of_blocks_is_an_error() -> None:
+    with pytest.raises(GuardReadingError, match=r"block table \[2, 3\] for 3 sequences"):
+        sequences_of(metadata(block_table=BLOCKS[:2]), POSITIONS, BLOCK)
 
 
 def group(*layers: str, block: int = BLOCK) -> Any:
@@ -136,3 +167,9 @@ def test_groups_whose_blocks_are_not_alike_are_an_error(monkeypatch: pytest.Monk
     """A prefix may then be found in part of a block, which vLLM copies without the sums."""
     with pytest.raises(GuardReadingError, match="groups of layers"):
         in_a_pass(monkeypatch, {"layers.0": metadata()}, groups)(POSITIONS)
+
+
+def test_slots_of_a_cache() -> None:
+    cache = SimpleNamespace(num_blocks=10, kv_cache_groups=[group("layers.0")])
+    assert slots_of(cache) == 10 * BLOCK
+    assert slots_of(SimpleNamespace(num_blocks=10, kv_cache_groups=[])) == 0

@@ -8,11 +8,11 @@ import pytest
 from artifacts.demo.build.rows import SKILLS
 from guards.calibration.sources import read_source
 from guards.inside.transformers.loading import load_model
-from guards.methods.cube.calibrate import calibrate_cubes
+from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
-from guards.methods.pooled.calibrate import calibrate_pooled
+from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
 from guards.methods.pooled.options import PooledOptions
-from guards.methods.selective_pruning.calibrate import calibrate_pruning
+from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
 from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
 

@@ -24,11 +24,11 @@ from guards.calibration.sources import Source, read_source
 from guards.core.verdict import Reading
 from guards.errors import ArtifactMismatchError
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.calibrate import CubeCalibration, calibrate_cubes
+from guards.methods.cube.calibrate import CubeCalibration, calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
-from guards.methods.neuron_adjust.calibrate import calibrate_neuron_adjust
+from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.selective_pruning.calibrate import calibrate_pruning
+from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site
 from server.cli.main import main

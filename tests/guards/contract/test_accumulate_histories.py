@@ -1,0 +1,190 @@
+"""Running states under whatever an engine may do with its cache, against a dictionary of whole texts.
+
+The engine is imitated as far as slots go: blocks that are shared by their text as soon as they are scheduled, chunks,
+preemption, eviction, and sequences of a pass in any order.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from guards.contract.accumulate import HUGE, MAX, MEAN, TOKEN, OverTokens, RunningStates, Sequences
+from tests.guards.contract.cusum import Cusum
+
+Text = tuple[int, ...]
+BLOCK = 2
+COLUMNS: tuple[OverTokens, ...] = (MEAN, MAX, TOKEN, Cusum(0.5), MEAN, Cusum(-0.25))
+BAD = (float("nan"), float("inf"), float("-inf"), -2 * HUGE)
+
+
+def value_of(text: Text, column: int) -> float:
+    """What a column says of a text's last token: a whole number of eighths, or rarely a value that spoils the rest."""
+    draw = Random(f"{text} {column}")
+    return draw.choice(BAD) if draw.random() < 0.02 else draw.randrange(-64, 65) / 8
+
+
+def expected(text: Text, column: int) -> float:
+    """What a column reads after a text, by the definition of its strategy."""
+    strategy, values = COLUMNS[column], [value_of(text[: i + 1], column) for i in range(len(text))]
+    if strategy == TOKEN:
+        return values[-1]
+    if not all(abs(value) <= HUGE for value in values):
+        return float("nan")
+    if strategy == MEAN:
+        return sum(values) / len(values)
+    if strategy == MAX:
+        return max(values)
+    assert isinstance(strategy, Cusum)
+    sums = [sum(values[:i]) - i * strategy.kappa for i in range(len(values) + 1)]
+    return max(late - early for i, late in enumerate(sums) for early in sums[: i + 1])
+
+
+@dataclass
+class Request:
+    """A text of which some tokens are computed, and the blocks that hold them."""
+
+    text: Text
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+    def slot(self, position: int) -> int:
+        return self.blocks[position // BLOCK] * BLOCK + position % BLOCK
+
+
+@dataclass
+class Engine:
+    """A cache of a few blocks, and who uses them."""
+
+    random: Random
+    free: list[int]
+    users: dict[int, int] = field(default_factory=dict)
+    known: dict[Text, int] = field(default_factory=dict)
+    forgotten: int = 0
+    depths: list[int] = field(default_factory=list)
+    """Of every sequence of a pass, how many of its sequences it goes on from, one by one."""
+
+    def _take(self, block: int) -> int:
+        if block in self.free:
+            self.free.remove(block)
+        self.users[block] = self.users.get(block, 0) + 1
+        return block
+
+    def _fresh(self) -> int:
+        """The block that was freed longest ago; its text is forgotten."""
+        block, texts = self._take(self.free[0]), len(self.known)
+        self.known = {text: at for text, at in self.known.items() if at != block}
+        self.forgotten += texts - len(self.known)
+        return block
+
+    def release(self, request: Request) -> None:
+        """Gives its blocks back. They keep their texts until somebody takes them."""
+        for block in reversed(request.blocks):
+            self.users[block] -= 1
+            if not self.users[block]:
+                self.free.append(block)
+        request.computed, request.blocks = 0, []
+
+    def schedule(self, request: Request) -> range:
+        """The positions that this pass computes of a request; none where blocks are short."""
+        text = request.text
+        if not request.blocks:
+            while (end := (len(request.blocks) + 1) * BLOCK) < len(text) and text[:end] in self.known:
+                request.blocks.append(self._take(self.known[text[:end]]))
+                request.computed = end
+        more = self.random.randint(1, len(text) - request.computed)
+        more = min(more, (len(request.blocks) + len(self.free)) * BLOCK - request.computed)
+        now = range(request.computed, request.computed + more)
+        while len(request.blocks) * BLOCK < now.stop:
+            request.blocks.append(self._fresh())
+        request.computed = now.stop
+        for end in range(BLOCK, now.stop + 1, BLOCK):
+            self.known.setdefault(text[:end], request.blocks[end // BLOCK - 1])
+        return now
+
+
+def asked(random: Random, count: int, longest: int) -> list[Request]:
+    """Requests whose texts begin alike, and unlike those of other times."""
+    topic = random.randint(0, 99)
+    return [
+        Request((topic, *[int(random.random() < 0.1) for _ in range(random.randint(0, longest - 1))]))
+        for _ in range(count)
+    ]
+
+
+def depths(bounds: list[int], slots: list[int], previous: list[int]) -> list[int]:
+    """How long a chain of sequences of this pass lies before each of them."""
+    owner = {slot: i for i in range(len(previous)) for slot in slots[bounds[i] : bounds[i + 1]]}
+    found = []
+    for slot in previous:
+        depth = 0
+        while slot in owner:
+            slot, depth = previous[owner[slot]], depth + 1
+        found.append(depth)
+    return found
+
+
+def step(engine: Engine, waiting: list[Request], store: RunningStates) -> tuple[Tensor, Tensor]:
+    """One forward pass over some of the requests: what was read [T, C], and what was to be read."""
+    random = engine.random
+    for request in random.sample(waiting, random.randint(0, len(waiting) // 2)):
+        engine.release(request)
+    chosen = [
+        (request, engine.schedule(request)) for request in random.sample(waiting, random.randint(1, len(waiting)))
+    ]
+    random.shuffle(chosen)
+    bounds, slots, previous, texts, positions = [0], [], [], [], []
+    for request, now in chosen:
+        slots += [request.slot(position) for position in now]
+        texts += [request.text[: position + 1] for position in now]
+        positions += [*now]
+        previous.append(request.slot(now.start - 1) if now.start else -1)
+        bounds.append(len(slots))
+    engine.depths += depths(bounds, slots, previous)
+    padding = random.randint(0 if texts else 1, 2)
+    for request, _ in chosen:
+        if request.computed == len(request.text):
+            engine.release(request)
+            waiting.remove(request)
+    values = [[value_of(text, column) for column in range(len(COLUMNS))] for text in texts]
+    wanted = [[expected(text, column) for column in range(len(COLUMNS))] for text in texts]
+    values += [[0.5] * len(COLUMNS)] * padding
+    wanted += [[0.5 if strategy == TOKEN else torch.nan for strategy in COLUMNS]] * padding
+    found = Sequences(
+        torch.tensor(bounds),
+        torch.tensor([*slots, *[random.randint(-1, 3) for _ in range(padding)]]),
+        torch.tensor(previous),
+        torch.ones(len(previous), dtype=torch.bool),
+    )
+    positions += [random.randint(0, 9) for _ in range(padding)]
+    return store.extend(torch.tensor(values), torch.tensor(positions), found), torch.tensor(wanted)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.randoms(use_true_random=False), st.integers(3, 16), st.booleans())
+def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int, grows: bool) -> None:
+    engine, store = Engine(random, list(range(blocks))), RunningStates(COLUMNS, torch.device("cpu"), grows=grows)
+    store.reserve(0 if grows else blocks * BLOCK)
+    longest = min(12, blocks * BLOCK)
+    waiting: list[Request] = []
+    for _ in range(12):
+        if len(waiting) < 3:
+            waiting += asked(random, random.randint(1, 5), longest)
+        got, wanted = step(engine, waiting, store)
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_the_imitated_engine_shares_and_evicts() -> None:
+    """Positive control: prefixes are shared within a pass, in chains, and across passes, and texts are forgotten."""
+    random = Random(1)
+    engine, store = Engine(random, list(range(16))), RunningStates(COLUMNS, torch.device("cpu"))
+    waiting: list[Request] = []
+    for _ in range(40):
+        if len(waiting) < 3:
+            waiting += asked(random, 5, 12)
+        step(engine, waiting, store)
+    assert {0, 1, 2} <= set(engine.depths)
+    assert engine.forgotten > 20
