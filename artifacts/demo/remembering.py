@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from guards.calibration.activations import Consumer, TokenIds, Tokens
+from guards.calibration.activations import Consumer, Pass, TokenIds, Tokens
 from guards.inside.transformers.loading import LoadedModel
 from guards.model.sites import Site
 
@@ -25,22 +25,16 @@ class RememberingModel(LoadedModel):
 
     def stream(
         self,
-        site: Site,
-        layers: Sequence[int],
+        wanted: Pass,
         examples: Sequence[TokenIds],
         consume: Consumer,
-        *,
-        tokens: Tokens,
-        batch_tokens: int | None,
-        skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """See `LoadedModel.stream`; means of examples seen before come from memory, all in one batch."""
-        if tokens is not Tokens.MEAN:
-            super().stream(
-                site, layers, examples, consume, tokens=tokens, batch_tokens=batch_tokens, skip=skip, advance=advance
-            )
+        if wanted.tokens is not Tokens.MEAN:
+            super().stream(wanted, examples, consume, advance)
             return
+        site, layers = wanted.site, wanted.layers
         new = [ids for ids in dict.fromkeys(examples) if any((site, layer, ids) not in self.kept for layer in layers)]
 
         def keep(layer: int, mean_EF: Tensor, example_E: Tensor) -> None:
@@ -48,7 +42,7 @@ class RememberingModel(LoadedModel):
                 self.kept[site, layer, new[example]] = mean_F.clone()
 
         if new:
-            super().stream(site, layers, new, keep, tokens=tokens, batch_tokens=batch_tokens, advance=advance)
+            super().stream(wanted, new, keep, advance)
         example_E = torch.arange(len(examples), device=self.device)
         for layer in layers:
             consume(layer, torch.stack([self.kept[site, layer, ids] for ids in examples]), example_E)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from guards.artifact.manifest import ModelIdentity
-from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens, mean_by_example
+from guards.calibration.activations import Consumer, Pass, Reader, TokenIds, Tokens, mean_by_example
 from guards.contract.guard import Guard
-from guards.inside.transformers.loading import LoadedModel
 from guards.contract.method import Method
-from guards.methods.registry import 
+from guards.inside.transformers.loading import LoadedModel
 from guards.model.encoding import TextCodec
 from guards.model.sites import Site
 
@@ -61,35 +60,22 @@ class CachedKeys:
 
     def stream(
         self,
-        site: Site,
-        layers: Sequence[int],
+        wanted: Pass,
         examples: Sequence[TokenIds],
         consume: Consumer,
-        *,
-        tokens: Tokens,
-        batch_tokens: int | None,
-        skip: tuple[int, int] = (0, 0),
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """See `guards.calibration.activations.Activations.stream`."""
-        if site is not Site.KEY or tokens not in self._key_LEF:
-            self.loaded.stream(
-                site,
-                layers,
-                examples,
-                consume,
-                tokens=tokens,
-                batch_tokens=batch_tokens,
-                skip=skip,
-                advance=advance,
-            )
+        if wanted.site is not Site.KEY or wanted.tokens not in self._key_LEF:
+            self.loaded.stream(wanted, examples, consume, advance)
             return
-        self._run([ids for ids in dict.fromkeys(examples) if ids not in self._rows], batch_tokens)
+        self._run([ids for ids in dict.fromkeys(examples) if ids not in self._rows], wanted.batch_tokens)
         row_E = torch.tensor([self._rows[ids] for ids in examples], dtype=torch.long)
+        key_LEF = self._key_LEF[wanted.tokens]
         for first in range(0, len(examples), CHUNK):
             part_T = torch.arange(first, min(first + CHUNK, len(examples)))
-            for layer in sorted(set(layers)):
-                consume(layer, self._key_LEF[tokens][layer, row_E[part_T]].to(self.device), part_T.to(self.device))
+            for layer in sorted(set(wanted.layers)):
+                consume(layer, key_LEF[layer, row_E[part_T]].to(self.device), part_T.to(self.device))
         advance(sum(len(ids) for ids in examples))
 
     def _run(self, missing: Sequence[TokenIds], batch_tokens: int | None) -> None:
@@ -105,8 +91,8 @@ class CachedKeys:
             row_E = known + example_E.cpu()
             last_LEF[layer, row_E], mean_LEF[layer, row_E] = key_TF[end_E].float().cpu(), mean_EF.cpu()
 
-        every = range(self.identity.layers)
-        self.loaded.stream(Site.KEY, every, missing, keep, tokens=Tokens.ALL, batch_tokens=batch_tokens)
+        every = tuple(range(self.identity.layers))
+        self.loaded.stream(Pass(Site.KEY, every, Tokens.ALL, batch_tokens=batch_tokens), missing, keep)
         self._rows |= {ids: known + index for index, ids in enumerate(missing)}
 
     def _reserve(self, rows: int) -> None:

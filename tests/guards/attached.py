@@ -1,22 +1,25 @@
 """What the tests of attached guards share: attaching, counting hooks, reading a pass, fitting on it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from guards.contract.guard import Guard
+from guards.contract.guard import Guard, default_rules
+from guards.contract.method import Method
+from guards.core.policy import Policy
 from guards.core.verdict import Scope
-from guards.inside.transformers.attach import Attachment, Readings
-from guards.methods.cube.guard import METHOD as KSD
+from guards.inside.transformers.attach import Attachment
+from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
-from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
-from guards.contract.method import Method
-from guards.methods.registry import METHODS, 
-from guards.methods.selective_pruning.guard import METHOD as PRUNE
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
 from guards.methods.selective_pruning.guard import PruningGuard
-from guards.model.sites import FAMILIES, find_sites
+from guards.model.families import FAMILIES
+from guards.model.sites import Place, Site
 from tests.models import D_FF, LAYERS
 
 KINDS = sorted(FAMILIES)
@@ -25,8 +28,13 @@ LENGTH = 6
 
 def entry(guard: Guard) -> tuple[Method, Guard]:
     """The guard with its method."""
-    names: dict[type, str] = {CubeGuard: KSD, PooledGuard: KSD, NeuronAdjustGuard: NEURON_ADJUST, PruningGuard: PRUNE}
-    return METHODS[names[type(guard)]], guard
+    methods: dict[type, Method] = {
+        CubeGuard: CUBE,
+        PooledGuard: POOLED,
+        NeuronAdjustGuard: NEURON_ADJUST,
+        PruningGuard: SELECTIVE_PRUNING,
+    }
+    return methods[type(guard)], guard
 
 
 def attach(model: nn.Module, **guards: Guard) -> Attachment:
@@ -39,16 +47,35 @@ def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
+@dataclass(frozen=True)
+class Readings:
+    """What every guard says about R rows, under its own rules: codes [R, G], and values [R, parts] by guard."""
+
+    names: tuple[str, ...]
+    codes_RG: Tensor
+    scores: Mapping[str, Tensor]
+
+
+def take(attachment: Attachment, rows: int) -> Readings:
+    """The readings of the pass that just ended."""
+    taken, columns = attachment.take(rows), attachment.columns
+    policy = Policy(default_rules(attachment.bound, dict.fromkeys(attachment.bound, Scope.BOTH)))
+    readings = columns.readings(taken.rows_RX, columns.taus([policy] * rows), taken.missing)
+    codes = torch.tensor([[of_row[name][0] for name in columns.guards] for of_row in readings], dtype=torch.int64)
+    values = {name: torch.tensor([of_row[name][1] for of_row in readings]) for name in columns.guards}
+    return Readings(columns.guards, codes.reshape(rows, len(columns.guards)), values)
+
+
 def read(model: nn.Module, attachment: Attachment, ids: Tensor, **arguments: Any) -> Readings:
     """One forward pass and its readings for every token."""
     model(input_ids=ids, **arguments)
-    return attachment.take(ids.numel())
+    return take(attachment, ids.numel())
 
 
 def keys(model: nn.Module, ids: Tensor, layer: int = LAYERS - 1) -> Tensor:
     """Key vectors of one layer, by a hook of our own."""
     seen: list[Tensor] = []
-    module = find_sites(model).layers[layer].key
+    module = find_sites(model).tap(Place(layer, Site.KEY)).module
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, D_FF).clone()))
     model(input_ids=ids)
     handle.remove()

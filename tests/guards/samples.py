@@ -14,9 +14,10 @@ from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, write_artifact
 from guards.contract.guard import Guard
 from guards.core.verdict import Scope
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
+from guards.methods.entry import Entry
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
-from guards.methods.registry import METHODS
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from tests.models import D_FF, D_MODEL, LAYERS
 
@@ -47,9 +48,9 @@ def cube(layer: int = LAYERS - 1, *, tau: float = 3.0, frame: str = "bare", seed
     return Cube(layer, frame, mean_F, std_F, k=tau, tau=tau)
 
 
-def ksd(*cubes: Cube) -> CubeGuard:
+def cubes(*of: Cube) -> CubeGuard:
     """A detector of these cubes, or of one at the last layer."""
-    return CubeGuard(cubes or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
+    return CubeGuard(of or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
 
 
 def pooled(*layers: int, tau: float = 0.5) -> PooledGuard:
@@ -106,19 +107,19 @@ def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifes
     return Manifest(**{**record, **changes})
 
 
-SAMPLES: Mapping[str, Callable[[], Guard]] = {
-    "ksd": ksd,
-    "neuron-adjust": neuron_adjust,
-    "selective-pruning": pruned,
+SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
+    CUBE: cubes,
+    POOLED: pooled,
+    NEURON_ADJUST: neuron_adjust,
+    SELECTIVE_PRUNING: pruned,
 }
+"""A guard of every entry of the registry."""
 
 
-def write(folder: Path, method: str = "ksd", guard: Guard | None = None, **changes: Any) -> Path:
+def write(folder: Path, entry: Entry = CUBE, guard: Guard | None = None, **changes: Any) -> Path:
     """A valid artifact of one method at `folder`."""
-    if guard is None:
-        guard = SAMPLES[method]()
-    parameters, tensors = METHODS[method].dump(guard)
-    write_artifact(folder, manifest(method, parameters, **changes), tensors)
+    parameters, tensors = entry.dump(SAMPLES[entry]() if guard is None else guard)
+    write_artifact(folder, manifest(entry.name, parameters, **changes), tensors)
     return folder
 
 

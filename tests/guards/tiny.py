@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from guards.artifact.identity import identify
 from guards.calibration.sources import Source
 from guards.inside.transformers.loading import LoadedModel
+from guards.inside.transformers.sites import find_sites
 from guards.model.encoding import TextCodec
-from guards.model.sites import find_sites
 from tests.models import tiny_model
 
 SEED = 3

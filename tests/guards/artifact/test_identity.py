@@ -10,7 +10,7 @@ from guards.artifact.identity import file_sha256, identify, refuse_mismatch, tem
 from guards.artifact.manifest import ModelIdentity
 from guards.artifact.store import read_artifact
 from guards.errors import ArtifactMismatchError, UnsupportedModelError
-from guards.model.sites import find_sites
+from guards.inside.transformers.sites import find_sites
 from tests.guards.samples import IDENTITY, write
 from tests.models import tiny_model
 

@@ -17,7 +17,7 @@ from guards.artifact.store import (
 )
 from guards.errors import ArtifactError
 from guards.methods.registry import METHODS, load_guard
-from tests.guards.samples import IDENTITY, cube, files, ksd, manifest, write
+from tests.guards.samples import IDENTITY, cube, cubes, files, manifest, write
 
 METHOD_NAMES = sorted(METHODS)
 
@@ -57,7 +57,7 @@ class TestRoundTrip:
         assert read_artifact(folder).manifest.model == quantised
 
     def test_the_order_of_tensors_does_not_matter(self, tmp_path: Path) -> None:
-        parameters, tensors = METHODS["ksd"].dump(ksd())
+        parameters, tensors = METHODS["ksd"].dump(cubes())
         for name in ("a", "b"):
             write_artifact(tmp_path / name, manifest("ksd", parameters), tensors)
             tensors = dict(reversed(tensors.items()))
@@ -65,7 +65,7 @@ class TestRoundTrip:
 
     def test_the_digest_covers_both_files(self, tmp_path: Path) -> None:
         digests = {
-            read_artifact(write(tmp_path / name, guard=ksd(cube(seed=seed, tau=tau)))).digest
+            read_artifact(write(tmp_path / name, guard=cubes(cube(seed=seed, tau=tau)))).digest
             for name, seed, tau in (("a", 0, 3.0), ("b", 1, 3.0), ("c", 0, 3.5))
         }
         assert len(digests) == 3
@@ -86,7 +86,7 @@ class TestWriting:
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
     def test_a_non_finite_tensor_leaves_the_older_artifact(self, folder: Path, bad: float) -> None:
         before = files(folder)
-        guard = ksd(cube(seed=9))
+        guard = cubes(cube(seed=9))
         guard.cubes[0].mean_F[3] = bad
         with pytest.raises(ArtifactError, match=r"cube\.0\.mean.*non-finite"):
             write(folder, guard=guard)
@@ -99,7 +99,7 @@ class TestWriting:
         before = files(folder)
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="No space left"):
-            write(folder, guard=ksd(cube(seed=9)))
+            write(folder, guard=cubes(cube(seed=9)))
         assert files(folder) == before
         assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
@@ -117,13 +117,13 @@ class TestWriting:
 
         monkeypatch.setattr(Path, "rename", fail_second)
         with pytest.raises(OSError, match="Input/output"):
-            write(folder, guard=ksd(cube(seed=9)))
+            write(folder, guard=cubes(cube(seed=9)))
         assert files(folder) == before
         assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
     def test_an_older_artifact_is_replaced(self, folder: Path) -> None:
         before = files(folder)
-        write(folder, guard=ksd(cube(seed=9)))
+        write(folder, guard=cubes(cube(seed=9)))
         assert files(folder) != before
         assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
@@ -213,7 +213,7 @@ class TestFiles:
             read_artifact(folder)
 
     def test_two_artifacts_mixed(self, folder: Path, tmp_path: Path) -> None:
-        other = write(tmp_path / "other", guard=ksd(cube(seed=5)))
+        other = write(tmp_path / "other", guard=cubes(cube(seed=5)))
         (folder / TENSORS_NAME).write_bytes((other / TENSORS_NAME).read_bytes())
         with pytest.raises(ArtifactError, match="belongs to another manifest"):
             read_artifact(folder)

@@ -5,9 +5,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from guards.calibration.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
 
 from guards.calibration.finished import Calibration
-from guards.calibration.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
 from guards.calibration.report import report_folder, report_of, write_report
 from guards.errors import ArtifactError
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes

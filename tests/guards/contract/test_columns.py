@@ -11,7 +11,7 @@ from guards.core.verdict import Reading
 from guards.model.shard import WHOLE
 from guards.model.sites import Place, Site
 from tests.guards.attached import entry
-from tests.guards.samples import cube, ksd, neuron_adjust, pooled, pruned
+from tests.guards.samples import cube, cubes, neuron_adjust, pooled, pruned
 
 TAU = 3.0  # of every sample cube
 ABOVE_TAU = float(torch.nextafter(torch.tensor(TAU), torch.tensor(4.0)))
@@ -27,7 +27,7 @@ def cells(**guards: Guard) -> Cells:
 
 def both() -> Cells:
     """Layers 0 and 2 of each: columns are [cube at 0, moved at 0, cube at 2, moved at 2]."""
-    return cells(sums=ksd(cube(0), cube(2)), shift=neuron_adjust())
+    return cells(sums=cubes(cube(0), cube(2)), shift=neuron_adjust())
 
 
 def test_columns_of_a_place_lie_together_with_detectors_first() -> None:
@@ -42,7 +42,7 @@ def test_columns_of_a_place_lie_together_with_detectors_first() -> None:
 
 
 def test_an_intervention_has_a_cell_for_every_place_it_acts_at() -> None:
-    laid = cells(mask=pruned(), sums=ksd(cube(0), cube(2)))
+    laid = cells(mask=pruned(), sums=cubes(cube(0), cube(2)))
     assert [(cell.guard, *cell.place) for cell in laid.all] == [
         ("mask", 0, Site.ATTENTION),
         *(("sums", 0, Site.KEY), ("mask", 0, Site.KEY)),
@@ -109,7 +109,7 @@ def test_no_guard_no_cells() -> None:
 
 def pooled_beside() -> Cells:
     """Columns: the cube at 0, the mean at 1, [cube, mean, moved] at 2, and moved at 0 before the cube."""
-    return cells(mean=pooled(1, 2), sums=ksd(cube(0), cube(2)), shift=neuron_adjust())
+    return cells(mean=pooled(1, 2), sums=cubes(cube(0), cube(2)), shift=neuron_adjust())
 
 
 def test_a_pooled_guard_has_a_cell_at_every_layer_and_one_part() -> None:

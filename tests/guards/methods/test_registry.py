@@ -18,7 +18,7 @@ from guards.methods.neuron_adjust.stored import BoundNeuronAdjust
 from guards.methods.registry import METHODS, load_guard, method_of
 from guards.model.shard import WHOLE
 from guards.model.sites import Place, Site
-from tests.guards.samples import SAMPLES, cube, ksd, pruned, write, write_raw
+from tests.guards.samples import SAMPLES, cube, cubes, pruned, write, write_raw
 from tests.models import D_FF, D_MODEL, LAYERS
 
 Parameters = dict[str, Any]
@@ -27,7 +27,7 @@ Tensors = dict[str, Tensor]
 
 def dumped(method: str) -> tuple[Parameters, Tensors]:
     """Parameters and tensors of a valid guard, free to be edited."""
-    return METHODS[method].dump(ksd(cube(0, frame="chat"), cube(2)) if method == "ksd" else SAMPLES[method]())
+    return METHODS[method].dump(cubes(cube(0, frame="chat"), cube(2)) if method == "ksd" else SAMPLES[method]())
 
 
 def test_names_are_keys() -> None:
@@ -197,7 +197,7 @@ def test_a_broken_tensor(tmp_path: Path, method: str, name: str, tensor: Tensor 
 
 
 def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
-    guard = load_guard(read_artifact(write(tmp_path / "a", guard=ksd(cube(2, frame="chat"), cube(0), cube(2)))))
+    guard = load_guard(read_artifact(write(tmp_path / "a", guard=cubes(cube(2, frame="chat"), cube(0), cube(2)))))
     assert isinstance(guard, CubeGuard)
     bound = METHODS["ksd"].bind(guard, torch.device("cpu"), WHOLE)
     assert interventions({"a": bound}) == {}

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from guards.errors import UnsupportedModelError
-from guards.model.sites import FAMILIES, ModelSites, Site, find_sites, projection_shape
+from guards.inside.transformers.sites import find_sites, projection_shape
+from guards.model.families import FAMILIES
+from guards.model.sites import ModelSites, Site
 from tests.models import CONFIGS, D_FF, D_MODEL, EXPERTS, LAYERS, tiny_model, tokens
 
 KINDS = sorted(FAMILIES)

@@ -1,8 +1,8 @@
 """What readings mean under a request's policy."""
 
 import pytest
-
 from guards.core.part import Part
+
 from guards.core.verdict import GuardMode, Reading, Scope, Stage, Verdict
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import EngineRequest, Sampling

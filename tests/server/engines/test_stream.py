@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from guards.core.part import Part
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse, Replace, Sequence
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from guards.core.part import Part
 from guards.core.verdict import GuardMode, Reading, Scope
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Hit, Sampling

@@ -9,7 +9,7 @@ from guards.errors import AttachError
 from guards.methods.cube.guard import CubeGuard, Regime, cube_score
 from guards.methods.neuron_adjust.guard import Draw
 from tests.guards.attached import KINDS, LENGTH, attach, fitted, hooks, keys, read
-from tests.guards.samples import cube, ksd, neuron_adjust
+from tests.guards.samples import cube, cubes, neuron_adjust
 from tests.models import LAYERS, tiny_model, tokens
 
 
@@ -21,7 +21,7 @@ class TestInstallation:
         model = tiny_model("llama")
         before = hooks(model)
         with pytest.raises(AttachError, match=rf"guard 'bad' wants layers \[0, {layer}\]|\[{layer}, 0\]"):
-            attach(model, good=ksd(), other=neuron_adjust(), bad=ksd(cube(0), cube(layer)))
+            attach(model, good=cubes(), other=neuron_adjust(), bad=cubes(cube(0), cube(layer)))
         assert hooks(model) == before
 
     def test_a_guard_without_a_layer_is_refused(self) -> None:
@@ -34,7 +34,7 @@ class TestInstallation:
     def test_removing_restores_every_bit(self, kind: str) -> None:
         model = tiny_model(kind)
         plain = model(tokens(2, LENGTH)).logits
-        attachment = attach(model, sums=ksd(), shift=neuron_adjust())
+        attachment = attach(model, sums=cubes(), shift=neuron_adjust())
         assert hooks(model) == 1 + 1 + 2
         assert not torch.equal(model(tokens(2, LENGTH)).logits, plain)  # positive control: it was on
         attachment.remove()
@@ -44,7 +44,7 @@ class TestInstallation:
 
     def test_the_context_manager_removes(self) -> None:
         model = tiny_model("llama")
-        with pytest.raises(RuntimeError, match="stop"), attach(model, sums=ksd()):
+        with pytest.raises(RuntimeError, match="stop"), attach(model, sums=cubes()):
             raise RuntimeError("stop")
         assert hooks(model) == 0
 
@@ -52,7 +52,7 @@ class TestInstallation:
     def test_detectors_change_nothing(self, kind: str) -> None:
         model = tiny_model(kind)
         plain = model(tokens(2, LENGTH)).logits
-        with attach(model, one=ksd(), many=ksd(cube(0), cube(1), cube(1, seed=4))):
+        with attach(model, one=cubes(), many=cubes(cube(0), cube(1), cube(1, seed=4))):
             assert torch.equal(model(tokens(2, LENGTH)).logits, plain)
 
     def test_no_guard_gives_no_column(self) -> None:
@@ -82,7 +82,7 @@ class TestDetectors:
     def test_scores_are_those_of_the_key_vectors(self, kind: str) -> None:
         model, ids = tiny_model(kind), tokens(2, LENGTH)
         cubes = (cube(2, seed=1), cube(0, seed=2), cube(2, seed=3, tau=0.5))
-        with attach(model, sums=ksd(*cubes)) as attachment:
+        with attach(model, sums=cubes(*cubes)) as attachment:
             readings = read(model, attachment, ids)
         wanted = [cube_score(keys(model, ids, c.layer), c.mean_F, 1 / c.std_F) for c in cubes]
         torch.testing.assert_close(readings.scores["sums"], torch.stack(wanted, dim=1))
@@ -92,12 +92,12 @@ class TestDetectors:
         (inside,) = fitted(model, ids).cubes
         narrow = cube(0, tau=1e-6)
         for cubes, wanted in (((narrow, inside), Reading.INSIDE), ((narrow,), Reading.OUTSIDE)):
-            with attach(model, sums=ksd(*cubes)) as attachment:
+            with attach(model, sums=cubes(*cubes)) as attachment:
                 assert bool((read(model, attachment, ids).codes_RG == wanted).all())
 
     def test_several_guards_keep_their_names_and_columns(self) -> None:
         model, ids = tiny_model("llama"), tokens(1, LENGTH)
-        guards = {"a": fitted(model, ids), "b": ksd(cube(1, tau=1e-6)), "c": fitted(model, ids, layer=0)}
+        guards = {"a": fitted(model, ids), "b": cubes(cube(1, tau=1e-6)), "c": fitted(model, ids, layer=0)}
         with attach(model, **guards) as attachment:
             readings = read(model, attachment, ids)
         assert readings.names == ("a", "b", "c")
@@ -106,7 +106,7 @@ class TestDetectors:
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_batch_equals_one_by_one(self, kind: str) -> None:
         model, ids = tiny_model(kind), tokens(3, LENGTH)
-        with attach(model, sums=ksd(cube(0), cube(2))) as attachment:
+        with attach(model, sums=cubes(cube(0), cube(2))) as attachment:
             together = read(model, attachment, ids).scores["sums"].view(3, LENGTH, 2)
             alone = [read(model, attachment, row[None]).scores["sums"] for row in ids]
         # Matrix products of other shapes sum in other orders: float32's rounding, nothing else.
@@ -115,10 +115,10 @@ class TestDetectors:
     def test_picked_rows_equal_all_rows(self) -> None:
         model, ids = tiny_model("llama"), tokens(1, 9)
         rows = torch.tensor([2, 8, 5])
-        with attach(model, sums=ksd(), shift=neuron_adjust()) as attachment:
+        with attach(model, sums=cubes(), shift=neuron_adjust()) as attachment:
             everything = read(model, attachment, ids)
             logits = model(input_ids=ids, logits_to_keep=rows).logits
-            picked = attachment.take(3)
+            picked = take(attachment, 3)
             assert logits.shape[1] == 3
         assert torch.equal(picked.codes_RG, everything.codes_RG[rows])
         for name in ("sums", "shift"):
@@ -135,14 +135,14 @@ class TestDetectors:
         mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)[None, None]
         positions = torch.cat([torch.arange(p.shape[1]) for p in prompts])[None]
         last = torch.tensor([2, 7, 9])
-        guards: dict[str, Guard] = {"sums": ksd(cube(0), cube(2)), "shift": neuron_adjust(Draw.RANDOM)}
+        guards: dict[str, Guard] = {"sums": cubes(cube(0), cube(2)), "shift": neuron_adjust(Draw.RANDOM)}
         with attach(model, **guards) as attachment:
             model(input_ids=packed, attention_mask=mask, position_ids=positions, logits_to_keep=last)
-            together = attachment.take(3)
+            together = take(attachment, 3)
             alone = []
             for prompt in prompts:
                 model(input_ids=prompt, logits_to_keep=torch.tensor([prompt.shape[1] - 1]))
-                alone.append(attachment.take(1))
+                alone.append(take(attachment, 1))
         for name in guards:
             wanted = torch.cat([readings.scores[name] for readings in alone])
             torch.testing.assert_close(together.scores[name], wanted, rtol=1e-4, atol=1e-5)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from guards.contract.guard import Guard
 from guards.core.verdict import Reading
 from guards.errors import GuardReadingError
-from guards.model.sites import find_sites
+from guards.inside.transformers.sites import find_sites
 from tests.guards.attached import KINDS, LENGTH, attach, fitted, read
-from tests.guards.samples import cube, ksd, neuron_adjust
+from tests.guards.samples import cube, cubes, neuron_adjust
 from tests.models import tiny_model, tokens
 
 
@@ -50,7 +50,7 @@ def test_an_invalid_cube_is_not_outvoted() -> None:
     (good,) = fitted(model, ids).cubes
     broken = cube(0)
     broken.mean_F[0] = torch.nan
-    with attach(model, sums=ksd(good, broken)) as attachment:
+    with attach(model, sums=cubes(good, broken)) as attachment:
         assert bool((read(model, attachment, ids).codes_RG == Reading.INVALID).all())
 
 
@@ -58,7 +58,7 @@ def test_an_invalid_cube_is_not_outvoted() -> None:
 def test_a_hook_that_did_not_fire_is_missing(layer: int) -> None:
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
     sites = find_sites(model)
-    with attach(model, sums=ksd(cube(0), cube(2)), shift=neuron_adjust()) as attachment:
+    with attach(model, sums=cubes(cube(0), cube(2)), shift=neuron_adjust()) as attachment:
         sites.layers[layer].key._forward_pre_hooks.clear()
         sites.layers[layer].pre_activation._forward_hooks.clear()
         readings = read(model, attachment, ids)
@@ -74,14 +74,14 @@ def test_a_projection_called_around_its_hooks_is_missing() -> None:
     def fused(x: Tensor) -> Tensor:
         return nn.functional.linear(block.act_fn(block.gate_proj(x)) * block.up_proj(x), block.down_proj.weight)
 
-    with attach(model, sums=ksd()) as attachment:
+    with attach(model, sums=cubes()) as attachment:
         block.forward = fused
         assert bool((read(model, attachment, ids).codes_RG == Reading.MISSING).all())
 
 
 def test_a_replaced_projection_is_missing() -> None:
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
-    with attach(model, sums=ksd()) as attachment:
+    with attach(model, sums=cubes()) as attachment:
         old = model.model.layers[2].mlp.down_proj
         model.model.layers[2].mlp.down_proj = nn.Linear(old.in_features, old.out_features, bias=False)
         assert bool((read(model, attachment, ids).codes_RG == Reading.MISSING).all())
@@ -89,19 +89,19 @@ def test_a_replaced_projection_is_missing() -> None:
 
 def test_too_few_rows_are_missing() -> None:
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
-    with attach(model, sums=ksd(), shift=neuron_adjust()) as attachment:
+    with attach(model, sums=cubes(), shift=neuron_adjust()) as attachment:
         model(input_ids=ids)
-        assert bool((attachment.take(LENGTH + 1).codes_RG == Reading.MISSING).all())
+        assert bool((take(attachment, LENGTH + 1).codes_RG == Reading.MISSING).all())
 
 
 def test_taking_without_a_forward_pass_raises() -> None:
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
-    with attach(model, sums=ksd()) as attachment:
+    with attach(model, sums=cubes()) as attachment:
         with pytest.raises(GuardReadingError, match="no guarded forward pass"):
-            attachment.take(1)
+            take(attachment, 1)
         read(model, attachment, ids)
         with pytest.raises(GuardReadingError, match="no guarded forward pass"):
-            attachment.take(1)
+            take(attachment, 1)
 
 
 def test_a_layer_run_twice_raises() -> None:
@@ -109,13 +109,13 @@ def test_a_layer_run_twice_raises() -> None:
     block = model.model.layers[2].mlp
     once = block.forward
     block.forward = lambda x: once(x) + once(x)
-    with attach(model, sums=ksd()), pytest.raises(GuardReadingError, match="layer 2 ran twice"):
+    with attach(model, sums=cubes()), pytest.raises(GuardReadingError, match="layer 2 ran twice"):
         model(input_ids=ids)
 
 
 def test_a_block_run_outside_the_model_raises() -> None:
     model = tiny_model("llama")
-    with attach(model, sums=ksd()), pytest.raises(GuardReadingError, match="outside a forward pass"):
+    with attach(model, sums=cubes()), pytest.raises(GuardReadingError, match="outside a forward pass"):
         model.model.layers[2].mlp(torch.randn(1, 2, 16))
 
 
@@ -129,7 +129,7 @@ def test_a_block_run_outside_the_model_raises() -> None:
 )
 def test_rows_that_cannot_be_told_raise(arguments: dict[str, Any], complaint: str) -> None:
     model = tiny_model("llama")
-    with attach(model, sums=ksd()), pytest.raises(GuardReadingError, match=complaint):
+    with attach(model, sums=cubes()), pytest.raises(GuardReadingError, match=complaint):
         model(**arguments)
 
 
@@ -139,11 +139,11 @@ def test_a_pass_that_died_half_way_is_forgotten() -> None:
     def die(_: nn.Module, __: Any) -> None:
         raise RuntimeError("out of memory")
 
-    with attach(model, low=ksd(cube(0)), high=ksd()) as attachment:
+    with attach(model, low=cubes(cube(0)), high=cubes()) as attachment:
         wanted = read(model, attachment, ids).codes_RG
         handle = find_sites(model).layers[1].key.register_forward_pre_hook(die)
         with pytest.raises(RuntimeError, match="out of memory"):
             model(input_ids=ids)
-        assert bool((attachment.take(LENGTH).codes_RG[:, 1] == Reading.MISSING).all())
+        assert bool((take(attachment, LENGTH).codes_RG[:, 1] == Reading.MISSING).all())
         handle.remove()
         assert torch.equal(read(model, attachment, ids).codes_RG, wanted)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from guards.core.verdict import Reading
+from guards.inside.transformers.sites import find_sites
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard, adjust, layer_key
-from guards.model.sites import find_sites
 from tests.guards.attached import KINDS, LENGTH, attach, keys, read
 from tests.guards.samples import layer_statistics, neuron_adjust
 from tests.models import D_FF, tiny_model, tokens
@@ -70,10 +70,10 @@ def test_a_batch_equals_one_by_one(kind: str) -> None:
     model, ids = tiny_model(kind), tokens(3, LENGTH)
     with attach(model, shift=neuron_adjust(Draw.RANDOM)) as attachment:
         together = model(input_ids=ids).logits
-        counts = attachment.take(3 * LENGTH).scores["shift"].view(3, LENGTH)
+        counts = take(attachment, 3 * LENGTH).scores["shift"].view(3, LENGTH)
         for row, logits, count in zip(ids, together, counts, strict=True):
             torch.testing.assert_close(model(input_ids=row[None]).logits[0], logits, rtol=1e-3, atol=1e-4)
-            assert torch.equal(attachment.take(LENGTH).scores["shift"][:, 0], count)
+            assert torch.equal(take(attachment, LENGTH).scores["shift"][:, 0], count)
 
 
 def test_decoding_with_a_cache_draws_as_prefilling_does() -> None:
@@ -84,7 +84,7 @@ def test_decoding_with_a_cache_draws_as_prefilling_does() -> None:
         for step in range(LENGTH):
             output = model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            steps.append(attachment.take(1).scores["shift"])
+            steps.append(take(attachment, 1).scores["shift"])
     assert torch.equal(torch.cat(steps), whole)
     assert len(set(whole.flatten().tolist())) > 1
 

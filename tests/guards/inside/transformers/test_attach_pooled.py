@@ -13,7 +13,7 @@ from guards.errors import GuardReadingError
 from guards.inside.transformers.sequences import find_sequences, slots_of
 from guards.methods.pooled.guard import mean_scores
 from tests.guards.attached import attach, hooks, keys, read
-from tests.guards.samples import ksd, pooled
+from tests.guards.samples import cubes, pooled
 from tests.models import tiny_model
 
 IDS = torch.tensor([[5, 9, 30, 2, 17, 8]])
@@ -54,7 +54,7 @@ def packed(past: int, **changes: Any) -> dict[str, Any]:
 def test_rows_of_a_batch_are_sequences() -> None:
     model = tiny_model("llama")
     wanted = torch.cat([expected(model, IDS), expected(model, IDS.flip(1))])
-    with attach(model, mean=pooled(), cube=ksd()) as attachment:
+    with attach(model, mean=pooled(), cube=cubes()) as attachment:
         got = read(model, attachment, torch.cat([IDS, IDS.flip(1)])).scores["mean"][:, 0]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert hooks(model) == 0

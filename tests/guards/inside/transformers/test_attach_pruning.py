@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from guards.contract.guard import Guard
 from guards.core.verdict import Reading
 from guards.errors import AttachError
+from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import cube_score
-from guards.model.sites import Site, find_sites
+from guards.model.sites import Site
 from tests.guards.attached import KINDS, LENGTH, attach, entry, fitted, hooks, keys, read
 from tests.guards.model.test_sites import weight
-from tests.guards.samples import cube, ksd, neuron_adjust, pruned
+from tests.guards.samples import cube, cubes, neuron_adjust, pruned
 from tests.models import D_FF, D_MODEL, tiny_model, tokens
 
 
@@ -30,7 +31,7 @@ def test_it_equals_zeroed_columns_of_the_weights(kind: str) -> None:
     plain = model(input_ids=ids).logits
     with attach(model, mask=pruned()) as attachment:
         masked = model(input_ids=ids).logits
-        attachment.take(2 * LENGTH)
+        take(attachment, 2 * LENGTH)
         cache, steps = None, []  # one token at a time too
         for step in range(LENGTH):
             output = model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True)
@@ -72,7 +73,7 @@ def test_a_detector_scores_the_key_as_it_is_pruned(order: tuple[str, str]) -> No
     (place,) = [place for place in pruned().places if place == (2, Site.KEY)]
     each = cube(place.layer)
     unpruned = cube_score(keys(model, ids, place.layer), each.mean_F, 1 / each.std_F)
-    guards: dict[str, Guard] = {"mask": pruned(), "sums": ksd(each)}
+    guards: dict[str, Guard] = {"mask": pruned(), "sums": cubes(each)}
     with attach(model, **{name: guards[name] for name in order}) as attachment:
         readings = read(model, attachment, ids)
         key_TF = keys(model, ids, place.layer)  # by a younger hook
@@ -86,7 +87,7 @@ def test_beside_neuron_adjust_both_act() -> None:
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
     with attach(model, shift=neuron_adjust(), mask=pruned()) as attachment:
         key_TF = keys(model, ids, 0)
-        attachment.take(LENGTH)
+        take(attachment, LENGTH)
         readings = read(model, attachment, ids)
     assert bool((key_TF[:, [1, 5, 9]] == 0).all())
     assert bool((readings.scores["shift"] > 0).any())
@@ -108,7 +109,7 @@ def test_one_broken_value_of_one_token_is_invalid_there(site: Site, bad: float) 
     find_sites(model).layers[layer].at(site).register_forward_pre_hook(break_one)
     with attach(model, mask=pruned()) as attachment:
         logits = model(input_ids=ids).logits
-        codes = attachment.take(LENGTH).codes_RG[:, 0]
+        codes = take(attachment, LENGTH).codes_RG[:, 0]
     assert bool(torch.isfinite(logits).all())
     assert codes.tolist() == [Reading.INVALID if row == 3 else Reading.OUTSIDE for row in range(LENGTH)]
 
@@ -129,7 +130,7 @@ def test_only_picked_rows_are_read_and_all_are_pruned() -> None:
         everything = read(model, attachment, ids)
         wanted = model(input_ids=ids).logits[:, rows]
         picked = model(input_ids=ids, logits_to_keep=rows).logits
-        readings = attachment.take(2)
+        readings = take(attachment, 2)
     torch.testing.assert_close(picked, wanted)
     for name in readings.names:
         torch.testing.assert_close(readings.scores[name], everything.scores[name][rows])
@@ -144,7 +145,7 @@ def test_weights_that_train_are_not_written_in_place() -> None:
 def test_a_guard_for_other_heads_leaves_no_hook() -> None:
     model = tiny_model("llama", head_dim=6)
     with pytest.raises(AttachError, match=rf"got attention vectors of 24 neurons, the guard was made for {D_MODEL}"):
-        attach(model, sums=ksd(), mask=pruned())
+        attach(model, sums=cubes(), mask=pruned())
     assert hooks(model) == 0
 
 

@@ -21,7 +21,7 @@ from guards.methods.cube.guard import cube_score
 from guards.model.shard import WHOLE, Shard
 from tests.guards.attached import entry
 from tests.guards.inside.vllm.imitation import D_ATTENTION, LlamaForCausalLM, PPMissingLayer, Stage, sliced
-from tests.guards.samples import cube, ksd, neuron_adjust, pruned
+from tests.guards.samples import cube, cubes, neuron_adjust, pruned
 from tests.models import D_FF, D_MODEL
 
 IDS, POSITIONS = torch.tensor([3, 9, 27, 4, 50]), torch.tensor([0, 1, 2, 0, 7])
@@ -86,7 +86,7 @@ def test_scores_arrive_bit_for_bit_whatever_the_model_is_in(dtype: torch.dtype) 
     model = LlamaForCausalLM().to(dtype)
     wanted = [cube_score(keys(model, each.layer), each.mean_F, each.std_F.reciprocal())[ROWS] for each in CUBES]
     plain = run(model)
-    board = board_on(model, WHOLE, dtype, sums=ksd(*CUBES))
+    board = board_on(model, WHOLE, dtype, sums=cubes(*CUBES))
     hidden, cells = board.split(run(model)[ROWS])
     assert torch.equal(hidden, plain[ROWS])
     assert cells.dtype is torch.float32
@@ -100,7 +100,7 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, mask = neuron_adjust(), pruned(D_ATTENTION)
     del chosen.layers_statistics[2]
     mask = replace(mask, feed_forward={0: torch.tensor([1, 20])}, attention={0: torch.tensor([0, 3, D_ATTENTION - 1])})
-    guards: dict[str, Guard] = {"sums": ksd(cube(0, seed=1), cube(0, seed=2)), "shift": chosen, "mask": mask}
+    guards: dict[str, Guard] = {"sums": cubes(cube(0, seed=1), cube(0, seed=2)), "shift": chosen, "mask": mask}
     ranks = [sliced(whole, rank, 2) for rank in range(2)]
     one = board_on(whole, **guards)
     _, wanted = one.split(run(whole)[ROWS])
@@ -124,7 +124,7 @@ def test_cells_travel_to_the_next_stage() -> None:
     whole = LlamaForCausalLM()
     first, second = copy.deepcopy(whole), copy.deepcopy(whole)
     first.last = False
-    guards: dict[str, Guard] = {"sums": ksd(*CUBES), "shift": neuron_adjust(), "mask": pruned(D_ATTENTION)}
+    guards: dict[str, Guard] = {"sums": cubes(*CUBES), "shift": neuron_adjust(), "mask": pruned(D_ATTENTION)}
     board = board_on(whole, **guards)
     _, wanted = board.split(run(whole)[ROWS])
     first.model.layers[1] = first.model.layers[2] = PPMissingLayer()
@@ -139,14 +139,14 @@ def test_cells_travel_to_the_next_stage() -> None:
 
 def test_a_stage_that_brings_no_cells_is_an_error() -> None:
     model = LlamaForCausalLM()
-    board_on(model, sums=ksd())
+    board_on(model, sums=cubes())
     with pytest.raises(KeyError, match=vllm_board.TENSOR_KEY):
         run(model, intermediate_tensors=Stage({"hidden": torch.zeros(5, D_MODEL)}))
 
 
 def test_what_the_last_pass_said_does_not_stay() -> None:
     model = LlamaForCausalLM()
-    board = board_on(model, sums=ksd(*CUBES))
+    board = board_on(model, sums=cubes(*CUBES))
     assert bool(torch.isfinite(board.split(run(model)[ROWS])[1]).all())
     down(model, 2)._forward_pre_hooks.clear()
     _, cells = board.split(run(model)[ROWS])
@@ -171,7 +171,7 @@ def test_pruning_is_a_zeroed_column_and_comes_before_detectors(order: tuple[str,
     by_hand.load_state_dict(model.state_dict())
     plain = run(model)
     mask, each = pruned(D_ATTENTION), cube(2, seed=2)
-    guards: dict[str, Guard] = {"mask": mask, "sums": ksd(each), "shift": neuron_adjust()}
+    guards: dict[str, Guard] = {"mask": mask, "sums": cubes(each), "shift": neuron_adjust()}
     board = board_on(model, **{name: guards[name] for name in order})
     board_on(by_hand, shift=neuron_adjust())
     block: Any
@@ -210,19 +210,19 @@ class Quantized:
 @pytest.mark.parametrize("hidden", [Quantized(), torch.zeros(5, D_FF, dtype=torch.int8), torch.zeros(5, D_FF).half()])
 def test_a_hidden_key_vector_is_refused(hidden: Any) -> None:
     model = LlamaForCausalLM()
-    board_on(model, sums=ksd())
+    board_on(model, sums=cubes())
     with pytest.raises(GuardReadingError, match="fused"):
         down(model, 2).skillguard_key(hidden)
 
 
 def test_layers_that_the_model_lacks_are_refused() -> None:
     with pytest.raises(AttachError, match=r"layers \[3\]"):
-        board_on(LlamaForCausalLM(), sums=ksd(cube(3)))
+        board_on(LlamaForCausalLM(), sums=cubes(cube(3)))
 
 
 @pytest.mark.parametrize("positions", [None, torch.zeros(3, 5)])
 def test_positions_are_needed(positions: Tensor | None) -> None:
     model = LlamaForCausalLM()
-    board_on(model, sums=ksd())
+    board_on(model, sums=cubes())
     with pytest.raises(GuardReadingError, match="a position for every token"):
         model(input_ids=IDS, positions=positions)

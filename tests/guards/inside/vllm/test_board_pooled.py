@@ -15,7 +15,7 @@ from guards.methods.pooled.guard import PooledGuard
 from guards.model.shard import WHOLE, Shard
 from tests.guards.inside.vllm.imitation import LlamaForCausalLM, PPMissingLayer, Stage, sliced
 from tests.guards.inside.vllm.test_board import IDS, POSITIONS, ROWS, board_on, keys, run, sequences
-from tests.guards.samples import cube, ksd, neuron_adjust, pooled
+from tests.guards.samples import cube, cubes, neuron_adjust, pooled
 
 FOUND = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, 34])
 """Three tokens and one of new sequences, and one that goes on from slot 34, which another pass wrote."""
@@ -36,7 +36,7 @@ def means(model: LlamaForCausalLM, board: Board) -> Tensor:
 def test_means_are_over_each_sequences_tokens_so_far(dtype: torch.dtype) -> None:
     model, guard = LlamaForCausalLM().to(dtype), pooled(0, 2)
     value_T = values(model, guard)
-    board = board_on(model, WHOLE, dtype, FOUND, mean=guard, sums=ksd(cube(2)))
+    board = board_on(model, WHOLE, dtype, FOUND, mean=guard, sums=cubes(cube(2)))
     first = means(model, board)
     wanted = [value_T[0], value_T[:2].mean(), value_T[:3].mean(), value_T[3]]
     torch.testing.assert_close(first[:4], torch.stack(wanted), rtol=1e-4, atol=1e-5)
@@ -57,7 +57,7 @@ def test_means_are_over_each_sequences_tokens_so_far(dtype: torch.dtype) -> None
 )
 def test_a_row_without_a_sequence_is_no_pass(found: Sequences | None, finite: list[int]) -> None:
     model = LlamaForCausalLM()
-    board = board_on(model, WHOLE, torch.float32, found, mean=pooled(0, 2, tau=1e-6), sums=ksd(*map(cube, (0, 2))))
+    board = board_on(model, WHOLE, torch.float32, found, mean=pooled(0, 2, tau=1e-6), sums=cubes(*map(cube, (0, 2))))
     _, cells = board.split(run(model))
     assert torch.isfinite(board.cells.parts(cells, "mean"))[:, 0].nonzero().flatten().tolist() == finite
     assert bool(torch.isfinite(board.cells.parts(cells, "sums")).all()), "a cube needs no sequence"
@@ -88,7 +88,7 @@ def kept_apart(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """At layer 0, where both ranks have the whole layer's inputs; each keeps sums of its own slice."""
     whole = LlamaForCausalLM()
-    guards: dict[str, Guard] = {"mean": pooled(0), "sums": ksd(cube(0))}
+    guards: dict[str, Guard] = {"mean": pooled(0), "sums": cubes(cube(0))}
     ranks = [sliced(whole, rank, 2) for rank in range(2)]
     one = board_on(whole, **guards)
     boards = [board_on(part, Shard(rank, 2), **guards) for rank, part in enumerate(ranks)]
@@ -115,7 +115,7 @@ def stages(whole: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausalLM]
 def test_two_stages_say_what_one_says() -> None:
     whole = LlamaForCausalLM()
     first, second = stages(whole)
-    guards: dict[str, Guard] = {"mean": pooled(0, 2), "sums": ksd(cube(0), cube(2)), "shift": neuron_adjust()}
+    guards: dict[str, Guard] = {"mean": pooled(0, 2), "sums": cubes(cube(0), cube(2)), "shift": neuron_adjust()}
     one, begin, end = (board_on(model, WHOLE, torch.float32, FOUND, **guards) for model in (whole, first, second))
     for time in range(2):
         wanted = one.split(run(whole))[1]
@@ -132,7 +132,7 @@ def test_what_a_stage_sends_to_two_ranks_is_counted_once(broken: bool, monkeypat
     """What a stage sends was summed over its ranks before; a NaN in it reaches the end all the same."""
     whole = LlamaForCausalLM()
     first, _ = stages(whole)
-    guards: dict[str, Guard] = {"mean": pooled(0, 1), "sums": ksd(cube(0), cube(1))}
+    guards: dict[str, Guard] = {"mean": pooled(0, 1), "sums": cubes(cube(0), cube(1))}
     one, begin = board_on(whole, **guards), board_on(first, **guards)
     wanted = one.split(run(whole)[ROWS[:1]])[1]
     sent: Stage = run(first)

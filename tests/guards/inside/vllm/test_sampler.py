@@ -16,7 +16,7 @@ from guards.inside.vllm.events import SHADOW, RowReport, load_moved, load_report
 from guards.inside.vllm.sampler import WithholdingSampler
 from guards.methods.registry import METHODS
 from guards.model.shard import WHOLE
-from tests.guards.samples import cube, ksd, neuron_adjust
+from tests.guards.samples import cube, cubes, neuron_adjust
 
 SENTINEL, DRAWN = 2, 40
 IN, OUT, BROKEN = 1.0, 9.0, float("nan")
@@ -63,8 +63,8 @@ def runner(*generated: int, shadow: tuple[tuple[str, ...], ...] = (), discard: t
 def sampler(of: Any, scope: Scope = Scope.BOTH) -> WithholdingSampler:
     """Two detectors and an intervention: cells are [a, b, moved at 2] after [moved at 0]."""
     guards: dict[str, Bound] = {
-        "a": METHODS["ksd"].bind(ksd(cube(0)), torch.device("cpu"), WHOLE),
-        "b": METHODS["ksd"].bind(ksd(cube(0)), torch.device("cpu"), WHOLE),
+        "a": METHODS["ksd"].bind(cubes(cube(0)), torch.device("cpu"), WHOLE),
+        "b": METHODS["ksd"].bind(cubes(cube(0)), torch.device("cpu"), WHOLE),
         "shift": METHODS["neuron-adjust"].bind(neuron_adjust(), torch.device("cpu"), WHOLE),
     }
     return WithholdingSampler(Inner(), of, Cells(guards), {"a": scope, "b": scope, "shift": Scope.BOTH}, SENTINEL)

@@ -18,7 +18,8 @@ from guards.core.verdict import Reading, Scope
 from guards.errors import ArtifactError, CalibrationError, DataError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.cube.calibrate import CubeCalibration, calibrate as calibrate_cubes
+from guards.methods.cube.calibrate import CubeCalibration
+from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.guard import CubeGuard, Regime, floor_sigma
 from guards.methods.cube.options import CubeOptions
 from guards.methods.cube.passes import fit_frame, score_all

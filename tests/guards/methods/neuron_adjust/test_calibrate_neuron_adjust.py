@@ -12,7 +12,8 @@ from guards.core.verdict import Reading
 from guards.errors import CalibrationError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration, calibrate as calibrate_neuron_adjust
+from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration
+from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.registry import METHODS, load_guard

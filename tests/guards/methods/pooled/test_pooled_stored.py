@@ -17,7 +17,7 @@ from guards.methods.registry import METHODS, load_guard
 from guards.model.shard import WHOLE
 from guards.model.sites import Site
 from tests.guards.methods.test_registry import Parameters, Tensors, edit
-from tests.guards.samples import ksd, pooled, write_raw
+from tests.guards.samples import cubes, pooled, write_raw
 from tests.models import D_FF, LAYERS
 
 
@@ -42,20 +42,20 @@ def test_a_guard_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_an_artifact_that_names_no_variant_holds_cubes(tmp_path: Path) -> None:
-    parameters, tensors = METHODS["ksd"].dump(ksd())
+    parameters, tensors = METHODS["ksd"].dump(cubes())
     assert parameters.pop("variant") == "paper"
     assert isinstance(load(tmp_path, parameters, tensors), CubeGuard)
 
 
 @pytest.mark.parametrize("variant", ["spheres", "Pooled", "", None, 1])
-@pytest.mark.parametrize("guard", [ksd(), pooled()], ids=["cubes", "pooled"])
+@pytest.mark.parametrize("guard", [cubes(), pooled()], ids=["cubes", "pooled"])
 def test_an_unknown_variant_is_refused(tmp_path: Path, guard: Any, variant: object) -> None:
     parameters, tensors = METHODS["ksd"].dump(guard)
     with pytest.raises(ArtifactError, match=r"parameters\.variant"):
         load(tmp_path, {**parameters, "variant": variant}, tensors)
 
 
-@pytest.mark.parametrize(("given", "other"), [("paper", pooled()), ("pooled", ksd())])
+@pytest.mark.parametrize(("given", "other"), [("paper", pooled()), ("pooled", cubes())])
 def test_a_variant_with_the_others_parameters_is_refused(tmp_path: Path, given: str, other: Any) -> None:
     parameters, tensors = METHODS["ksd"].dump(other)
     with pytest.raises(ArtifactError, match=r"parameters\."):

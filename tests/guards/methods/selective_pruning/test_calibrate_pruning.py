@@ -13,7 +13,8 @@ from guards.errors import CalibrationError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import METHODS, load_guard
-from guards.methods.selective_pruning.calibrate import PruningCalibration, calibrate as calibrate_pruning
+from guards.methods.selective_pruning.calibrate import PruningCalibration
+from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.guard import EPSILON, Importance, PruningGuard
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site

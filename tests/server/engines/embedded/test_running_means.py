@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from guards.inside.transformers.loading import load_model
-from guards.methods.cube.guard import METHOD
 from guards.methods.registry import METHODS
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from guards.core.part import Part
+
 from guards.core.verdict import Reading, Scope, Verdict
 from guards.inside.transformers.attach import Readings
 from server.engines.answer_state import GuardFacts

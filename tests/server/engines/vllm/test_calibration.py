@@ -24,7 +24,8 @@ from guards.calibration.sources import Source, read_source
 from guards.core.verdict import Reading
 from guards.errors import ArtifactMismatchError
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.calibrate import CubeCalibration, calibrate as calibrate_cubes
+from guards.methods.cube.calibrate import CubeCalibration
+from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from guards.core.part import Part
+
 from guards.core.verdict import Reading, Scope
 from guards.inside.transformers.loading import load_tokenizer
 from guards.inside.vllm.events import STOP_REASON, RowReport
