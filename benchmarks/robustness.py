@@ -3,8 +3,8 @@
     python -m benchmarks.robustness [--model DIR] [--skills mathematics ...] [--detectors paper ...]
 
 The detectors are those of `benchmarks.transfer`, fitted on the same. Recall is on treated questions of the skill, false
-abstention on other questions with the same treatment; `docs/evaluating.md` lists the treatments. There is no goal. The
-last line printed is one JSON object.
+abstention on other questions with the same treatment; `docs/measurements.md` lists the treatments. There is no goal.
+The last line printed is one JSON object.
 """
 
 from benchmarks.detectors.run import Wanted, parse, run

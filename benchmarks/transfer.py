@@ -2,7 +2,7 @@
 
     python -m benchmarks.transfer [--model DIR] [--skills mathematics ...] [--detectors paper ...]
 
-Sets and what is fitted on what: `docs/evaluating.md`. A pair of fit and set meets the goal with recall of .90 on the
+Sets and what is fitted on what: `docs/measurements.md`. A pair of fit and set meets the goal with recall of .90 on the
 set at false abstention of .01 on what is retained in the same format. The last line printed is one JSON object.
 """
 
