@@ -19,6 +19,7 @@ from guards.calibration.options import (
 )
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
+from server.cli.frame import read_frame
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
@@ -192,8 +193,7 @@ OPTIONS: dict[str, type[CommonOptions]] = {
 def _options(kind: type[Any], args: argparse.Namespace) -> Any:
     """The frozen options from the parsed arguments of the same names."""
     values = {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
-    # A shell passes the two characters \n where a template means a line break.
-    values["frames"] = tuple(frame.replace("\\n", "\n") for frame in args.frames or ())
+    values["frames"] = tuple(map(read_frame, args.frames or ()))
     if "scope" in values:
         values["scope"] = Scope(values["scope"])
     return kind(**values, progress=True)

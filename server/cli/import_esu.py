@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from server.cli.frame import read_frame
+
 EPILOG = """\
 Without --model the artifact is not bound to weights: it can be inspected, and `serve` refuses it.
 With --model it is bound, and canaries are taken from --forget and --retain, whose form is that of `calibrate`.
@@ -64,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if not skill:
         raise ArtifactError(f"{file.name}: its name tells no skill: give --skill")
     refuse_output(args.output, skill)
-    # A shell passes the two characters \n where a template means a line break.
-    frame = args.frame and args.frame.replace("\\n", "\n")
+    frame = args.frame and read_frame(args.frame)
     options = ImportOptions(kind=args.kind, alpha=args.alpha, regime=args.regime, frame=frame)
     result = import_esu(file, options)
     if args.model is not None:
