@@ -44,7 +44,9 @@ def _add_common(parser: argparse.ArgumentParser, options: type[CommonOptions]) -
     parser.add_argument("--skill", required=True, help="name of the skill, as clients and metrics see it")
     parser.add_argument("--forget", required=True, action="append", metavar="SRC", help="examples of the skill")
     parser.add_argument("--retain", required=True, action="append", metavar="SRC", help="examples of the rest")
-    parser.add_argument("--output", required=True, type=Path, help="artifact folder; a report goes to OUTPUT-report")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="artifact folder; a report goes to FOLDER-report"
+    )
     parser.add_argument("--field", help="text field of every source that names none with #FIELD")
     parser.add_argument("--limit", type=int, help="at most this many examples of each source, drawn by --seed")
     parser.add_argument(

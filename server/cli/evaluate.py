@@ -46,7 +46,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--output", required=True, type=Path, help="run folder; an unfinished run in it is continued")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="run folder; an unfinished run in it is continued"
+    )
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
 
     add_arguments(parser, may_be_unguarded=False)

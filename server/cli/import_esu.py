@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a published .npz or .pkl; nothing in it is run")
-    parser.add_argument("--output", required=True, type=Path, help="artifact folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="artifact folder")
     parser.add_argument("--skill", help="name of the skill (default: the one in the file's name, in lower case)")
     parser.add_argument(
         "--kind",
