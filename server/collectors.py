@@ -6,9 +6,9 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from guards.core.version import version
 from server.engines.base import Engine
 from server.readiness import Readiness
-from server.version import version
 
 
 class StateCollector(Collector):

@@ -53,7 +53,9 @@ class ServerConfig(BaseModel):
         "skill shows late, and costs that many tokens of delay before the first text.",
     )
     shadow: GuardNames = Field(
-        (), description="Names of guards whose hits are only counted and logged, for trying a guard out."
+        (),
+        title="GUARD",
+        description="Names of guards whose hits are only counted and logged, for trying a guard out.",
     )
     api_keys_file: Path | None = Field(
         None,

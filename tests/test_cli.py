@@ -1,6 +1,7 @@
 """The command line: instant help, clear refusals, one line per error."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -39,6 +40,31 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"])
     assert ended.value.code == 0
     assert "usage: skillguard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("serve", "--abstain-style content_filter|refusal|error"),
+        ("serve", "--dtype float32|bfloat16|float16"),
+        ("serve", "--artifacts FOLDER [FOLDER ...]"),
+        ("serve", "--shadow GUARD [GUARD ...]"),
+        ("serve", "--api-keys-file FILE"),
+        ("serve", "--served-name NAME"),
+        ("serve", "--port INT"),
+        ("evaluate", "--frame FRAME"),
+        ("evaluate", "--output FOLDER"),
+        ("evaluate", "--temperature FLOAT"),
+        ("calibrate ksd", "--output FOLDER"),
+        ("import-esu", "--output FOLDER"),
+    ],
+)
+def test_help_shows_what_an_option_takes(command: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert wanted in " ".join(shown.split())
+    assert not re.search(r"\b(STR|PATH|OUTPUT|ABSTAINSTYLE)\b", shown)
 
 
 def test_serving_without_guards_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:

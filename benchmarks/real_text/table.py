@@ -31,7 +31,7 @@ from benchmarks.real_text.splits import data_folder
 from benchmarks.real_text.variants import VARIANTS, Variant
 from benchmarks.report import RESULTS, keep, publish
 from guards.calibration.activations import TokenIds
-from guards.calibration.finished import tool_name
+from guards.core.version import tool_name
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import load_model
 from server.evaluation.figures import LANGUAGES, share_matrix

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from guards.calibration.corpus import Corpus
 from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.verdict import GuardKind, Reading
+from guards.core.version import tool_name
 from guards.errors import ArtifactError, CalibrationError
 from guards.model.encoding import CHAT_FRAME
 from guards.model.shard import WHOLE
@@ -63,14 +63,6 @@ class Calibration:
             tensors_sha256="0" * 64,
         )
         return write_artifact(folder, manifest, tensors)
-
-
-def tool_name() -> str:
-    """Name and version for the calibration record."""
-    try:
-        return f"skillguard {version('skillguard')}"
-    except PackageNotFoundError:
-        return "skillguard unknown"
 
 
 def refuse_output(folder: Path, skill: str) -> None:

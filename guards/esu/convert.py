@@ -9,9 +9,10 @@ import torch
 from guards.artifact.manifest import CalibrationRecord, ModelIdentity
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import encode_corpora
-from guards.calibration.finished import Calibration, choose_canaries, make_record, tool_name
+from guards.calibration.finished import Calibration, choose_canaries, make_record
 from guards.calibration.sources import Source
 from guards.calibration.statistics import floor_sigma
+from guards.core.version import tool_name
 from guards.errors import ArtifactError, ArtifactMismatchError
 from guards.esu.files import LLAMA_3_8B, PUBLISHED, EsuFile, cubes, gaussians
 from guards.methods.cube.guard import CubeGuard, Regime

@@ -16,6 +16,7 @@ from guards.calibration.options import CommonOptions
 from guards.errors import CalibrationError
 from guards.methods.entry import Entry
 from guards.methods.registry import names, variants
+from server.cli.frame import read_frame
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
@@ -47,7 +48,9 @@ def _add_common(parser: argparse.ArgumentParser, entries: Mapping[str, Entry]) -
     parser.add_argument("--skill", required=True, help="name of the skill, as clients and metrics see it")
     parser.add_argument("--forget", required=True, action="append", metavar="SRC", help="examples of the skill")
     parser.add_argument("--retain", required=True, action="append", metavar="SRC", help="examples of the rest")
-    parser.add_argument("--output", required=True, type=Path, help="artifact folder; a report goes to OUTPUT-report")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="artifact folder; a report goes to FOLDER-report"
+    )
     parser.add_argument("--field", help="text field of every source that names none with #FIELD")
     parser.add_argument("--limit", type=int, help="at most this many examples of each source, drawn by --seed")
     frames = _by_variant({variant: entry.options.usual_frames for variant, entry in entries.items()})
@@ -165,8 +168,7 @@ def _options(entry: Entry, args: argparse.Namespace) -> CommonOptions:
         name: kinds[name](value) if isinstance(kinds[name], type) and issubclass(kinds[name], StrEnum) else value
         for name, value in values.items()
     }
-    # A shell passes the two characters \\n where a template means a line break.
-    values["frames"] = tuple(frame.replace("\\n", "\n") for frame in args.frames or ())
+    values["frames"] = tuple(map(read_frame, args.frames or ()))
     return entry.options(**{**values, "progress": True})
 
 

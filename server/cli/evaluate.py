@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.cli.engine import DEMO, add_arguments, engine_options
 from server.cli.fields import add_fields, build_settings
+from server.cli.frame import read_frame
 from server.cli.inspect import KEY_VARIABLE
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
@@ -45,7 +46,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--output", required=True, type=Path, help="run folder; an unfinished run in it is continued")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="run folder; an unfinished run in it is continued"
+    )
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
 
     add_arguments(parser, may_be_unguarded=False)
@@ -88,8 +91,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, writes the run folder, prints the tables; returns the exit status. Raises SkillguardError."""
     if hasattr(args, "frame"):
-        # A shell passes the two characters \n where a template means a line break.
-        args.frame = args.frame.replace("\\n", "\n")
+        args.frame = read_frame(args.frame)
     options = build_settings(EvaluationOptions, args)
     demo = not hasattr(args, "model") and not args.url
     suites = args.suite or (demo_suites() if demo else None)

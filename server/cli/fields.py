@@ -1,6 +1,7 @@
 """Command-line options made from a settings model, so that names, defaults and help have one home."""
 
 import argparse
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -12,7 +13,10 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: str) -> None:
-    """Adds one `--field-name` per field; a bool is a switch. Values are converted and checked by `build_settings`."""
+    """Adds one `--field-name` per field; a bool is a switch. Values are converted and checked by `build_settings`.
+
+    A field's title is what help shows for its value; without one it is made of the field's type or name.
+    """
     for name in names:
         field = model.model_fields[name]
         option = f"--{name.replace('_', '-')}"
@@ -28,19 +32,22 @@ def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: 
             dest=name,
             default=argparse.SUPPRESS,
             nargs="+" if many else None,
-            metavar=_metavar(field.annotation),
+            metavar=field.title or _metavar(name, field.annotation),
             help=(field.description or "").replace("%", "%%") + default,
         )
 
 
-def _metavar(annotation: Any) -> str:
+def _metavar(name: str, annotation: Any) -> str:
+    """Choices of a Literal or an enum, INT or FLOAT of a number, and else the last word of the name."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
-    if get_origin(annotation) is tuple:
-        return str(get_args(annotation)[0].__name__).upper()
-    return str(getattr(annotation, "__name__", "VALUE")).upper()
+    if annotation in (int, float):
+        return str(annotation.__name__).upper()
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return "|".join(str(choice.value) for choice in annotation)
+    return name.rpartition("_")[2].upper()
 
 
 def build_settings(model: type[Settings], args: argparse.Namespace, /, **fixed: Any) -> Settings:

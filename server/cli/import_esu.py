@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from server.cli.frame import read_frame
+
 EPILOG = """\
 Without --model the artifact is not bound to weights: it can be inspected, and `serve` refuses it.
 With --model it is bound, and canaries are taken from --forget and --retain, whose form is that of `calibrate`.
@@ -22,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a published .npz or .pkl; nothing in it is run")
-    parser.add_argument("--output", required=True, type=Path, help="artifact folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="artifact folder")
     parser.add_argument("--skill", help="name of the skill (default: the one in the file's name, in lower case)")
     parser.add_argument(
         "--kind",
@@ -64,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if not skill:
         raise ArtifactError(f"{file.name}: its name tells no skill: give --skill")
     refuse_output(args.output, skill)
-    # A shell passes the two characters \n where a template means a line break.
-    frame = args.frame and args.frame.replace("\\n", "\n")
+    frame = args.frame and read_frame(args.frame)
     options = ImportOptions(kind=args.kind, alpha=args.alpha, regime=args.regime, frame=frame)
     result = import_esu(file, options)
     if args.model is not None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from guards.core.version import tool_name
 from guards.errors import SkillguardError
 from server.cli import calibrate as cli_calibrate
 from server.cli import evaluate as cli_evaluate
@@ -13,7 +14,6 @@ from server.cli import key as cli_key
 from server.cli import serve as cli_serve
 from server.cli.engine import own_flags, split_flags
 from server.engines.errors import EngineFlagError
-from server.version import version
 
 COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
 WITH_ENGINE = ("serve", "calibrate", "evaluate")
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Takes one skill away from an open-weight language model at inference time.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"skillguard {version()}")
+    parser.add_argument("--version", action="version", version=tool_name())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)

@@ -80,13 +80,13 @@ async def _announce(server: "uvicorn.Server", readiness: "Readiness", config: Se
 
 def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     """What runs, what is not covered, and a line to paste."""
+    from guards.core.version import tool_name
     from server.coverage import uncovered
-    from server.version import version
 
     running = readiness.require_running()
     info, rules = running.info, running.policy.rules
     lines = [
-        f"skillguard {version()}, engine {info.engine} {info.engine_version} on {info.device} in {info.dtype}",
+        f"{tool_name()}, engine {info.engine} {info.engine_version} on {info.device} in {info.dtype}",
         f"  model  {info.model} ({info.architecture}, up to {info.max_model_tokens} tokens)",
     ]
     for guard in info.guards:

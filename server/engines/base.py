@@ -8,14 +8,15 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Protocol
-
-from prometheus_client import Metric
+from typing import TYPE_CHECKING, Protocol
 
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 
 class GrammarKind(StrEnum):
@@ -352,6 +353,6 @@ class Engine(Protocol):
         """Current queue state."""
         ...
 
-    def metrics(self) -> Iterable[Metric]:
+    def metrics(self) -> Iterable["Metric"]:
         """What the engine itself counts, under names of its own; read when Prometheus asks."""
         ...

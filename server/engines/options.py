@@ -12,7 +12,7 @@ class EmbeddedOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str = Field(description="Model folder, or a hub id.")
-    artifacts: tuple[Path, ...] = Field((), description="Artifact folders, one guard each.")
+    artifacts: tuple[Path, ...] = Field((), title="FOLDER", description="Artifact folders, one guard each.")
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
     )
@@ -46,7 +46,7 @@ class VllmOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str = Field(description="Model folder, or a hub id.")
-    artifacts: tuple[Path, ...] = Field((), description="Artifact folders, one guard each.")
+    artifacts: tuple[Path, ...] = Field((), title="FOLDER", description="Artifact folders, one guard each.")
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from guards.core.version import tool_name
 from server.evaluation.arms import Arm
 from server.evaluation.figures import figures, require_matplotlib
 from server.evaluation.folder import RunFolder
@@ -16,7 +17,6 @@ from server.evaluation.runner import run_arms
 from server.evaluation.sandbox import probe
 from server.evaluation.suites import Suite
 from server.evaluation.tables import markdown
-from server.version import version
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluation:
         """All that decides the answers. No path and no address: a run folder may move."""
         code = any(suite.kind.traits.blocking for suite in self.suites)
         return {
-            "tool": f"skillguard {version()}",
+            "tool": tool_name(),
             "model": self.arms[0].model,
             "engine": self.engine,
             "guards": {arm.name: [asdict(guard) for guard in arm.guards] for arm in self.arms},

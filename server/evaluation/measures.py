@@ -6,21 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guards.artifact.manifest import Rate
 from guards.calibration.statistics import clopper_pearson
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of items with its exact (Clopper-Pearson) 95 % interval."""
-
-    hits: int
-    total: int
-    rate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -45,11 +35,12 @@ class Unlearning:
 
 
 def rate_of(outcomes: Sequence[bool]) -> Rate | None:
-    """None of nothing."""
+    """A share of items with its exact interval, None of nothing."""
     if not outcomes:
         return None
     hits, total = sum(outcomes), len(outcomes)
-    return Rate(hits, total, hits / total, *clopper_pearson(hits, total, CONFIDENCE))
+    low, high = clopper_pearson(hits, total, CONFIDENCE)
+    return Rate(hits=hits, total=total, rate=hits / total, low=low, high=high)
 
 
 def relative(before: Sequence[bool], after: Sequence[bool], seed: str) -> Relative | None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from guards.artifact.manifest import Rate
 from guards.calibration.statistics import auroc
 from guards.errors import DataError
 from server.errors import EvaluationError
 from server.evaluation.arms import BASELINE, Arm
 from server.evaluation.client import TOO_LONG
 from server.evaluation.folder import Record
-from server.evaluation.measures import Rate, deviation_score, rate_of, relative, s_unlearning
+from server.evaluation.measures import deviation_score, rate_of, relative, s_unlearning
 from server.evaluation.options import EvaluationOptions
 from server.evaluation.runner import Timing, item_key
 from server.evaluation.suites import Suite
@@ -188,7 +189,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _rate(rate: Rate | None) -> dict[str, Any] | None:
-    return None if rate is None else asdict(rate)
+    return None if rate is None else rate.model_dump()
 
 
 def _rounded(value: Any) -> Any:

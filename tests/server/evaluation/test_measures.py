@@ -13,6 +13,7 @@ def test_rates_have_exact_intervals() -> None:
     assert rate is not None
     assert (rate.hits, rate.total, rate.rate, rate.high) == (3, 3, 1.0, 1.0)
     assert rate.low == pytest.approx(0.025 ** (1 / 3))  # (alpha / 2)^(1/n), the closed form at n of n
+    assert list(rate.model_dump()) == ["hits", "total", "rate", "low", "high"], "the keys of results.json, in order"
     assert rate_of([]) is None
 
 

@@ -9,3 +9,8 @@ def version() -> str:
         return metadata.version("skillguard")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def tool_name() -> str:
+    """Name and version, for records and for people."""
+    return f"skillguard {version()}"
