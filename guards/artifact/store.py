@@ -7,12 +7,10 @@ guard gives the same bytes: keys are sorted and nothing in the file depends on t
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import ValidationError
@@ -21,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from guards.artifact.exchange import open_folder, refuse_strays, write_folder
 from guards.artifact.manifest import FORMAT_VERSION, UNSEALED, Manifest, first_problem
 from guards.errors import ArtifactError
 
@@ -74,50 +73,30 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: Mapping[str, Tenso
     """
     folder = folder.resolve()
     _refuse_tensors(folder, tensors)
-    if folder.exists() and not _is_artifact_only(folder):
-        raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
+    refuse_folder(folder)
     blob = save_tensors({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
     manifest = manifest.model_copy(update={"tensors_sha256": _sha256(blob), "manifest_sha256": UNSEALED})
     seal = _sha256(_manifest_bytes(manifest))
     text = _manifest_bytes(manifest.model_copy(update={"manifest_sha256": seal}))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    retired = scratch.with_name(scratch.name + "-old")
-    try:
-        for file_name, data in ((TENSORS_NAME, blob), (MANIFEST_NAME, text)):
-            with open(scratch / file_name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        scratch.chmod(0o755)
-        if folder.exists():
-            folder.rename(retired)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if retired.exists():
-                retired.rename(folder)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    write_folder(folder, {TENSORS_NAME: blob, MANIFEST_NAME: text})
     return _sha256(text)
 
 
-def _is_artifact_only(folder: Path) -> bool:
+def refuse_folder(folder: Path) -> None:
+    """Raises ArtifactError when an artifact may not be written here: replacing removes all that a folder holds."""
+    if not folder.exists():
+        return
     if not (folder / MANIFEST_NAME).is_file():
-        return False
-    return {entry.name for entry in folder.iterdir()} <= {MANIFEST_NAME, TENSORS_NAME}
+        raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
+    refuse_strays(folder, (MANIFEST_NAME, TENSORS_NAME), "an artifact")
 
 
-def _read_bounded(path: Path, limit: int) -> bytes:
-    if not path.is_file():
-        raise ArtifactError(f"{path.parent}: got no file {path.name!r}; an artifact is a folder that has one")
+def _read_bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise ArtifactError(f"{path}: got {size} bytes, wanted at most {limit}: this is no artifact")
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ArtifactError(f"{path}: got {size} bytes, wanted at most {limit}: this is no artifact")
-        return path.read_bytes()
+        return file.read()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -160,17 +139,17 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
 def read_artifact(folder: Path) -> Artifact:
     """Reads and validates an artifact folder; the one way in.
 
-    Raises ArtifactError naming what, got and wanted. The method's own parameters and tensor shapes are
+    Beside a writer it gives the older artifact or the newer one, never a mixture. Raises ArtifactError naming what, got
+    and wanted, and no other error. The method's own parameters and tensor shapes are
     validated by `guards.methods.registry.load_guard`.
     """
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: got no such folder; wanted an artifact (manifest.json, tensors.safetensors)")
-    extra = sorted(p.name for p in folder.iterdir() if p.name.endswith((".pkl", ".pt", ".pth", ".bin", ".npz")))
-    if extra:
-        raise ArtifactError(f"{folder}: holds {extra[0]!r}; artifacts are never pickled, remove it")
-    text = _read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    manifest = _parse_manifest(folder / MANIFEST_NAME, text)
-    blob = _read_bounded(folder / TENSORS_NAME, MAX_TENSORS_BYTES)
+    with open_folder(Path(os.path.realpath(folder)), (MANIFEST_NAME, TENSORS_NAME)) as opened:
+        extra = sorted(name for name in opened.names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".npz")))
+        if extra:
+            raise ArtifactError(f"{folder}: holds {extra[0]!r}; artifacts are never pickled, remove it")
+        text = _read_bounded(opened.files[MANIFEST_NAME], folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        manifest = _parse_manifest(folder / MANIFEST_NAME, text)
+        blob = _read_bounded(opened.files[TENSORS_NAME], folder / TENSORS_NAME, MAX_TENSORS_BYTES)
     got = _sha256(blob)
     if got != manifest.tensors_sha256:
         raise ArtifactError(

@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from guards.artifact.canaries import SHIFT_SLACK
 from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity, Name
-from guards.artifact.store import MANIFEST_NAME, write_artifact
+from guards.artifact.store import refuse_folder, write_artifact
 from guards.calibration.activations import Activations, Pass, Tokens
 from guards.calibration.corpus import Corpus
 from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.verdict import GuardKind, Reading
 from guards.core.version import tool_name
-from guards.errors import ArtifactError, CalibrationError
+from guards.errors import CalibrationError
 from guards.model.encoding import CHAT_FRAME
 from guards.model.shard import WHOLE
 from guards.model.sites import Site
@@ -68,7 +68,8 @@ class Calibration:
 def refuse_output(folder: Path, skill: str) -> None:
     """Raises before any work when the artifact could not be written at the end.
 
-    ArtifactError: `folder` is something else. CalibrationError: the skill's name is not allowed in a manifest.
+    ArtifactError: `folder` is something else, or holds something more. CalibrationError: the skill's name is not allowed
+    in a manifest.
     """
     try:
         TypeAdapter(Name).validate_python(skill)
@@ -76,8 +77,7 @@ def refuse_output(folder: Path, skill: str) -> None:
         raise CalibrationError(
             f"got skill name {skill!r}, wanted 1 to 64 of A-Z a-z 0-9 _ . - starting with a letter or digit"
         ) from error
-    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
-        raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
+    refuse_folder(folder)
 
 
 def make_record(

@@ -1,15 +1,13 @@
 """`<output>-report/`: what a person reads about a calibration. Not part of the artifact, and no server reads it."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from guards.artifact.exchange import refuse_strays, write_folder
 from guards.calibration.finished import Calibration
 from guards.errors import ArtifactError
 
@@ -22,9 +20,21 @@ def report_folder(output: Path) -> Path:
 
 
 def refuse_report_folder(folder: Path) -> None:
-    """Raises ArtifactError when `folder` holds something that is no report."""
-    if folder.exists() and not (folder / REPORT_NAME).is_file():
+    """Raises ArtifactError when `folder` holds anything that is not of a report: replacing removes all of it."""
+    if not folder.exists():
+        return
+    if not (folder / REPORT_NAME).is_file():
         raise ArtifactError(f"{folder} exists and holds no {REPORT_NAME}: move it away or choose another output")
+    refuse_strays(folder, (REPORT_NAME, *_plots_in(folder)), "a report")
+
+
+def _plots_in(folder: Path) -> list[str]:
+    """The plots that a report names; none where the file is damaged, or is some other program's."""
+    try:
+        names = json.loads((folder / REPORT_NAME).read_bytes())["plots"]
+    except (ValueError, LookupError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def report_of(calibration: Calibration, skill: str, details: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,18 +56,11 @@ def report_of(calibration: Calibration, skill: str, details: Mapping[str, Any]) 
 
 
 def write_report(folder: Path, report: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
-    """Writes report.json and the plots (file name -> PNG) as one folder, replacing an older report."""
+    """Writes report.json and the plots (file name -> PNG) as one folder, replacing an older report.
+
+    Raises ArtifactError, with nothing written, when the folder holds anything else.
+    """
+    folder = folder.resolve()
     refuse_report_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        (scratch / REPORT_NAME).write_text(text, encoding="utf-8")
-        for name, data in plots.items():
-            (scratch / name).write_bytes(data)
-        os.chmod(scratch, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    text = json.dumps({**report, "plots": sorted(plots)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_folder(folder, {REPORT_NAME: text.encode(), **plots})

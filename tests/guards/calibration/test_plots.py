@@ -83,5 +83,40 @@ def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.parametrize("name", ["mine.txt", "holiday.png", ".hidden", "figures/mine.txt", "roc.png/mine.txt"])
+def test_a_report_with_somebody_elses_file_is_left_alone(tmp_path: Path, name: str) -> None:
+    """`roc.png` as a folder: only its name is a report's."""
+    folder = tmp_path / "guard-report"
+    write_report(folder, {"skill": "sums"}, {"scores.png": b"plot"} | ({} if "/" in name else {"roc.png": b"plot"}))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("keep")
+    with pytest.raises(ArtifactError, match=f"holds a report and also '{name.partition('/')[0]}', which replacing"):
+        write_report(folder, {}, {})
+    assert (folder / name).read_text() == "keep"
+    assert json.loads((folder / "report.json").read_text())["skill"] == "sums"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"plots": null}', '{"plots": [1]}', '"plots"', "{}"])
+def test_a_report_of_some_other_program_owns_no_plots(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "guard-report"
+    folder.mkdir()
+    (folder / "report.json").write_text(text)
+    (folder / "roc.png").write_text("keep")
+    with pytest.raises(ArtifactError, match=r"also 'roc\.png'"):
+        write_report(folder, {}, {})
+    (folder / "roc.png").unlink()
+    write_report(folder, {"skill": "sums"}, {})
+    assert json.loads((folder / "report.json").read_text()) == {"skill": "sums", "plots": []}
+
+
+def test_plots_of_an_older_report_do_not_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "guard-report"
+    write_report(folder, {}, {"roc.png": b"older", "scores.png": b"older"})
+    write_report(folder, {}, {"scores.png": b"newer"})
+    assert {entry.name for entry in folder.iterdir()} == {"report.json", "scores.png"}
+    assert (folder / "scores.png").read_bytes() == b"newer"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["guard-report"]
+
+
 def test_matplotlib_is_there_for_these_tests() -> None:
     require_matplotlib()

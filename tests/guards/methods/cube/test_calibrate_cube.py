@@ -12,10 +12,9 @@ from guards.artifact.manifest import Canary
 from guards.artifact.store import read_artifact
 from guards.calibration.corpus import FORGET_DEAL, RETAIN_DEAL, Share, encode_corpora, frame_tokens
 from guards.calibration.detector_job import prepare
-from guards.calibration.finished import refuse_output
 from guards.calibration.sources import Source
 from guards.core.verdict import Reading, Scope
-from guards.errors import ArtifactError, CalibrationError, DataError
+from guards.errors import CalibrationError, DataError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.cube.calibrate import CubeCalibration
@@ -262,14 +261,6 @@ def test_the_frames_own_tokens_are_recognised() -> None:
     assert frame_tokens([(1, 2, 3, 4), (1, 2, 9, 8, 4), (1, 2, 3, 4)]) == (2, 1)
     assert frame_tokens([(1, 2), (1, 2, 3)]) == (1, 0)
     assert frame_tokens([(5,), (6, 7)]) == (0, 0)
-
-
-def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
-    refuse_output(tmp_path / "new", "sums")
-    with pytest.raises(ArtifactError, match="is no artifact"):
-        refuse_output(tmp_path, "sums")
-    with pytest.raises(CalibrationError, match="got skill name 'two words'"):
-        refuse_output(tmp_path / "new", "two words")
 
 
 @pytest.mark.real
