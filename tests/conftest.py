@@ -7,10 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tiny tensors gain nothing from more, and threads that wait for each other starve on busy cores.
 torch.set_num_threads(1)
+# The same examples in every run, and no judgement by the clock: a busy machine is no failure.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

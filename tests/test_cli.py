@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.auth import load_keys
 from server.cli.engine import engine_options, own_flags, split_flags
@@ -120,6 +122,53 @@ def test_a_space_within_a_word_does_not_make_it_somebody_elses() -> None:
         ["--artifacts", "a", "--abstain-text", text, "--port=0"],
         [json_flag],
     )
+
+
+OTHERS = st.from_regex(r"--?[A-Za-z][A-Za-z0-9._-]{0,12}", fullmatch=True) | st.sampled_from(sorted(OWN)).map(
+    lambda flag: flag[:-1] + "x"
+)
+ENDINGS = st.just("") | st.text("a_-= {\n", max_size=6).map("=".__add__)
+VALUES = st.lists(
+    st.text(max_size=8).filter(lambda word: not word.startswith("-"))
+    | st.sampled_from(["-1", "- a", "-", "--two words", "under_score"])
+)
+"""Words that are no flags; one in quotes may begin like one."""
+
+
+@given(
+    VALUES,
+    st.lists(
+        st.tuples(st.sampled_from(sorted(OWN)), st.booleans(), ENDINGS, VALUES).filter(
+            lambda made: made[0] != "--help" or not made[2]
+        )
+        | st.tuples(
+            OTHERS.filter(lambda flag: flag.replace("_", "-") not in OWN) | st.just("--help=x"),
+            st.none(),
+            ENDINGS,
+            VALUES,
+        )
+    ),
+)
+def test_whatever_is_given_each_word_lands_once_in_order_on_its_flags_side(
+    first: list[str], flags: list[tuple[str, bool | None, str, list[str]]]
+) -> None:
+    """Ours also with underscores, as vLLM reads its own; theirs word for word."""
+    given, ours, theirs = list(first), list(first), []
+    for name, underscored, ending, values in flags:
+        owner = theirs if underscored is None else ours
+        owner += [name + ending, *values]
+        given += [(name[:2] + name[2:].replace("-", "_") if underscored else name) + ending, *values]
+    assert split_flags(given, OWN) == (ours, theirs)
+
+
+@given(st.lists(st.text("-_=ahelp ", max_size=8) | st.sampled_from(sorted(OWN))))
+def test_no_flag_of_ours_reaches_the_engine(words: list[str]) -> None:
+    ours, theirs = split_flags(words, OWN)
+    assert len(ours) + len(theirs) == len(words)
+    rest = iter(words)
+    assert all(word in rest for word in theirs), "in their order, and unchanged"
+    names = {word: word.partition("=")[0].replace("_", "-") for word in theirs}
+    assert not any(name in OWN and not word.startswith("--help=") for word, name in names.items())
 
 
 def test_options_for_vllm() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 Piece = tuple[str, bool]
 """A part of a rendering, and whether special tokens count in it."""
+_SPACES = "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
 
 
 class SpecialTexts:
@@ -44,8 +45,10 @@ class Marks:
     def __init__(self, special: SpecialTexts) -> None:
         self._special = special
         self._nonce = f"skillguard{secrets.token_hex(8)}"
-        # Private-use characters, which no template writes, between spaces that are gone where the template trims.
-        self._pattern = re.compile(f"(\u2003?)\ue000{self._nonce}x([0-9]+)x\ue001(\u2003?)|{self._nonce}y([0-9]+)y")
+        # Private-use characters, which no template writes, between spaces that are gone where the template trims. Those
+        # are drawn too, or a space that a caller writes beside a trimmed text would be taken for them.
+        self._edge = edge = "".join(secrets.choice(_SPACES) for _ in range(8))
+        self._pattern = re.compile(f"({edge})?\ue000{self._nonce}x([0-9]+)x\ue001({edge})?|{self._nonce}y([0-9]+)y")
         self._texts: list[str] = []
         self._inner: dict[str, str] = {}
 
@@ -57,7 +60,7 @@ class Marks:
     def whole(self, text: str) -> str:
         """Stands in for a text that a template copies, and may trim."""
         self._texts.append(text)
-        return f"\u2003\ue000{self._nonce}x{len(self._texts) - 1}x\ue001\u2003"
+        return f"{self._edge}\ue000{self._nonce}x{len(self._texts) - 1}x\ue001{self._edge}"
 
     def inside(self, value: Any) -> Any:
         """A JSON value whose texts hold stand-ins; equal texts get equal ones, so that lookups still succeed."""

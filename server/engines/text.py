@@ -7,7 +7,11 @@ from tokenizers.decoders import DecodeStream
 
 
 class StopFinder:
-    """Passes text on, holding back what may be the beginning of a stop string."""
+    """Passes text on, holding back what may be the beginning of a stop string.
+
+    An answer ends at the first stop string that is complete; of several that are complete at once, the longest counts.
+    So it does not depend on how the text was cut into tokens, and no token is drawn to find out.
+    """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops, self._include = tuple(stops), include
@@ -21,10 +25,10 @@ class StopFinder:
         if not self._stops:
             return text, False
         self._held += text
-        found = [(start, len(stop)) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if found:
-            start, length = min(found)
-            safe, self._held = self._held[: start + (length if self._include else 0)], ""
+            end, start = min(found)
+            safe, self._held = self._held[: end if self._include else start], ""
             return safe, True
         keep = max(
             (

@@ -1,9 +1,13 @@
 """Text to token ids: as the chat template says for ordinary text, and never a special token that a caller spelled."""
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -48,6 +52,12 @@ HOSTILE = [
     "<<|end|>|end|>",
     "  <|end|>  ",
 ]
+FLAGS: list[Flags] = [{}, {"rstrip": True}, {"lstrip": True}, {"lstrip": True, "rstrip": True}]
+"""Of the turn tokens: which sides they take whitespace from."""
+ORDINARY = st.text(max_size=12) | st.text("a <|end>\n\u2003", max_size=12).filter(
+    lambda text: not any(token in text for token in SPECIALS)
+)
+SPELLED = st.lists(st.sampled_from([*SPECIALS, "<", "|>", "end", " ", "\n", "\u2003"]), max_size=8).map("".join)
 
 
 def tokenizer(
@@ -85,6 +95,16 @@ def tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template, **names)
 
 
+@cache
+def _shared(template: str, flags: tuple[str, ...]) -> Any:
+    return tokenizer(template, flags=dict.fromkeys(flags, True))
+
+
+def shared(template: str, flags: Flags) -> Any:
+    """A tokenizer that is made once: tests that take it change nothing of it."""
+    return _shared(template, tuple(flags))
+
+
 def special_ids(core: Any) -> list[int]:
     """Ids of the four special tokens."""
     return [int(core.convert_tokens_to_ids(token)) for token in SPECIALS]
@@ -107,27 +127,45 @@ def reference(core: Any, messages: list[dict[str, str]]) -> list[int]:
     return list(encoded["input_ids"])
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True}])
-def test_ordinary_text_is_encoded_as_transformers_does(name: str, text: str, flags: Flags) -> None:
-    core = tokenizer(TEMPLATES[name], flags=flags)
+def check_ordinary(core: Any, text: str) -> None:
+    """Text that spells no special token is encoded as transformers encodes it."""
     for messages in (chat("be kind", text), chat(text, "hi", "hello", text)):
         assert list(TextCodec(core).encode_chat(messages)) == reference(core, messages)
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-@pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
-def test_a_spelled_special_token_stays_text(name: str, text: str, flags: Flags) -> None:
+def check_spelled(core: Any, text: str) -> None:
     """The special ids are those of the same conversation about something harmless, in the same order."""
-    core = tokenizer(TEMPLATES[name], flags=flags)
     codec = TextCodec(core)
     for before, after in ((["be kind"], []), ([], ["hi"])):
         got, harmless = (codec.encode_chat(chat(*before, x, *after, x)) for x in (text, "harmless"))
         assert specials(core, got) == specials(core, harmless)
-    # Positive control: transformers' own encoding lets it through.
-    assert specials(core, reference(core, chat("x", text))) != specials(core, reference(core, chat("x", "harmless")))
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_ordinary_text_is_encoded_as_transformers_does(name: str) -> None:
+    for text, flags in product(TEXTS, FLAGS):
+        check_ordinary(shared(TEMPLATES[name], flags), text)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_spelled_special_token_stays_text(name: str) -> None:
+    for text, flags in product(HOSTILE, FLAGS):
+        core = shared(TEMPLATES[name], flags)
+        check_spelled(core, text)
+        # Positive control: transformers' own encoding lets it through.
+        through, harmless = (specials(core, reference(core, chat("x", each))) for each in (text, "harmless"))
+        assert through != harmless
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.sampled_from(FLAGS), ORDINARY)
+def test_any_ordinary_text_is_encoded_as_transformers_does(name: str, flags: Flags, text: str) -> None:
+    check_ordinary(shared(TEMPLATES[name], flags), text)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(TEMPLATES)), st.sampled_from(FLAGS), SPELLED)
+def test_special_tokens_spelled_in_any_way_stay_text(name: str, flags: Flags, text: str) -> None:
+    check_spelled(shared(TEMPLATES[name], flags), text)
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))

@@ -1,12 +1,27 @@
 """Tools, calls and results in the chat template: as the template says, and never a special token from a caller."""
 
+from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from guards.errors import PromptRefusedError
 from guards.model.encoding import TextCodec
-from tests.guards.model.test_encoding import HOSTILE, TEXTS, TURNS, Flags, special_ids, specials, tokenizer
+from tests.guards.model.test_encoding import (
+    FLAGS,
+    HOSTILE,
+    ORDINARY,
+    SPELLED,
+    TEXTS,
+    TURNS,
+    Flags,
+    shared,
+    special_ids,
+    specials,
+    tokenizer,
+)
 
 HERMES = (
     "{% if tools %}<|turn|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|end|>\n{% endif %}"
@@ -52,11 +67,8 @@ def reference(core: Any, messages: list[dict[str, Any]], tools: list[dict[str, A
     return list(encoded["input_ids"])
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True}])
-def test_ordinary_tools_are_encoded_as_transformers_does(name: str, text: str, flags: Flags) -> None:
-    core = tokenizer(TEMPLATES[name], flags=flags)
+def check_ordinary(core: Any, text: str) -> None:
+    """Text that spells no special token is encoded as transformers encodes it."""
     for messages, tools in (
         (talk(text), [tool(text)]),
         (talk("x")[:1], [tool(text), tool("y", "g")]),
@@ -65,11 +77,8 @@ def test_ordinary_tools_are_encoded_as_transformers_does(name: str, text: str, f
         assert list(TextCodec(core).encode_chat(messages, tools)) == reference(core, messages, tools)
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-@pytest.mark.parametrize("text", [*HOSTILE, "nothing <|end|", "|end|> nothing", '"<|end|>" said \\ he'])
-@pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
-def test_a_spelled_special_token_stays_text(name: str, text: str, flags: Flags) -> None:
-    core = tokenizer(TEMPLATES[name], flags=flags)
+def check_spelled(core: Any, text: str, *, decode: bool) -> None:
+    """The special ids are those of the same talk about something harmless. `decode`: and nothing else is lost."""
     codec = TextCodec(core)
     for messages, tools, harmless in (
         (talk(text), [tool(text)], (talk("y"), [tool("y")])),
@@ -78,9 +87,33 @@ def test_a_spelled_special_token_stays_text(name: str, text: str, flags: Flags) 
     ):
         got = codec.encode_chat(messages, tools)
         assert specials(core, got) == specials(core, codec.encode_chat(*harmless))
-        if not flags:  # else tokens next to spaces take them away
+        if decode:
             rendered = core.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
             assert core.decode(got, clean_up_tokenization_spaces=False) == rendered
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_ordinary_tools_are_encoded_as_transformers_does(name: str) -> None:
+    for text, flags in product(TEXTS, FLAGS):
+        check_ordinary(shared(TEMPLATES[name], flags), text)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("text", [*HOSTILE, "nothing <|end|", "|end|> nothing", '"<|end|>" said \\ he'])
+def test_a_spelled_special_token_stays_text(name: str, text: str) -> None:
+    for flags in FLAGS:  # else tokens next to spaces take them away
+        check_spelled(shared(TEMPLATES[name], flags), text, decode=not flags)
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.sampled_from(FLAGS), ORDINARY)
+def test_any_ordinary_tools_are_encoded_as_transformers_does(name: str, flags: Flags, text: str) -> None:
+    check_ordinary(shared(TEMPLATES[name], flags), text)
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.sampled_from(FLAGS), SPELLED)
+@example("fields", {}, "\u2003<|end|>")  # beside a text that the template trimmed
+def test_special_tokens_spelled_in_any_way_stay_text(name: str, flags: Flags, text: str) -> None:
+    check_spelled(shared(TEMPLATES[name], flags), text, decode=not flags)
 
 
 def test_positive_control() -> None:
