@@ -68,7 +68,7 @@ class Calibration:
 def refuse_output(folder: Path, skill: str) -> None:
     """Raises before any work when the artifact could not be written at the end.
 
-    ArtifactError: `folder` is something else, or holds something more. CalibrationError: the skill's name is not allowed
+    ArtifactError: `folder` is something else, or holds more. CalibrationError: the skill's name is not allowed
     in a manifest.
     """
     try:
