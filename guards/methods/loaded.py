@@ -28,17 +28,18 @@ class LoadedGuard:
         return self.method.bind(self.guard, torch.device("cpu"), WHOLE).taus
 
 
-def read_guards(folders: Sequence[Path]) -> dict[str, LoadedGuard]:
+def read_guards(folders: Sequence[Path], *, verifiable: bool = True) -> dict[str, LoadedGuard]:
     """Reads artifacts by folder name.
 
-    Raises ArtifactError on the first bad one, when two share a name, or when one cannot be verified at start.
+    `verifiable`: only those with a canary on which the guard fires, which proves at start that it works. Raises
+    ArtifactError on the first bad one, or when two share a name.
     """
     guards: dict[str, LoadedGuard] = {}
     for folder in folders:
         artifact = read_artifact(folder)
         if artifact.name in guards:
             raise ArtifactError(f"{folder}: got a second artifact named {artifact.name!r}; rename one of the folders")
-        if not any(canary.fires for canary in artifact.manifest.canaries):
+        if verifiable and not any(canary.fires for canary in artifact.manifest.canaries):
             raise ArtifactError(
                 f"{folder}: holds no canary on which its guard fires, so it cannot be verified at start: "
                 "calibrate it on this model, or import it again with --model"

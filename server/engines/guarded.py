@@ -42,8 +42,8 @@ class GuardedEngine(ABC):
     """Each guard's default."""
     _facts: Mapping[str, GuardFacts]
 
-    def __init__(self, artifacts: Sequence[Path]) -> None:
-        self._guards = read_guards(artifacts)
+    def __init__(self, artifacts: Sequence[Path], *, verifiable: bool = True) -> None:
+        self._guards = read_guards(artifacts, verifiable=verifiable)
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
         self._probes = 0

@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity
+from guards.artifact.manifest import CalibrationRecord, Manifest, ModelIdentity
 from guards.artifact.store import write_artifact
 from guards.calibration.activations import Consumer, Pass, Reader, Span, TokenIds, Tokens, mean_by_example, wanted_span
 from guards.contract.guard import Guard
@@ -205,7 +205,7 @@ class VllmActivations:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / _PROVISIONAL
             self._write_provisional(folder, method, guard)
-            engine = VllmEngine(self._options.model_copy(update={"artifacts": (folder,)}))
+            engine = VllmEngine(self._options.model_copy(update={"artifacts": (folder,)}), verifiable=False)
             self._runner.run(engine.start())
             try:
                 yield lambda ids: self._read(engine, ids)
@@ -213,8 +213,7 @@ class VllmActivations:
                 self._runner.run(engine.stop())
 
     def _write_provisional(self, folder: Path, method: Method, guard: Guard) -> str:
-        """An artifact that an engine takes, and its digest. Nothing verifies it: its one canary only holds the place of
-        real ones."""
+        """An artifact without canaries, which nothing verifies, and its digest."""
         parameters, tensors = method.dump(guard)
         manifest = Manifest(
             method=method.name,
@@ -225,7 +224,7 @@ class VllmActivations:
             calibration=CalibrationRecord(
                 tool=_PROVISIONAL, frames=(), template_sha256=None, sources=(), recall=None, false_abstention=None
             ),
-            canaries=(Canary(token_ids=(0,), scores=(0.0,), fires=True),),
+            canaries=(),
             tensors_sha256="0" * 64,
         )
         return write_artifact(folder, manifest, tensors)

@@ -63,8 +63,9 @@ _ASYNC_SCHEDULER = "guards.inside.vllm.scheduler.GuardedAsyncScheduler"
 class VllmEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
-    def __init__(self, options: VllmOptions) -> None:
-        super().__init__(options.artifacts)
+    def __init__(self, options: VllmOptions, *, verifiable: bool = True) -> None:
+        """`verifiable` as `read_guards` has it; calibration reads a guard that has no canaries yet."""
+        super().__init__(options.artifacts, verifiable=verifiable)
         self._options = options
         self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
