@@ -12,8 +12,8 @@ from torch import Tensor
 from guards.artifact.manifest import ModelIdentity
 from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens, mean_by_example
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.registry import Method
 from guards.model.encoding import TextCodec
 from guards.model.sites import Site
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from guards.artifact.manifest import ModelIdentity
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import Reading
-from guards.methods.registry import Method
 from guards.model.encoding import TextCodec
 from guards.model.sites import Site
 

@@ -1,18 +1,15 @@
-"""The two passes of a Key Space Detection calibration: fit cubes, then score held-out examples.
+"""What the calibration of a detector starts from: checked examples, dealt into parts, and what to say of them.
 
-Suffixes: L layers, C cubes (one per fitted frame), E examples, T tokens, F feed-forward width (d_ff).
-
-The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter), the retain set, of which cubes
-fit nothing, into threshold and report (halves); `corpus.Share` says what for. Memory grows with frames^2 *
-layers * examples scalars, never with vectors.
+The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter). The retain set is dealt alike;
+where nothing is fitted on it, into threshold and report (halves). `corpus.Share` says what for.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from guards.artifact.manifest import Rate
-from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import (
     FORGET_DEAL,
     RETAIN_DEAL,
@@ -21,45 +18,31 @@ from guards.calibration.corpus import (
     Side,
     encode_corpora,
     frame_tokens,
+    left_out_warnings,
     resolve_frames,
 )
-from guards.calibration.finished import left_out_warnings
-from guards.calibration.options import DetectorOptions, KSDOptions
+from guards.calibration.options import DetectorOptions
 from guards.calibration.sources import Source
 from guards.calibration.thresholds import enough_for_cap
-from guards.core.verdict import Scope
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import FEW_VECTORS, Regime
+
+Options = TypeVar("Options", bound=DetectorOptions)
+
+FEW_VECTORS = 200
+"""Below this many fitted key vectors a calibration warns."""
 
 
 @dataclass(frozen=True)
-class DetectorJob:
+class DetectorJob(Generic[Options]):
     """The checked inputs of the passes. `skips`: each frame's own leading and trailing tokens."""
 
     model: Activations
-    options: DetectorOptions
+    options: Options
     frames: tuple[str, ...]
     layers: tuple[int, ...]
     corpora: Mapping[Side, Corpus]
     parts: Mapping[Side, Mapping[Share, list[int]]]
     skips: Mapping[str, tuple[int, int]]
-
-    @property
-    def regime(self) -> Regime:
-        """Which tokens of an example a cube is fitted on."""
-        assert isinstance(self.options, KSDOptions)
-        return Regime(self.options.regime)
-
-    @property
-    def judged(self) -> Tokens:
-        """The tokens whose smallest score is an example's.
-
-        Its last one; or, where a guard of all tokens also judges what the model writes, all tokens of the text, which
-        then stands for an answer of that length.
-        """
-        if self.regime is Regime.LAST_TOKEN or self.options.scope is Scope.PROMPT:
-            return Tokens.LAST
-        return Tokens.ALL if self.options.scope is Scope.GENERATION else Tokens.ALL_AND_LAST
 
     def examples(self, role: Side, share: Share, frame: str) -> list[TokenIds]:
         """One part's token ids in a frame."""
@@ -84,11 +67,11 @@ def prepare(
     model: Activations,
     forget: Sequence[Source],
     retain: Sequence[Source],
-    options: DetectorOptions,
+    options: Options,
     *,
     layers: Sequence[int] | None = None,
     retain_deal: Sequence[Share] = RETAIN_DEAL,
-) -> DetectorJob:
+) -> DetectorJob[Options]:
     """Encodes, deals and checks. `layers`: those to look at where `options` names none, all by default.
 
     Raises CalibrationError or DataError.
@@ -96,7 +79,7 @@ def prepare(
     frames = resolve_frames(options.frames, model.codec)
     count = model.identity.layers
     if options.layer is not None and not 0 <= options.layer < count:
-        raise CalibrationError(f"got --layer {options.layer}, wanted 0 to {count - 1}")
+        raise CalibrationError(f"got `layer` {options.layer}, wanted 0 to {count - 1}")
     wanted = tuple(layers or range(count)) if options.layer is None else (options.layer,)
     forgotten, retained = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     if len(forgotten.texts) < len(FORGET_DEAL) or len(retained.texts) < len(retain_deal):
@@ -118,7 +101,7 @@ def prepare(
     )
 
 
-def shortages(job: DetectorJob, vectors: int) -> list[str]:
+def shortages(job: DetectorJob[Options], vectors: int) -> list[str]:
     """Warnings of examples that were left out, or are too few: `vectors` key vectors were fitted."""
     cap, retained = job.options.max_false_abstention, len(job.parts["retain"][Share.THRESHOLD])
     found = left_out_warnings(job.model, list(job.corpora.values()))
@@ -136,7 +119,7 @@ def near_sources(frame: str, sources: Mapping[str, Rate], cap: float) -> list[st
     """Warnings of retain sources that by themselves are surely above the cap."""
     return [
         f"frame {frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all retain texts "
-        "together: its texts may need the skill, else lower --recall"
+        "together: its texts may need the skill, else lower `recall`"
         for name, rate in sources.items()
         if rate.low > cap
     ]
@@ -152,9 +135,9 @@ class Measured(Protocol):
     def false_abstention(self) -> Rate: ...
 
 
-def worst_rates(frames: Sequence[Measured]) -> dict[str, Rate]:
-    """The rates of an artifact's record: each of the frame where it is worst."""
-    return {
-        "recall": min((frame.recall for frame in frames), key=lambda rate: rate.rate),
-        "false_abstention": max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
-    }
+def worst_rates(frames: Sequence[Measured]) -> tuple[Rate, Rate]:
+    """Recall and false abstention of an artifact's record: each of the frame where it is worst."""
+    return (
+        min((frame.recall for frame in frames), key=lambda rate: rate.rate),
+        max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
+    )

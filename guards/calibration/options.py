@@ -28,9 +28,9 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise CalibrationError(f"got --batch-tokens {self.batch_tokens}, wanted at least 1")
+            raise CalibrationError(f"got `batch_tokens` {self.batch_tokens}, wanted at least 1")
         if len(set(self.frames)) != len(self.frames):
-            raise CalibrationError(f"a --frame is given twice among {list(self.frames)}")
+            raise CalibrationError(f"got `frames` {list(self.frames)}, wanted each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class DetectorOptions(CommonOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.recall < 1:
-            raise CalibrationError(f"got --recall {self.recall}, wanted a share above 0 and below 1")
+            raise CalibrationError(f"got `recall` {self.recall}, wanted a share above 0 and below 1")
         if not 0 <= self.max_false_abstention < 1:
             raise CalibrationError(
-                f"got --max-false-abstention {self.max_false_abstention}, wanted a share from 0 to below 1"
+                f"got `max_false_abstention` {self.max_false_abstention}, wanted a share from 0 to below 1"
             )
 
 
@@ -100,7 +100,7 @@ class NeuronAdjustOptions(CommonOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.fraction <= 1:
-            raise CalibrationError(f"got --fraction {self.fraction}, wanted a share above 0 and up to 1")
+            raise CalibrationError(f"got `fraction` {self.fraction}, wanted a share above 0 and up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +120,12 @@ class PruneOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, share in (("--fraction", self.fraction), ("--attention-fraction", self.attention_fraction)):
+        for option, share in (("fraction", self.fraction), ("attention_fraction", self.attention_fraction)):
             if not 0 <= share * max(self.steps, 1) <= 1:
                 raise CalibrationError(
-                    f"got {flag} {share} in each of {self.steps} step(s), wanted a share from 0 to 1 of all neurons"
+                    f"got `{option}` {share} in each of {self.steps} step(s), wanted a share from 0 to 1 of all neurons"
                 )
         if not self.fraction and not self.attention_fraction:
-            raise CalibrationError("got --fraction 0 and --attention-fraction 0, wanted at least one above 0")
+            raise CalibrationError("got `fraction` 0 and `attention_fraction` 0, wanted at least one above 0")
         if self.steps < 1:
-            raise CalibrationError(f"got --steps {self.steps}, wanted at least 1")
+            raise CalibrationError(f"got `steps` {self.steps}, wanted at least 1")

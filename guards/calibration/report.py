@@ -102,7 +102,7 @@ def report_of(calibration: Calibration, skill: str) -> dict[str, Any]:
     """The JSON-able report."""
     report: dict[str, Any] = {
         "skill": skill,
-        "method": calibration.method,
+        "method": calibration.method.name,
         "model": calibration.identity.model_dump(),
         "calibration": calibration.record.model_dump(mode="json"),
         "warnings": list(calibration.warnings),

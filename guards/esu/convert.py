@@ -8,13 +8,15 @@ import torch
 
 from guards.artifact.manifest import CalibrationRecord, ModelIdentity
 from guards.calibration.activations import Activations
+from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import encode_corpora
-from guards.calibration.finished import Calibration, choose_canaries, make_record, tool_name
+from guards.calibration.finished import Calibration, make_record, tool_name
 from guards.calibration.sources import Source
 from guards.errors import ArtifactError, ArtifactMismatchError
 from guards.esu.files import LLAMA_3_8B, PUBLISHED, EsuFile, cubes, gaussians
 from guards.methods.cube.guard import KSDGuard, Regime, floor_sigma
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard
+from guards.methods.registry import METHODS
 from guards.model.encoding import BARE_FRAME, check_frame
 
 SEED = 0
@@ -58,7 +60,7 @@ def _import_cubes(file: EsuFile, options: ImportOptions, identity: ModelIdentity
     if alpha is None or regime is None:
         raise ArtifactError(
             f"{file.name}: the name tells none of the published skills ({', '.join(sorted(PUBLISHED))}): "
-            "give --alpha and --regime"
+            "give `alpha` and `regime`"
         )
     guard = cubes(file, alpha, Regime(regime), _frame(file, options), identity)
     notes += [
@@ -76,7 +78,7 @@ def _import_gaussians(
     file: EsuFile, options: ImportOptions, identity: ModelIdentity
 ) -> tuple[NeuronAdjustGuard, list[str]]:
     if options.alpha is not None or options.regime is not None:
-        raise ArtifactError(f"{file.name}: holds Neuron Adjust, which has no --alpha and no --regime")
+        raise ArtifactError(f"{file.name}: holds Neuron Adjust, which has no `alpha` and no `regime`")
     guard = gaussians(file, Draw.RANDOM, SEED, identity)
     forget = torch.cat([layer.forget_mean_S for layer in guard.layers_statistics.values()])
     notes = [
@@ -110,7 +112,7 @@ def import_esu(file: EsuFile, options: ImportOptions, identity: ModelIdentity = 
         ),
     )
     return Calibration(
-        method=file.kind, guard=guard, identity=identity, record=record, canaries=(), warnings=tuple(notes)
+        method=METHODS[file.kind], guard=guard, identity=identity, record=record, canaries=(), warnings=tuple(notes)
     )
 
 

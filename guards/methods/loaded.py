@@ -6,8 +6,9 @@ from pathlib import Path
 
 from guards.artifact.store import Artifact, read_artifact
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.errors import ArtifactError
-from guards.methods.registry import Method, load_guard, method_of
+from guards.methods.registry import load_guard, method_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def read_guards(folders: Sequence[Path]) -> dict[str, LoadedGuard]:
         if not any(canary.fires for canary in artifact.manifest.canaries):
             raise ArtifactError(
                 f"{folder}: holds no canary on which its guard fires, so it cannot be verified at start: "
-                "calibrate it on this model, or import it again with --model"
+                "calibrate it on this model, or import it again with `model`"
             )
         guards[artifact.name] = LoadedGuard(artifact, method_of(artifact), load_guard(artifact))
     return guards

@@ -3,33 +3,16 @@
 A new method is one file beside `ksd.py` and one line in METHODS.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
 
 from guards.artifact.store import Artifact
-from guards.contract.guard import BoundDetector, BoundIntervention, Guard
+from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import GuardKind
 from guards.errors import ArtifactError
 from guards.methods import ksd_variants
 from guards.methods.neuron_adjust import stored as na_artifact
 from guards.methods.selective_pruning import stored as prune_artifact
-from guards.model.shard import Shard
-
-
-@dataclass(frozen=True)
-class Method:
-    """One entry of the registry."""
-
-    name: str
-    kind: GuardKind
-    load: Callable[[Artifact], Guard]
-    dump: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]]
-    bind: Callable[[Any, torch.device, Shard], BoundDetector | BoundIntervention]
-
 
 METHODS: Mapping[str, Method] = {
     method.name: method

@@ -15,6 +15,7 @@ from guards.methods.cube.calibrate import KSDCalibration
 from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration
 from guards.methods.pooled.calibrate import PooledCalibration
 from guards.methods.selective_pruning.calibrate import PruneCalibration
+from server.cli.flags import as_flags
 
 
 def _interval(rate: Rate) -> str:
@@ -73,7 +74,7 @@ def print_summary(
     if isinstance(calibration, PruneCalibration):
         console.print(_prune_table(calibration))
     for warning in calibration.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {escape(as_flags(warning))}", soft_wrap=True)
     firing = sum(canary.fires for canary in calibration.canaries)
     console.print(
         f"{escape(skill)}: {firing} firing and {len(calibration.canaries) - firing} other canaries; "

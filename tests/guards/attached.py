@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import Scope
 from guards.inside.transformers.attach import Attachment, Readings
 from guards.methods.cube.guard import METHOD as KSD
@@ -12,7 +13,7 @@ from guards.methods.cube.guard import KSDFitter, KSDGuard, Regime
 from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
-from guards.methods.registry import METHODS, Method
+from guards.methods.registry import METHODS
 from guards.methods.selective_pruning.guard import METHOD as PRUNE
 from guards.methods.selective_pruning.guard import PruneGuard
 from guards.model.sites import FAMILIES, find_sites

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from guards.contract.guard import Bound, BoundDetector, BoundIntervention, Guard, detectors, interventions
+from guards.contract.method import Method
 from guards.contract.running import RunningMeans
 from guards.core.verdict import Reading
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.transformers.sequences import Sequences, find_sequences
-from guards.methods.registry import Method
 from guards.model.shard import WHOLE
 from guards.model.sites import ModelSites, Place, Site
 

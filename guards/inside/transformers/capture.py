@@ -138,7 +138,7 @@ def stream(
                 pass
             except torch.OutOfMemoryError as error:
                 raise CalibrationError(
-                    f"out of memory with {batch.ids_BT.numel()} tokens in a batch: lower --batch-tokens"
+                    f"out of memory with {batch.ids_BT.numel()} tokens in a batch: lower `batch_tokens`"
                 ) from error
             if fired != sorted(set(layers)):
                 raise AttachError(f"hooks ran at layers {fired}, wanted {sorted(set(layers))} once each")

@@ -14,11 +14,11 @@ from guards.artifact.identity import identify, tokenizer_sha256, weights_sha256
 from guards.artifact.manifest import ModelIdentity
 from guards.calibration.activations import Consumer, Reader, TokenIds, Tokens
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import Reading
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.capture import stream
-from guards.methods.registry import Method
 from guards.model.encoding import TextCodec
 from guards.model.sites import ModelSites, Site, find_family, find_sites
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from guards.contract.columns import Cells
 from guards.contract.guard import Guard, detectors, interventions
+from guards.contract.method import Method
 from guards.contract.running import RunningMeans
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.vllm.sequences import Finder
 from guards.inside.vllm.sites import LocalSites
-from guards.methods.registry import Method
 from guards.model.shard import Shard
 from guards.model.sites import LayerSites, Place, Site
 

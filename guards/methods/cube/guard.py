@@ -19,7 +19,6 @@ from guards.errors import CalibrationError
 
 METHOD = "ksd"
 MIN_VECTORS = 2
-FEW_VECTORS = 200
 SIGMA_FLOOR_REL = 1e-2
 """Share of the median sigma below which a dimension's sigma is raised: a dead dimension must not veto."""
 SIGMA_FLOOR_ABS = 1e-6
@@ -135,8 +134,7 @@ class KSDFitter:
         """The cube with ``tau = k`` (the paper's alpha = 1). Raises CalibrationError below two vectors."""
         if self.count < MIN_VECTORS:
             raise CalibrationError(
-                f"got {self.count} key vector(s), wanted at least {MIN_VECTORS} (better {FEW_VECTORS}): "
-                "give more forget examples"
+                f"got {self.count} key vector(s), wanted at least {MIN_VECTORS}: give more forget examples"
             )
         mean_F = self._moments.mean.float()
         std_F, _ = floor_sigma(self._moments.std().float())

@@ -1,4 +1,9 @@
-"""The two passes of a cube's calibration: fit, then score held-out examples."""
+"""The two passes of a cube's calibration: fit, then score held-out examples.
+
+Suffixes: L layers, C cubes (one per fitted frame), E examples, T tokens, F feed-forward width (d_ff).
+
+Memory grows with frames^2 * layers * examples scalars, never with vectors.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +14,17 @@ from torch import Tensor
 from guards.calibration.activations import Tokens
 from guards.calibration.corpus import Share, Side
 from guards.calibration.detector_job import DetectorJob
-from guards.calibration.finished import Advance
+from guards.calibration.options import KSDOptions
+from guards.calibration.sides import Advance
+from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.methods.cube.guard import Cube, KSDFitter, Regime, cube_score
 from guards.model.sites import Site
 
+CubeJob = DetectorJob[KSDOptions]
+
 Scores = Mapping[tuple[Side, Share, str], Tensor]
 """Per side, share and served frame: float32 [C, L, E], the smallest score over an example's judged tokens."""
-
 
 HELD_OUT = (Share.THRESHOLD, Share.REPORT)
 
@@ -30,7 +38,18 @@ class Fit:
     floored: int
 
 
-def fit_frame(job: DetectorJob, frame: str, advance: Advance) -> tuple[Fit, ...]:
+def judged_tokens(options: KSDOptions) -> Tokens:
+    """The tokens whose smallest score is an example's.
+
+    Its last one; or, where a guard of all tokens also judges what the model writes, all tokens of the text, which then
+    stands for an answer of that length.
+    """
+    if Regime(options.regime) is Regime.LAST_TOKEN or options.scope is Scope.PROMPT:
+        return Tokens.LAST
+    return Tokens.ALL if options.scope is Scope.GENERATION else Tokens.ALL_AND_LAST
+
+
+def fit_frame(job: CubeJob, frame: str, advance: Advance) -> tuple[Fit, ...]:
     """A cube per layer from the forget set's fit part, in one pass."""
     fitters = {layer: KSDFitter(job.model.identity.d_ff) for layer in job.layers}
 
@@ -42,7 +61,7 @@ def fit_frame(job: DetectorJob, frame: str, advance: Advance) -> tuple[Fit, ...]
         job.layers,
         job.examples("forget", Share.FIT, frame),
         consume,
-        tokens=Tokens.LAST if job.regime is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST,
+        tokens=Tokens.LAST if Regime(job.options.regime) is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST,
         batch_tokens=job.options.batch_tokens,
         skip=job.skips[frame],
         advance=lambda tokens: advance(tokens, "fit"),
@@ -50,10 +69,10 @@ def fit_frame(job: DetectorJob, frame: str, advance: Advance) -> tuple[Fit, ...]
     return tuple(Fit(fitter.finish(layer, frame), fitter.count, fitter.floored) for layer, fitter in fitters.items())
 
 
-def score_all(job: DetectorJob, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
+def score_all(job: CubeJob, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
     """Scores of every cube on every held-out example in every frame; one pass over each part."""
     scores: dict[tuple[Side, Share, str], Tensor] = {}
-    device = job.model.device
+    device, judged = job.model.device, judged_tokens(job.options)
     cubes = [
         (c, i, fit.cube.layer, fit.cube.mean_F.to(device), fit.cube.std_F.to(device).reciprocal())
         for c, row in enumerate(fits)
@@ -77,7 +96,7 @@ def score_all(job: DetectorJob, fits: Sequence[Sequence[Fit]], advance: Advance)
                     job.layers,
                     examples,
                     consume,
-                    tokens=job.judged,
+                    tokens=judged,
                     batch_tokens=job.options.batch_tokens,
                     skip=job.skips[frame],
                     advance=lambda tokens: advance(tokens, "score"),

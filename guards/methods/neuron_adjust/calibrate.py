@@ -5,19 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import Side, encode_corpora, resolve_frames
-from guards.calibration.finished import (
-    Calibration,
-    choose_canaries,
-    left_out_warnings,
-    make_record,
-    progress_bar,
-    stream_sides,
-)
+from guards.calibration.canary_choice import choose_canaries
+from guards.calibration.corpus import Side, encode_corpora, left_out_warnings, resolve_frames
+from guards.calibration.finished import Calibration, make_record
 from guards.calibration.options import NeuronAdjustOptions
+from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
-from guards.errors import CalibrationError
 from guards.methods.neuron_adjust.guard import METHOD, Draw, NeuronAdjustFitter
+from guards.methods.registry import METHODS
 from guards.model.sites import Site
 
 
@@ -60,14 +55,12 @@ def calibrate_neuron_adjust(
         + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),
         f"neurons selected by layer: {', '.join(map(str, by_layer))}",
     ]
-    if not sum(by_layer):
-        raise CalibrationError("no neuron was selected: raise --fraction")
     return NeuronAdjustCalibration(
-        method=METHOD,
+        method=METHODS[METHOD],
         guard=guard,
         identity=model.identity,
         record=make_record(model, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
+        canaries=choose_canaries(model, METHODS[METHOD], guard, *corpora, frames),
         warnings=tuple(warnings),
         seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
         neurons_by_layer=by_layer,

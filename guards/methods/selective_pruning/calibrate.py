@@ -6,17 +6,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import Corpus, Side, encode_corpora, resolve_frames
-from guards.calibration.finished import (
-    Advance,
-    Calibration,
-    choose_canaries,
-    left_out_warnings,
-    make_record,
-    progress_bar,
-    stream_sides,
-)
+from guards.calibration.canary_choice import choose_canaries
+from guards.calibration.corpus import Corpus, Side, encode_corpora, left_out_warnings, resolve_frames
+from guards.calibration.finished import Calibration, make_record
 from guards.calibration.options import PruneOptions
+from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.registry import METHODS
 from guards.methods.selective_pruning.guard import METHOD, Importance, PruneFitter, PruneGuard
@@ -105,11 +99,11 @@ def calibrate_prune(
         f"attention neurons pruned by layer: {', '.join(map(str, by_layer[Site.ATTENTION]))}",
     ]
     return PruneCalibration(
-        method=METHOD,
+        method=METHODS[METHOD],
         guard=guard,
         identity=model.identity,
         record=make_record(model, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(model, METHOD, guard, *corpora, frames),
+        canaries=choose_canaries(model, METHODS[METHOD], guard, *corpora, frames),
         warnings=tuple(warnings),
         seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
         feed_forward_by_layer=by_layer[Site.KEY],

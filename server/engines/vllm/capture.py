@@ -26,12 +26,12 @@ from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelI
 from guards.artifact.store import write_artifact
 from guards.calibration.activations import Consumer, Reader, Span, TokenIds, Tokens, mean_by_example, wanted_span
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import Reading
 from guards.errors import AttachError, CalibrationError
 from guards.inside.transformers.loading import DTYPES, load_tokenizer, resolve_folder
 from guards.inside.vllm.capture_worker import CAPTURE
 from guards.inside.vllm.settings import SETTINGS
-from guards.methods.registry import Method
 from guards.model.encoding import TextCodec
 from guards.model.sites import Site
 from server.engines.options import VllmOptions
