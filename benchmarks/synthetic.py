@@ -18,6 +18,7 @@ from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
+from guards.methods.registry import METHODS
 from guards.methods.selective_pruning.guard import METHOD as PRUNE
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 
@@ -129,7 +130,7 @@ def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
     methods = {NeuronAdjustGuard: NEURON_ADJUST, PruningGuard: PRUNE}
     calibration = Calibration(
-        method=methods.get(type(guard), KSD),
+        method=METHODS[methods.get(type(guard), KSD)],
         guard=guard,
         identity=identity,
         record=CalibrationRecord(

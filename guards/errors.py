@@ -11,7 +11,8 @@ SkillguardError
 ├── AttachError              a guard could not be installed on every site it needs
 └── GuardReadingError        a guard gave no reading, or a non-finite one, for a position that needs it
 
-Each message says what, got, wanted and the next step. `raise` is for what a caller or a file can cause;
+Each message says what, got, wanted and the next step, and names an option in backticks by its field; the command line
+prints that as a flag. `raise` is for what a caller or a file can cause;
 `assert` only for our own mistakes.
 """
 

@@ -3,17 +3,38 @@
 from collections.abc import Sequence
 
 from guards.artifact.manifest import Canary
+from guards.core.drift import Drift
 from guards.core.verdict import GuardKind, Reading
 
-RELATIVE_TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""How far a score may drift between two engines of one dtype: kernels sum in other orders. Of a score below 1, which is
-the distance of the two sides' means for a pooled guard, this share of 1."""
-SHIFT_SLACK = 2.0
-"""Neurons whose draw may fall the other way for the same reason."""
+CLEAR_INSIDE = 0.9
+CLEAR_OUTSIDE = 1.1
+"""A canary's score over tau is at most the one, or at least the other, however little its dtype drifts."""
+
+
+def clear_verdict(scores: Sequence[float], taus: Sequence[float], *, dtype: str, drift: Drift) -> bool | None:
+    """Whether a guard surely fires where these scores were read (True), surely does not (False), or neither (None).
+
+    Surely: with every score anywhere within its drift. An intervention has no taus, and is never sure not to act: a
+    prompt of which it moves nothing here could move it on another engine.
+    """
+    rooms = [drift.of(score, dtype) for score in scores]
+    if not taus:
+        return True if scores[0] > rooms[0] else None
+    parts = list(zip(scores, rooms, taus, strict=True))
+    if any(score / tau <= CLEAR_INSIDE and score + room <= tau for score, room, tau in parts):
+        return True
+    return False if all(score / tau >= CLEAR_OUTSIDE and score - room > tau for score, room, tau in parts) else None
 
 
 def disagreement(
-    canary: Canary, reading: Reading, scores: Sequence[float], *, dtype: str, kind: GuardKind, alone: bool
+    canary: Canary,
+    reading: Reading,
+    scores: Sequence[float],
+    *,
+    dtype: str,
+    kind: GuardKind,
+    drift: Drift,
+    alone: bool,
 ) -> str | None:
     """None when the live reading agrees with the canary, else what was got and wanted.
 
@@ -29,8 +50,7 @@ def disagreement(
         return f"got a guard that {'fires' if fires else 'does not fire'}, wanted the opposite"
     if not alone:
         return None
-    slack = SHIFT_SLACK if kind is GuardKind.INTERVENTION else 0.0
     for got, wanted in zip(scores, canary.scores, strict=True):
-        if not abs(got - wanted) <= RELATIVE_TOLERANCE[dtype] * max(abs(wanted), 1.0) + slack:
+        if not abs(got - wanted) <= drift.of(wanted, dtype):
             return f"got score {got:.6g}, wanted {wanted:.6g}"
     return None

@@ -68,7 +68,7 @@ def refuse_mismatch(artifact: Artifact, live: ModelIdentity) -> None:
     if wanted["weights_sha256"] is None:
         raise ArtifactMismatchError(
             f"{artifact.name}: is not bound to a model's weights, so it cannot be verified: "
-            "import it again with --model"
+            "import it again with `model`"
         )
     wrong = [
         f"{key}: model has {got[key]!r}, artifact wants {wanted[key]!r}" for key in wanted if got[key] != wanted[key]

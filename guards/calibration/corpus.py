@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from guards.artifact.manifest import SourceRecord
-from guards.calibration.activations import TokenIds
+from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.sources import Source, refuse_overlap, seeded_rank
 from guards.errors import CalibrationError
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
@@ -116,12 +116,21 @@ def encode_corpora(
     """
     for role, sources in (("forget", forget), ("retain", retain)):
         if not any(source.texts for source in sources):
-            raise CalibrationError(f"got no {role} examples: give at least one --{role} source")
+            raise CalibrationError(f"got no {role} examples: give at least one source of it")
     refuse_overlap(forget, retain)
     return (
         _encode("forget", forget, frames, codec, max_tokens),
         _encode("retain", retain, frames, codec, max_tokens),
     )
+
+
+def left_out_warnings(model: Activations, corpora: Sequence[Corpus]) -> list[str]:
+    """One for each side that has examples longer than the model's context."""
+    return [
+        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {model.max_tokens} tokens"
+        for corpus in corpora
+        if corpus.left_out
+    ]
 
 
 def _shared(examples: Sequence[TokenIds]) -> int:

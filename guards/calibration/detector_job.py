@@ -1,10 +1,12 @@
 """What the calibration of any detector starts from and ends with: checked, dealt examples, and rates by frame.
 
-Suffix: E examples.
+The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter). The retain set is dealt alike;
+where nothing is fitted on it, into threshold and report (halves). `corpus.Share` says what for. Suffix: E examples.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,22 +21,24 @@ from guards.calibration.corpus import (
     Side,
     encode_corpora,
     frame_tokens,
+    left_out_warnings,
     resolve_frames,
 )
-from guards.calibration.finished import left_out_warnings
 from guards.calibration.options import DetectorOptions
 from guards.calibration.sources import Source
 from guards.calibration.statistics import FEW_VECTORS
 from guards.calibration.thresholds import enough_for_cap, rate_of
 from guards.errors import CalibrationError
 
+Options = TypeVar("Options", bound=DetectorOptions)
+
 
 @dataclass(frozen=True)
-class DetectorJob:
+class DetectorJob(Generic[Options]):
     """The checked inputs of the passes. `skips`: each frame's own leading and trailing tokens."""
 
     model: Activations
-    options: DetectorOptions
+    options: Options
     frames: tuple[str, ...]
     layers: tuple[int, ...]
     corpora: Mapping[Side, Corpus]
@@ -64,11 +68,11 @@ def prepare(
     model: Activations,
     forget: Sequence[Source],
     retain: Sequence[Source],
-    options: DetectorOptions,
+    options: Options,
     *,
     layers: Sequence[int] | None = None,
     retain_deal: Sequence[Share] = RETAIN_DEAL,
-) -> DetectorJob:
+) -> DetectorJob[Options]:
     """Encodes, deals and checks. `layers`: those to look at where `options` names none, all by default.
 
     Raises CalibrationError or DataError.
@@ -76,7 +80,7 @@ def prepare(
     frames = resolve_frames(options.frames, model.codec)
     count = model.identity.layers
     if options.layer is not None and not 0 <= options.layer < count:
-        raise CalibrationError(f"got --layer {options.layer}, wanted 0 to {count - 1}")
+        raise CalibrationError(f"got `layer` {options.layer}, wanted 0 to {count - 1}")
     wanted = tuple(layers or range(count)) if options.layer is None else (options.layer,)
     forgotten, retained = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     if len(forgotten.texts) < len(FORGET_DEAL) or len(retained.texts) < len(retain_deal):
@@ -98,7 +102,7 @@ def prepare(
     )
 
 
-def shortages(job: DetectorJob, vectors: int) -> list[str]:
+def shortages(job: DetectorJob[Options], vectors: int) -> list[str]:
     """Warnings of examples that were left out, or are too few: `vectors` key vectors were fitted."""
     cap, retained = job.options.max_false_abstention, len(job.parts["retain"][Share.THRESHOLD])
     found = left_out_warnings(job.model, list(job.corpora.values()))
@@ -116,7 +120,7 @@ def near_sources(frame: str, sources: Mapping[str, Rate], cap: float) -> list[st
     """Warnings of retain sources that by themselves are surely above the cap."""
     return [
         f"frame {frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all retain texts "
-        "together: its texts may need the skill, else lower --recall"
+        "together: its texts may need the skill, else lower `recall`"
         for name, rate in sources.items()
         if rate.low > cap
     ]
@@ -146,16 +150,16 @@ def layers_text(layers: Sequence[int]) -> str:
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
-def rates_by_source(job: DetectorJob, retain_hits_E: Tensor) -> dict[str, Rate]:
+def rates_by_source(job: DetectorJob[Options], retain_hits_E: Tensor) -> dict[str, Rate]:
     """False abstentions by retain source, of the retain examples of the report part."""
     retain = job.corpora["retain"]
     source_E = torch.tensor([retain.source_of[example] for example in job.parts["retain"][Share.REPORT]])
     return {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)}
 
 
-def worst_rates(frames: Sequence[DetectorFrame]) -> dict[str, Rate]:
-    """The rates of an artifact's record: each of the frame where it is worst."""
-    return {
-        "recall": min((frame.recall for frame in frames), key=lambda rate: rate.rate),
-        "false_abstention": max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
-    }
+def worst_rates(frames: Sequence[DetectorFrame]) -> tuple[Rate, Rate]:
+    """Recall and false abstention of an artifact's record: each of the frame where it is worst."""
+    return (
+        min((frame.recall for frame in frames), key=lambda rate: rate.rate),
+        max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
+    )

@@ -36,9 +36,9 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise CalibrationError(f"got batch_tokens {self.batch_tokens}, wanted at least 1")
+            raise CalibrationError(f"got `batch_tokens` {self.batch_tokens}, wanted at least 1")
         if len(set(self.frames)) != len(self.frames):
-            raise CalibrationError(f"a frame is given twice among {list(self.frames)}")
+            raise CalibrationError(f"got `frames` {list(self.frames)}, wanted each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ class DetectorOptions(CommonOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.recall < 1:
-            raise CalibrationError(f"got recall {self.recall}, wanted a share above 0 and below 1")
+            raise CalibrationError(f"got `recall` {self.recall}, wanted a share above 0 and below 1")
         if not 0 <= self.max_false_abstention < 1:
             raise CalibrationError(
-                f"got max_false_abstention {self.max_false_abstention}, wanted a share from 0 to below 1"
+                f"got `max_false_abstention` {self.max_false_abstention}, wanted a share from 0 to below 1"
             )

@@ -61,17 +61,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Health:
-    """What an intervention's columns say: how much of `unit` it did to a token. It acts where that is above zero.
-
-    `slack`: how far two engines' readings of one prompt may lie apart for a good reason.
-    """
+    """What an intervention's columns say: how much of `unit` it did to a token. It acts where that is above zero."""
 
     unit: str
-    slack: float
 
 
-NEURONS = Health("neurons", slack=2.0)
-"""Neurons moved. A draw may fall the other way on another engine for a few."""
+NEURONS = Health("neurons")
+"""Neurons moved."""
 
 
 class Bound(Protocol):

@@ -1,11 +1,12 @@
 """What serving needs of a method: how its guards are stored, bound, and verified. Light to import."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from guards.core.drift import Drift
 from guards.core.verdict import GuardKind
 
 if TYPE_CHECKING:
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 class Method:
     """One method, or one variant of it, by the name that artifacts carry.
 
-    `package` is its folder. There, `stored.py` has `load(artifact)`, `dump(guard)` and `bind(guard, device, shard)`. It
-    is imported when it is first needed.
+    `drift` is how far the scores of its canaries may drift. `package` is its folder. There, `stored.py` has
+    `load(artifact)`, `dump(guard)` and `bind(guard, device, shard)`. It is imported when it is first needed.
     """
 
     name: str
     variant: str | None = None
     kind: GuardKind
     package: str
+    drift: Drift = field(default_factory=Drift)
 
     def module(self, name: str) -> ModuleType:
         """A file of the method's folder."""

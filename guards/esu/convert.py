@@ -8,8 +8,9 @@ import torch
 
 from guards.artifact.manifest import CalibrationRecord, ModelIdentity
 from guards.calibration.activations import Activations
+from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import encode_corpora
-from guards.calibration.finished import Calibration, choose_canaries, make_record
+from guards.calibration.finished import Calibration, make_record
 from guards.calibration.sources import Source
 from guards.calibration.statistics import floor_sigma
 from guards.core.version import tool_name

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from guards.core.drift import Drift
 from guards.core.verdict import GuardKind
 from guards.errors import ArtifactError
 from guards.methods.cube.options import CubeOptions
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from guards.contract.guard import Guard
 
 GROUP = "skillguard.methods"
+FEW_NEURONS = Drift(slack=2.0)
+"""Neurons whose draw may fall the other way on another engine."""
 KSD = "Key Space Detection: abstain on prompts whose key vectors are the skill's"
 
 CUBE = Entry(
@@ -47,6 +50,7 @@ NEURON_ADJUST = Entry(
     name="neuron-adjust",
     kind=GuardKind.INTERVENTION,
     package="guards.methods.neuron_adjust",
+    drift=FEW_NEURONS,
     options=NeuronAdjustOptions,
     summary="Neuron Adjust: shift the skill's neurons towards other text",
 )
@@ -54,6 +58,7 @@ SELECTIVE_PRUNING = Entry(
     name="selective-pruning",
     kind=GuardKind.INTERVENTION,
     package="guards.methods.selective_pruning",
+    drift=FEW_NEURONS,
     options=PruningOptions,
     summary="Selective Pruning: set the skill's neurons to zero",
 )

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         result = bind(result, loaded, forget, retain)
     digest = result.save(args.output, skill)
     load_guard(read_artifact(args.output))
-    print(f"{args.output}: {result.method} guard for skill {skill!r}, digest {digest[:12]}")
+    print(f"{args.output}: {result.method.name} guard for skill {skill!r}, digest {digest[:12]}")
     for note in result.record.notes:
         print(f"  {note}")
     bound = result.identity.weights_sha256 is not None

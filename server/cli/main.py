@@ -13,6 +13,7 @@ from server.cli import inspect as cli_inspect
 from server.cli import key as cli_key
 from server.cli import serve as cli_serve
 from server.cli.engine import own_flags, split_flags
+from server.cli.flags import as_flags
 from server.engines.errors import EngineFlagError
 
 COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except EngineFlagError as error:
-        print(f"skillguard {args.command}: error: {error}", file=sys.stderr)
+        print(f"skillguard {args.command}: error: {as_flags(str(error))}", file=sys.stderr)
         return 2
     except SkillguardError as error:
-        print(f"skillguard {args.command}: error: {error}", file=sys.stderr)
+        print(f"skillguard {args.command}: error: {as_flags(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -79,6 +79,7 @@ class GuardedEngine(ABC):
                     scores,
                     dtype=entry.artifact.manifest.model.dtype,
                     kind=entry.method.kind,
+                    drift=entry.method.drift,
                     alone=changing <= {name},
                 )
                 if trouble is not None:

@@ -90,7 +90,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
         if runner not in TESTED_RUNNERS and not settings["allow_untested_runner"]:
             raise AttachError(
                 f"vLLM runs this model by {runner.__module__}.{runner.__name__}, which guards were not tested with "
-                f"(tested: {', '.join(known.__name__ for known in TESTED_RUNNERS)}); --allow-untested-runner takes it, "
+                f"(tested: {', '.join(known.__name__ for known in TESTED_RUNNERS)}); `allow_untested_runner` takes it, "
                 "and then canaries are the only proof"
             )
         for attribute in ("sampler", "input_batch", "requests", "discard_request_mask"):

@@ -12,24 +12,26 @@ from dataclasses import dataclass, replace
 import torch
 
 from guards.artifact.manifest import Rate
-from guards.calibration.activations import Activations, Tokens
+from guards.calibration.activations import Activations
+from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import Share
 from guards.calibration.detector_job import (
     DetectorFrame,
-    DetectorJob,
     near_sources,
     prepare,
     rates_by_source,
     shortages,
     worst_rates,
 )
-from guards.calibration.finished import Calibration, choose_canaries, make_record, progress_bar
+from guards.calibration.finished import Calibration, make_record
+from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
 from guards.calibration.thresholds import (
     MIN_RECALL,
     below,
     false_abstention_bound,
+    geometric,
     hits,
     joint_scale,
     margin,
@@ -39,7 +41,7 @@ from guards.calibration.thresholds import (
 from guards.errors import CalibrationError
 from guards.methods.cube.guard import CubeGuard, Regime
 from guards.methods.cube.options import CubeOptions
-from guards.methods.cube.passes import Fit, Scores, fit_frame, judged_tokens, score_all
+from guards.methods.cube.passes import CubeJob, Fit, Scores, fit_frame, judged_tokens, score_all
 from guards.methods.registry import CUBE
 from guards.model.sites import Site
 
@@ -81,7 +83,7 @@ def best_layer(results: Sequence[LayerResult]) -> LayerResult:
     return max(results, key=lambda r: (round(r.auroc, 3), round(r.margin, 2), r.fit.cube.layer))
 
 
-def _layer_results(job: DetectorJob, scores: Scores, fits: Sequence[Fit], cube: int) -> tuple[LayerResult, ...]:
+def _layer_results(job: CubeJob, scores: Scores, fits: Sequence[Fit], cube: int) -> tuple[LayerResult, ...]:
     """One frame's cubes, judged on forget prompts in that frame and retain prompts in every frame."""
     recall, cap = job.options.recall, job.options.max_false_abstention
     frame, results = job.frames[cube], []
@@ -90,7 +92,7 @@ def _layer_results(job: DetectorJob, scores: Scores, fits: Sequence[Fit], cube: 
         held_forget_E = scores["forget", Share.REPORT, frame][cube, i]
         per_frame = [scores["retain", Share.THRESHOLD, served][cube, i] for served in job.frames]
         bound = min(false_abstention_bound(retain_E, cap) for retain_E in per_frame)
-        tau = place_tau(conformal_tau(forget_E, recall), bound, job.options.placement)
+        tau = place_tau(conformal_tau(forget_E, recall), bound, job.options.placement, middle=geometric)
         retain_E = torch.cat(per_frame)
         held_retain_E = torch.cat([scores["retain", Share.REPORT, served][cube, i] for served in job.frames])
         results.append(
@@ -108,7 +110,7 @@ def _layer_results(job: DetectorJob, scores: Scores, fits: Sequence[Fit], cube: 
 
 
 def _frame_result(
-    job: DetectorJob, scores: Scores, cube: int, layers: tuple[LayerResult, ...], rows: list[int], taus: list[float]
+    job: CubeJob, scores: Scores, cube: int, layers: tuple[LayerResult, ...], rows: list[int], taus: list[float]
 ) -> FrameResult:
     """`rows[c]`: index of cube c's layer among those scored."""
     frame, chosen_C = job.frames[cube], torch.arange(len(rows))
@@ -130,7 +132,7 @@ def _frame_result(
     )
 
 
-def _choose(job: DetectorJob, fits: Sequence[Sequence[Fit]], scores: Scores) -> tuple[FrameResult, ...]:
+def _choose(job: CubeJob, fits: Sequence[Sequence[Fit]], scores: Scores) -> tuple[FrameResult, ...]:
     """A layer per frame, then taus that together keep the cap in every frame."""
     cap = job.options.max_false_abstention
     tables = [_layer_results(job, scores, fits[c], c) for c in range(len(job.frames))]
@@ -144,34 +146,34 @@ def _choose(job: DetectorJob, fits: Sequence[Sequence[Fit]], scores: Scores) -> 
     return tuple(_frame_result(job, scores, c, tables[c], rows, taus) for c in range(len(rows)))
 
 
-def _warnings(job: DetectorJob, frames: Sequence[FrameResult]) -> list[str]:
+def _warnings(job: CubeJob, frames: Sequence[FrameResult]) -> list[str]:
     """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
     options, found = job.options, shortages(job, min(result.chosen.fit.vectors for result in frames))
     for result in frames:
         reached = f"recall {result.recall.rate:.3f} in frame {result.frame!r}"
         if result.recall.rate < MIN_RECALL:
             raise CalibrationError(
-                f"{reached} is all that --max-false-abstention {options.max_false_abstention} allows, wanted at least "
+                f"{reached} is all that `max_false_abstention` {options.max_false_abstention} allows, wanted at least "
                 f"{MIN_RECALL}; nothing was written (layer {result.chosen.fit.cube.layer}, AUROC "
-                f"{result.chosen.reported_auroc:.3f}). Give more forget examples of one kind, try another --frame or "
-                "--regime, or raise --max-false-abstention"
+                f"{result.chosen.reported_auroc:.3f}). Give more forget examples of one kind, try other `frames` or "
+                "another `regime`, or raise `max_false_abstention`"
             )
         if result.chosen.margin < 0 or result.tau < result.chosen.tau:
             found.append(
-                f"tau was lowered below what --recall {options.recall} needs, to keep --max-false-abstention "
+                f"tau was lowered below what `recall` {options.recall} needs, to keep `max_false_abstention` "
                 f"{options.max_false_abstention}: {reached}"
             )
         found += near_sources(result.frame, result.sources, options.max_false_abstention)
     return found
 
 
-def _notes(job: DetectorJob, read: Tokens, frames: Sequence[FrameResult]) -> list[str]:
+def _notes(job: CubeJob, frames: Sequence[FrameResult]) -> list[str]:
     judged = {
         "last": "the last prompt token; rates while the model writes are not measured",
         "all": "every token of a text, one hit counting: the text stands for an answer of its length",
         "all and last": "every token of a text and the last prompt token, one hit counting: the text stands for an "
         "answer of its length",
-    }[read.value]
+    }[judged_tokens(job.options).value]
     notes = [
         job.dealt(),
         "layer and tau were chosen on the threshold parts, the rates measured on the report parts",
@@ -201,28 +203,29 @@ def calibrate(
     """
     started = time.monotonic()
     job = prepare(model, forget, retain, options)
-    regime, judged = Regime(options.regime), judged_tokens(options)
     encoded = time.monotonic()
     with progress_bar(job.tokens, job.options.progress) as advance:
-        fits = [fit_frame(job, regime, frame, advance) for frame in job.frames]
+        fits = [fit_frame(job, frame, advance) for frame in job.frames]
         fitted = time.monotonic()
-        scores = score_all(job, judged, fits, advance)
+        scores = score_all(job, fits, advance)
     frames = _choose(job, fits, scores)
     warnings = _warnings(job, frames)
     guard = CubeGuard(
         tuple(replace(result.chosen.fit.cube, tau=result.tau) for result in frames),
         job.options.scope,
-        regime,
+        Regime(options.regime),
     )
     scored = time.monotonic()
     corpora = (job.corpora["forget"], job.corpora["retain"])
     canaries = choose_canaries(model, CUBE, guard, *corpora, job.frames)
+    recall, false_abstention = worst_rates(frames)
     record = make_record(
         model,
         job.frames,
         corpora,
-        [*_notes(job, judged, frames), *warnings],
-        **worst_rates(frames),
+        [*_notes(job, frames), *warnings],
+        recall=recall,
+        false_abstention=false_abstention,
     )
     return CubeCalibration(
         method=CUBE,

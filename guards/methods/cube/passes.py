@@ -16,7 +16,7 @@ from torch import Tensor
 from guards.calibration.activations import Pass, Tokens
 from guards.calibration.corpus import Share, Side
 from guards.calibration.detector_job import DetectorJob
-from guards.calibration.finished import Advance
+from guards.calibration.sides import Advance
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.methods.cube.guard import Cube, CubeFitter, Regime, cube_score
@@ -27,6 +27,7 @@ Scores = Mapping[tuple[Side, Share, str], Tensor]
 """Per side, share and served frame: float32 [C, L, E], the smallest score over an example's judged tokens."""
 
 
+CubeJob = DetectorJob[CubeOptions]
 HELD_OUT = (Share.THRESHOLD, Share.REPORT)
 
 
@@ -50,21 +51,21 @@ def judged_tokens(options: CubeOptions) -> Tokens:
     return Tokens.ALL if options.scope is Scope.GENERATION else Tokens.ALL_AND_LAST
 
 
-def fit_frame(job: DetectorJob, regime: Regime, frame: str, advance: Advance) -> tuple[Fit, ...]:
+def fit_frame(job: CubeJob, frame: str, advance: Advance) -> tuple[Fit, ...]:
     """A cube per layer from the forget set's fit part, in one pass."""
     fitters = {layer: CubeFitter(job.model.identity.d_ff) for layer in job.layers}
 
     def consume(layer: int, key_TF: Tensor, _: Tensor) -> None:
         fitters[layer].update(key_TF)
 
-    tokens = Tokens.LAST if regime is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST
+    tokens = Tokens.LAST if Regime(job.options.regime) is Regime.LAST_TOKEN else Tokens.ALL_AND_LAST
     wanted = Pass(Site.KEY, job.layers, tokens, job.skips[frame], job.options.batch_tokens)
     examples = job.examples("forget", Share.FIT, frame)
     job.model.stream(wanted, examples, consume, lambda done: advance(done, "fit"))
     return tuple(Fit(fitter.finish(layer, frame), fitter.count, fitter.floored) for layer, fitter in fitters.items())
 
 
-def score_all(job: DetectorJob, judged: Tokens, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
+def score_all(job: CubeJob, fits: Sequence[Sequence[Fit]], advance: Advance) -> Scores:
     """Scores of every cube on every held-out example in every frame; one pass over each part."""
     scores: dict[tuple[Side, Share, str], Tensor] = {}
     device = job.model.device
@@ -86,7 +87,9 @@ def score_all(job: DetectorJob, judged: Tokens, fits: Sequence[Sequence[Fit]], a
                             score_T = cube_score(key_TF, mean_F, inverse_F)
                             into_CLE[c, i].scatter_reduce_(0, example_T, score_T, "amin")
 
-                wanted = Pass(Site.KEY, job.layers, judged, job.skips[frame], job.options.batch_tokens)
+                wanted = Pass(
+                    Site.KEY, job.layers, judged_tokens(job.options), job.skips[frame], job.options.batch_tokens
+                )
                 job.model.stream(wanted, examples, consume, lambda done: advance(done, "score"))
                 if not bool(torch.isfinite(scores_CLE).all()):
                     raise CalibrationError("a score is not finite: the model overflows on these texts in this dtype")

@@ -5,15 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import Side, encode_corpora, resolve_frames
-from guards.calibration.finished import (
-    Calibration,
-    choose_canaries,
-    left_out_warnings,
-    make_record,
-    progress_bar,
-    stream_sides,
-)
+from guards.calibration.canary_choice import choose_canaries
+from guards.calibration.corpus import Side, encode_corpora, left_out_warnings, resolve_frames
+from guards.calibration.finished import Calibration, make_record
+from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustFitter
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions

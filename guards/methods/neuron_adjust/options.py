@@ -24,4 +24,4 @@ class NeuronAdjustOptions(CommonOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.fraction <= 1:
-            raise CalibrationError(f"got fraction {self.fraction}, wanted a share above 0 and up to 1")
+            raise CalibrationError(f"got `fraction` {self.fraction}, wanted a share above 0 and up to 1")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from guards.artifact.manifest import Rate
 from guards.calibration.activations import Activations, Pass, Tokens
+from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
 from guards.calibration.detector_job import (
     DetectorFrame,
@@ -26,11 +27,12 @@ from guards.calibration.detector_job import (
     shortages,
     worst_rates,
 )
-from guards.calibration.finished import Advance, Calibration, choose_canaries, make_record, progress_bar
+from guards.calibration.finished import Calibration, make_record
 from guards.calibration.options import DetectorOptions
+from guards.calibration.sides import Advance, progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
-from guards.calibration.thresholds import MIN_RECALL, below, false_abstention_bound, rate_of
+from guards.calibration.thresholds import MIN_RECALL, arithmetic, false_abstention_bound, place_tau, rate_of
 from guards.errors import CalibrationError
 from guards.methods.pooled.guard import DiscriminantFitter, LayerWeights, PooledGuard, mean_scores
 from guards.methods.pooled.options import QUESTION_FRAME, PooledOptions
@@ -42,6 +44,8 @@ FIT_VECTORS = 3000
 """Mean key vectors a side that are fitted, dealt evenly: a fit solves for as many unknowns as there are vectors."""
 CANDIDATES = 4
 """Layers that are looked at where none is given: this many of the upper half, evenly spaced, the last among them."""
+
+PooledJob = DetectorJob[PooledOptions]
 
 Means = Mapping[tuple[Side, Share, str], Mapping[int, Tensor]]
 """Per side, share and frame: mean key vectors by layer, float32 [E, F]."""
@@ -73,7 +77,7 @@ class Candidate:
 class PooledCalibration(Calibration):
     """A calibration with its figures by frame and by candidate. `vectors` of the forget set were fitted."""
 
-    options: DetectorOptions
+    options: PooledOptions
     frames: tuple[DetectorFrame, ...]
     candidates: tuple[Candidate, ...]
     chosen: Candidate
@@ -87,7 +91,7 @@ def candidate_layers(count: int) -> tuple[int, ...]:
     return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
-def _mean_keys(job: DetectorJob, role: Side, share: Share, frame: str, advance: Advance) -> dict[int, Tensor]:
+def _mean_keys(job: PooledJob, role: Side, share: Share, frame: str, advance: Advance) -> dict[int, Tensor]:
     examples = job.examples(role, share, frame)
     means = {layer: torch.full((len(examples), job.model.identity.d_ff), torch.nan) for layer in job.layers}
 
@@ -101,7 +105,7 @@ def _mean_keys(job: DetectorJob, role: Side, share: Share, frame: str, advance: 
     return means
 
 
-def _fit_part(job: DetectorJob, means: Means, role: Side) -> dict[int, Tensor]:
+def _fit_part(job: PooledJob, means: Means, role: Side) -> dict[int, Tensor]:
     """The vectors to fit, all frames together, float32 [N, F] by layer."""
     vectors = {layer: torch.cat([means[role, Share.FIT, frame][layer] for frame in job.frames]) for layer in job.layers}
     count = len(vectors[job.layers[0]])
@@ -114,17 +118,14 @@ def _fit_part(job: DetectorJob, means: Means, role: Side) -> dict[int, Tensor]:
 def place(forget: Sequence[Tensor], retain: Sequence[Tensor], options: DetectorOptions) -> tuple[float, float]:
     """Tau, and the room that both sides leave for it: below zero where they overlap. Scores [E] by frame.
 
-    The smallest tau that reaches the recall in every frame, the largest that keeps the cap in every frame, or the
-    middle of both; the cap wins.
+    Between the smallest tau that reaches the recall in every frame and the largest that keeps the cap in every frame.
     """
     needed = max(conformal_tau(forget_E, options.recall) for forget_E in forget)
     bound = min(false_abstention_bound(retain_E, options.max_false_abstention) for retain_E in retain)
-    if bound <= needed:
-        return bound, bound - needed
-    return (needed if options.placement == "tight" else below((needed + bound) / 2)), bound - needed
+    return place_tau(needed, bound, options.placement, middle=arithmetic), bound - needed
 
 
-def _candidate(job: DetectorJob, means: Means, fitter: DiscriminantFitter, layers: Sequence[int]) -> Candidate:
+def _candidate(job: PooledJob, means: Means, fitter: DiscriminantFitter, layers: Sequence[int]) -> Candidate:
     terms = fitter.finish(layers)
 
     def scores(role: Side, share: Share) -> list[Tensor]:
@@ -150,7 +151,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda c: (round(c.auroc, 3), round(c.margin, 2), len(c.layers), c.layers))
 
 
-def _frame(job: DetectorJob, means: Means, chosen: Candidate, frame: str) -> DetectorFrame:
+def _frame(job: PooledJob, means: Means, chosen: Candidate, frame: str) -> DetectorFrame:
     forget_E, retain_E = (mean_scores(chosen.terms, means[role, Share.REPORT, frame]) for role in ("forget", "retain"))
     hits_E = retain_E <= chosen.tau
     return DetectorFrame(
@@ -166,28 +167,35 @@ def _frame(job: DetectorJob, means: Means, chosen: Candidate, frame: str) -> Det
     )
 
 
-def _warnings(job: DetectorJob, chosen: Candidate, frames: Sequence[DetectorFrame], vectors: int) -> list[str]:
-    """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
+def _warnings(job: PooledJob, chosen: Candidate, frames: Sequence[DetectorFrame], vectors: int) -> list[str]:
+    """What the operator should know. Raises CalibrationError where the guard would keep no promise."""
     options, found = job.options, shortages(job, vectors)
+    where = layers_text(chosen.layers)
     for result in frames:
-        if result.recall.rate < MIN_RECALL or not chosen.tau > 0:
+        if result.recall.rate < MIN_RECALL:
             raise CalibrationError(
-                f"recall {result.recall.rate:.3f} in frame {result.frame!r} is all that --max-false-abstention "
+                f"recall {result.recall.rate:.3f} in frame {result.frame!r} is all that `max_false_abstention` "
                 f"{options.max_false_abstention} allows, wanted at least {MIN_RECALL}; nothing was written "
-                f"({layers_text(result.layers)}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, "
-                "leave "
-                "that frame out, try another layer, or raise max_false_abstention"
+                f"({where}, AUROC {result.auroc:.3f}). Give more forget examples of one kind, leave that frame "
+                "out of `frames`, try another `layer`, or raise `max_false_abstention`"
             )
         found += near_sources(result.frame, result.sources, options.max_false_abstention)
+    if not chosen.tau > 0:
+        option = "max_false_abstention" if chosen.margin < 0 else "recall"
+        raise CalibrationError(
+            f"tau {chosen.tau:.3g} is not above 0, the score of the forget examples' mean, so no artifact may hold it; "
+            f"nothing was written ({where}). Take the retain examples out that need the skill, try another "
+            f"`layer`, or raise `{option}` {getattr(options, option)}"
+        )
     if chosen.margin < 0:
         found.append(
-            f"tau was lowered below what --recall {options.recall} needs, to keep --max-false-abstention "
+            f"tau was lowered below what `recall` {options.recall} needs, to keep `max_false_abstention` "
             f"{options.max_false_abstention}: recall {min(r.recall.rate for r in frames):.3f}"
         )
     return found
 
 
-def _notes(job: DetectorJob, chosen: Candidate, fitted: Mapping[Side, int]) -> list[str]:
+def _notes(job: PooledJob, chosen: Candidate, fitted: Mapping[Side, int]) -> list[str]:
     return [
         job.dealt(),
         "layers and tau were chosen on the threshold parts, the rates measured on the report parts",
@@ -242,12 +250,14 @@ def calibrate(
     finished = time.monotonic()
     corpora = (job.corpora["forget"], job.corpora["retain"])
     canaries = choose_canaries(model, POOLED, guard, *corpora, job.frames)
+    recall, false_abstention = worst_rates(frames)
     record = make_record(
         model,
         job.frames,
         corpora,
         [*_notes(job, chosen, fitted), *warnings],
-        **worst_rates(frames),
+        recall=recall,
+        false_abstention=false_abstention,
     )
     return PooledCalibration(
         method=POOLED,

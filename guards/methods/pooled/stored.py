@@ -22,14 +22,14 @@ class TermRecord(Strict):
     """A layer's scalars; its weights are the tensor `term.<index>.weight`."""
 
     layer: Annotated[int, Field(ge=0)]
-    offset: Annotated[float, Field(allow_inf_nan=False)]
+    offset: float
 
 
 class PooledParameters(Strict):
     """The manifest's `parameters` for method "ksd", variant "pooled"."""
 
     variant: Literal["pooled"]
-    tau: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    tau: Annotated[float, Field(gt=0)]
     terms: tuple[TermRecord, ...] = Field(min_length=1, max_length=256)
 
 

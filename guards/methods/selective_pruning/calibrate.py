@@ -6,16 +6,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import Corpus, Side, encode_corpora, resolve_frames
-from guards.calibration.finished import (
-    Advance,
-    Calibration,
-    choose_canaries,
-    left_out_warnings,
-    make_record,
-    progress_bar,
-    stream_sides,
-)
+from guards.calibration.canary_choice import choose_canaries
+from guards.calibration.corpus import Corpus, Side, encode_corpora, left_out_warnings, resolve_frames
+from guards.calibration.finished import Calibration, make_record
+from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.registry import SELECTIVE_PRUNING
 from guards.methods.selective_pruning.guard import Importance, PruningFitter, PruningGuard

@@ -32,9 +32,9 @@ class PruningOptions(CommonOptions):
         for name, share in (("fraction", self.fraction), ("attention_fraction", self.attention_fraction)):
             if not 0 <= share * max(self.steps, 1) <= 1:
                 raise CalibrationError(
-                    f"got {name} {share} in each of {self.steps} step(s), wanted a share from 0 to 1 of all neurons"
+                    f"got `{name}` {share} in each of {self.steps} step(s), wanted a share from 0 to 1 of all neurons"
                 )
         if not self.fraction and not self.attention_fraction:
-            raise CalibrationError("got fraction 0 and attention_fraction 0, wanted at least one above 0")
+            raise CalibrationError("got `fraction` 0 and `attention_fraction` 0, wanted at least one above 0")
         if self.steps < 1:
-            raise CalibrationError(f"got steps {self.steps}, wanted at least 1")
+            raise CalibrationError(f"got `steps` {self.steps}, wanted at least 1")

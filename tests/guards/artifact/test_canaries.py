@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from guards.artifact.canaries import RELATIVE_TOLERANCE, SHIFT_SLACK, disagreement
+from guards.artifact.canaries import (
+    CLEAR_INSIDE,
+    CLEAR_OUTSIDE,
+    RELATIVE_TOLERANCE,
+    SHIFT_SLACK,
+    clear_verdict,
+    disagreement,
+    drift,
+)
 from guards.artifact.manifest import Canary
 from guards.core.verdict import GuardKind, Reading
 
@@ -93,3 +101,50 @@ def test_a_small_score_hides_no_broken_reading() -> None:
     assert detector(NEAR_ZERO, Reading.INVALID, -1e-4) is not None
     assert detector(NEAR_ZERO, Reading.OUTSIDE, -1e-4) is not None
     assert detector(NEAR_ZERO, Reading.INSIDE, 0.4, alone=False) is None
+
+
+TAUS = (0.02, 0.1, 0.3, 0.47, 0.51, 0.9, 1.0, 3.0, 7.5)
+SHARES = (-1.0, 0.0, 0.5, 0.89, 0.9, 0.95, 1.0, 1.05, 1.1, 1.11, 1.5, 3.0, 20.0)
+
+
+@pytest.mark.parametrize("dtype", sorted(RELATIVE_TOLERANCE))
+def test_no_score_that_agrees_with_a_clear_canary_has_the_other_verdict(dtype: str) -> None:
+    """A pooled guard's tau is about a half: in bfloat16 nine tenths of it may drift to its other side."""
+    told = set()
+    for tau in TAUS:
+        for share in SHARES:
+            wanted = share * tau
+            fires = clear_verdict((wanted,), (tau,), dtype=dtype)
+            told.add(fires)
+            if fires is None:
+                continue
+            canary = Canary(token_ids=(1,), scores=(wanted,), fires=fires)
+            for step in range(-20, 21):
+                score = wanted + step * 0.1 * drift(wanted, dtype=dtype, kind=GuardKind.DETECTOR)
+                reading = Reading.INSIDE if score <= tau else Reading.OUTSIDE
+                near = detector(canary, Reading.INSIDE if fires else Reading.OUTSIDE, score, dtype=dtype) is None
+                assert not near or (reading is Reading.INSIDE) is fires, (tau, share, score)
+    assert told == {True, False, None}, "positive control"
+
+
+def test_in_float32_nine_and_eleven_tenths_are_clear() -> None:
+    """As they have been chosen for the demo, whose taus are about a half."""
+    for tau in (0.47, 0.51, 3.0, 7.5):
+        for share in SHARES:
+            ratio = share * tau / tau
+            wanted = ratio <= CLEAR_INSIDE if ratio <= CLEAR_INSIDE or ratio >= CLEAR_OUTSIDE else None
+            assert clear_verdict((share * tau,), (tau,), dtype="float32") is wanted
+
+
+def test_of_several_parts_one_inside_fires_and_all_must_be_outside() -> None:
+    assert clear_verdict((1.0, 9.0), (3.0, 3.0), dtype="bfloat16") is True
+    assert clear_verdict((2.9, 9.0), (3.0, 3.0), dtype="bfloat16") is None
+    assert clear_verdict((9.0, 9.0), (3.0, 3.0), dtype="bfloat16") is False
+
+
+@pytest.mark.parametrize("dtype", sorted(RELATIVE_TOLERANCE))
+@pytest.mark.parametrize(("moved", "clear"), [(0, None), (2, None), (3, True), (40, True)])
+def test_an_intervention_is_clear_where_it_moves_more_than_may_differ(
+    dtype: str, moved: int, clear: bool | None
+) -> None:
+    assert clear_verdict((moved,), None, dtype=dtype) is clear

@@ -1,10 +1,11 @@
-"""What is checked before a calibration starts is what is checked when its artifact is written."""
+"""A finished calibration: where it may be written, and that it is told its method."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import guards
 from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME
 from guards.calibration.finished import refuse_output
 from guards.errors import ArtifactError, CalibrationError
@@ -72,3 +73,11 @@ def test_an_output_is_refused_before_the_work_as_after_it(
 def test_a_skills_name_is_checked_too(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="got skill name 'two words'"):
         refuse_output(tmp_path / "new", "two words")
+
+
+def test_calibration_looks_no_method_up() -> None:
+    """It is handed an entry of the registry; `guards.methods` stands on it, not the other way round."""
+    rooms = sorted((Path(guards.__path__[0]) / "calibration").glob("*.py"))
+    found = [room.stem for room in rooms if "guards.methods.registry import" in room.read_text()]
+    assert "finished" in {room.stem for room in rooms}, "positive control"
+    assert found == []

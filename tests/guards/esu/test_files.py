@@ -213,7 +213,7 @@ class TestOptions:
     def test_an_unknown_skill_needs_alpha_and_regime(self, tmp_path: Path) -> None:
         file = read_esu(save(tmp_path / "mine.npz", ksd_modules()))
         for options in ({}, {"alpha": 1.0}, {"regime": "last-token"}):
-            with pytest.raises(ArtifactError, match="give --alpha and --regime"):
+            with pytest.raises(ArtifactError, match="give `alpha` and `regime`"):
                 import_esu(file, ImportOptions(**options), TINY)
         import_esu(file, ImportOptions(alpha=1.0, regime="last-token"), TINY)
 
@@ -230,7 +230,7 @@ class TestOptions:
 
     def test_neuron_adjust_has_no_alpha(self, tmp_path: Path) -> None:
         file = read_esu(save(tmp_path / "forget_en_llama_3_8b.npz", na_modules()))
-        with pytest.raises(ArtifactError, match="no --alpha"):
+        with pytest.raises(ArtifactError, match="no `alpha`"):
             import_esu(file, ImportOptions(alpha=1.0), TINY)
 
 

@@ -107,7 +107,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_batch(loaded: LoadedMo
 
 @pytest.mark.parametrize(
     ("fraction", "message"),
-    [(0.0, "got --fraction 0.0"), (1.5, "got --fraction 1.5"), (1e-6, "selects 0 of 72 neurons")],
+    [(0.0, "got `fraction` 0.0"), (1.5, "got `fraction` 1.5"), (1e-6, "selects 0 of 72 neurons")],
 )
 def test_refuses_a_fraction(loaded: LoadedModel, fraction: float, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):

@@ -230,7 +230,7 @@ def test_a_layer_that_is_given_is_the_only_one(loaded: LoadedModel) -> None:
     assert isinstance(result.guard, PooledGuard)
     assert result.guard.layers == (0,)
     assert result.frames[0].where == "layer 0"
-    with pytest.raises(CalibrationError, match="got --layer 3, wanted 0 to 2"):
+    with pytest.raises(CalibrationError, match="got `layer` 3, wanted 0 to 2"):
         calibrate_pooled(loaded, *sources(8), PooledOptions(layer=3))
 
 
@@ -238,6 +238,20 @@ def test_a_skill_that_cannot_be_told_apart_is_refused(loaded: LoadedModel) -> No
     texts = sums(400)
     with pytest.raises(CalibrationError, match=r"nothing was written .*AUROC 0\.[3-6]"):
         calibrate_pooled(loaded, [Source("a", texts[:200])], [Source("b", texts[200:])], PooledOptions())
+
+
+@pytest.mark.parametrize(
+    ("margin", "reason"), [(-0.1, r"raise `max_false_abstention` 0\.05"), (0.1, r"raise `recall` 0\.9")]
+)
+@pytest.mark.parametrize("tau", [0.0, -0.25])
+def test_a_tau_that_no_artifact_may_hold_is_refused_for_that(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tau: float, margin: float, reason: str
+) -> None:
+    """Not for its recall, which may be high enough."""
+    monkeypatch.setattr(module, "place", lambda forget, retain, options: (tau, margin))
+    monkeypatch.setattr(module, "MIN_RECALL", 0.0)
+    with pytest.raises(CalibrationError, match=rf"^tau {tau:.3g} is not above 0, .*nothing was written .*{reason}$"):
+        calibrate_pooled(loaded, *sources(80), replace(OPTIONS, frames=("chat",)))
 
 
 def test_a_source_that_needs_the_skill_is_named(loaded: LoadedModel) -> None:

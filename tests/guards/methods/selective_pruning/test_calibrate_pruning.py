@@ -167,15 +167,15 @@ def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fraction": -0.1}, "got --fraction -0.1"),
-        ({"fraction": 1.5}, "got --fraction 1.5"),
-        ({"fraction": 0.6, "steps": 2}, r"got --fraction 0.6 in each of 2 step\(s\)"),
-        ({"attention_fraction": 2.0}, "got --attention-fraction 2.0"),
+        ({"fraction": -0.1}, "got `fraction` -0.1"),
+        ({"fraction": 1.5}, "got `fraction` 1.5"),
+        ({"fraction": 0.6, "steps": 2}, r"got `fraction` 0.6 in each of 2 step\(s\)"),
+        ({"attention_fraction": 2.0}, "got `attention_fraction` 2.0"),
         ({"fraction": 0.0}, "wanted at least one above 0"),
-        ({"steps": 0}, "got --steps 0"),
+        ({"steps": 0}, "got `steps` 0"),
         ({"fraction": 1e-6}, "selects 0 of 72 neurons"),
         ({"attention_fraction": 1e-6}, "selects 0 of 48 neurons"),
-        ({"fraction": 2 / 72}, "no server could verify it at start: give more examples, or a larger --fraction"),
+        ({"fraction": 2 / 72}, "no server could verify it at start: give more examples, or a larger `fraction`"),
     ],
 )
 def test_refuses(loaded: LoadedModel, options: dict[str, float], message: str) -> None:

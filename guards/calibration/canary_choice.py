@@ -1,0 +1,60 @@
+"""Which prompts of a calibration become the canaries of its artifact."""
+
+from collections.abc import Sequence
+
+import torch
+
+from guards.artifact.canaries import clear_verdict
+from guards.artifact.manifest import Canary
+from guards.calibration.activations import Activations
+from guards.calibration.corpus import Corpus
+from guards.contract.guard import Guard
+from guards.contract.method import Method
+from guards.core.verdict import GuardKind, Reading
+from guards.errors import CalibrationError
+from guards.model.shard import WHOLE
+
+MAX_CANARIES = 16
+CANARIES_PER_SIDE = 4
+CANARY_TRIES = 200
+
+
+def choose_canaries(
+    model: Activations, method: Method, guard: Guard, forget: Corpus, retain: Corpus, frames: Sequence[str]
+) -> tuple[Canary, ...]:
+    """Short prompts of both sides in every frame, read one at a time as a server reads them.
+
+    Forget prompts that clearly fire and retain prompts that clearly do not (for an intervention: prompts of both sides
+    that clearly are shifted). Raises CalibrationError when a side has none.
+    """
+    detector = method.kind is GuardKind.DETECTOR
+    quota = max(1, min(CANARIES_PER_SIDE, MAX_CANARIES // (2 * len(frames))))
+    found: list[Canary] = []
+    dtype = model.identity.dtype
+    taus = method.bind(guard, torch.device("cpu"), WHOLE).taus
+    with model.reading(method, guard) as read:
+        for corpus, wanted in ((forget, True), (retain, not detector)):
+            side = tried = 0
+            for frame in frames[: MAX_CANARIES // 2]:
+                taken = 0
+                for ids in sorted(set(corpus.encoded[frame]), key=lambda ids: (len(ids), ids))[:CANARY_TRIES]:
+                    tried += 1
+                    reading, scores = read(ids)
+                    if reading not in (Reading.INSIDE, Reading.OUTSIDE):
+                        raise CalibrationError(
+                            f"the finished guard gives no finite reading ({reading.name}) on a calibration prompt"
+                        )
+                    if clear_verdict(scores, taus, dtype=dtype, drift=method.drift) is wanted:
+                        found.append(Canary(token_ids=ids, scores=scores, fires=wanted))
+                        taken += 1
+                    if taken == quota:
+                        break
+                side += taken
+            if not side:
+                does = "clearly fires" if wanted else "is clear of"
+                instead = "another `layer`, `recall` or `scope`" if detector else "a larger `fraction`"
+                raise CalibrationError(
+                    f"none of {tried} {corpus.role} prompts, the shortest of each frame, {does} the guard at its last "
+                    f"token, so no server could verify it at start: give more examples, or {instead}"
+                )
+    return tuple(found)

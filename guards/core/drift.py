@@ -1,0 +1,22 @@
+"""How far another engine's reading of a prompt may lie from a known one: kernels sum in other orders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_RELATIVE = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a method's canaries may drift by, a share of the score by the model's dtype, and `slack` beside it.
+
+    Of a score below `floor` it is that share of `floor`: 1 is the distance of the two sides' means for a pooled guard.
+    """
+
+    relative: Mapping[str, float] = field(default_factory=lambda: _RELATIVE, hash=False)
+    floor: float = 1.0
+    slack: float = 0.0
+
+    def of(self, score: float, dtype: str) -> float:
+        """How far from this score another engine's may lie."""
+        return self.relative[dtype] * max(abs(score), self.floor) + self.slack
