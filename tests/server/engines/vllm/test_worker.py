@@ -15,7 +15,8 @@ def test_each_way_to_change_weights_is_vllms_and_refused(index: int) -> None:
     from guards.inside.vllm import worker
 
     name = worker.WEIGHT_CHANGES[index]
-    assert callable(getattr(worker.PlatformWorker, name)), "a name that vLLM does not have refuses nothing"
+    (vllms,) = worker.SiteWorker.__bases__
+    assert callable(getattr(vllms, name)), "a name that vLLM does not have refuses nothing"
     guarded: Any = worker.GuardedWorker.__new__(worker.GuardedWorker)
     with pytest.raises(SkillguardError, match="weights cannot change"):
         getattr(guarded, name)("whatever", it="takes")
