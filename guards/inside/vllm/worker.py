@@ -37,6 +37,17 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 TESTED_RUNNERS = (CPUModelRunner,)
+WEIGHT_CHANGES = (
+    "reload_weights",
+    "update_weights",
+    "start_weight_update",
+    "start_draft_weight_update",
+    "init_weight_transfer_engine",
+    "reset_weights",
+    "update_config",
+    "add_lora",
+)
+"""The methods by which vLLM's worker changes what it runs. Here each of them refuses."""
 
 
 @contextmanager
@@ -85,6 +96,11 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
             self.model_runner.intermediate_tensors = make_empty(tokens, config.model_config.dtype, self.device)
 
     def _refuse_untested(self) -> None:
+        if missing := [name for name in WEIGHT_CHANGES if not hasattr(PlatformWorker, name)]:
+            raise AttachError(
+                f"vLLM's {PlatformWorker.__name__} has no {', '.join(missing)}: weights might change by another name, "
+                "which nothing refuses; install the vLLM release that skillguard was tested with"
+            )
         runner = type(self.model_runner)
         settings = self.vllm_config.additional_config[SETTINGS]
         if runner not in TESTED_RUNNERS and not settings["allow_untested_runner"]:
@@ -112,8 +128,9 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise SkillguardError("weights cannot change while guards are served: start again, so that they are verified")
 
-    reload_weights = update_weights = start_weight_update = start_draft_weight_update = add_lora = _refuse
-    init_weight_transfer_engine = reset_weights = update_config = _refuse
+
+for _name in WEIGHT_CHANGES:
+    setattr(SiteWorker, _name, SiteWorker._refuse)
 
 
 class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]

@@ -68,13 +68,27 @@ def parse_flags(options: VllmOptions) -> Any:
     return AsyncEngineArgs.from_cli_args(parsed)
 
 
+def prefer_piecewise_graphs(arguments: Any) -> None:
+    """Where no mode of CUDA graphs was asked for, takes the one that leaves hooks around the model out of graphs.
+
+    vLLM's own default also records whole passes. Without compilation, or CUDA, vLLM makes it no graphs at all.
+    """
+    from vllm.config import CUDAGraphMode
+
+    if arguments.compilation_config.cudagraph_mode is None:
+        arguments.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+
+
 def refuse_unguardable(config: Any) -> None:
     """Raises EngineFlagError naming the first feature under which guards are not known to hold."""
+    from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
     from vllm.config import CompilationMode
 
     parallel, model, load = config.parallel_config, config.model_config, config.load_config
     untested = "it was not tested"
     scheme = quantisation_scheme(model)
+    graphs = config.compilation_config.cudagraph_mode
+    recorded = "the hooks around the model would run once, while it is recorded, and never again"
     refused = (
         (config.lora_config, "--enable-lora", "an adapter changes the weights that guards were calibrated on"),
         (
@@ -108,6 +122,16 @@ def refuse_unguardable(config: Any) -> None:
             config.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
             "compilation mode 1",
             "the model is compiled before guards are in it",
+        ),
+        (
+            graphs.has_full_cudagraphs(),
+            f"full CUDA graphs ({graphs.name})",
+            f"{recorded}; say -cc.cudagraph_mode=PIECEWISE",
+        ),
+        (
+            is_breakable_cudagraph_enabled(),
+            "breakable CUDA graphs",
+            f"{recorded}; set VLLM_USE_BREAKABLE_CUDAGRAPH=0",
         ),
     )
     for present, what, why in refused:

@@ -12,12 +12,13 @@ from guards.artifact.identity import tokenizer_sha256, weights_sha256
 from guards.artifact.manifest import ModelIdentity
 from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.settings import FAILURE_FILE
-from server.engines.vllm.config import quantisation_scheme, refuse_unguardable
+from server.engines.vllm.config import prefer_piecewise_graphs, quantisation_scheme, refuse_unguardable
 
 
 def make_config(arguments: Any, folder: Path, worker: str) -> Any:
     """vLLM's configuration for our worker, from its arguments. Raises EngineFlagError or UnsupportedModelError."""
     arguments.model = str(folder)
+    prefer_piecewise_graphs(arguments)
     try:
         config = arguments.create_engine_config()
     except (ValueError, NotImplementedError, RuntimeError) as error:

@@ -22,6 +22,8 @@ OTHERS = (
     "Write a Python function that adds two numbers.",
     "What is the capital of Japan?",
 )
+WAIT_SECONDS = 240
+"""Nothing here takes as long; what would wait for ever fails instead."""
 SMALL = ("--dtype", "float32", "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 27))
 
 
@@ -49,7 +51,7 @@ class Live:
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that runs on the engine's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=240)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=WAIT_SECONDS)
 
     def chat(self, question: str) -> tuple[int, ...]:
         """Token ids of a question in the chat frame."""
@@ -102,7 +104,7 @@ def live(make: Callable[[], Engine], *, verified: bool = True) -> Iterator[Live]
     thread.start()
 
     def wait(work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(timeout=240)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(timeout=WAIT_SECONDS)
 
     engine = make()
     try:

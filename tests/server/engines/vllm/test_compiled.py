@@ -126,12 +126,18 @@ def test_a_hook_that_does_not_fire_lets_nothing_out(cache: Path) -> None:
 
 
 def test_weights_cannot_change_under_the_guards(cache: Path) -> None:
-    def reload(worker: Any) -> str:
-        try:
-            worker.reload_weights()
-        except Exception as error:
-            return str(error)
-        return "reloaded"
+    def change(worker: Any) -> dict[str, str]:
+        from guards.inside.vllm.worker import WEIGHT_CHANGES
+
+        answers = {}
+        for name in WEIGHT_CHANGES:
+            try:
+                getattr(worker, name)()
+            except Exception as error:
+                answers[name] = str(error)
+        return answers
 
     with started(cache, "ksd-mathematics", flags=("--enforce-eager",)) as running:
-        assert "weights cannot change" in call(running, reload)[0]
+        answers = call(running, change)[0]
+        assert len(answers) == 8
+        assert all(answer.startswith("weights cannot change") for answer in answers.values()), answers

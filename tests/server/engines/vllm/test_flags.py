@@ -93,6 +93,60 @@ def test_what_guards_do_not_stand_is_refused(flags: list[str], what: str) -> Non
         refuse_unguardable(config)
 
 
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs these tests, vLLM takes it for a device with CUDA graphs."""
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "support_static_graph_mode", classmethod(lambda cls: True))
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("flags", [[], ["-O3"], ["-O1"], ["-O0"], ["--enforce-eager"], ["-cc.mode=0"]])
+def test_whole_passes_are_recorded_by_default_and_not_with_guards(flags: list[str]) -> None:
+    from server.engines.vllm.config import parse_flags, prefer_piecewise_graphs, refuse_unguardable
+
+    arguments = parse_flags(options(*flags))
+    if flags in ([], ["-O3"]):
+        with pytest.raises(EngineFlagError, match="full CUDA graphs"):
+            refuse_unguardable(arguments.create_engine_config())  # the control
+    prefer_piecewise_graphs(arguments)
+    refuse_unguardable(arguments.create_engine_config())
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("mode", ["FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"])
+def test_whole_passes_that_were_asked_for_are_refused(mode: str) -> None:
+    from server.engines.vllm.config import parse_flags, prefer_piecewise_graphs, refuse_unguardable
+
+    arguments = parse_flags(options(f"-cc.cudagraph_mode={mode}"))
+    prefer_piecewise_graphs(arguments)
+    config = arguments.create_engine_config()
+    with pytest.raises(EngineFlagError, match=r"full CUDA graphs .*; say -cc.cudagraph_mode=PIECEWISE"):
+        refuse_unguardable(config)
+
+
+def test_graphs_that_break_inside_the_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.engines.vllm.config import parse_flags, refuse_unguardable
+
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    config = parse_flags(options()).create_engine_config()
+    with pytest.raises(EngineFlagError, match=r"breakable CUDA graphs: .*; set VLLM_USE_BREAKABLE_CUDAGRAPH=0"):
+        refuse_unguardable(config)
+
+
+def test_what_is_started_has_none_of_them() -> None:
+    from vllm.config import CUDAGraphMode
+
+    from server.engines.vllm.config import parse_flags
+    from server.engines.vllm.launch import make_config
+
+    arguments = parse_flags(options())
+    assert arguments.compilation_config.cudagraph_mode is None
+    make_config(arguments, MODEL, "a.Worker")
+    assert arguments.compilation_config.cudagraph_mode is CUDAGraphMode.PIECEWISE
+
+
 def test_other_flags_reach_vllm() -> None:
     from server.engines.vllm.config import parse_flags, refuse_unguardable
 
