@@ -82,20 +82,21 @@ def open_folder(folder: Path, names: Sequence[str]) -> Iterator[OpenFolder]:
 
 
 def _put(scratch: Path, folder: Path) -> None:
-    """Gives `scratch` the name of `folder`. What had that name is then at `scratch`, or removed."""
+    """Gives `scratch` the name of `folder`. What a reader found under that name is then at `scratch`."""
     retired = _retired(folder)
-    if not folder.exists():
-        scratch.rename(folder)
-    elif not _exchange(scratch, folder):
-        shutil.rmtree(retired, ignore_errors=True)
-        folder.rename(retired)
+    if not folder.exists() or not _exchange(scratch, folder):
+        if folder.exists():
+            shutil.rmtree(retired, ignore_errors=True)  # of a writer that died; with `folder` there nobody reads it
+            folder.rename(retired)
         try:
             scratch.rename(folder)
         except OSError:
-            retired.rename(folder)
+            if retired.exists():
+                retired.rename(folder)
             raise
+        if retired.exists():
+            retired.rename(scratch)  # not removed where a reader looks: it would find half of it
     _sync(folder.parent)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _retired(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """An artifact that is replaced while it is read: always one version, whole, and never none."""
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,7 @@ class TestWithoutExchange:
         seen: list[tuple[bool, str]] = []
         after_renames(monkeypatch, lambda: seen.append((folder.exists(), read_artifact(folder).digest)))
         write_newer(folder)
-        assert seen == [(False, digests[0]), (True, digests[1])]
+        assert seen == [(False, digests[0]), (True, digests[1]), (True, digests[1])]
         assert read_artifact(folder).name == "sums"
         assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
@@ -200,6 +201,24 @@ class TestWithoutExchange:
             return listdir(path)
 
         monkeypatch.setattr(os, "listdir", finish)
+        assert read_artifact(folder).digest == digests[1]
+
+    def test_the_waiting_version_is_not_removed_where_it_is_read(
+        self, folder: Path, digests: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A reader that opened it finds it elsewhere, or its files gone, and takes the one that came."""
+        removed: list[str] = []
+        rmtree = shutil.rmtree
+
+        def spied(path: Path, *, ignore_errors: bool) -> None:
+            if path.exists():
+                removed.append(path.name)
+            rmtree(path, ignore_errors=ignore_errors)
+
+        monkeypatch.setattr(shutil, "rmtree", spied)
+        write_newer(folder)
+        assert len(removed) == 1
+        assert removed[0] != f".{folder.name}-old"
         assert read_artifact(folder).digest == digests[1]
 
     def test_a_waiting_folder_that_lacks_a_file_is_refused(self, folder: Path) -> None:
