@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from guards.core.policy import Policy
 from guards.core.verdict import GuardMode
 from server.engines.base import Chunk, Engine, EngineRequest, Finish, GuardScore, Message, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -57,6 +58,10 @@ class Live:
         """Token ids of a question in the chat frame."""
         return self.engine.encode_chat([Message("user", question)])
 
+    def _policy(self, modes: Mapping[str, GuardMode]) -> Policy:
+        rules = {guard.name: guard.rule for guard in self.engine.info.guards}
+        return Policy({name: replace(rule, mode=modes.get(name, rule.mode)) for name, rule in rules.items()})
+
     def draw(
         self,
         prompts: Sequence[str | tuple[int, ...]],
@@ -80,7 +85,7 @@ class Live:
         for index, prompt in enumerate(prompts):
             self._count += 1
             ids = self.chat(prompt) if isinstance(prompt, str) else prompt
-            requests.append(EngineRequest(f"t{self._count}", ids, sampling, modes[index] if modes else {}))
+            requests.append(EngineRequest(f"t{self._count}", ids, sampling, self._policy(modes[index] if modes else {})))
         return self.wait(everyone())
 
     def scores(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, GuardScore]]:
