@@ -42,11 +42,6 @@ def tokenizer_sha256(folder: Path) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def template_sha256(template: str | None) -> str | None:
-    """Digest of a chat template's source, None without one."""
-    return None if template is None else hashlib.sha256(template.encode()).hexdigest()
-
-
 def identify(config: Any, sites: ModelSites, dtype: str, weights: str | None, tokenizer: str | None) -> ModelIdentity:
     """The identity of a loaded transformers model."""
     return ModelIdentity.model_validate(

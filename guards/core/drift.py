@@ -20,3 +20,7 @@ class Drift:
     def of(self, score: float, dtype: str) -> float:
         """How far from this score another engine's may lie."""
         return self.relative[dtype] * max(abs(score), self.floor) + self.slack
+
+
+FEW_NEURONS = Drift(slack=2.0)
+"""For what counts neurons: a draw may fall the other way on another engine for a few."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from guards.artifact.store import Artifact, read_artifact
+from guards.calibration.entry import Entry
 from guards.contract.guard import Guard
 from guards.errors import ArtifactError
-from guards.methods.entry import Entry
 from guards.methods.registry import load_guard, method_of
 from guards.model.shard import WHOLE
 

@@ -8,61 +8,33 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from guards.core.drift import Drift
-from guards.core.verdict import GuardKind
+from guards.calibration.entry import Entry
 from guards.errors import ArtifactError
-from guards.methods.cube.options import CubeOptions
-from guards.methods.entry import Entry
-from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.options import PooledOptions
-from guards.methods.selective_pruning.options import PruningOptions
+from guards.methods.cube.entry import CUBE
+from guards.methods.neuron_adjust.entry import NEURON_ADJUST
+from guards.methods.pooled.entry import POOLED
+from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
 
 if TYPE_CHECKING:
     from guards.artifact.store import Artifact
     from guards.contract.guard import Guard
 
-GROUP = "skillguard.methods"
-FEW_NEURONS = Drift(slack=2.0)
-"""Neurons whose draw may fall the other way on another engine."""
-KSD = "Key Space Detection: abstain on prompts whose key vectors are the skill's"
+__all__ = [
+    "CUBE",
+    "GROUP",
+    "NEURON_ADJUST",
+    "POOLED",
+    "SELECTIVE_PRUNING",
+    "load_guard",
+    "method_of",
+    "methods",
+    "names",
+    "variants",
+]
 
-CUBE = Entry(
-    name="ksd",
-    variant="paper",
-    kind=GuardKind.DETECTOR,
-    package="guards.methods.cube",
-    options=CubeOptions,
-    summary=KSD,
-    about="a cube around the last token's key vectors, one layer for each frame",
-    default=False,
-)
-POOLED = Entry(
-    name="ksd",
-    variant="pooled",
-    kind=GuardKind.DETECTOR,
-    package="guards.methods.pooled",
-    options=PooledOptions,
-    summary=KSD,
-    about="a discriminant on the mean key vector of all tokens so far, over one or several layers, which\n"
-    "holds in frames that were not calibrated too",
-)
-NEURON_ADJUST = Entry(
-    name="neuron-adjust",
-    kind=GuardKind.INTERVENTION,
-    package="guards.methods.neuron_adjust",
-    drift=FEW_NEURONS,
-    options=NeuronAdjustOptions,
-    summary="Neuron Adjust: shift the skill's neurons towards other text",
-)
-SELECTIVE_PRUNING = Entry(
-    name="selective-pruning",
-    kind=GuardKind.INTERVENTION,
-    package="guards.methods.selective_pruning",
-    drift=FEW_NEURONS,
-    options=PruningOptions,
-    summary="Selective Pruning: set the skill's neurons to zero",
-)
+GROUP = "skillguard.methods"
 _SHIPPED = (POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
+"""Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]
 """A method's name on disk, and its variant."""
@@ -85,8 +57,7 @@ def methods() -> Mapping[Key, Entry]:
 
 def variants(name: str) -> dict[str, Entry]:
     """The entries of one method by variant, the default first; "" is the only one of a method without variants."""
-    found = [entry for entry in methods().values() if entry.name == name]
-    return {entry.variant or "": entry for entry in sorted(found, key=lambda entry: not entry.default)}
+    return {entry.variant or "": entry for entry in methods().values() if entry.name == name}
 
 
 def names() -> list[str]:

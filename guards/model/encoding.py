@@ -7,17 +7,22 @@ Special tokens that a text spells out ("<|end|>") stay plain text everywhere: a 
 turns into a conversation.
 """
 
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from guards.artifact.identity import template_sha256
 from guards.errors import DataError, PromptRefusedError
 from guards.model.marks import Marks, Piece, SpecialTexts
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
+
+
+def template_sha256(template: str | None) -> str | None:
+    """Digest of a chat template's source, None without one."""
+    return None if template is None else hashlib.sha256(template.encode()).hexdigest()
 
 
 def check_frame(frame: str) -> str:

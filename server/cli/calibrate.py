@@ -12,9 +12,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from guards.calibration.entry import Entry
 from guards.calibration.options import CommonOptions
 from guards.errors import CalibrationError
-from guards.methods.entry import Entry
 from guards.methods.registry import names, variants
 from server.cli.frame import read_frame
 from server.engines.errors import EngineFlagError

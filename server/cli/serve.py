@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from server.cli.engine import add_arguments, engine_options
 from server.cli.fields import add_fields, build_settings
 from server.config import ServerConfig
-from server.engines.create import create_engine
+from server.create import create_engine
 
 if TYPE_CHECKING:
     import uvicorn

@@ -78,7 +78,7 @@ async def _in_process(options: EngineOptions) -> AsyncIterator[httpx.AsyncClient
 
     from server.app import create_app
     from server.config import ServerConfig
-    from server.engines.create import create_engine
+    from server.create import create_engine
 
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     disable_progress_bar()

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from guards.artifact.manifest import UNSEALED, CalibrationRecord, Canary, Manifest, ModelIdentity, Rate, SourceRecord
 from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, write_artifact
+from guards.calibration.entry import Entry
 from guards.contract.guard import Guard
 from guards.core.verdict import Scope
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
-from guards.methods.entry import Entry
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
 from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING

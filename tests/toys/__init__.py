@@ -1,7 +1,7 @@
 """Two methods that do not exist, as a package beside this project would bring them: a folder each and an entry."""
 
+from guards.calibration.entry import Entry
 from guards.core.verdict import GuardKind
-from guards.methods.entry import Entry
 from tests.toys.halving.options import HalvingOptions
 from tests.toys.probe.options import ProbeOptions
 

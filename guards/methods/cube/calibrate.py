@@ -39,10 +39,10 @@ from guards.calibration.thresholds import (
     rate_of,
 )
 from guards.errors import CalibrationError
+from guards.methods.cube.entry import CUBE
 from guards.methods.cube.guard import CubeGuard, Regime
 from guards.methods.cube.options import CubeOptions
 from guards.methods.cube.passes import CubeJob, Fit, Scores, fit_frame, judged_tokens, score_all
-from guards.methods.registry import CUBE
 from guards.model.sites import Site
 
 

@@ -10,9 +10,9 @@ from guards.calibration.corpus import Side, encode_corpora, left_out_warnings, r
 from guards.calibration.finished import Calibration, make_record
 from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
+from guards.methods.neuron_adjust.entry import NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustFitter
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.registry import NEURON_ADJUST
 from guards.model.sites import Site
 
 

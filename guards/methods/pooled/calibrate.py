@@ -34,9 +34,9 @@ from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
 from guards.calibration.thresholds import MIN_RECALL, arithmetic, false_abstention_bound, place_tau, rate_of
 from guards.errors import CalibrationError
+from guards.methods.pooled.entry import POOLED
 from guards.methods.pooled.guard import DiscriminantFitter, LayerWeights, PooledGuard, mean_scores
 from guards.methods.pooled.options import QUESTION_FRAME, PooledOptions
-from guards.methods.registry import POOLED
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 

@@ -11,7 +11,7 @@ from guards.calibration.corpus import Corpus, Side, encode_corpora, left_out_war
 from guards.calibration.finished import Calibration, make_record
 from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
-from guards.methods.registry import SELECTIVE_PRUNING
+from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
 from guards.methods.selective_pruning.guard import Importance, PruningFitter, PruningGuard
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site

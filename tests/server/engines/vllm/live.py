@@ -85,7 +85,9 @@ class Live:
         for index, prompt in enumerate(prompts):
             self._count += 1
             ids = self.chat(prompt) if isinstance(prompt, str) else prompt
-            requests.append(EngineRequest(f"t{self._count}", ids, sampling, self._policy(modes[index] if modes else {})))
+            requests.append(
+                EngineRequest(f"t{self._count}", ids, sampling, self._policy(modes[index] if modes else {}))
+            )
         return self.wait(everyone())
 
     def scores(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, GuardScore]]:

@@ -20,8 +20,7 @@ class Entry(Method):
     """A method with its calibration.
 
     `summary` is one line of help. `about` says what the variant is, where a method has several. `options` are what its
-    calibration takes; the command line is made from their fields. Of the variants of one method, `default` marks the
-    one that is calibrated where none is named.
+    calibration takes; the command line is made from their fields.
 
     In the method's folder, `calibrate.py` has `sites(options)` and `calibrate(model, forget, retain, options)`;
     `shown.py` has `table(calibration)`, `report(calibration)` and `plots(calibration, skill, model, forget, retain)`.
@@ -30,7 +29,6 @@ class Entry(Method):
     summary: str
     options: type[CommonOptions]
     about: str = ""
-    default: bool = True
 
     def sites(self, options: CommonOptions) -> "tuple[Site, ...]":
         """What a calibration looks at."""
