@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import HUGE, MAX, MEAN, TOKEN, Mean, OverTokens, RunningStates, Sequences
+from guards.contract.accumulate import HUGE, MAX, MEAN, TOKEN, Mean, OverTokens, RunningStates, Sequences, _written
 from tests.guards.contract.cusum import Cusum
 
 CPU = torch.device("cpu")
@@ -124,8 +124,12 @@ def test_a_slot_of_a_ring_is_not_taken_for_a_later_token(values: Tensor) -> None
 def test_a_chain_of_sequences_of_one_token_each(values: Tensor, count: int) -> None:
     """Every sequence of the pass goes on from the next one in it, and the last from nothing."""
     at = torch.arange(count - 1, -1, -1)
-    got = running_means().extend(values[at], at, sequences([*range(count + 1)], at.tolist(), (at - 1).tolist()))
+    found = sequences([*range(count + 1)], at.tolist(), (at - 1).tolist())
+    got = running_means().extend(values[at], at, found)
     torch.testing.assert_close(got, expected(values)[at], rtol=1e-6, atol=1e-6)
+    values[0, 0] = torch.nan
+    got = RunningStates([Careless(), MEAN], CPU).extend(values[at], at, found)
+    assert got.isnan().tolist() == [[True, False]] * count
 
 
 def test_sequences_that_go_on_from_each_other_are_not_finite(values: Tensor) -> None:
@@ -202,6 +206,14 @@ def test_the_same_whatever_the_order_of_rows_that_share_a_slot(values: Tensor) -
     got = store.extend(values[:6], torch.tensor([0, 1, 2, 0, 1, 2]), found)
     torch.testing.assert_close(got, torch.cat([expected(values)[:3], expected(values[3:])[:3]]))
     torch.testing.assert_close(means(store, values[6:7], 3, [2], 1), expected(values[3:])[3:4], rtol=1e-6, atol=1e-6)
+
+
+def test_a_slot_is_written_once_in_a_pass() -> None:
+    """With the last of its positions: where several rows were written to one, a GPU might keep any."""
+    slots_T, positions_T = torch.tensor([7, 5, 7, 5, -1, 7]), torch.tensor([2, 9, 4, 8, 3, 1])
+    written_T, order_T, _ = _written(slots_T, positions_T, torch.tensor([0, 6]), sequences([0, 6], [], [NOWHERE]))
+    assert {int(written_T[i]): int(order_T[i]) for i in range(6) if written_T[i] >= 0} == {7: 2, 5: 1}
+    assert sorted(written_T.tolist())[:4] == [NOWHERE] * 4
 
 
 class Careless(Mean):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -95,7 +95,8 @@ class Engine:
             while (end := (len(request.blocks) + 1) * BLOCK) < len(text) and text[:end] in self.known:
                 request.blocks.append(self._take(self.known[text[:end]]))
                 request.computed = end
-        more = self.random.randint(1, len(text) - request.computed)
+        whole = len(text) - request.computed
+        more = whole if self.random.random() < 0.5 else self.random.randint(1, whole)
         more = min(more, (len(request.blocks) + len(self.free)) * BLOCK - request.computed)
         now = range(request.computed, request.computed + more)
         while len(request.blocks) * BLOCK < now.stop:
@@ -132,9 +133,10 @@ def step(engine: Engine, waiting: list[Request], store: RunningStates) -> tuple[
     random = engine.random
     for request in random.sample(waiting, random.randint(0, len(waiting) // 2)):
         engine.release(request)
-    chosen = [
-        (request, engine.schedule(request)) for request in random.sample(waiting, random.randint(1, len(waiting)))
-    ]
+    turns = random.sample(waiting, random.randint(1, len(waiting)))
+    if random.random() < 0.5:
+        turns.sort(key=lambda request: len(request.text))  # each may go on from the one before
+    chosen = [(request, engine.schedule(request)) for request in turns]
     random.shuffle(chosen)
     bounds, slots, previous, texts, positions = [0], [], [], [], []
     for request, now in chosen:
@@ -163,7 +165,7 @@ def step(engine: Engine, waiting: list[Request], store: RunningStates) -> tuple[
     return store.extend(torch.tensor(values), torch.tensor(positions), found), torch.tensor(wanted)
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=40, phases=(Phase.generate, Phase.shrink))
 @given(st.randoms(use_true_random=False), st.integers(3, 16), st.booleans())
 def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int, grows: bool) -> None:
     engine, store = Engine(random, list(range(blocks))), RunningStates(COLUMNS, torch.device("cpu"), grows=grows)
@@ -178,13 +180,14 @@ def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int,
 
 
 def test_the_imitated_engine_shares_and_evicts() -> None:
-    """Positive control: prefixes are shared within a pass, in chains, and across passes, and texts are forgotten."""
+    """Positive control: prefixes are shared across passes and within one, in chains, and texts are forgotten."""
     random = Random(1)
     engine, store = Engine(random, list(range(16))), RunningStates(COLUMNS, torch.device("cpu"))
     waiting: list[Request] = []
     for _ in range(40):
         if len(waiting) < 3:
             waiting += asked(random, 5, 12)
-        step(engine, waiting, store)
-    assert {0, 1, 2} <= set(engine.depths)
+        got, wanted = step(engine, waiting, store)
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert {0, 1, 2, 3} <= set(engine.depths)
     assert engine.forgotten > 20
