@@ -17,7 +17,7 @@ from server.auth import KeyRing
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, reply_of
 from server.metrics import Metrics
-from server.responses import error_response
+from server.openai.responses import error_response
 
 logger = logging.getLogger("skillguard.server")
 

@@ -74,7 +74,8 @@ def test_both_toys_on_the_embedded_engine(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.real
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-def test_both_toys_on_vllm(tmp_path: Path) -> None:
+def test_both_toys_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     on_it = (
         "--engine",
         "vllm",
@@ -86,6 +87,6 @@ def test_both_toys_on_vllm(tmp_path: Path) -> None:
         str(1 << 27),
     )
     probe = calibrated(tmp_path, "toy-probe", *on_it, *FLAGS)
-    halving = calibrated(tmp_path, "toy-halving", *on_it, *FLAGS)
+    halving = calibrated(tmp_path, "toy-halving")
     with live(on_vllm(probe, halving, flags=FLAGS)) as engine:
         check(engine)

@@ -16,7 +16,7 @@ from server.errors import (
     error_headers,
     reply_of,
 )
-from server.openai import invalid_request
+from server.openai.invalid import invalid_request
 
 
 def error_response(error: Exception, request_id: str) -> Response:
