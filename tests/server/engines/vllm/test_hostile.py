@@ -1,22 +1,17 @@
 """Requests that would end or stall the engine for everybody are one caller's errors."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from guards.core.verdict import GuardMode
 from server.engines.base import EngineRequest, FinishReason, Grammar, GrammarKind, Sampling
 from server.engines.errors import UnsupportedOptionError
-from tests.server.engines.vllm.live import DEMO, OTHERS, SMALL, Live, greedy
+from tests.server.engines.vllm.live import OTHERS, Live, greedy
+
+pytestmark = pytest.mark.xdist_group("engine")
 
 DEEP = "(" * 30_000 + "a" + ")" * 30_000
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -67,42 +62,3 @@ def test_odd_numbers_hurt_nobody(engine: Live, sampling: Sampling) -> None:
     answers = engine.draw(OTHERS, sampling, [{"ksd-en": GuardMode.SHADOW, "ksd-code": GuardMode.SHADOW}] * len(OTHERS))
     assert {answer.finish.reason for answer in answers} <= {FinishReason.STOP, FinishReason.LENGTH}
     assert engine.engine.healthy()
-
-
-def test_no_process_outlives_a_server_that_was_killed(tmp_path: Path) -> None:
-    """Else a worker would hold the model's memory, and no server could start in its place."""
-    code = (
-        "import asyncio, sys\n"
-        "async def main():\n"
-        "    from server.engines.options import VllmOptions\n"
-        "    from server.engines.vllm import VllmEngine\n"
-        f"    flags = {(*SMALL, '--enforce-eager')!r}\n"
-        f"    engine = VllmEngine(VllmOptions(model={str(DEMO / 'model')!r}, flags=flags))\n"
-        "    await engine.start()\n"
-        "    print('started', flush=True)\n"
-        "    await asyncio.sleep(600)\n"
-        "if __name__ == '__main__':\n"
-        "    asyncio.run(main())\n"
-    )
-    script = tmp_path / "server_that_dies.py"
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout is not None
-        assert any("started" in line for line in server.stdout)
-        family = _descendants(server.pid)
-        assert len(family) >= 2, "an engine and a worker"
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-    deadline = time.monotonic() + 30
-    while (left := [pid for pid in family if _runs(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == []
-
-
-def _descendants(pid: int) -> list[int]:
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-
-
-def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and str(psutil.Process(pid).status()) != "zombie"
