@@ -82,7 +82,7 @@ class TestUnguarded:
 def _runs(process: psutil.Process) -> bool:
     """Whether it does; one that nobody has reaped does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
