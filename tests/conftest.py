@@ -24,6 +24,18 @@ settings.register_profile(
 settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes (`-n`) share the tests by file, those that start vLLM one by one, or by the engine they share.
+
+    Those come first: what takes longest is not what everybody waits for in the end.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            alone = item.get_closest_marker("vllm") is not None
+            item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that needs vLLM is skipped where it is not installed, and fails there where CI is set."""
     if item.get_closest_marker("vllm") and not os.environ.get("CI") and find_spec("vllm") is None:

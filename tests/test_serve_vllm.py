@@ -1,60 +1,90 @@
 """What a user runs: `skillguard serve --engine vllm` as a process, asked through the official client."""
 
 import re
+import time
 from collections.abc import Iterator
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from benchmarks.serving import ServerDidNotStartError, running_server
 from tests.asking import KEPT, MATHEMATICS, Ask, ask, ask_streaming
 
-pytestmark = [pytest.mark.real, pytest.mark.vllm]
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.xdist_group("serve")]
 
 VLLM = ("--engine", "vllm", "--enforce-eager", "--max-model-len=512", "--kv-cache-memory-bytes", str(1 << 27))
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_server(*VLLM) as url:
-        yield url
+class TestGuarded:
+    """One server with the demo's guard."""
+
+    @pytest.fixture(scope="class")
+    def server(self) -> Iterator[str]:
+        with running_server(*VLLM) as url:
+            yield url
+
+    @pytest.fixture
+    def client(self, server: str) -> Iterator[openai.OpenAI]:
+        with openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0) as client:
+            yield client
+
+    @pytest.mark.parametrize("how", [ask, ask_streaming])
+    @pytest.mark.parametrize("question", MATHEMATICS)
+    def test_mathematics_is_withheld(self, client: openai.OpenAI, question: str, how: Ask) -> None:
+        reason, text = how(client, question)
+        assert reason == "content_filter"
+        assert not re.search(r"\d", text)
+
+    @pytest.mark.parametrize("how", [ask, ask_streaming])
+    @pytest.mark.parametrize("question", KEPT)
+    def test_everything_else_is_answered(self, client: openai.OpenAI, question: str, how: Ask) -> None:
+        reason, text = how(client, question)
+        assert (reason, KEPT[question] in text) == ("stop", True), text
+
+    def test_our_options_and_vllms_flags_both_arrive(self, server: str, client: openai.OpenAI) -> None:
+        assert httpx.get(f"{server}/v1/guards").json()["data"][0]["name"] == "ksd-mathematics"
+        with pytest.raises(openai.BadRequestError, match="at most 512"):
+            ask(client, "word " * 600)
 
 
-@pytest.fixture
-def client(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0) as client:
-        yield client
+class TestUnguarded:
+    """One server without guards, which the last test ends."""
+
+    @pytest.fixture(scope="class")
+    def server(self) -> Iterator[tuple[str, list[psutil.Process]]]:
+        """Its address and its processes."""
+        before = set(psutil.Process().children())
+        with running_server(*VLLM, "--unguarded") as url:
+            (server,) = set(psutil.Process().children()) - before
+            yield url, [server, *server.children(recursive=True)]
+
+    def test_without_the_guard_the_model_can_do_it(self, server: tuple[str, list[psutil.Process]]) -> None:
+        with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="unused", max_retries=0) as client:
+            assert [
+                (reason, answer in text)
+                for question, answer in zip(MATHEMATICS, ("81", "19"), strict=True)
+                for reason, text in [ask(client, question)]
+            ] == [("stop", True), ("stop", True)]
+
+    def test_no_process_outlives_a_server_that_was_killed(self, server: tuple[str, list[psutil.Process]]) -> None:
+        """Else a worker would hold the model's memory, and no server could start in its place."""
+        leader, *left = server[1]
+        assert len(left) >= 2, "an engine and a worker"
+        leader.kill()
+        deadline = time.monotonic() + 30
+        while (left := [each for each in left if _runs(each)]) and time.monotonic() < deadline:
+            psutil.wait_procs(left, timeout=0.2)
+        assert left == []
 
 
-@pytest.mark.parametrize("how", [ask, ask_streaming])
-@pytest.mark.parametrize("question", MATHEMATICS)
-def test_mathematics_is_withheld(client: openai.OpenAI, question: str, how: Ask) -> None:
-    reason, text = how(client, question)
-    assert reason == "content_filter"
-    assert not re.search(r"\d", text)
-
-
-@pytest.mark.parametrize("how", [ask, ask_streaming])
-@pytest.mark.parametrize("question", KEPT)
-def test_everything_else_is_answered(client: openai.OpenAI, question: str, how: Ask) -> None:
-    reason, text = how(client, question)
-    assert (reason, KEPT[question] in text) == ("stop", True), text
-
-
-def test_our_options_and_vllms_flags_both_arrive(server: str, client: openai.OpenAI) -> None:
-    assert httpx.get(f"{server}/v1/guards").json()["data"][0]["name"] == "ksd-mathematics"
-    with pytest.raises(openai.BadRequestError, match="at most 512"):
-        ask(client, "word " * 600)
-
-
-def test_without_the_guard_the_model_can_do_it() -> None:
-    with running_server(*VLLM, "--unguarded") as url, openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
-        assert [
-            (reason, answer in text)
-            for question, answer in zip(MATHEMATICS, ("81", "19"), strict=True)
-            for reason, text in [ask(client, question)]
-        ] == [("stop", True), ("stop", True)]
+def _runs(process: psutil.Process) -> bool:
+    """Whether it does; one that nobody has reaped does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_another_number_format_than_the_artifacts_ends_the_start() -> None:

@@ -55,7 +55,8 @@ sys.addaudithook(_audit)  # for good: Python takes none back
 def nothing_runs() -> Iterator[None]:
     """Nothing may be imported, opened, compiled, started or looked up inside."""
     global _watching
-    _watching = seen = []
+    seen: list[str] = []
+    _watching = seen
     try:
         yield
     finally:

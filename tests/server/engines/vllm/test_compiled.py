@@ -12,6 +12,8 @@ from server.engines.base import FinishReason
 from server.engines.errors import EngineStoppedError
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy, live, on_vllm
 
+pytestmark = pytest.mark.xdist_group("compiled")
+
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
@@ -41,13 +43,21 @@ def break_python_hooks(worker: Any) -> bool:
 
 
 def drop_hooks(worker: Any) -> int:
-    """Runs in the worker: takes a guard's hook off behind the board's back."""
-    found = 0
-    for module in worker.model_runner.get_model().modules():
-        if hasattr(module, "skillguard_key"):
-            module._forward_pre_hooks.clear()
-            found += 1
-    return found
+    """Runs in the worker: takes a guard's hooks off behind the board's back."""
+    worker.dropped = [
+        (module, dict(module._forward_pre_hooks))
+        for module in worker.model_runner.get_model().modules()
+        if hasattr(module, "skillguard_key")
+    ]
+    for module, _ in worker.dropped:
+        module._forward_pre_hooks.clear()
+    return len(worker.dropped)
+
+
+def put_hooks_back(worker: Any) -> None:
+    """Runs in the worker: undoes `drop_hooks`."""
+    for module, hooks in worker.dropped:
+        module._forward_pre_hooks.update(hooks)
 
 
 def call(running: Live, work: Any) -> list[Any]:
@@ -84,17 +94,6 @@ def test_the_graph_itself_guards(cache: Path) -> None:
         assert abstained(running) == [True, True, True, False]
 
 
-def test_uncompiled_the_same_trick_is_noticed(cache: Path) -> None:
-    """Positive control: there the hooks do run in Python. Nothing gets out when they fail."""
-    with started(cache, "ksd-mathematics", flags=("--enforce-eager",)) as running:
-        assert call(running, break_python_hooks) == [False]
-        answer = running.draw(OTHERS[:1], greedy())[0]
-        assert answer.finish.reason is FinishReason.ERROR
-        assert answer.chunks == ()
-        with pytest.raises(EngineStoppedError):
-            running.draw(OTHERS[:1], greedy())
-
-
 def test_other_artifacts_never_share_a_graph(cache: Path) -> None:
     """One cache for four starts: with one guard (above), another, none, and the first again, each right at once."""
     graphs = cache / "torch_compile_cache" / "torch_aot_compile"
@@ -113,19 +112,14 @@ def test_other_artifacts_never_share_a_graph(cache: Path) -> None:
     assert set(graphs.iterdir()) == everything
 
 
-def test_a_hook_that_does_not_fire_lets_nothing_out(cache: Path) -> None:
+@pytest.fixture(scope="module")
+def uncompiled(cache: Path) -> Iterator[Live]:
+    """vLLM with hooks that run in Python, for tests of which the last one ends it."""
     with started(cache, "ksd-mathematics", flags=("--enforce-eager",)) as running:
-        assert running.draw(OTHERS[:1], greedy())[0].chunks
-        assert call(running, drop_hooks)[0] > 0
-        for answer in running.draw(OTHERS, greedy(min_tokens=5)):
-            assert answer.finish.reason is FinishReason.ERROR
-            assert answer.chunks == ()
-            assert not answer.finish.verified
-        verified = running.wait(running.engine.verify())
-        assert "no finite reading" in str(verified["ksd-mathematics"])
+        yield running
 
 
-def test_weights_cannot_change_under_the_guards(cache: Path) -> None:
+def test_weights_cannot_change_under_the_guards(uncompiled: Live) -> None:
     def change(worker: Any) -> dict[str, str]:
         from guards.inside.vllm.worker import WEIGHT_CHANGES
 
@@ -137,7 +131,31 @@ def test_weights_cannot_change_under_the_guards(cache: Path) -> None:
                 answers[name] = str(error)
         return answers
 
-    with started(cache, "ksd-mathematics", flags=("--enforce-eager",)) as running:
-        answers = call(running, change)[0]
-        assert len(answers) == 8
-        assert all(answer.startswith("weights cannot change") for answer in answers.values()), answers
+    answers = call(uncompiled, change)[0]
+    assert len(answers) == 8
+    assert all(answer.startswith("weights cannot change") for answer in answers.values()), answers
+
+
+def test_a_hook_that_does_not_fire_lets_nothing_out(uncompiled: Live) -> None:
+    assert uncompiled.draw(OTHERS[:1], greedy())[0].chunks
+    assert call(uncompiled, drop_hooks)[0] > 0
+    try:
+        for answer in uncompiled.draw(OTHERS, greedy(min_tokens=5)):
+            assert answer.finish.reason is FinishReason.ERROR
+            assert answer.chunks == ()
+            assert not answer.finish.verified
+        verified = uncompiled.wait(uncompiled.engine.verify())
+        assert "no finite reading" in str(verified["ksd-mathematics"])
+    finally:
+        call(uncompiled, put_hooks_back)
+    assert abstained(uncompiled) == [True, True, True, False]
+
+
+def test_uncompiled_the_same_trick_is_noticed(uncompiled: Live) -> None:
+    """Positive control of the first test: here the hooks do run in Python. Nothing gets out when they fail."""
+    assert call(uncompiled, break_python_hooks) == [False]
+    answer = uncompiled.draw(OTHERS[:1], greedy())[0]
+    assert answer.finish.reason is FinishReason.ERROR
+    assert answer.chunks == ()
+    with pytest.raises(EngineStoppedError):
+        uncompiled.draw(OTHERS[:1], greedy())

@@ -1,22 +1,17 @@
 """Requests that would end or stall the engine for everybody are one caller's errors."""
 
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from guards.core.verdict import GuardMode
 from server.engines.base import EngineRequest, FinishReason, Grammar, GrammarKind, Sampling
 from server.engines.errors import UnsupportedOptionError
-from tests.server.engines.vllm.live import DEMO, OTHERS, SMALL, WAIT_SECONDS, Live, greedy
+from tests.server.engines.vllm.live import OTHERS, Live, greedy
+
+pytestmark = pytest.mark.xdist_group("engine")
 
 DEEP = "(" * 30_000 + "a" + ")" * 30_000
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -67,43 +62,3 @@ def test_odd_numbers_hurt_nobody(engine: Live, sampling: Sampling) -> None:
     answers = engine.draw(OTHERS, sampling, [{"ksd-en": GuardMode.SHADOW, "ksd-code": GuardMode.SHADOW}] * len(OTHERS))
     assert {answer.finish.reason for answer in answers} <= {FinishReason.STOP, FinishReason.LENGTH}
     assert engine.engine.healthy()
-
-
-def test_no_process_outlives_a_server_that_was_killed(tmp_path: Path) -> None:
-    """Else a worker would hold the model's memory, and no server could start in its place."""
-    code = (
-        "import asyncio, sys\n"
-        "async def main():\n"
-        "    from server.engines.options import VllmOptions\n"
-        "    from server.engines.vllm.engine import VllmEngine\n"
-        f"    flags = {(*SMALL, '--enforce-eager')!r}\n"
-        f"    engine = VllmEngine(VllmOptions(model={str(DEMO / 'model')!r}, flags=flags))\n"
-        "    await engine.start()\n"
-        "    print('started', flush=True)\n"
-        "    await asyncio.Event().wait()\n"
-        "if __name__ == '__main__':\n"
-        "    asyncio.run(main())\n"
-    )
-    script = tmp_path / "server_that_dies.py"
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout is not None
-        assert any("started" in line for line in server.stdout)
-        family = _descendants(server.pid)
-        assert len(family) >= 2, "an engine and a worker"
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-    for process in family:
-        assert _ended(process), "it waited for what never came"
-        os.close(process)
-
-
-def _descendants(pid: int) -> list[int]:
-    """A descriptor of each process below one, which stays its own when its number is given to another."""
-    return [os.pidfd_open(child.pid) for child in psutil.Process(pid).children(recursive=True)]
-
-
-def _ended(process: int) -> bool:
-    """Waits for a process to end. False where it does not, in a time in which everything else here does."""
-    return bool(select.select([process], [], [], WAIT_SECONDS)[0])

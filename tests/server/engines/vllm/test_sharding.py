@@ -1,9 +1,10 @@
-"""The same verdicts however vLLM splits, cuts and repeats the work."""
+"""The same verdicts however vLLM splits, cuts, caches and repeats the work."""
 
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -12,8 +13,8 @@ from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
 POOLED = ("ksd-mathematics", "ksd-code", "ksd-zh")
-DETECTORS = (*POOLED, "ksd-en")
-"""Pooled ones, and the cubes that `cube` made."""
+DETECTORS = (*POOLED, "ksd-en", "ksd-pooled")
+"""Pooled ones, the cubes that `cube` made, and the one of several layers that `pooled` made."""
 CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
 VARIANTS: dict[str, Sequence[str]] = {
     "compiled": (),
@@ -47,6 +48,12 @@ def prompts(running: Live, per_skill: int = 12) -> list[tuple[int, ...]]:
     return found
 
 
+def long_prompts(running: Live) -> list[tuple[int, ...]]:
+    """Three of one skill each, the first again at the end: long enough to fill blocks of a prefix cache."""
+    ids = prompts(running, per_skill=8)
+    return [a + b + a for a, b in zip(ids[::2], ids[1::2], strict=True)]
+
+
 def verdicts(running: Live, ids: Sequence[tuple[int, ...]]) -> list[dict[str, tuple[Reading, float]]]:
     return [{name: (s.reading, s.score) for name, s in found.items()} for found in running.scores(ids)]
 
@@ -59,35 +66,67 @@ def same(got: list[dict[str, tuple[Reading, float]]], wanted: list[dict[str, tup
             assert score == pytest.approx(there[name][1], rel=1e-3, abs=1e-3)
 
 
-@pytest.fixture(scope="module")
-def wanted(mask: str, cube: str) -> tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]:
+Ids = list[tuple[int, ...]]
+Verdicts = list[dict[str, tuple[Reading, float]]]
+
+
+@dataclass(frozen=True)
+class Wanted:
     """What the embedded engine says."""
-    with live(embedded(*POOLED, cube)) as running:
-        ids = prompts(running)
-        unpruned = verdicts(running, ids)
-    with live(embedded(*POOLED, cube, mask), verified=False) as running:
-        found = verdicts(running, ids)
-    readings = {each[name][0] for each in found for name in DETECTORS}
-    assert readings == {Reading.INSIDE, Reading.OUTSIDE}
-    pairs = [(each[name], before[name]) for each, before in zip(found, unpruned, strict=True) for name in DETECTORS]
-    moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)
-    assert moved > len(pairs) // 4, "positive control: pruning shows in what detectors score"
-    return ids, found
+
+    ids: Ids
+    found: Verdicts
+    long_ids: Ids
+    long_found: Verdicts
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_verdicts_and_counts_are_the_same(
-    variant: str, mask: str, cube: str, wanted: tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
-) -> None:
-    """A pruning guard, given last, acts before the detectors that score the same key vectors.
+@pytest.fixture(scope="module")
+def guards(mask: str, cube: str, pooled: str) -> tuple[str, ...]:
+    """All detectors, and a pruning guard that is given last but acts before them, on the key vectors they score.
 
     It moves scores that were fitted without it, those of canaries too: readings and scores are compared here.
     """
-    flags = VARIANTS[variant]
-    with bound_to_cores(flags), live(on_vllm(*POOLED, cube, mask, flags=flags), verified=False) as running:
-        ids, there = wanted
-        same(verdicts(running, ids), there)
-        same(verdicts(running, ids), there)  # now out of a warm prefix cache
+    return (*POOLED, cube, pooled, mask)
+
+
+@pytest.fixture(scope="module")
+def wanted(guards: tuple[str, ...]) -> Wanted:
+    """Long prompts one at a time: no pass of those holds two sequences."""
+    with live(embedded(*guards[:-1])) as running:
+        ids = prompts(running)
+        unpruned = verdicts(running, ids)
+    with live(embedded(*guards), verified=False) as running:
+        found = verdicts(running, ids)
+        long_ids = long_prompts(running)
+        alone = [verdicts(running, [each])[0] for each in long_ids]
+        same(verdicts(running, long_ids), alone)  # all at once, out of a warm prefix cache
+    for each in (found, alone):
+        assert {one["ksd-pooled"][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
+    assert {one[name][0] for one in found for name in DETECTORS} == {Reading.INSIDE, Reading.OUTSIDE}
+    pairs = [(each[name], before[name]) for each, before in zip(found, unpruned, strict=True) for name in DETECTORS]
+    moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)
+    assert moved > len(pairs) // 4, "positive control: pruning shows in what detectors score"
+    return Wanted(ids, found, long_ids, alone)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in VARIANTS])
+def running(request: pytest.FixtureRequest, guards: tuple[str, ...]) -> Iterator[Live]:
+    """vLLM in one of its variants; the tests that take it follow each other, since each start takes long."""
+    flags = (*VARIANTS[request.param], "--block-size", "32")
+    with bound_to_cores(flags), live(on_vllm(*guards, flags=flags), verified=False) as running:
+        yield running
+
+
+def test_verdicts_and_counts_are_the_same(running: Live, wanted: Wanted) -> None:
+    same(verdicts(running, wanted.ids), wanted.found)
+    same(verdicts(running, wanted.ids), wanted.found)  # now out of a warm prefix cache
+
+
+def test_running_means_go_on_out_of_a_prefix_cache(running: Live, wanted: Wanted) -> None:
+    same(verdicts(running, wanted.long_ids), wanted.long_found)
+    before = cache_hits(running)
+    same(verdicts(running, wanted.long_ids), wanted.long_found)
+    assert cache_hits(running) > before, "nothing was cached, so nothing is shown"
 
 
 @pytest.mark.parametrize("flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2")])
@@ -132,10 +171,17 @@ def test_preempted_answers_are_judged_as_others(cube: str) -> None:
 
 
 def preemptions(running: Live) -> float:
+    """How many answers vLLM set aside so far."""
+    return counted(running, "vllm:num_preemptions_total")
+
+
+def cache_hits(running: Live) -> float:
+    """Prompt tokens that vLLM found in its prefix cache so far."""
+    return counted(running, "vllm:prefix_cache_hits_total")
+
+
+def counted(running: Live, name: str) -> float:
     """What vLLM counted so far."""
     return sum(
-        float(sample.value)
-        for metric in running.engine.metrics()
-        for sample in metric.samples
-        if sample.name == "vllm:num_preemptions_total"
+        float(sample.value) for metric in running.engine.metrics() for sample in metric.samples if sample.name == name
     )
