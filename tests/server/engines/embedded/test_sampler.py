@@ -5,17 +5,34 @@ from typing import Any
 
 import pytest
 import torch
-from guards.core.part import Part
+from torch import nn
 
-from guards.core.verdict import Reading, Scope, Verdict
-from guards.inside.transformers.attach import Readings
+from guards.contract.columns import Columns
+from guards.contract.guard import Column, OverRanks, Part
+from guards.core.policy import Policy, Rule
+from guards.core.verdict import Reading, Verdict
+from guards.inside.transformers.attach import Rows
+from guards.model.sites import Place, Site
 from server.engines.answer_state import GuardFacts
 from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.sampler import JudgingSampler, draw_token
 
 SENTINEL, VOCABULARY = 3, 16
-FACTS = {"g": GuardFacts("maths", "ksd", Scope.BOTH, (Part("chat", 0),), (1.0,))}
+PART, TAU = Part("chat", (0,)), 1.0
+FACTS = {"g": GuardFacts("maths", "ksd", (PART,), None)}
+
+
+class OneCube:
+    """A bound guard of one part, which is never run."""
+
+    parts = (PART,)
+    columns = (Column(Place(0, Site.KEY), 0, OverRanks.MAX),)
+    taus = (TAU,)
+    health = None
+
+    def at(self, place: Place, width: int) -> nn.Module:
+        raise NotImplementedError
 
 
 def make(
