@@ -65,7 +65,9 @@ def _filler(index: int) -> list[int]:
 def _last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """Key vectors [prompts, d_ff] at the last token."""
     kept: list[torch.Tensor] = []
-    handle = loaded.sites.tap(Place(layer, Site.KEY)).module.register_forward_pre_hook(lambda _, args: kept.append(args[0][0, -1]))
+    handle = loaded.sites.tap(Place(layer, Site.KEY)).module.register_forward_pre_hook(
+        lambda _, args: kept.append(args[0][0, -1])
+    )
     for prompt in prompts:
         loaded.model(torch.tensor([prompt]))
     handle.remove()
@@ -113,11 +115,7 @@ def write_guard(folder: Path, loaded: LoadedModel, guard: Guard) -> Path:
             loaded.model(torch.tensor([prompt]), logits_to_keep=torch.tensor([len(prompt) - 1]))
             readings = take(attachment, 1)
             scores = tuple(readings.scores["g"][0].tolist())
-            fires = (
-                readings.codes_RG[0, 0] == Reading.INSIDE
-                if method.kind is GuardKind.DETECTOR
-                else scores[0] > 0
-            )
+            fires = readings.codes_RG[0, 0] == Reading.INSIDE if method.kind is GuardKind.DETECTOR else scores[0] > 0
             canaries.append(Canary(token_ids=prompt, scores=scores, fires=bool(fires)))
     record = CalibrationRecord(
         tool="tests", frames=("bare",), template_sha256=None, sources=(), recall=None, false_abstention=None

@@ -117,7 +117,9 @@ async def test_each_answer_has_its_own_seed_and_id() -> None:
 
 async def test_the_policy_is_the_operators_and_whole() -> None:
     late = Rule(scope=Scope.GENERATION, taus=(0.25, 0.75))
-    engine = ScriptedEngine(guards=(guard("a"), replace(guard("b"), rule=late), guard("n", kind=GuardKind.INTERVENTION)))
+    engine = ScriptedEngine(
+        guards=(guard("a"), replace(guard("b"), rule=late), guard("n", kind=GuardKind.INTERVENTION))
+    )
     async with serving(engine, shadow=("b",)) as served:
         await served.post(CHAT, chat())
         await served.post(COMPLETIONS, completion(["x", "y"], n=2))

@@ -89,7 +89,8 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         taus = self._columns.taus([answer.request.policy for answer in live.values()])
         readings = self._columns.readings(rows.rows_RX[list(live)], taus, rows.missing)
         judged = {
-            index: answer.judge(self._facts, reading) for (index, answer), reading in zip(live.items(), readings, strict=True)
+            index: answer.judge(self._facts, reading)
+            for (index, answer), reading in zip(live.items(), readings, strict=True)
         }
         return [judged.get(index) is Verdict.ALLOW for index in range(len(batch))]
 
