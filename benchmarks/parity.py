@@ -47,6 +47,7 @@ from guards.methods.pooled.options import PooledOptions
 from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.policies import default_policy
 
 SKILLS = ("mathematics", "code", "language-es", "language-zh")
 POOLED = ADJUSTED = "mathematics"
@@ -103,7 +104,7 @@ class Answer:
     reason: FinishReason
     text: str
     hits: Mapping[str, tuple[int, float]]
-    moved: int
+    moved: float
 
 
 @dataclass(frozen=True)
@@ -187,15 +188,15 @@ async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Read
 
 async def _answer(engine: Engine, name: str, prompt: Ids) -> Answer:
     """Draws a greedy answer while guards only watch, so that it goes on after a hit."""
-    modes = dict.fromkeys((guard.name for guard in engine.info.guards), GuardMode.SHADOW)
+    watching = default_policy(engine.info.guards).in_mode(GuardMode.SHADOW)
     text = ""
-    async for event in engine.submit(EngineRequest(name, prompt, Sampling(DRAWN, temperature=0), modes)):
+    async for event in engine.submit(EngineRequest(name, prompt, Sampling(DRAWN, temperature=0), watching)):
         if isinstance(event, Finish):
             assert event.error is None, event.error
             hits = {
                 hit.score.guard: (hit.score.position, hit.score.score / (hit.score.tau or 1.0)) for hit in event.hits
             }
-            return Answer(event.reason, text, hits, event.neurons_shifted)
+            return Answer(event.reason, text, hits, sum(acted.amount for acted in event.acted))
         text += event.text
     raise AssertionError("an answer without an end")
 

@@ -9,17 +9,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from guards.artifact.identity import tokenizer_sha256, weights_sha256
 from guards.artifact.manifest import CalibrationRecord, Canary, ModelIdentity
+from guards.calibration.entry import Entry
 from guards.calibration.finished import Calibration
 from guards.contract.guard import Guard
 from guards.core.verdict import Scope
 from guards.inside.transformers.loading import DTYPES
-from guards.methods.cube.guard import METHOD as KSD
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
-from guards.methods.neuron_adjust.guard import METHOD as NEURON_ADJUST
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
-from guards.methods.registry import METHODS
-from guards.methods.selective_pruning.guard import METHOD as PRUNE
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 
 VOCABULARY = 32000
@@ -128,9 +126,14 @@ def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruningGuard
 
 def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
-    methods = {NeuronAdjustGuard: NEURON_ADJUST, PruningGuard: PRUNE}
+    entries: dict[type, Entry] = {
+        CubeGuard: CUBE,
+        PooledGuard: POOLED,
+        NeuronAdjustGuard: NEURON_ADJUST,
+        PruningGuard: SELECTIVE_PRUNING,
+    }
     calibration = Calibration(
-        method=METHODS[methods.get(type(guard), KSD)],
+        method=entries[type(guard)],
         guard=guard,
         identity=identity,
         record=CalibrationRecord(

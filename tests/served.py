@@ -14,11 +14,11 @@ from guards.artifact.manifest import CalibrationRecord, Canary, Manifest
 from guards.artifact.store import write_artifact
 from guards.contract.guard import Guard
 from guards.core.verdict import GuardKind, Reading, Scope
-from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime, cube_score
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustFitter
-from guards.methods.registry import METHODS
+from guards.model.sites import Place, Site
+from tests.guards.attached import attach, entry, take
 from tests.models import LAYERS, VOCABULARY, tiny_model
 
 TEMPLATE = (
@@ -65,7 +65,9 @@ def _filler(index: int) -> list[int]:
 def _last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """Key vectors [prompts, d_ff] at the last token."""
     kept: list[torch.Tensor] = []
-    handle = loaded.sites.layers[layer].key.register_forward_pre_hook(lambda _, args: kept.append(args[0][0, -1]))
+    handle = loaded.sites.tap(Place(layer, Site.KEY)).module.register_forward_pre_hook(
+        lambda _, args: kept.append(args[0][0, -1])
+    )
     for prompt in prompts:
         loaded.model(torch.tensor([prompt]))
     handle.remove()
@@ -91,10 +93,10 @@ def na_guard(loaded: LoadedModel, *, draw: Draw = Draw.RANDOM) -> Guard:
         for index in range(100, 130):
             prompt = forget_prompt(index) if forget else retain_prompt(index)
             handles = [
-                sites.pre_activation.register_forward_hook(
+                loaded.sites.tap(Place(layer, Site.PRE_ACTIVATION)).module.register_forward_hook(
                     lambda _, __, out, layer=layer, forget=forget: fitter.update(layer, out[0], forget=forget)
                 )
-                for layer, sites in enumerate(loaded.sites.layers)
+                for layer in range(loaded.sites.layers)
             ]
             loaded.model(torch.tensor([prompt]))
             for handle in handles:
@@ -102,27 +104,24 @@ def na_guard(loaded: LoadedModel, *, draw: Draw = Draw.RANDOM) -> Guard:
     return fitter.finish(1 / 3, draw=draw, seed=7)
 
 
-def write_guard(folder: Path, loaded: LoadedModel, guard: Guard, method: str) -> Path:
+def write_guard(folder: Path, loaded: LoadedModel, guard: Guard) -> Path:
     """The artifact of a guard, with three canaries of each kind."""
-    parameters, tensors = METHODS[method].dump(guard)
+    method, _ = entry(guard)
+    parameters, tensors = method.dump(guard)
     canaries = []
     prompts = [forget_prompt(i) for i in range(3)] + [retain_prompt(i) for i in range(3)]
-    with Attachment(loaded.model, loaded.sites, {"g": (METHODS[method], guard)}) as attachment:
+    with attach(loaded.model, g=guard) as attachment:
         for prompt in prompts:
             loaded.model(torch.tensor([prompt]), logits_to_keep=torch.tensor([len(prompt) - 1]))
-            readings = attachment.take(1)
+            readings = take(attachment, 1)
             scores = tuple(readings.scores["g"][0].tolist())
-            fires = (
-                readings.codes_RG[0, 0] == Reading.INSIDE
-                if METHODS[method].kind is GuardKind.DETECTOR
-                else scores[0] > 0
-            )
+            fires = readings.codes_RG[0, 0] == Reading.INSIDE if method.kind is GuardKind.DETECTOR else scores[0] > 0
             canaries.append(Canary(token_ids=prompt, scores=scores, fires=bool(fires)))
     record = CalibrationRecord(
         tool="tests", frames=("bare",), template_sha256=None, sources=(), recall=None, false_abstention=None
     )
     manifest = Manifest(
-        method=method,
+        method=method.name,
         skill="tens",
         scope=guard.scope,
         model=loaded.identity,
@@ -139,6 +138,6 @@ def tiny_served(folder: Path) -> tuple[Path, Path, Path]:
     """(model folder, KSD artifact, Neuron Adjust artifact) for the tiny model."""
     model = save_tiny_model(folder / "model")
     loaded = load_model(model, "cpu")
-    ksd = write_guard(folder / "ksd-tens", loaded, ksd_guard(loaded), "ksd")
-    na = write_guard(folder / "na-tens", loaded, na_guard(loaded), "neuron-adjust")
+    ksd = write_guard(folder / "ksd-tens", loaded, ksd_guard(loaded))
+    na = write_guard(folder / "na-tens", loaded, na_guard(loaded))
     return model, ksd, na

@@ -1,7 +1,8 @@
 """What a user runs: `skillguard serve --engine vllm` as a process, asked through the official client."""
 
+import os
 import re
-import time
+import select
 from collections.abc import Iterator
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks.serving import ServerDidNotStartError, running_server
 from tests.asking import KEPT, MATHEMATICS, Ask, ask, ask_streaming
+from tests.server.engines.vllm.live import WAIT_SECONDS
 
 pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.xdist_group("serve")]
 
@@ -70,21 +72,13 @@ class TestUnguarded:
 
     def test_no_process_outlives_a_server_that_was_killed(self, server: tuple[str, list[psutil.Process]]) -> None:
         """Else a worker would hold the model's memory, and no server could start in its place."""
-        leader, *left = server[1]
-        assert len(left) >= 2, "an engine and a worker"
+        leader, *below = server[1]
+        assert len(below) >= 2, "an engine and a worker"
+        family = [os.pidfd_open(each.pid) for each in below]
         leader.kill()
-        deadline = time.monotonic() + 30
-        while (left := [each for each in left if _runs(each)]) and time.monotonic() < deadline:
-            psutil.wait_procs(left, timeout=0.2)
-        assert left == []
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether it does; one that nobody has reaped does not."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        for process in family:
+            assert select.select([process], [], [], WAIT_SECONDS)[0], "it waited for what never came"
+            os.close(process)
 
 
 def test_another_number_format_than_the_artifacts_ends_the_start() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 from guards.core.verdict import GuardMode, Scope
 from guards.errors import PolicyError
@@ -40,6 +41,10 @@ class Policy:
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Requests share a policy: nobody who holds one, or who made it, can change it."""
+        object.__setattr__(self, "rules", MappingProxyType(dict(self.rules)))
 
     @cached_property
     def text(self) -> str:

@@ -89,16 +89,16 @@ class GuardedEngine(ABC):
 
     async def read(self, prompt_token_ids: tuple[int, ...], request_id: str) -> Mapping[str, GuardReading]:
         """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
-        row = await self._probe(prompt_token_ids, request_id)
-        return {name: row.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
+        answer = await self._probe(prompt_token_ids, request_id)
+        return {name: answer.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
-        row = await self._probe(prompt_token_ids, request_id)
-        if not row.verified:
-            raise GuardReadingError(f"the prompt was not read: {row.error}")
-        if row.error is not None:
-            raise EngineError(row.error)
-        return row.prompt_scores
+        answer = await self._probe(prompt_token_ids, request_id)
+        if not answer.verified:
+            raise GuardReadingError(f"the prompt was not read: {answer.error}")
+        if answer.error is not None:
+            raise EngineError(answer.error)
+        return answer.prompt_scores
 
     async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> AnswerState:
         """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
@@ -107,16 +107,16 @@ class GuardedEngine(ABC):
         request_id = f"{request_id}-{self._probes}"
         finish = None
         stream = self.submit(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow))
-        row = stream.row
+        answer = stream.answer
         try:
             async for event in stream:
                 if isinstance(event, Finish):
                     finish = event
         finally:
             await stream.aclose()
-        if finish is None or (finish.reason is FinishReason.ERROR and row.error is None):
+        if finish is None or (finish.reason is FinishReason.ERROR and answer.error is None):
             raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
-        return row
+        return answer
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         return self._codec.encode_text(text)

@@ -30,14 +30,14 @@ class AnswerStream(EventStream):
     """
 
     def __init__(
-        self, row: AnswerState, tokenizer: Any, stop_ids: frozenset[int], close: Callable[[bool], None]
+        self, answer: AnswerState, tokenizer: Any, stop_ids: frozenset[int], close: Callable[[bool], None]
     ) -> None:
-        sampling = row.request.sampling
+        sampling = answer.request.sampling
         self.outputs: asyncio.Queue[Drawn | None] = asyncio.Queue()
         """None says that the engine stopped."""
-        self.row = row
+        self.answer = answer
         self._hidden = stop_ids if sampling.include_stop else stop_ids.union(sampling.stop_token_ids)
-        self._text = Detokenizer(tokenizer, special_tokens=row.request.special_tokens)
+        self._text = Detokenizer(tokenizer, special_tokens=answer.request.special_tokens)
         self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
         self._close: Callable[[bool], None] | None = close
         self._pending: list[Event] = []
@@ -61,34 +61,34 @@ class AnswerStream(EventStream):
 
     def _take(self, drawn: Drawn | None) -> None:
         """Turns what was drawn into events."""
-        row = self.row
+        answer = self.answer
         if drawn is None:
-            row.fail("the engine stopped")
-            self._finish(FinishReason.ERROR, row.generated, ended=False)
+            answer.fail("the engine stopped")
+            self._finish(FinishReason.ERROR, answer.generated, ended=False)
             return
         if drawn.error is not None:
-            row.fail(drawn.error)
-        if drawn.tokens and not row.judged:
-            row.fail_unverified("a token was drawn that no guard judged")
-        ended, allowed = drawn.ended is not None, row.outcome is Verdict.ALLOW
+            answer.fail(drawn.error)
+        if drawn.tokens and not answer.judged:
+            answer.fail_unverified("a token was drawn that no guard judged")
+        ended, allowed = drawn.ended is not None, answer.outcome is Verdict.ALLOW
         # Outputs may come several at a time: what was drawn before a token was withheld is good, what follows is not.
-        tokens = drawn.tokens if allowed else drawn.tokens[: max(0, row.generated - self._seen)]
+        tokens = drawn.tokens if allowed else drawn.tokens[: max(0, answer.generated - self._seen)]
         for index, token in enumerate(tokens):
             self._seen += 1
             final = ended and index == len(tokens) - 1
             if self._push(token, drawn.logprobs[index : index + 1], final=final):
                 self._finish(FinishReason.STOP, self._seen, ended=ended)
                 return
-        if not allowed and (ended or not row.judged):
-            abstained = row.outcome is Verdict.ABSTAIN
-            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, row.generated, ended=ended)
+        if not allowed and (ended or not answer.judged):
+            abstained = answer.outcome is Verdict.ABSTAIN
+            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, answer.generated, ended=ended)
         elif drawn.ended is not None:
             self._finish(drawn.ended, self._seen, ended=True)
 
     def _push(self, token: int, logprobs: tuple[TokenLogprob, ...], *, final: bool) -> bool:
         """Adds one drawn token; True when it completed a stop string."""
         piece, stopped = "" if token in self._hidden else self._text.push(token), False
-        if self._seen > self.row.request.sampling.min_tokens:
+        if self._seen > self.answer.request.sampling.min_tokens:
             piece, stopped = self._stops.push(piece)
         if final and not stopped:
             piece += self._stops.flush()
@@ -96,20 +96,20 @@ class AnswerStream(EventStream):
         return stopped
 
     def _finish(self, reason: FinishReason, tokens: int, *, ended: bool) -> None:
-        row = self.row
-        hits = tuple(row.hits.values())  # a copy, made in one step: the engine's thread may add another meanwhile
+        answer = self.answer
+        hits = tuple(answer.hits.values())  # a copy, made in one step: the engine's thread may add another meanwhile
         # The engine may be ahead of a stop string: what it read past the answer's end is not the answer's.
-        last = len(row.request.prompt_token_ids) - 1 + tokens - (reason is FinishReason.STOP)
+        last = len(answer.request.prompt_token_ids) - 1 + tokens - (reason is FinishReason.STOP)
         self._pending.append(
             Finish(
                 reason=reason,
-                prompt_tokens=len(row.request.prompt_token_ids),
+                prompt_tokens=len(answer.request.prompt_token_ids),
                 completion_tokens=tokens,
-                verified=row.verified,
+                verified=answer.verified,
                 hits=tuple(hit for hit in hits if hit.score.position <= last),
-                prompt_scores=row.prompt_scores,
-                acted=_sums(each for position, each in tuple(row.acted) if position <= last),
-                error=row.error,
+                prompt_scores=answer.prompt_scores,
+                acted=_sums(each for position, each in tuple(answer.acted) if position <= last),
+                error=answer.error,
             )
         )
         self._end(finished=ended)

@@ -22,7 +22,7 @@ OPERATOR_GUARD = {
     "guard": "demo",
     "score": 0.25,
     "tau": 0.5,
-    "layer": 1,
+    "layers": [1],
     "part": "cube 0",
     "position": 7,
 }

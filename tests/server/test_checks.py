@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage, Verdict
 from server.engines.base import GuardScore, Message
 from server.engines.scripted.engine import ScriptedEngine
@@ -47,7 +48,7 @@ async def test_check_of_a_prompt() -> None:
                     "verdict": "abstain",
                     "score": 0.25,
                     "tau": 0.5,
-                    "layer": 1,
+                    "layers": [1],
                     "part": "cube 0",
                 },
                 {
@@ -57,7 +58,7 @@ async def test_check_of_a_prompt() -> None:
                     "verdict": "allow",
                     "score": 1.0,
                     "tau": 0.5,
-                    "layer": 1,
+                    "layers": [1],
                     "part": "cube 0",
                 },
             ],
@@ -101,11 +102,11 @@ async def test_reading_that_is_missing_or_invalid_is_an_error(broken: tuple[Guar
 
 def test_verdict_follows_scope_and_kind() -> None:
     inside = score(COOKING, Reading.INSIDE)
-    assert verdict_of(COOKING, inside, GuardMode.ENFORCE) is Verdict.ABSTAIN
-    late = replace(COOKING, scope=Scope.GENERATION)
-    assert verdict_of(late, inside, GuardMode.ENFORCE) is Verdict.ALLOW
-    assert verdict_of(late, replace(inside, stage=Stage.GENERATION), GuardMode.ENFORCE) is Verdict.ABSTAIN
+    assert verdict_of(COOKING, inside, COOKING.rule) is Verdict.ABSTAIN
+    late = Rule(scope=Scope.GENERATION, taus=COOKING.rule.taus)
+    assert verdict_of(COOKING, inside, late) is Verdict.ALLOW
+    assert verdict_of(COOKING, replace(inside, stage=Stage.GENERATION), late) is Verdict.ABSTAIN
     shifts = guard("n", kind=GuardKind.INTERVENTION)
-    assert verdict_of(shifts, score(shifts, Reading.INSIDE), GuardMode.ENFORCE) is Verdict.ALLOW
+    assert verdict_of(shifts, score(shifts, Reading.INSIDE), shifts.rule) is Verdict.ALLOW
     with pytest.raises(UnverifiedError, match="missing"):
-        verdict_of(shifts, None, GuardMode.SHADOW)
+        verdict_of(shifts, None, Rule(GuardMode.SHADOW))

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from guards.core.policy import Policy
 from guards.core.verdict import GuardKind, GuardMode, Reading
 from server.auth import KeyEntry, Role, new_key
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard, score
+from server.policies import default_policy, shadowed
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Served, chat, completion, serving
 
 pytestmark = pytest.mark.anyio
@@ -42,25 +44,34 @@ def authorization(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {KEYS[name][0]}"}
 
 
-def watching(modes: Any) -> set[str]:
-    assert modes.keys() == {"a", "b", "c"}
-    return {name for name, mode in modes.items() if mode is GuardMode.SHADOW}
+def watching(policy: Policy) -> set[str]:
+    """The guards that only watch; that is all a key may change."""
+    assert policy.rules.keys() == {"a", "b", "c"}
+    assert policy.in_mode(GuardMode.ENFORCE) == default_policy(GUARDS)
+    return {name for name, rule in policy.rules.items() if rule.mode is GuardMode.SHADOW}
 
 
 @pytest.mark.parametrize(("name", "expected"), WATCHING)
-async def test_requests_carry_the_callers_modes(settings: dict[str, Any], name: str, expected: set[str]) -> None:
+async def test_requests_carry_the_callers_policy(settings: dict[str, Any], name: str, expected: set[str]) -> None:
     async with serving(ScriptedEngine(guards=GUARDS), **settings) as served:
         for path, body in ((CHAT, chat()), (CHAT, chat(stream=True)), (COMPLETIONS, completion(["x", "y"], n=2))):
             response = await served.post(path, body, **authorization(name))
             assert response.status_code == 200, response.text
-        assert [watching(request.modes) for request in served.engine.submitted] == [expected] * 6
+        policies = [request.policy for request in served.engine.submitted]
+        assert [watching(policy) for policy in policies] == [expected] * 6
+        assert {policy.version for policy in policies} == {shadowed(default_policy(GUARDS), expected).version}
 
 
-async def test_one_callers_modes_are_not_the_nexts(settings: dict[str, Any]) -> None:
+def test_versions_tell_callers_policies_apart() -> None:
+    policies = [shadowed(default_policy(GUARDS), expected) for _, expected in WATCHING]
+    assert len({policy.version for policy in policies}) == len(WATCHING)
+
+
+async def test_one_callers_policy_is_not_the_nexts(settings: dict[str, Any]) -> None:
     async with serving(ScriptedEngine(guards=GUARDS), **settings) as served:
         for name, _ in (*WATCHING, *reversed(WATCHING)):
             await served.post(CHAT, chat(), **authorization(name))
-        seen = [watching(request.modes) for request in served.engine.submitted]
+        seen = [watching(request.policy) for request in served.engine.submitted]
         assert seen == [expected for _, expected in (*WATCHING, *reversed(WATCHING))]
 
 
@@ -124,8 +135,8 @@ async def test_key_called_anonymous_lends_its_modes_to_nobody(tmp_path: Path) ->
     key, entry = new_key("anonymous", Role.USER, shadow=("a",))
     async with serving(ScriptedEngine(guards=GUARDS), api_keys_file=keys_file(tmp_path, entry)) as served:
         assert (await served.post(CHAT, chat(), authorization=f"Bearer {key}")).status_code == 200
-        assert watching(served.engine.submitted[0].modes) == {"a"}
+        assert watching(served.engine.submitted[0].policy) == {"a"}
         assert (await served.post(CHAT, chat())).status_code == 401
     async with serving(ScriptedEngine(guards=GUARDS)) as served:
         await served.post(CHAT, chat(), authorization=f"Bearer {key}")
-        assert watching(served.engine.submitted[0].modes) == set()
+        assert watching(served.engine.submitted[0].policy) == set()

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from guards.core.verdict import GuardKind, GuardMode, Reading
-from server.engines.base import Chunk, Finish, FinishReason, Load
+from server.engines.base import Acted, Chunk, Finish, FinishReason, Load
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from server.metrics import Metrics
@@ -121,18 +121,21 @@ def test_times_between_tokens() -> None:
     assert sample(metrics, "time_per_output_token_seconds_count") == 1
 
 
-def test_scores_and_shifts() -> None:
+def test_scores_and_what_interventions_did() -> None:
     metrics = Metrics()
     shifts = replace(score(guard("n", kind=GuardKind.INTERVENTION)), tau=None, score=40.0)
     broken = replace(score(guard("x"), Reading.INVALID), score=float("nan"))
     scores = (score(guard("a")), score(guard("b"), Reading.INSIDE), shifts, broken)
+    acted = (Acted("n", "neurons", 40.0), Acted("m", "degrees", 1.5))
     observe = metrics.answer_observer(started=0.0)
-    observe(Finish(FinishReason.STOP, 1, 1, verified=True, prompt_scores=scores, neurons_shifted=40))
+    observe(Finish(FinishReason.STOP, 1, 1, verified=True, prompt_scores=scores, acted=acted))
     assert sample(metrics, "score_over_tau_sum", guard="a") == 2.0
     assert sample(metrics, "score_over_tau_bucket", guard="b", le="0.5") == 1.0
     assert sample(metrics, "score_over_tau_count", guard="n") is None
     assert sample(metrics, "score_over_tau_count", guard="x") is None
-    assert sample(metrics, "neurons_shifted_total") == 40.0
+    observe(Finish(FinishReason.STOP, 1, 1, verified=True, acted=acted[:1]))
+    assert sample(metrics, "intervention_acted_total", guard="n", unit="neurons") == 80.0
+    assert sample(metrics, "intervention_acted_total", guard="m", unit="degrees") == 1.5
 
 
 def test_a_histogram_never_observes_less_than_nothing() -> None:

@@ -1,8 +1,11 @@
 """What reaches the engine for a request."""
 
+from dataclasses import replace
+
 import pytest
 
-from guards.core.verdict import GuardMode
+from guards.core.policy import Policy, Rule
+from guards.core.verdict import GuardKind, GuardMode, Scope
 from server.engines.base import Message, Sampling
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
@@ -112,8 +115,14 @@ async def test_each_answer_has_its_own_seed_and_id() -> None:
         assert len({request.request_id for request in submitted}) == 8
 
 
-async def test_modes_are_the_operators() -> None:
-    engine = ScriptedEngine(guards=(guard("a"), guard("b")))
+async def test_the_policy_is_the_operators_and_whole() -> None:
+    late = Rule(scope=Scope.GENERATION, taus=(0.25, 0.75))
+    engine = ScriptedEngine(
+        guards=(guard("a"), replace(guard("b"), rule=late), guard("n", kind=GuardKind.INTERVENTION))
+    )
     async with serving(engine, shadow=("b",)) as served:
         await served.post(CHAT, chat())
-        assert engine.submitted[0].modes == {"a": GuardMode.ENFORCE, "b": GuardMode.SHADOW}
+        await served.post(COMPLETIONS, completion(["x", "y"], n=2))
+        expected = Policy({"a": guard("a").rule, "b": replace(late, mode=GuardMode.SHADOW), "n": Rule()})
+        assert [request.policy for request in engine.submitted] == [expected] * 5
+        assert {request.policy.version for request in engine.submitted} == {expected.version}

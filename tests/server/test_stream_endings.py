@@ -24,7 +24,7 @@ GUARD = {
     "guard": "demo",
     "score": 0.25,
     "tau": 0.5,
-    "layer": 1,
+    "layers": [1],
     "part": "cube 0",
     "position": 7,
 }

@@ -50,25 +50,25 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         self._token_text = token_text
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
-        self._rows: dict[str, EmbeddedAnswerState] = {}
+        self._answers: dict[str, EmbeddedAnswerState] = {}
         self._lock = threading.Lock()
         self._batch: list[EmbeddedAnswerState | None] = []
 
-    def add(self, row: EmbeddedAnswerState) -> None:
+    def add(self, answer: EmbeddedAnswerState) -> None:
         """Makes a request known; must happen before it is queued."""
         with self._lock:
-            self._rows[row.request.request_id] = row
+            self._answers[answer.request.request_id] = answer
 
     def discard(self, request_id: str) -> None:
         """Forgets a request. A step that still runs for it yields the sentinel."""
         with self._lock:
-            self._rows.pop(request_id, None)
+            self._answers.pop(request_id, None)
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         """Called before each forward pass with the batch's requests; remembers which will be sampled, in order."""
         with self._lock:
             self._batch = [
-                self._rows.get(future.state.request_id) for future in requests_in_batch if future.has_new_token
+                self._answers.get(future.state.request_id) for future in requests_in_batch if future.has_new_token
             ]
         return arg_storage
 
@@ -85,11 +85,12 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
 
     def _judge(self, batch: list[EmbeddedAnswerState | None], rows: Rows) -> list[bool]:
         """Which rows may draw a token."""
-        live = {index: row for index, row in enumerate(batch) if row is not None}
-        taus = self._columns.taus([row.request.policy for row in live.values()])
+        live = {index: answer for index, answer in enumerate(batch) if answer is not None}
+        taus = self._columns.taus([answer.request.policy for answer in live.values()])
         readings = self._columns.readings(rows.rows_RX[list(live)], taus, rows.missing)
         judged = {
-            index: row.judge(self._facts, reading) for (index, row), reading in zip(live.items(), readings, strict=True)
+            index: answer.judge(self._facts, reading)
+            for (index, answer), reading in zip(live.items(), readings, strict=True)
         }
         return [judged.get(index) is Verdict.ALLOW for index in range(len(batch))]
 
@@ -103,28 +104,28 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             logits[:, self._sentinel] = -torch.inf
         greedy = logits.argmax(dim=-1).tolist()
         tokens = []
-        for index, row in enumerate(batch):
-            if row is None or not allowed[index]:
+        for index, answer in enumerate(batch):
+            if answer is None or not allowed[index]:
                 tokens.append(self._sentinel)
                 continue
             if not finite[index]:
-                row.fail("the model's logits are not finite")
+                answer.fail("the model's logits are not finite")
                 tokens.append(self._sentinel)
                 continue
             try:
-                tokens.append(self._draw_for(row, logits[index], greedy[index]))
+                tokens.append(self._draw_for(answer, logits[index], greedy[index]))
             except Exception as error:  # one request's numbers must not end the batch of everybody
-                row.fail(f"drawing a token failed: {error!r}")
+                answer.fail(f"drawing a token failed: {error!r}")
                 tokens.append(self._sentinel)
         return tokens
 
-    def _draw_for(self, row: EmbeddedAnswerState, logits_V: Tensor, greedy: int) -> int:
+    def _draw_for(self, answer: EmbeddedAnswerState, logits_V: Tensor, greedy: int) -> int:
         """Draws one row's token and keeps its log-probabilities."""
-        sampling = row.request.sampling
-        token = greedy if sampling.temperature == 0 else draw_token(logits_V, sampling, row.generator)
+        sampling = answer.request.sampling
+        token = greedy if sampling.temperature == 0 else draw_token(logits_V, sampling, answer.generator)
         if sampling.logprobs is not None:
-            row.logprobs.append(self._logprobs(logits_V, token, sampling.logprobs))
-        row.generated += 1
+            answer.logprobs.append(self._logprobs(logits_V, token, sampling.logprobs))
+        answer.generated += 1
         return token
 
     def _logprobs(self, logits_V: Tensor, token: int, count: int) -> TokenLogprob:

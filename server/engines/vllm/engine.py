@@ -143,26 +143,26 @@ class VllmEngine(GuardedEngine):
                 state = processor.request_states.get(output.request_id)
                 stream = None if state is None else self._streams.get(state.external_req_id)
                 if stream is not None:
-                    self._take(stream.row, output.kv_transfer_params)
+                    self._take(stream.answer, output.kv_transfer_params)
             return process(outputs, *args, **kwargs)
 
         processor.process_outputs = process_outputs
 
-    def _take(self, row: AnswerState, params: Any) -> None:
+    def _take(self, answer: AnswerState, params: Any) -> None:
         """An error here is one answer's: raised, it would end the loop that hears for all of them."""
         try:
             if (acted := load_acted(params)) is not None:
-                row.take_acted(acted.generated, self._columns.health, acted.amounts)
+                answer.take_acted(acted.generated, self._columns.health, acted.amounts)
             if (report := load_report(params)) is None:
                 return
-            row.generated = report.generated
-            taus = self._columns.taus([row.request.policy])
-            row.judge(self._facts, self._columns.readings(torch.tensor([report.entries]), taus)[0])
-            if report.withheld != (row.outcome is not Verdict.ALLOW):
+            answer.generated = report.generated
+            taus = self._columns.taus([answer.request.policy])
+            answer.judge(self._facts, self._columns.readings(torch.tensor([report.entries]), taus)[0])
+            if report.withheld != (answer.outcome is not Verdict.ALLOW):
                 withheld = "withheld" if report.withheld else "drew"
-                row.fail_unverified(f"the worker {withheld} a token, and its readings say {row.outcome.name}")
+                answer.fail_unverified(f"the worker {withheld} a token, and its readings say {answer.outcome.name}")
         except Exception as error:
-            row.fail_unverified(f"a reading could not be judged: {error!r}")
+            answer.fail_unverified(f"a reading could not be judged: {error!r}")
 
     async def stop(self) -> None:
         if self._stopped:
@@ -212,17 +212,17 @@ class VllmEngine(GuardedEngine):
         """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
         try:
             async for output in llm.generate(prepared, prepared.sampling_params, prepared.request_id):
-                stream.outputs.put_nowait(self._drawn(stream.row, output.outputs[0]))
+                stream.outputs.put_nowait(self._drawn(stream.answer, output.outputs[0]))
         except EngineDeadError:
             stream.outputs.put_nowait(None)
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's wrapper says nothing itself
             stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {cause!r}"))
 
-    def _drawn(self, row: AnswerState, output: Any) -> Drawn:
+    def _drawn(self, answer: AnswerState, output: Any) -> Drawn:
         tokens, ended, error = tuple(output.token_ids), None, None
-        if output.stop_reason == STOP_REASON and row.outcome is Verdict.ALLOW:
-            row.fail_unverified("a token was withheld, and nothing said why")
+        if output.stop_reason == STOP_REASON and answer.outcome is Verdict.ALLOW:
+            answer.fail_unverified("a token was withheld, and nothing said why")
         if output.finish_reason in ("stop", "length"):
             ended = FinishReason(output.finish_reason)
         elif output.finish_reason is not None:

@@ -10,14 +10,15 @@ from benchmarks.real_text.keys import CachedKeys
 from benchmarks.real_text.ratios import ratios
 from benchmarks.real_text.skills import FRAME
 from benchmarks.real_text.variants import VARIANTS, cube, paper, pooled
-from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.activations import Activations, Pass, TokenIds, Tokens
 from guards.calibration.sources import Source
 from guards.core.verdict import Reading, Scope
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import METHOD, Cube, CubeGuard, Regime
+from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.pooled.guard import PooledGuard
-from guards.methods.registry import METHODS
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED
 from guards.model.sites import Site
+from tests.guards.samples import neuron_adjust
 from tests.guards.tiny import sums, tiny_loaded, words
 
 
@@ -28,7 +29,7 @@ def keys(model: Activations, examples: list[TokenIds], tokens: Tokens = Tokens.L
     def consume(layer: int, key_TF: torch.Tensor, example_T: torch.Tensor) -> None:
         found[layer][example_T] = key_TF
 
-    model.stream(Site.KEY, (0, 2), examples, consume, tokens=tokens, batch_tokens=None)
+    model.stream(Pass(Site.KEY, (0, 2), tokens), examples, consume)
     return found
 
 
@@ -66,7 +67,7 @@ def test_a_ratio_of_one_is_where_a_server_abstains() -> None:
     found = ratios(model, {"one": one, "two": two}, examples)
     assert torch.allclose(found["one"], reach_E / tau)
     assert torch.allclose(found["two"], found["one"])  # the second cube holds nothing
-    with model.reading(METHODS[METHOD], one) as read:
+    with model.reading(CUBE, one) as read:
         inside = [read(ids)[0] is Reading.INSIDE for ids in examples]
     assert inside == (found["one"] <= 1).tolist()
     assert 0 < sum(inside) < len(inside)
@@ -86,7 +87,7 @@ def test_a_pooled_ratio_is_what_a_server_reads() -> None:
     examples = [model.codec.encode_text(text) for text in (*sums(40, 9), *words(40, 9))]
     found = ratios(model, {"cube": guard(made_cube(model.identity.d_ff, 1.0)), "pooled": pooled_guard}, examples)
     assert isinstance(pooled_guard, PooledGuard)
-    with model.reading(METHODS[METHOD], pooled_guard) as read:
+    with model.reading(POOLED, pooled_guard) as read:
         read_E = torch.tensor([read(ids)[1][0] for ids in examples])
     assert torch.allclose(found["pooled"] * pooled_guard.tau, read_E, atol=1e-3)  # sums per token, not of the mean
     assert float(found["pooled"].min()) < 0 < float(found["pooled"].max())
@@ -107,7 +108,7 @@ def test_variants_are_the_papers_cube_held_out_cubes_and_the_default() -> None:
 
 def test_an_intervention_is_not_put_on_remembered_keys() -> None:
     with pytest.raises(NotImplementedError, match="intervention"):
-        CachedKeys(tiny_loaded()).guarded(METHODS[METHOD], guard())
+        CachedKeys(tiny_loaded()).guarded(NEURON_ADJUST, neuron_adjust())
 
 
 def test_predictions_are_the_models_own() -> None:

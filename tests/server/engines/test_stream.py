@@ -4,13 +4,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from guards.core.part import Part
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse, Replace, Sequence
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from guards.core.verdict import GuardMode, Reading, Scope
+from guards.contract.guard import Part
+from guards.core.policy import Policy, Rule
+from guards.core.verdict import GuardMode, Reading
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Hit, Sampling
 from server.engines.stream import AnswerStream, Drawn
@@ -19,7 +20,7 @@ from server.generation import require_sound
 
 PROMPT = (4, 5, 6)
 EOS = 2
-FACTS = {"sums": GuardFacts("sums", "ksd", Scope.BOTH, (Part("bare", 0),), (3.0,))}
+FACTS = {"sums": GuardFacts("sums", "ksd", (Part("bare", (0,)),), None)}
 OUTSIDE, INSIDE = (Reading.OUTSIDE, (9.0,)), (Reading.INSIDE, (1.0,))
 
 
@@ -29,13 +30,14 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="w2")
 
 
-def judge(row: AnswerState, generated: int, reading: tuple[Reading, tuple[float, ...]]) -> None:
-    row.generated = generated
-    row.judge(FACTS, {"sums": reading})
+def judge(of: AnswerState, generated: int, reading: tuple[Reading, tuple[float, ...]]) -> None:
+    of.generated = generated
+    of.judge(FACTS, {"sums": reading})
 
 
-def row(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> AnswerState:
-    return AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), {"sums": mode}))
+def answer(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> AnswerState:
+    policy = Policy({"sums": Rule(mode, taus=(3.0,))})
+    return AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=20, **sampling), policy))
 
 
 def events(of: AnswerState, *drawn: Drawn | None) -> tuple[int, Finish, list[bool]]:
@@ -68,7 +70,7 @@ STOPPED = Drawn(ended=FinishReason.STOP)
 )
 def test_what_came_before_a_hit_is_passed_on_however_outputs_are_merged(drawn: tuple[Drawn, ...]) -> None:
     """The engine is ahead: the hit after two tokens is known before any of them is read."""
-    of = row()
+    of = answer()
     judge(of, 0, OUTSIDE)
     judge(of, 2, INSIDE)
     passed, finish, closed = events(of, *drawn)
@@ -78,7 +80,7 @@ def test_what_came_before_a_hit_is_passed_on_however_outputs_are_merged(drawn: t
 
 
 def test_an_engine_that_goes_on_after_a_hit_is_not_listened_to() -> None:
-    of = row()
+    of = answer()
     judge(of, 0, OUTSIDE)
     judge(of, 1, INSIDE)
     passed, finish, _ = events(of, Drawn((10, 11, 12)), Drawn((13,)), Drawn((14,), ended=FinishReason.LENGTH))
@@ -86,13 +88,13 @@ def test_an_engine_that_goes_on_after_a_hit_is_not_listened_to() -> None:
 
 
 def test_a_hit_at_the_prompt_passes_nothing() -> None:
-    of = row()
+    of = answer()
     judge(of, 0, INSIDE)
     assert events(of, Drawn((10, 11)), STOPPED)[0] == 0
 
 
 def test_tokens_that_no_guard_judged_are_an_error() -> None:
-    passed, finish, closed = events(row(), Drawn((10,)), STOPPED)
+    passed, finish, closed = events(answer(), Drawn((10,)), STOPPED)
     assert (passed, finish.reason, finish.verified) == (0, FinishReason.ERROR, False)
     assert finish.error == "a token was drawn that no guard judged"
     assert closed == [False]
@@ -102,14 +104,14 @@ def test_tokens_that_no_guard_judged_are_an_error() -> None:
 
 @pytest.mark.parametrize("reading", [(Reading.MISSING, ()), (Reading.INVALID, (float("nan"),))])
 def test_a_reading_that_is_none_is_an_error(reading: tuple[Reading, tuple[float, ...]]) -> None:
-    of = row(GuardMode.SHADOW)
+    of = answer(GuardMode.SHADOW)
     judge(of, 0, reading)
     passed, finish, _ = events(of, Drawn((10,)), STOPPED)
     assert (passed, finish.reason, finish.verified) == (0, FinishReason.ERROR, False)
 
 
 def test_the_engine_stops() -> None:
-    of = row()
+    of = answer()
     judge(of, 0, OUTSIDE)
     passed, finish, _ = events(of, Drawn((10,)), None)
     assert (passed, finish.reason) == (1, FinishReason.ERROR)
@@ -117,7 +119,7 @@ def test_the_engine_stops() -> None:
 
 def test_a_hit_past_a_stop_string_is_not_the_answers() -> None:
     """The engine drew further than the stop string before anybody read it."""
-    of = row(stop=("w11",))
+    of = answer(stop=("w11",))
     judge(of, 0, OUTSIDE)
     judge(of, 3, INSIDE)
     passed, finish, closed = events(of, Drawn((10, 11, 12)), STOPPED)
@@ -140,7 +142,7 @@ class AddsAnother(Hit):
 
 def test_hits_may_be_added_while_they_are_read() -> None:
     """The engine is ahead of a stop string, in a thread of its own."""
-    of = row(GuardMode.SHADOW, stop=("w11",))
+    of = answer(GuardMode.SHADOW, stop=("w11",))
     judge(of, 0, INSIDE)
     first = of.hits["sums"] = AddsAnother(of.hits["sums"], of.hits)
     _, finish, _ = events(of, Drawn((10, 11)))
@@ -149,6 +151,6 @@ def test_hits_may_be_added_while_they_are_read() -> None:
 
 
 def test_min_tokens_holds_a_stop_string_back() -> None:
-    of = row(stop=("w11",), min_tokens=3)
+    of = answer(stop=("w11",), min_tokens=3)
     judge(of, 0, OUTSIDE)
     assert events(of, Drawn((10, 11, 12, 13)), Drawn((11,)), STOPPED)[0] == 5

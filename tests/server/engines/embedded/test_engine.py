@@ -9,13 +9,13 @@ import pytest
 from guards.artifact.store import read_artifact, write_artifact
 from guards.core.verdict import GuardMode, Reading, Scope, Stage
 from guards.inside.transformers.loading import load_model
-from guards.methods.registry import METHODS
+from guards.methods.registry import CUBE
 from server.engines.base import FinishReason, Message
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import PromptError
 from server.engines.options import EmbeddedOptions
 from tests.served import forget_prompt, ksd_guard, retain_prompt, write_guard
-from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run, unguarded
+from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run, unguarded, watching
 
 
 def test_it_abstains_on_the_skill_and_keeps_the_rest(served: Served) -> None:
@@ -44,9 +44,9 @@ def test_canaries_agree_and_a_changed_one_is_named(served: Served, tmp_path: Pat
     assert run(options, verify) == {"ksd-tens": None, "na-tens": None}
     loaded = load_model(served[0], "cpu")
     guard = ksd_guard(loaded)
-    write_guard(tmp_path / "moved", loaded, guard, "ksd")
+    write_guard(tmp_path / "moved", loaded, guard)
     artifact = read_artifact(tmp_path / "moved")
-    parameters = METHODS["ksd"].dump(replace(guard, cubes=(replace(guard.cubes[0], tau=0.001),)))[0]
+    parameters = CUBE.dump(replace(guard, cubes=(replace(guard.cubes[0], tau=0.001),)))[0]
     write_artifact(
         tmp_path / "moved", artifact.manifest.model_copy(update={"parameters": parameters}), artifact.tensors
     )
@@ -106,7 +106,7 @@ def test_a_cached_prefix_changes_no_verdict(served: Served) -> None:
 
 def test_shadow_counts_and_changes_nothing(served: Served) -> None:
     async def shadow(engine: EmbeddedEngine) -> Answer:
-        return await ask(engine, forget_prompt(3), modes={"ksd-tens": GuardMode.SHADOW})
+        return await ask(engine, forget_prompt(3), policy=watching(engine))
 
     async def plain(engine: EmbeddedEngine) -> Answer:
         return await ask(engine, forget_prompt(3))
@@ -119,7 +119,7 @@ def test_shadow_counts_and_changes_nothing(served: Served) -> None:
 def test_scope_generation_judges_generated_tokens_only(served: Served, tmp_path: Path) -> None:
     loaded = load_model(served[0], "cpu")
     guard = ksd_guard(loaded, scope=Scope.GENERATION)
-    folder = write_guard(tmp_path / "late", loaded, guard, "ksd")
+    folder = write_guard(tmp_path / "late", loaded, guard)
     options = EmbeddedOptions(model=str(served[0]), artifacts=(folder,))
 
     async def work(engine: EmbeddedEngine) -> Answer:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from guards.artifact.store import read_artifact, write_artifact
 from guards.errors import ArtifactError, ArtifactMismatchError
 from guards.inside.transformers.loading import load_model
+from guards.model.sites import Place, Site
 from server.engines.base import EngineRequest, FinishReason, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import EngineStoppedError
@@ -20,9 +22,14 @@ from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guard
 from tests.server.harness import CHECKS, serving
 
 
+def _module(engine: EmbeddedEngine, site: Site) -> nn.Module:
+    """That of a site in the layer whose key vectors are scored."""
+    return engine._loaded.sites.tap(Place(0, site)).module
+
+
 def test_a_broken_activation_is_an_error_and_lets_nothing_out(served: Served) -> None:
     async def work(engine: EmbeddedEngine) -> tuple[Answer, Answer]:
-        weight = engine._loaded.sites.layers[0].pre_activation.get_parameter("weight")
+        weight = _module(engine, Site.PRE_ACTIVATION).get_parameter("weight")
         saved = weight.clone()
         weight[0, 0] = torch.nan
         broken = await ask(engine, retain_prompt(0), "broken")
@@ -43,7 +50,7 @@ def test_a_check_names_a_broken_guard_as_such(served: Served) -> None:
         async with serving(engine) as running:
             body = {"model": engine.info.model, "prompt": list(retain_prompt(0))}
             well = await running.post(CHECKS, body)
-            engine._loaded.sites.layers[0].pre_activation.get_parameter("weight")[0, 0] = torch.nan
+            _module(engine, Site.PRE_ACTIVATION).get_parameter("weight")[0, 0] = torch.nan
             return well.status_code, await running.error(CHECKS, body)
 
     well, error = asyncio.run(work())
@@ -71,7 +78,7 @@ def test_hooks_taken_off_behind_its_back_stop_the_engine(served: Served) -> None
 
 def test_one_hook_that_does_not_run_is_missing_not_a_pass(served: Served) -> None:
     async def work(engine: EmbeddedEngine) -> Answer:
-        engine._loaded.sites.layers[0].key._forward_pre_hooks.clear()
+        _module(engine, Site.KEY)._forward_pre_hooks.clear()
         return await ask(engine, retain_prompt(0))
 
     answer = run(guarded(served), work)
@@ -104,7 +111,7 @@ def test_another_tokenizer_stops_the_start(served: Served, tmp_path: Path) -> No
 
 def test_an_artifact_without_canaries_is_refused(served: Served, tmp_path: Path) -> None:
     loaded = load_model(served[0], "cpu")
-    folder = write_guard(tmp_path / "bare", loaded, ksd_guard(loaded), "ksd")
+    folder = write_guard(tmp_path / "bare", loaded, ksd_guard(loaded))
     artifact = read_artifact(folder)
     quiet = tuple(canary for canary in artifact.manifest.canaries if not canary.fires)
     write_artifact(folder, artifact.manifest.model_copy(update={"canaries": quiet}), artifact.tensors)

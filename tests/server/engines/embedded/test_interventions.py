@@ -7,6 +7,7 @@ import torch
 
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
+from guards.model.sites import Site
 from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
@@ -27,16 +28,23 @@ def test_neuron_adjust_changes_answers_and_not_with_the_batch(served: Served) ->
     plain, adjusted, single = run(unguarded(served), together), run(options, together), run(options, alone)
     assert [a.text for a in plain] != [a.text for a in adjusted]
     assert [a.text for a in adjusted] == [a.text for a in single]
-    assert all(a.finish.neurons_shifted > 0 for a in adjusted)
+    assert all(moved(a, "na-tens") > 0 for a in adjusted)
+
+
+def moved(answer: Answer, guard: str) -> float:
+    """What the only intervention says that it did."""
+    (acted,) = answer.finish.acted
+    assert (acted.guard, acted.unit) == (guard, "neurons")
+    return acted.amount
 
 
 def mask_guard(loaded: LoadedModel) -> PruningGuard:
     """The first neurons of every layer but the one whose key vectors the cube of these tests scores."""
-    layers = range(1, len(loaded.sites.layers))
+    layers = range(1, loaded.sites.layers)
     return PruningGuard(
         {layer: torch.arange(128) for layer in layers},
         {layer: torch.arange(4) for layer in layers},
-        d_attention=loaded.sites.d_attention,
+        d_attention=loaded.sites.width(Site.ATTENTION),
         fraction=0.5,
         attention_fraction=0.25,
         steps=1,
@@ -48,9 +56,10 @@ def test_pruning_is_served_beside_a_detector_in_any_order(served: Served, tmp_pa
     """Answers are those of a model without these columns, and the detector still abstains."""
     loaded = load_model(served[0], "cpu")
     guard = mask_guard(loaded)
-    mask = write_guard(tmp_path / "sp-tens", loaded, guard, "selective-pruning")
-    for layer, site in guard.places:
-        loaded.sites.layers[layer].at(site).get_parameter("weight")[:, guard.at(site)[layer]] = 0
+    mask = write_guard(tmp_path / "sp-tens", loaded, guard)
+    for place in guard.places:
+        weight = loaded.sites.tap(place).module.get_parameter("weight")
+        weight[:, guard.at(place.site)[place.layer]] = 0
     loaded.model.save_pretrained(tmp_path / "cut")
     loaded.codec.tokenizer.save_pretrained(tmp_path / "cut")
 
@@ -64,7 +73,7 @@ def test_pruning_is_served_beside_a_detector_in_any_order(served: Served, tmp_pa
     assert [a.text for a in cut] != [a.text for a in plain]  # positive control
     alone = run(EmbeddedOptions(model=str(served[0]), artifacts=(mask,)), work)
     assert [a.text for a in alone] == [a.text for a in cut]
-    assert all(a.finish.neurons_shifted == 2 * 132 * a.finish.completion_tokens for a in alone)
+    assert all(moved(a, "sp-tens") == 2 * 132 * a.finish.completion_tokens for a in alone)
     for artifacts in ((mask, served[1]), (served[1], mask)):
         both = run(EmbeddedOptions(model=str(served[0]), artifacts=artifacts), work)
         assert [a.finish.reason is FinishReason.ABSTAIN for a in both[:4]] == [True] * 4

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from guards.core.verdict import GuardMode, Reading, Scope, Stage
+from guards.core.verdict import Reading, Scope, Stage
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.pooled.guard import DiscriminantFitter, PooledGuard, mean_scores
+from guards.model.sites import Place, Site
 from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
 from tests.served import forget_prompt, retain_prompt, save_tiny_model, write_guard
-from tests.server.engines.embedded.tiny_engine import Answer, ask, run
+from tests.server.engines.embedded.tiny_engine import Answer, ask, run, watching
 
 LAYERS = (1, 2)
 NAME = "mean-tens"
@@ -24,7 +25,7 @@ def means(loaded: LoadedModel, prompts: list[tuple[int, ...]]) -> dict[int, torc
     """Mean key vectors [prompts, d_ff] by layer."""
     kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
     handles = [
-        loaded.sites.layers[layer].key.register_forward_pre_hook(
+        loaded.sites.tap(Place(layer, Site.KEY)).module.register_forward_pre_hook(
             lambda _, args, layer=layer: kept[layer].append(args[0][0].mean(dim=0))
         )
         for layer in LAYERS
@@ -50,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Model folder and artifact."""
     folder = tmp_path_factory.mktemp("served")
     loaded = load_model(save_tiny_model(folder / "model"), "cpu")
-    return folder / "model", write_guard(folder / NAME, loaded, guard_of(loaded), "ksd")
+    return folder / "model", write_guard(folder / NAME, loaded, guard_of(loaded))
 
 
 def options(served: tuple[Path, Path], **changes: int) -> EmbeddedOptions:
@@ -119,11 +120,11 @@ def test_the_mean_goes_on_over_what_the_model_writes(served: tuple[Path, Path], 
     """The score at a written token is that of a prompt which holds prompt and answer up to it."""
     loaded = load_model(served[0], "cpu")
     eager = replace(guard_of(loaded, Scope.GENERATION), tau=50.0)
-    folder = write_guard(tmp_path / NAME, loaded, eager, "ksd")
+    folder = write_guard(tmp_path / NAME, loaded, eager)
     prompt = retain_prompt(3)
 
     async def work(engine: EmbeddedEngine) -> tuple[Answer, Answer]:
-        watched = await ask(engine, prompt, "watched", max_tokens=6, modes={NAME: GuardMode.SHADOW})
+        watched = await ask(engine, prompt, "watched", max_tokens=6, policy=watching(engine))
         return watched, await ask(engine, prompt, "stopped", max_tokens=6)
 
     watched, stopped = run(EmbeddedOptions(model=str(served[0]), artifacts=(folder,)), work)

@@ -78,7 +78,7 @@ def test_a_request_that_could_not_be_queued_leaves_nothing_behind(
                 with pytest.raises(queue.Full):
                     engine.submit(EngineRequest(f"r{index}", retain_prompt(0), Sampling(max_tokens=1)))
         assert engine.load() == Load(running=0, waiting=0)
-        assert engine._sampler._rows == engine._answers == {}
+        assert engine._sampler._answers == engine._answers == {}
         assert (await ask(engine, retain_prompt(0), "r0")).finish.verified
 
     run(guarded(served, max_running=1, max_waiting=1), work)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guards.inside.transformers.loading import load_model
-from guards.methods.registry import METHODS
+from guards.methods.registry import POOLED
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
 from tests.guards.samples import pooled, write
@@ -37,9 +37,9 @@ def test_scores_are_those_of_one_pass_over_the_prompt(kind: str, tmp_path: Path)
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     loaded, guard = load_model(tmp_path / "model", "cpu", "float32"), pooled(1, 2)
-    write(tmp_path / "mean", METHOD, guard, model=loaded.identity)
+    write(tmp_path / "mean", POOLED, guard, model=loaded.identity)
     asked = prompts()
-    with loaded.reading(METHODS[METHOD], guard) as read:
+    with loaded.reading(POOLED, guard) as read:
         wanted = torch.tensor([read(ids)[1][0] for ids in asked])
     options = EmbeddedOptions(
         model=str(tmp_path / "model"), artifacts=(tmp_path / "mean",), max_batch_tokens=16, kv_cache_tokens=4096

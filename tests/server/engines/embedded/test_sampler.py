@@ -1,39 +1,50 @@
 """Judging and drawing, without a model."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from guards.core.part import Part
 
-from guards.core.verdict import Reading, Scope, Verdict
-from guards.inside.transformers.attach import Readings
+from guards.contract.columns import Columns
+from guards.core.policy import Policy, Rule
+from guards.core.verdict import Verdict
+from guards.inside.transformers.attach import Rows
+from guards.methods.registry import CUBE
+from guards.model.shard import WHOLE
 from server.engines.answer_state import GuardFacts
 from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.sampler import JudgingSampler, draw_token
+from tests.guards.samples import cube, cubes
 
 SENTINEL, VOCABULARY = 3, 16
-FACTS = {"g": GuardFacts("maths", "ksd", Scope.BOTH, (Part("chat", 0),), (1.0,))}
+TAU = 1.0
+BOUND = CUBE.bind(cubes(cube(0, tau=TAU)), torch.device("cpu"), WHOLE)
+FACTS = {"g": GuardFacts("maths", "ksd", BOUND.parts, None)}
+ALLOW, HIT = 2 * TAU, TAU / 2
+"""What the cube says: outside, and inside."""
 
 
 def make(
-    codes: list[int], sampling: list[Sampling], **generators: Any
+    said: list[float], sampling: list[Sampling], taus: Sequence[float] = (), **generators: Any
 ) -> tuple[JudgingSampler, list[EmbeddedAnswerState]]:
-    """A sampler with one prepared batch: one row per code and sampling."""
-    scores = torch.tensor([[0.5 if code == Reading.INSIDE else 2.0] for code in codes])
-    readings = Readings(("g",), torch.tensor(codes).unsqueeze(1), {"g": scores})
-    sampler = JudgingSampler(FACTS, lambda rows: readings, lambda token: (str(token), b""), SENTINEL, frozenset({2}))
-    rows = [
-        EmbeddedAnswerState(EngineRequest(f"r{i}", (1,), each), generator=generators.get(f"r{i}"))
+    """A sampler with one prepared batch: an answer for each number that the cube says, each under a tau of its own."""
+    rows = Rows(torch.tensor(said).unsqueeze(1), frozenset())
+    sampler = JudgingSampler(
+        FACTS, Columns({"g": BOUND}), lambda _: rows, lambda token: (str(token), b""), SENTINEL, frozenset({2})
+    )
+    policies = [Policy({"g": Rule(taus=(tau,))}) for tau in taus or [TAU] * len(said)]
+    answers = [
+        EmbeddedAnswerState(EngineRequest(f"r{i}", (1,), each, policies[i]), generator=generators.get(f"r{i}"))
         for i, each in enumerate(sampling)
     ]
-    for row in rows:
-        sampler.add(row)
-    states = [SimpleNamespace(state=SimpleNamespace(request_id=f"r{i}"), has_new_token=True) for i in range(len(rows))]
+    for answer in answers:
+        sampler.add(answer)
+    states = [SimpleNamespace(state=SimpleNamespace(request_id=f"r{i}"), has_new_token=True) for i in range(len(said))]
     sampler.prepare_tensor_args(states, torch.zeros(0))
-    return sampler, rows
+    return sampler, answers
 
 
 def drawn(sampler: JudgingSampler, logits: torch.Tensor) -> list[int]:
@@ -41,43 +52,51 @@ def drawn(sampler: JudgingSampler, logits: torch.Tensor) -> list[int]:
 
 
 GREEDY = Sampling(max_tokens=1, temperature=0)
-ALLOW, HIT = int(Reading.OUTSIDE), int(Reading.INSIDE)
 
 
 def test_a_hit_draws_the_sentinel_and_nothing_else() -> None:
-    sampler, rows = make([ALLOW, HIT], [GREEDY, Sampling(max_tokens=1, temperature=2.0, logprobs=5)])
+    sampler, answers = make([ALLOW, HIT], [GREEDY, Sampling(max_tokens=1, temperature=2.0, logprobs=5)])
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 7] = 50.0
     assert drawn(sampler, logits) == [7, SENTINEL]
-    assert [row.outcome for row in rows] == [Verdict.ALLOW, Verdict.ABSTAIN]
-    assert rows[1].logprobs == []
+    assert [answer.outcome for answer in answers] == [Verdict.ALLOW, Verdict.ABSTAIN]
+    assert answers[1].logprobs == []
+
+
+def test_each_answer_of_a_batch_is_judged_under_its_own_tau() -> None:
+    sampler, answers = make([HIT, HIT, ALLOW, ALLOW], [GREEDY] * 4, taus=(HIT / 2, HIT, ALLOW / 2, ALLOW))
+    logits = torch.zeros(4, VOCABULARY)
+    logits[:, 7] = 1.0
+    assert drawn(sampler, logits) == [7, SENTINEL, 7, SENTINEL]
+    assert [answer.hits["g"].score.tau for answer in answers if answer.hits] == [HIT, ALLOW]
+    assert [answer.prompt_scores[0].tau for answer in answers] == [HIT / 2, HIT, ALLOW / 2, ALLOW]
 
 
 def test_the_model_never_draws_the_sentinel_itself() -> None:
-    sampler, rows = make([ALLOW], [GREEDY])
+    sampler, answers = make([ALLOW], [GREEDY])
     logits = torch.zeros(1, VOCABULARY)
     logits[0, SENTINEL], logits[0, 5] = 90.0, 1.0
     assert drawn(sampler, logits) == [5]
-    assert rows[0].outcome is Verdict.ALLOW
+    assert answers[0].outcome is Verdict.ALLOW
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_end_their_row_only(value: float) -> None:
-    sampler, rows = make([ALLOW, ALLOW], [GREEDY, GREEDY])
+def test_logits_that_are_not_finite_end_their_answer_only(value: float) -> None:
+    sampler, answers = make([ALLOW, ALLOW], [GREEDY, GREEDY])
     logits = torch.zeros(2, VOCABULARY)
     logits[0, 4], logits[1, 9] = value, 1.0
     assert drawn(sampler, logits) == [SENTINEL, 9]
-    assert [row.outcome for row in rows] == [Verdict.ERROR, Verdict.ALLOW]
+    assert [answer.outcome for answer in answers] == [Verdict.ERROR, Verdict.ALLOW]
 
 
-def test_a_row_that_cannot_be_drawn_ends_itself_only() -> None:
+def test_an_answer_that_cannot_be_drawn_ends_itself_only() -> None:
     hot = Sampling(max_tokens=1, temperature=1.0)
-    sampler, rows = make([ALLOW, ALLOW], [hot, GREEDY], r0="no generator")
+    sampler, answers = make([ALLOW, ALLOW], [hot, GREEDY], r0="no generator")
     logits = torch.zeros(2, VOCABULARY)
     logits[1, 9] = 1.0
     assert drawn(sampler, logits) == [SENTINEL, 9]
-    assert rows[0].outcome is Verdict.ERROR
-    assert rows[1].outcome is Verdict.ALLOW
+    assert answers[0].outcome is Verdict.ERROR
+    assert answers[1].outcome is Verdict.ALLOW
 
 
 def test_a_request_nobody_knows_any_more_draws_the_sentinel() -> None:

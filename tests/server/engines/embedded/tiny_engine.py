@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from guards.core.policy import Policy
+from guards.core.verdict import GuardMode
 from server.engines.base import Chunk, EngineRequest, Finish, Sampling, TokenLogprob
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
+from server.policies import default_policy
 
 T = TypeVar("T")
 Served = tuple[Path, Path, Path]
@@ -37,11 +40,11 @@ def run(options: EmbeddedOptions, work: Callable[[EmbeddedEngine], Awaitable[T]]
 
 
 async def ask(engine: EmbeddedEngine, prompt: tuple[int, ...], name: str = "r", **sampling: Any) -> Answer:
-    modes = sampling.pop("modes", {})
+    policy = sampling.pop("policy", Policy())
     settings = {"max_tokens": 8, "temperature": 0.0, **sampling}
     text, finish = "", None
     logprobs: tuple[TokenLogprob, ...] = ()
-    async for event in engine.submit(EngineRequest(name, prompt, Sampling(**settings), modes)):
+    async for event in engine.submit(EngineRequest(name, prompt, Sampling(**settings), policy)):
         assert finish is None, "nothing follows a Finish"
         if isinstance(event, Chunk):
             text, logprobs = text + event.text, (*logprobs, *event.logprobs)
@@ -57,3 +60,8 @@ def guarded(served: Served, **options: Any) -> EmbeddedOptions:
 
 def unguarded(served: Served) -> EmbeddedOptions:
     return EmbeddedOptions(model=str(served[0]))
+
+
+def watching(engine: EmbeddedEngine) -> Policy:
+    """Every guard's own rule, in shadow mode."""
+    return default_policy(engine.info.guards).in_mode(GuardMode.SHADOW)
