@@ -24,6 +24,7 @@ settings.register_profile(
 settings.load_profile("same")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several processes (`-n`) share the tests by file, those that start vLLM one by one, or by the engine they share.
 
