@@ -33,9 +33,9 @@ from benchmarks.real_text import skills, splits
 from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
 from benchmarks.real_text.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
-from guards.artifact.canaries import SHIFT_SLACK
 from guards.calibration.finished import Calibration
 from guards.calibration.sources import Source
+from guards.core.drift import FEW_NEURONS
 from guards.core.verdict import GuardMode
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes
@@ -214,8 +214,8 @@ def compare(
         row: dict[str, Any] = {"guard": name, "prompts": len(pairs)}
         if tau is None:
             moved = [abs(live.score - wanted.score) for wanted, live in pairs]
-            row["disagree"] = sum(not each <= SHIFT_SLACK for each in moved)
-            row["within_margin"] = sum(0 < each <= SHIFT_SLACK for each in moved)
+            row["disagree"] = sum(not each <= FEW_NEURONS.slack for each in moved)
+            row["within_margin"] = sum(0 < each <= FEW_NEURONS.slack for each in moved)
             row["max_neurons_difference"] = max(moved)
             row["mean_neurons_moved"] = round(sum(wanted.score for wanted, _ in pairs) / len(pairs), 2)
         else:
@@ -244,7 +244,7 @@ def compare_answers(reference: Sequence[Answer], got: Sequence[Answer], guards: 
                 "other_text": len(got) - len(same),
                 "fires": sum(wanted is not None for wanted, _ in hits),
                 "disagree": sum((a is None) != (b is None) or (a and b and a[0] != b[0]) or False for a, b in hits)
-                + sum(abs(wanted.moved - live.moved) > SHIFT_SLACK for wanted, live in same),
+                + sum(abs(wanted.moved - live.moved) > FEW_NEURONS.slack for wanted, live in same),
                 "within_margin": 0,
                 "max_relative_score_difference": float(f"{max((abs(a[1] - b[1]) for a, b in both), default=0):.3g}"),
             }

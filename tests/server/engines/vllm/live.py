@@ -58,7 +58,8 @@ class Live:
         """Token ids of a question in the chat frame."""
         return self.engine.encode_chat([Message("user", question)])
 
-    def _policy(self, modes: Mapping[str, GuardMode]) -> Policy:
+    def policy(self, modes: Mapping[str, GuardMode]) -> Policy:
+        """Each guard's own rule, in these modes."""
         rules = {guard.name: guard.rule for guard in self.engine.info.guards}
         return Policy({name: replace(rule, mode=modes.get(name, rule.mode)) for name, rule in rules.items()})
 
@@ -85,9 +86,7 @@ class Live:
         for index, prompt in enumerate(prompts):
             self._count += 1
             ids = self.chat(prompt) if isinstance(prompt, str) else prompt
-            requests.append(
-                EngineRequest(f"t{self._count}", ids, sampling, self._policy(modes[index] if modes else {}))
-            )
+            requests.append(EngineRequest(f"t{self._count}", ids, sampling, self.policy(modes[index] if modes else {})))
         return self.wait(everyone())
 
     def scores(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, GuardScore]]:

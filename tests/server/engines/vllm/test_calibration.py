@@ -19,7 +19,7 @@ from torch import Tensor
 
 from guards.artifact.identity import refuse_mismatch
 from guards.artifact.store import Artifact, read_artifact
-from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.activations import Activations, Pass, TokenIds, Tokens
 from guards.calibration.sources import Source, read_source
 from guards.core.verdict import Reading
 from guards.errors import ArtifactMismatchError
@@ -192,8 +192,8 @@ def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], token
         for example in dict.fromkeys(example_T.tolist()):
             seen.setdefault((layer, example), []).append(x_TF[example_T == example].clone())
 
-    layers = range(model.identity.layers)
-    model.stream(site, layers, examples, consume, tokens=tokens, batch_tokens=None, skip=(4, 3))
+    layers = tuple(range(model.identity.layers))
+    model.stream(Pass(site, layers, tokens, skip=(4, 3)), examples, consume)
     return {at: torch.cat(found) for at, found in seen.items()}
 
 

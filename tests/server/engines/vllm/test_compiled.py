@@ -37,8 +37,7 @@ def break_python_hooks(worker: Any) -> bool:
     def fail(*_: Any) -> None:
         raise AssertionError("the hook ran in Python")
 
-    vllm_board._KeySite.forward = fail  # type: ignore[assignment,method-assign]
-    vllm_board._ChangeSite.forward = fail  # type: ignore[assignment,method-assign]
+    vllm_board._Site.forward = fail  # type: ignore[assignment,method-assign]
     return not worker.model_runner.get_model().model.do_not_compile
 
 
@@ -47,7 +46,7 @@ def drop_hooks(worker: Any) -> int:
     worker.dropped = [
         (module, dict(module._forward_pre_hooks))
         for module in worker.model_runner.get_model().modules()
-        if hasattr(module, "skillguard_key")
+        if hasattr(module, "skillguard_score")
     ]
     for module, _ in worker.dropped:
         module._forward_pre_hooks.clear()

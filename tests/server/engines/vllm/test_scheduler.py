@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.errors import GuardReadingError
-from guards.inside.vllm.events import EVENTS, STOP_REASON, RowReport, StepReport, load_moved, load_report
+from guards.inside.vllm.events import EVENTS, STOP_REASON, Acted, RowReport, StepReport, load_acted, load_report
 
 
 class Base:
@@ -26,7 +26,10 @@ class Base:
         return tokens, False
 
 
-def updated(events: dict[str, RowReport] | None, judged: str = "ab") -> Any:
+ACTED = Acted(3, (5.0,))
+
+
+def updated(rows: dict[str, RowReport] | None, judged: str = "ab") -> Any:
     from guards.inside.vllm.scheduler import _Withholding
 
     class Scheduler(_Withholding, Base):
@@ -34,29 +37,29 @@ def updated(events: dict[str, RowReport] | None, judged: str = "ab") -> Any:
 
     requests = {name: SimpleNamespace(request_id=name, status=None, stop_reason=None) for name in ("a", "b")}
     output = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[2], [40]])
-    if events is not None:
-        setattr(output, EVENTS, StepReport(frozenset(judged), events, {"b": 5}))
+    if rows is not None:
+        setattr(output, EVENTS, StepReport(frozenset(judged), rows, {"b": ACTED}))
     return requests, Scheduler().update_from_output(requests, output)[0].outputs
 
 
 def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:
-    event = RowReport(0, (1.0,), True)
-    requests, (first, second) = updated({"a": event})
+    row = RowReport(0, (1.0,), True)
+    requests, (first, second) = updated({"a": row})
     assert (first.new_token_ids, first.stopped) == ([], True)
     assert requests["a"].stop_reason == STOP_REASON
-    assert load_report(first.kv_transfer_params) == event
+    assert load_report(first.kv_transfer_params) == row
     assert (second.new_token_ids, second.stopped) == ([40], False)
-    assert load_moved(second.kv_transfer_params) == 5
+    assert load_acted(second.kv_transfer_params) == ACTED
 
 
-def test_an_event_without_withholding_travels_beside_its_token() -> None:
-    event = RowReport(0, (9.0,), False)
-    _, (first, _) = updated({"a": event})
+def test_a_row_without_withholding_travels_beside_its_token() -> None:
+    row = RowReport(0, (9.0,), False)
+    _, (first, _) = updated({"a": row})
     assert (first.new_token_ids, first.stopped) == ([2], False)
-    assert load_report(first.kv_transfer_params) == event
+    assert load_report(first.kv_transfer_params) == row
 
 
-@pytest.mark.parametrize(("events", "judged"), [(None, ""), ({}, ""), ({}, "a"), ({}, "b")])
-def test_a_token_that_nobody_judged_is_an_error(events: dict[str, RowReport] | None, judged: str) -> None:
+@pytest.mark.parametrize(("rows", "judged"), [(None, ""), ({}, ""), ({}, "a"), ({}, "b")])
+def test_a_token_that_nobody_judged_is_an_error(rows: dict[str, RowReport] | None, judged: str) -> None:
     with pytest.raises(GuardReadingError, match="no guard judged"):
-        updated(events, judged)
+        updated(rows, judged)
