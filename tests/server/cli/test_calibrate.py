@@ -13,6 +13,7 @@ from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.guard import Draw
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.pooled.options import PooledOptions
+from guards.methods.registry import names
 from guards.methods.selective_pruning.guard import Importance
 from guards.methods.selective_pruning.options import PruningOptions
 from server.cli.main import build_parser, main
@@ -43,7 +44,11 @@ def _arguments(folder: Path, method: str, output: Path, *more: str) -> list[str]
     [
         ("ksd", ("--frame", "chat", "--frame", "{text}\\nA:", "--max-false-abstention", ".05"), 3),
         ("neuron-adjust", ("--fraction", ".25"), 2),
-        ("prune", ("--fraction", ".125", "--attention-fraction", ".0625", "--steps", "2", "--importance", "rms"), 2),
+        (
+            "selective-pruning",
+            ("--fraction", ".125", "--attention-fraction", ".0625", "--steps", "2", "--importance", "rms"),
+            2,
+        ),
     ],
 )
 def test_writes_an_artifact_and_a_report_and_says_what_next(
@@ -57,7 +62,7 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
     assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "tensors.safetensors"]
     assert len(list((tmp_path / "guard-report").glob("*.png"))) == plots
     manifest = read_artifact(output).manifest
-    assert (manifest.method, manifest.skill) == ("selective-pruning" if method == "prune" else method, "sums")
+    assert (manifest.method, manifest.skill) == (method, "sums")
     assert manifest.model.weights_sha256 is not None
     forget = next(source for source in manifest.calibration.sources if source.role == "forget")
     assert (forget.name, forget.examples) == (f"{folder.name}/sums.jsonl?id=..179#sum", 180)
@@ -65,7 +70,7 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
     if method == "ksd":
         assert manifest.calibration.frames == ("chat", "{text}\nA:")
         assert "recall" in printed
-    if method == "prune":
+    if method == "selective-pruning":
         assert manifest.parameters["importance"] == "rms"
         assert ["all", "18", "6"] in [line.split() for line in printed.splitlines()]
         report = json.loads((tmp_path / "guard-report" / "report.json").read_text())
@@ -106,20 +111,25 @@ def test_the_variant_is_that_of_the_artifact(
     assert variant in capsys.readouterr().out
 
 
-def test_each_variant_has_its_own_defaults(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_variant_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         build_parser().parse_args(["calibrate", "ksd", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     pooled, paper = PooledOptions(), CubeOptions()
     for field in ("recall", "max_false_abstention", "placement"):
-        assert f"(default: pooled {getattr(pooled, field)}, paper {getattr(paper, field)})" in shown
+        assert f"(default: pooled: {getattr(pooled, field)}; paper: {getattr(paper, field)})" in shown
         assert getattr(pooled, field) != getattr(paper, field), "positive control: they differ"
     assert "one layer for each frame (default pooled)" in shown
+    frames = {name: " ".join(of.usual_frames.split()) for name, of in (("pooled", pooled), ("paper", paper))}
+    assert f"(default: pooled: {frames['pooled']}; paper: {frames['paper']})" in shown
+    assert "(default: last-token)" in shown.partition("with --variant paper")[2], "an option of one variant"
 
 
 def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(_arguments(folder, "ksd", tmp_path / "guard", "--regime", "all-tokens")) != 0
-    assert "--regime: the mean key vector is over all tokens; it needs --variant paper" in capsys.readouterr().err
+    for variant in ((), ("--variant", "pooled")):
+        assert main(_arguments(folder, "ksd", tmp_path / "guard", *variant, "--regime", "all-tokens")) != 0
+        message = "--regime: variant pooled has no such option; it needs --variant paper"
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(_arguments(folder, "ksd", tmp_path / "guard", "--variant", "spheres"))
     assert "invalid choice: 'spheres'" in capsys.readouterr().err
@@ -129,7 +139,7 @@ def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--recall", "1.5"), "got --recall 1.5"),
+        (("--recall", "1.5"), "got recall 1.5"),
         (("--skill", "two words"), "got skill name"),
         (("--layer", "7"), "got --layer 7, wanted 0 to 2"),
         (("--frame", "no place"), "wanted 'chat', 'bare' or a template"),
@@ -157,9 +167,24 @@ def test_an_output_that_is_something_else_is_refused_before_any_work(
     assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
-def test_help_is_instant_and_choices_are_the_methods_own() -> None:
-    code = "import sys; import server.cli.calibrate; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("method", names())
+def test_help_is_instant(method: str) -> None:
+    """It shows every default without what a calibration imports."""
+    heavy = ("torch", "transformers", "numpy", "scipy", "safetensors", "tqdm", "rich", "matplotlib", "fastapi", "vllm")
+    code = f"""
+import sys
+from server.cli.main import main
+try:
+    main(["calibrate", {method!r}, "--help"])
+except SystemExit:
+    print("heavy:", [name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert f"usage: skillguard calibrate {method}" in " ".join(done.stdout.split())
+    assert done.stderr == "heavy: []\n"
+
+
+def test_choices_are_the_methods_own() -> None:
     arguments = ["--model", "m", "--skill", "s", "--forget", "f", "--retain", "r", "--output", "o"]
     for regime in Regime:
         build_parser().parse_args(["calibrate", "ksd", *arguments, "--regime", regime.value])
@@ -168,5 +193,5 @@ def test_help_is_instant_and_choices_are_the_methods_own() -> None:
     assert Regime(CubeOptions().regime) is Regime.LAST_TOKEN
     assert Draw(NeuronAdjustOptions().draw) is Draw.RANDOM
     for importance in Importance:
-        build_parser().parse_args(["calibrate", "prune", *arguments, "--importance", importance.value])
+        build_parser().parse_args(["calibrate", "selective-pruning", *arguments, "--importance", importance.value])
     assert Importance(PruningOptions().importance) is Importance.ABS
