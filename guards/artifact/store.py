@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from guards.artifact.exchange import open_folder, refuse_strays, write_folder
-from guards.artifact.manifest import FORMAT_VERSION, UNSEALED, Manifest, first_problem
+from guards.artifact.manifest import FORMAT_VERSION, UNSEALED, Manifest, Strict, first_problem
 from guards.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
@@ -28,6 +28,9 @@ TENSORS_NAME = "tensors.safetensors"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_TENSORS_BYTES = 4 << 30
 TENSOR_DTYPES = (torch.float32, torch.int64)
+
+
+Parameters = TypeVar("Parameters", bound=Strict)
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,6 @@ class Artifact:
     manifest: Manifest
     tensors: dict[str, Tensor]
     digest: str
-
-    @property
-    def parameters_json(self) -> str:
-        """The method's own record, for its strict validation (JSON lists become tuples)."""
-        return json.dumps(self.manifest.parameters)
 
 
 def _sha256(data: bytes) -> str:
@@ -189,3 +187,11 @@ def refuse_extra_tensors(artifact: Artifact, wanted: set[str]) -> None:
     extra = sorted(set(artifact.tensors) - wanted)
     if extra:
         raise ArtifactError(f"{artifact.name}: got tensor {extra[0]!r} that the manifest does not describe")
+
+
+def parse_parameters(artifact: Artifact, kind: type[Parameters]) -> Parameters:
+    """The method's own record, validated. Raises ArtifactError naming the field, what was got and wanted."""
+    try:
+        return kind.model_validate_json(json.dumps(artifact.manifest.parameters))
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error

@@ -1,14 +1,17 @@
 """A finished calibration, what its artifact records of it, and where it may be written."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity, Name, Rate
 from guards.artifact.store import refuse_folder, write_artifact
 from guards.calibration.activations import Activations
+from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import Corpus
 from guards.contract.guard import Guard
 from guards.contract.method import Method
@@ -46,6 +49,9 @@ class Calibration:
         return write_artifact(folder, manifest, tensors)
 
 
+Finished = TypeVar("Finished", bound=Calibration)
+
+
 def refuse_output(folder: Path, skill: str) -> None:
     """Raises before any work when the artifact could not be written at the end.
 
@@ -79,4 +85,52 @@ def make_record(
         recall=recall,
         false_abstention=false_abstention,
         notes=tuple(notes),
+    )
+
+
+class Clock:
+    """Seconds of a calibration's steps, one after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def step(self, name: str) -> None:
+        """The time since the last step was this one's."""
+        now = time.monotonic()
+        self.seconds[name], self._last = now - self._last, now
+
+
+def finish(
+    kind: type[Finished],
+    method: Method,
+    guard: Guard,
+    model: Activations,
+    frames: Sequence[str],
+    corpora: Sequence[Corpus],
+    clock: Clock,
+    /,
+    *,
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    rates: tuple[Rate | None, Rate | None] = (None, None),
+    **figures: Any,
+) -> Finished:
+    """The calibration of a fitted guard: canaries are read on the model, and the record is made.
+
+    `rates` are recall and false abstention of held-out examples. `figures` are the fields that `kind` has of its own.
+    Raises CalibrationError where no prompt can be a canary.
+    """
+    forget, retain = corpora
+    canaries = choose_canaries(model, method, guard, forget, retain, frames)
+    clock.step("canaries")
+    return kind(
+        method=method,
+        guard=guard,
+        identity=model.identity,
+        record=make_record(model, frames, corpora, [*notes, *warnings], recall=rates[0], false_abstention=rates[1]),
+        canaries=canaries,
+        warnings=tuple(warnings),
+        seconds=clock.seconds,
+        **figures,
     )

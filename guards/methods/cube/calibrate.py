@@ -5,7 +5,6 @@ Chooses each frame's layer and tau, and reports on examples that nothing was cho
 Suffixes: L layers, C cubes (one per fitted frame), E examples.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,6 @@ import torch
 
 from guards.artifact.manifest import Rate
 from guards.calibration.activations import Activations
-from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import Share
 from guards.calibration.detector_job import (
     DetectorFrame,
@@ -23,7 +21,7 @@ from guards.calibration.detector_job import (
     shortages,
     worst_rates,
 )
-from guards.calibration.finished import Calibration, make_record
+from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
@@ -201,13 +199,14 @@ def calibrate(
 
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
-    started = time.monotonic()
+    clock = Clock()
     job = prepare(model, forget, retain, options)
-    encoded = time.monotonic()
+    clock.step("encode")
     with progress_bar(job.tokens, job.options.progress) as advance:
         fits = [fit_frame(job, frame, advance) for frame in job.frames]
-        fitted = time.monotonic()
+        clock.step("fit")
         scores = score_all(job, fits, advance)
+        clock.step("score")
     frames = _choose(job, fits, scores)
     warnings = _warnings(job, frames)
     guard = CubeGuard(
@@ -215,31 +214,17 @@ def calibrate(
         job.options.scope,
         Regime(options.regime),
     )
-    scored = time.monotonic()
-    corpora = (job.corpora["forget"], job.corpora["retain"])
-    canaries = choose_canaries(model, CUBE, guard, *corpora, job.frames)
-    recall, false_abstention = worst_rates(frames)
-    record = make_record(
+    return finish(
+        CubeCalibration,
+        CUBE,
+        guard,
         model,
         job.frames,
-        corpora,
-        [*_notes(job, frames), *warnings],
-        recall=recall,
-        false_abstention=false_abstention,
-    )
-    return CubeCalibration(
-        method=CUBE,
-        guard=guard,
-        identity=model.identity,
-        record=record,
-        canaries=canaries,
-        warnings=tuple(warnings),
-        seconds={
-            "encode": encoded - started,
-            "fit": fitted - encoded,
-            "score": scored - fitted,
-            "canaries": time.monotonic() - scored,
-        },
+        (job.corpora["forget"], job.corpora["retain"]),
+        clock,
+        notes=_notes(job, frames),
+        warnings=warnings,
+        rates=worst_rates(frames),
         options=options,
         frames=frames,
     )

@@ -3,11 +3,11 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict, first_problem
-from guards.artifact.store import Artifact, refuse_extra_tensors, take_tensor
+from guards.artifact.manifest import Strict
+from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
 from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
 from guards.methods.cube.guard import Cube, CubeBank, CubeGuard, Regime
@@ -37,10 +37,7 @@ class CubeParameters(Strict):
 def load(artifact: Artifact) -> CubeGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
     manifest = artifact.manifest
-    try:
-        parameters = CubeParameters.model_validate_json(artifact.parameters_json)
-    except ValidationError as error:
-        raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
+    parameters = parse_parameters(artifact, CubeParameters)
     width, cubes, names = manifest.model.d_ff, [], set()
     for index, record in enumerate(parameters.cubes):
         if record.layer >= manifest.model.layers:

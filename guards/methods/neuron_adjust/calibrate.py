@@ -1,13 +1,11 @@
 """Calibrates Neuron Adjust: one pass per side for the moments of every neuron's pre-activation, over all tokens."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guards.calibration.activations import Activations
-from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import Side, encode_corpora, left_out_warnings, resolve_frames
-from guards.calibration.finished import Calibration, make_record
+from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
@@ -36,16 +34,16 @@ def calibrate(
 
     Raises DataError or CalibrationError when the examples or the fraction give no guard.
     """
-    started = time.monotonic()
+    clock = Clock()
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     layers = range(model.identity.layers)
     fitter = NeuronAdjustFitter(len(layers), model.width(Site.PRE_ACTIVATION))
     total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
-    encoded = time.monotonic()
+    clock.step("encode")
     with progress_bar(sum(total.values()), options.progress) as advance:
         stream_sides(model, Site.PRE_ACTIVATION, fitter, corpora, batch_tokens=options.batch_tokens, advance=advance)
-    fitted = time.monotonic()
+    clock.step("fit")
     guard = fitter.finish(options.fraction, draw=Draw(options.draw), seed=options.seed)
     by_layer = tuple(
         guard.layers_statistics[layer].neurons_S.numel() if layer in guard.layers_statistics else 0 for layer in layers
@@ -56,14 +54,16 @@ def calibrate(
         + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),
         f"neurons selected by layer: {', '.join(map(str, by_layer))}",
     ]
-    return NeuronAdjustCalibration(
-        method=NEURON_ADJUST,
-        guard=guard,
-        identity=model.identity,
-        record=make_record(model, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(model, NEURON_ADJUST, guard, *corpora, frames),
-        warnings=tuple(warnings),
-        seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
+    return finish(
+        NeuronAdjustCalibration,
+        NEURON_ADJUST,
+        guard,
+        model,
+        frames,
+        corpora,
+        clock,
+        notes=notes,
+        warnings=warnings,
         neurons_by_layer=by_layer,
         tokens=total,
     )

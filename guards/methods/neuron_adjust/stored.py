@@ -3,11 +3,11 @@
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict, first_problem
-from guards.artifact.store import Artifact, refuse_extra_tensors, take_neurons, take_tensor
+from guards.artifact.manifest import Strict
+from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_neurons, take_tensor
 from guards.contract.guard import NEURONS, Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
 from guards.methods.neuron_adjust.guard import LAYER_FIELDS, Adjuster, Draw, LayerStatistics, NeuronAdjustGuard
@@ -36,10 +36,7 @@ class NeuronAdjustParameters(Strict):
 def load(artifact: Artifact) -> NeuronAdjustGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
     manifest = artifact.manifest
-    try:
-        parameters = NeuronAdjustParameters.model_validate_json(artifact.parameters_json)
-    except ValidationError as error:
-        raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
+    parameters = parse_parameters(artifact, NeuronAdjustParameters)
     statistics: dict[int, LayerStatistics] = {}
     names = set()
     for record in parameters.layers:

@@ -6,7 +6,6 @@ Both sides are dealt into fit (half), threshold (a quarter) and report (a quarte
 for. Memory grows with frames * examples * candidate layers * d_ff * 4 bytes; a fit takes at most FIT_VECTORS a side.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from guards.artifact.manifest import Rate
 from guards.calibration.activations import Activations, Pass, Tokens
-from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
 from guards.calibration.detector_job import (
     DetectorFrame,
@@ -27,7 +25,7 @@ from guards.calibration.detector_job import (
     shortages,
     worst_rates,
 )
-from guards.calibration.finished import Calibration, make_record
+from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.options import DetectorOptions
 from guards.calibration.sides import Advance, progress_bar
 from guards.calibration.sources import Source
@@ -222,13 +220,13 @@ def calibrate(
 
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
-    started = time.monotonic()
+    clock = Clock()
     if not options.frames:
         options = replace(options, frames=(*_chat(model), BARE_FRAME, QUESTION_FRAME))
     candidates_at = candidate_layers(model.identity.layers)
     job = prepare(model, forget, retain, options, layers=candidates_at, retain_deal=FORGET_DEAL)
     layers = job.layers
-    encoded = time.monotonic()
+    clock.step("encode")
     roles: tuple[Side, ...] = ("forget", "retain")
     with progress_bar(job.tokens, options.progress) as advance:
         means = {
@@ -237,7 +235,7 @@ def calibrate(
             for role in roles
             for share in Share
         }
-    read = time.monotonic()
+    clock.step("read")
     parts = {role: _fit_part(job, means, role) for role in roles}
     fitter = DiscriminantFitter(parts["forget"], parts["retain"])
     sets = [(layer,) for layer in layers] + ([layers] if len(layers) > 1 else [])
@@ -247,31 +245,18 @@ def calibrate(
     fitted = {role: len(parts[role][layers[0]]) for role in roles}
     warnings = _warnings(job, chosen, frames, fitted["forget"])
     guard = PooledGuard(chosen.terms, chosen.tau, options.scope)
-    finished = time.monotonic()
-    corpora = (job.corpora["forget"], job.corpora["retain"])
-    canaries = choose_canaries(model, POOLED, guard, *corpora, job.frames)
-    recall, false_abstention = worst_rates(frames)
-    record = make_record(
+    clock.step("fit")
+    return finish(
+        PooledCalibration,
+        POOLED,
+        guard,
         model,
         job.frames,
-        corpora,
-        [*_notes(job, chosen, fitted), *warnings],
-        recall=recall,
-        false_abstention=false_abstention,
-    )
-    return PooledCalibration(
-        method=POOLED,
-        guard=guard,
-        identity=model.identity,
-        record=record,
-        canaries=canaries,
-        warnings=tuple(warnings),
-        seconds={
-            "encode": encoded - started,
-            "read": read - encoded,
-            "fit": finished - read,
-            "canaries": time.monotonic() - finished,
-        },
+        (job.corpora["forget"], job.corpora["retain"]),
+        clock,
+        notes=_notes(job, chosen, fitted),
+        warnings=warnings,
+        rates=worst_rates(frames),
         options=options,
         frames=frames,
         candidates=candidates,

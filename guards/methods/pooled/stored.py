@@ -3,11 +3,11 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict, first_problem
-from guards.artifact.store import Artifact, refuse_extra_tensors, take_tensor
+from guards.artifact.manifest import Strict
+from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
 from guards.contract.accumulate import MEAN
 from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
@@ -36,10 +36,7 @@ class PooledParameters(Strict):
 def load(artifact: Artifact) -> PooledGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
     manifest = artifact.manifest
-    try:
-        parameters = PooledParameters.model_validate_json(artifact.parameters_json)
-    except ValidationError as error:
-        raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
+    parameters = parse_parameters(artifact, PooledParameters)
     layers = [record.layer for record in parameters.terms]
     if layers != sorted(set(layers)) or layers[-1] >= manifest.model.layers:
         raise ArtifactError(

@@ -1,14 +1,12 @@
 """Calibrates Selective Pruning: in each step one pass per site for every neuron's importance, over all tokens."""
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from guards.calibration.activations import Activations
-from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import Corpus, Side, encode_corpora, left_out_warnings, resolve_frames
-from guards.calibration.finished import Calibration, make_record
+from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
@@ -68,7 +66,7 @@ def calibrate(
 
     Raises DataError or CalibrationError when the examples or the fractions give no guard.
     """
-    started = time.monotonic()
+    clock = Clock()
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     fractions = {
@@ -86,11 +84,11 @@ def calibrate(
         steps=options.steps,
         importance=Importance(options.importance),
     )
-    encoded = time.monotonic()
+    clock.step("encode")
     with progress_bar(sum(total.values()) * len(fractions) * options.steps, options.progress) as advance:
         for _ in range(options.steps):
             guard = _step(model, guard, fractions, corpora, options.batch_tokens, advance)
-    fitted = time.monotonic()
+    clock.step("fit")
     by_layer = {
         site: tuple(len(guard.at(site).get(layer, ())) for layer in range(model.identity.layers))
         for site in (Site.KEY, Site.ATTENTION)
@@ -102,14 +100,16 @@ def calibrate(
         f"feed-forward neurons pruned by layer: {', '.join(map(str, by_layer[Site.KEY]))}",
         f"attention neurons pruned by layer: {', '.join(map(str, by_layer[Site.ATTENTION]))}",
     ]
-    return PruningCalibration(
-        method=SELECTIVE_PRUNING,
-        guard=guard,
-        identity=model.identity,
-        record=make_record(model, frames, corpora, [*notes, *warnings]),
-        canaries=choose_canaries(model, SELECTIVE_PRUNING, guard, *corpora, frames),
-        warnings=tuple(warnings),
-        seconds={"encode": encoded - started, "fit": fitted - encoded, "canaries": time.monotonic() - fitted},
+    return finish(
+        PruningCalibration,
+        SELECTIVE_PRUNING,
+        guard,
+        model,
+        frames,
+        corpora,
+        clock,
+        notes=notes,
+        warnings=warnings,
         feed_forward_by_layer=by_layer[Site.KEY],
         attention_by_layer=by_layer[Site.ATTENTION],
         tokens=total,

@@ -3,11 +3,11 @@
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict, first_problem
-from guards.artifact.store import Artifact, refuse_extra_tensors, take_neurons
+from guards.artifact.manifest import Strict
+from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_neurons
 from guards.contract.guard import NEURONS, Column, Health, OverRanks, Part
 from guards.errors import ArtifactError, AttachError
 from guards.methods.selective_pruning.guard import Importance, Pruner, PruningGuard
@@ -40,10 +40,7 @@ class PruningParameters(Strict):
 def load(artifact: Artifact) -> PruningGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
     model = artifact.manifest.model
-    try:
-        parameters = PruningParameters.model_validate_json(artifact.parameters_json)
-    except ValidationError as error:
-        raise ArtifactError(f"{artifact.name}: parameters.{first_problem(error)}") from error
+    parameters = parse_parameters(artifact, PruningParameters)
     widths = {Site.KEY: ("d_ff", model.d_ff), Site.ATTENTION: ("d_attention", parameters.d_attention)}
     pruned: dict[Site, dict[int, Tensor]] = {site: {} for site in _RECORDED}
     names, seen = set(), set()
