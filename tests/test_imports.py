@@ -27,6 +27,7 @@ ROOMS = (
     "server",
     "server.openai",
     "server.routes",
+    "server.middleware",
     "server.app",
     "server.evaluation",
     "server.cli",
