@@ -12,7 +12,7 @@ from guards.methods.cube.guard import Regime
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.guard import Draw
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.options import PooledOptions
+from guards.methods.pooled.options import QUESTION_FRAME, PooledOptions
 from guards.methods.registry import names
 from guards.methods.selective_pruning.guard import Importance
 from guards.methods.selective_pruning.options import PruningOptions
@@ -84,9 +84,9 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
 @pytest.mark.parametrize(
     ("more", "variant", "frames"),
     [
-        ((), "pooled", 3),
-        (("--variant", "pooled", "--layer", "2"), "pooled", 3),
-        (("--variant", "paper", "--regime", "last-token"), "paper", 1),
+        ((), "pooled", ("chat", "bare", QUESTION_FRAME)),
+        (("--variant", "pooled", "--layer", "2"), "pooled", ("chat", "bare", QUESTION_FRAME)),
+        (("--variant", "paper", "--regime", "last-token"), "paper", ("chat",)),
     ],
     ids=["by default", "pooled", "paper"],
 )
@@ -96,17 +96,17 @@ def test_the_variant_is_that_of_the_artifact(
     capsys: pytest.CaptureFixture[str],
     more: tuple[str, ...],
     variant: str,
-    frames: int,
+    frames: tuple[str, ...],
 ) -> None:
     output = tmp_path / "guard"
     assert main(_arguments(folder, "ksd", output, "--recall", ".9", "--max-false-abstention", ".05", *more)) == 0
     printed = capsys.readouterr().out
     assert "false abstention" in printed
     rows = [line.split() for line in printed.splitlines() if line.strip().startswith("'")]
-    assert len(rows) == frames
+    assert len(rows) == len(frames)
     manifest = read_artifact(output).manifest
     assert manifest.parameters["variant"] == variant
-    assert len(manifest.calibration.frames) == frames
+    assert manifest.calibration.frames == frames, "the default that --help shows"
     assert main(["inspect", str(output)]) == 0
     assert variant in capsys.readouterr().out
 
