@@ -131,11 +131,13 @@ class Attachment:
         ended, self._pass = self._pass, None
         if ended is None:
             raise GuardReadingError("no guarded forward pass ran: the model was called around its hooks")
+        missing = frozenset(name for name, sites in self._sites_of.items() if not sites <= ended.ran)
+        unheard = [index for index, each in enumerate(self.columns.all) if each.guard in missing]
+        ended.cells_TC[:, unheard] = torch.nan  # what some of its sites wrote says nothing
         rows_TX = self.books.rows(ended.cells_TC, ended.positions_T, ended.sequences)
         rows_RX = rows_TX if ended.rows_R is None else rows_TX.index_select(0, ended.rows_R)
         if len(rows_RX) < rows:
             return Rows(torch.full((rows, self.columns.width), torch.nan), frozenset(self.bound))
-        missing = frozenset(name for name, sites in self._sites_of.items() if not sites <= ended.ran)
         return Rows(rows_RX[:rows].to("cpu"), missing)
 
 

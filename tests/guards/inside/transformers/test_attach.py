@@ -8,7 +8,7 @@ from guards.core.verdict import Reading, Scope
 from guards.errors import AttachError
 from guards.methods.cube.guard import CubeGuard, Regime, cube_score
 from guards.methods.neuron_adjust.guard import Draw
-from tests.guards.attached import KINDS, LENGTH, attach, fitted, hooks, keys, read
+from tests.guards.attached import KINDS, LENGTH, attach, fitted, hooks, keys, read, take
 from tests.guards.samples import cube, cubes, neuron_adjust
 from tests.models import LAYERS, tiny_model, tokens
 
@@ -81,18 +81,18 @@ class TestDetectors:
     @pytest.mark.parametrize("kind", KINDS)
     def test_scores_are_those_of_the_key_vectors(self, kind: str) -> None:
         model, ids = tiny_model(kind), tokens(2, LENGTH)
-        cubes = (cube(2, seed=1), cube(0, seed=2), cube(2, seed=3, tau=0.5))
-        with attach(model, sums=cubes(*cubes)) as attachment:
+        several = (cube(2, seed=1), cube(0, seed=2), cube(2, seed=3, tau=0.5))
+        with attach(model, sums=cubes(*several)) as attachment:
             readings = read(model, attachment, ids)
-        wanted = [cube_score(keys(model, ids, c.layer), c.mean_F, 1 / c.std_F) for c in cubes]
+        wanted = [cube_score(keys(model, ids, c.layer), c.mean_F, 1 / c.std_F) for c in several]
         torch.testing.assert_close(readings.scores["sums"], torch.stack(wanted, dim=1))
 
     def test_one_cube_of_several_is_enough(self) -> None:
         model, ids = tiny_model("llama"), tokens(2, LENGTH)
         (inside,) = fitted(model, ids).cubes
         narrow = cube(0, tau=1e-6)
-        for cubes, wanted in (((narrow, inside), Reading.INSIDE), ((narrow,), Reading.OUTSIDE)):
-            with attach(model, sums=cubes(*cubes)) as attachment:
+        for several, wanted in (((narrow, inside), Reading.INSIDE), ((narrow,), Reading.OUTSIDE)):
+            with attach(model, sums=cubes(*several)) as attachment:
                 assert bool((read(model, attachment, ids).codes_RG == wanted).all())
 
     def test_several_guards_keep_their_names_and_columns(self) -> None:

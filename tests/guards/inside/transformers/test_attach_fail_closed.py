@@ -10,9 +10,10 @@ from guards.contract.guard import Guard
 from guards.core.verdict import Reading
 from guards.errors import GuardReadingError
 from guards.inside.transformers.sites import find_sites
-from tests.guards.attached import KINDS, LENGTH, attach, fitted, read
+from guards.model.sites import Place, Site
+from tests.guards.attached import KINDS, LENGTH, attach, fitted, read, take
 from tests.guards.samples import cube, cubes, neuron_adjust
-from tests.models import tiny_model, tokens
+from tests.models import LAYERS, tiny_model, tokens
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -21,7 +22,7 @@ def test_a_broken_weight_is_invalid(kind: str, bad: float) -> None:
     model, ids = tiny_model(kind), tokens(2, LENGTH)
     guards: dict[str, Guard] = {"sums": fitted(model, ids), "shift": neuron_adjust()}
     sites = find_sites(model)
-    matrix = sites.layers[0].pre_activation.weight
+    matrix = sites.tap(Place(0, Site.PRE_ACTIVATION)).module.weight
     assert isinstance(matrix, Tensor)
     matrix[:] = bad
     with attach(model, **guards) as attachment:
@@ -38,7 +39,7 @@ def test_one_broken_neuron_of_one_token_is_invalid_there() -> None:
         key[0, 3, 11] = torch.nan
         return (key,)
 
-    find_sites(model).layers[-1].key.register_forward_pre_hook(break_one)
+    find_sites(model).tap(Place(LAYERS - 1, Site.KEY)).module.register_forward_pre_hook(break_one)
     with attach(model, sums=guard) as attachment:
         codes = read(model, attachment, ids).codes_RG[:, 0]
     assert codes.tolist() == [Reading.INVALID if row == 3 else Reading.INSIDE for row in range(LENGTH)]
@@ -59,8 +60,8 @@ def test_a_hook_that_did_not_fire_is_missing(layer: int) -> None:
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
     sites = find_sites(model)
     with attach(model, sums=cubes(cube(0), cube(2)), shift=neuron_adjust()) as attachment:
-        sites.layers[layer].key._forward_pre_hooks.clear()
-        sites.layers[layer].pre_activation._forward_hooks.clear()
+        sites.tap(Place(layer, Site.KEY)).module._forward_pre_hooks.clear()
+        sites.tap(Place(layer, Site.PRE_ACTIVATION)).module._forward_hooks.clear()
         readings = read(model, attachment, ids)
     assert bool((readings.codes_RG == Reading.MISSING).all())
     assert not bool(torch.isfinite(readings.scores["sums"]).any())
@@ -141,7 +142,7 @@ def test_a_pass_that_died_half_way_is_forgotten() -> None:
 
     with attach(model, low=cubes(cube(0)), high=cubes()) as attachment:
         wanted = read(model, attachment, ids).codes_RG
-        handle = find_sites(model).layers[1].key.register_forward_pre_hook(die)
+        handle = find_sites(model).tap(Place(1, Site.KEY)).module.register_forward_pre_hook(die)
         with pytest.raises(RuntimeError, match="out of memory"):
             model(input_ids=ids)
         assert bool((take(attachment, LENGTH).codes_RG[:, 1] == Reading.MISSING).all())

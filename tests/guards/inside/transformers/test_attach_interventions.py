@@ -7,7 +7,8 @@ from torch import Tensor
 from guards.core.verdict import Reading
 from guards.inside.transformers.sites import find_sites
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard, adjust, layer_key
-from tests.guards.attached import KINDS, LENGTH, attach, keys, read
+from guards.model.sites import Place, Site
+from tests.guards.attached import KINDS, LENGTH, attach, keys, read, take
 from tests.guards.samples import layer_statistics, neuron_adjust
 from tests.models import D_FF, tiny_model, tokens
 
@@ -24,7 +25,7 @@ def test_the_selected_neurons_keys_move_and_no_others(kind: str) -> None:
 
 def test_the_fused_up_half_is_untouched() -> None:
     model, ids = tiny_model("phi3"), tokens(1, LENGTH)
-    module = find_sites(model).layers[0].pre_activation
+    module = find_sites(model).tap(Place(0, Site.PRE_ACTIVATION)).module
     seen: list[Tensor] = []
     plain_handle = module.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
     model(input_ids=ids)
@@ -45,7 +46,7 @@ def test_the_count_is_of_neurons_moved_over_all_layers(kind: str, draw: Draw) ->
     sites = find_sites(model)
     seen: dict[int, Tensor] = {}
     for layer in guard.layers:  # before the guard's own hooks, so that these see the values it gets
-        sites.layers[layer].pre_activation.register_forward_hook(
+        sites.tap(Place(layer, Site.PRE_ACTIVATION)).module.register_forward_hook(
             lambda _, __, output, layer=layer: seen.__setitem__(layer, output.reshape(12, -1).clone())
         )
     with attach(model, shift=guard) as attachment:

@@ -11,8 +11,8 @@ from guards.core.verdict import Reading
 from guards.errors import AttachError
 from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import cube_score
-from guards.model.sites import Site
-from tests.guards.attached import KINDS, LENGTH, attach, entry, fitted, hooks, keys, read
+from guards.model.sites import Place, Site
+from tests.guards.attached import KINDS, LENGTH, attach, entry, fitted, hooks, keys, read, take
 from tests.guards.model.test_sites import weight
 from tests.guards.samples import cube, cubes, neuron_adjust, pruned
 from tests.models import D_FF, D_MODEL, tiny_model, tokens
@@ -21,8 +21,8 @@ from tests.models import D_FF, D_MODEL, tiny_model, tokens
 def zero_columns(model: nn.Module) -> None:
     """The sample guard's neurons, taken out of the weights that multiply them."""
     guard, sites = pruned(), find_sites(model)
-    for layer, site in guard.places:
-        weight(sites.layers[layer].at(site))[:, guard.at(site)[layer]] = 0
+    for place in guard.places:
+        weight(sites.tap(place).module)[:, guard.at(place.site)[place.layer]] = 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,13 +50,13 @@ def test_the_count_is_of_pruned_neurons_that_were_not_zero(kind: str) -> None:
     model, ids, guard = tiny_model(kind), tokens(2, LENGTH), pruned()
     sites = find_sites(model)
     counts: list[Tensor] = []
-    for layer, site in guard.places:  # before the guard's own hooks, so that these see the values it gets
-        pruned_S = guard.at(site)[layer]
+    for place in guard.places:  # before the guard's own hooks, so that these see the values it gets
+        pruned_S = guard.at(place.site)[place.layer]
 
         def count(_: nn.Module, args: tuple[Any, ...], pruned_S: Tensor = pruned_S) -> None:
             counts.append((args[0].reshape(2 * LENGTH, -1)[:, pruned_S] != 0).sum(dim=1))
 
-        sites.layers[layer].at(site).register_forward_pre_hook(count)
+        sites.tap(place).module.register_forward_pre_hook(count)
     with attach(model, mask=guard) as attachment:
         readings = read(model, attachment, ids)
     assert torch.equal(readings.scores["mask"][:, 0], torch.stack(counts).sum(dim=0).float())
@@ -106,7 +106,7 @@ def test_one_broken_value_of_one_token_is_invalid_there(site: Site, bad: float) 
         x[0, 3, neuron] = bad
         return (x,)
 
-    find_sites(model).layers[layer].at(site).register_forward_pre_hook(break_one)
+    find_sites(model).tap(Place(layer, site)).module.register_forward_pre_hook(break_one)
     with attach(model, mask=pruned()) as attachment:
         logits = model(input_ids=ids).logits
         codes = take(attachment, LENGTH).codes_RG[:, 0]
@@ -119,7 +119,7 @@ def test_a_hook_that_did_not_run_at_one_of_its_sites_is_missing(site: Site) -> N
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
     with attach(model, mask=pruned()) as attachment:
         assert bool((read(model, attachment, ids).codes_RG == Reading.OUTSIDE).all())
-        find_sites(model).layers[0].at(site)._forward_pre_hooks.clear()
+        find_sites(model).tap(Place(0, site)).module._forward_pre_hooks.clear()
         assert bool((read(model, attachment, ids).codes_RG == Reading.MISSING).all())
 
 

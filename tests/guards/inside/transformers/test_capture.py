@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.calibration.activations import TokenIds, Tokens
+from guards.calibration.activations import Pass, TokenIds, Tokens
 from guards.errors import AttachError
 from guards.inside.transformers.capture import make_batch, plan_batches, stream
 from guards.inside.transformers.loading import LoadedModel
-from guards.model.sites import Site
+from guards.model.sites import Place, Site
+from tests.guards.attached import hooks
 from tests.guards.tiny import tiny_loaded
-from tests.models import CONFIGS, tokens
+from tests.models import CONFIGS, D_MODEL, LAYERS, tokens
 
 LENGTHS = (5, 1, 9, 3, 3, 12, 2)
 EXAMPLES: list[TokenIds] = [tuple(tokens(n, seed=n + 100 * i).tolist()) for i, n in enumerate(LENGTHS)]
@@ -30,16 +31,18 @@ def _collect(
             assert example not in seen
             seen[example] = x_TF[example_T == example].clone()
 
-    stream(loaded, site, [layer], EXAMPLES, consume, tokens=wanted, batch_tokens=batch_tokens, skip=skip)
+    stream(loaded, Pass(site, (layer,), wanted, skip, batch_tokens), EXAMPLES, consume)
     return seen
 
 
 def _alone(loaded: LoadedModel, site: Site, layer: int, ids: TokenIds) -> Tensor:
     """The same activations from one plain call of the whole model, by a hook of the test's own."""
     kept: list[Tensor] = []
-    module = loaded.sites.layers[layer].at(site)
-    if site is Site.PRE_ACTIVATION:
-        handle = module.register_forward_hook(lambda _, __, output: kept.append(output))
+    module = loaded.sites.tap(Place(layer, site)).module
+    if site in (Site.PRE_ACTIVATION, Site.RESIDUAL):
+        handle = module.register_forward_hook(
+            lambda _, __, output: kept.append(output[0] if isinstance(output, tuple) else output)
+        )
     else:
         handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     with torch.no_grad():
@@ -56,6 +59,30 @@ def test_batched_and_padded_equals_one_at_a_time(kind: str) -> None:
         assert sorted(batched) == list(range(len(EXAMPLES)))
         for example, ids in enumerate(EXAMPLES):
             torch.testing.assert_close(batched[example], _alone(loaded, site, 1, ids), rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_the_residual_site_is_what_the_model_calls_its_hidden_states(kind: str) -> None:
+    """Bit for bit, in every layer. The model's last ones are past its final norm: there a hook of the test's own."""
+    loaded = tiny_loaded(kind)
+    assert loaded.width(Site.RESIDUAL) == D_MODEL
+    seen: dict[tuple[int, int], Tensor] = {}
+
+    def consume(layer: int, x_TD: Tensor, example_T: Tensor) -> None:
+        (example,) = set(example_T.tolist())
+        seen[layer, example] = x_TD.clone()
+
+    layers = tuple(range(LAYERS))
+    stream(loaded, Pass(Site.RESIDUAL, layers, Tokens.ALL, batch_tokens=1), EXAMPLES, consume)
+    assert len(seen) == LAYERS * len(EXAMPLES)
+    for example, ids in enumerate(EXAMPLES):
+        with torch.no_grad():
+            # The first is the embedding's.
+            hidden = loaded.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1:]
+        for layer in layers[:-1]:
+            assert torch.equal(seen[layer, example], hidden[layer][0])
+        assert torch.equal(seen[LAYERS - 1, example], _alone(loaded, Site.RESIDUAL, LAYERS - 1, ids))
+        assert not torch.equal(seen[1, example], seen[0, example])
 
 
 def test_last_and_skipped_tokens_are_those_of_the_whole() -> None:
@@ -102,15 +129,15 @@ def test_hooks_come_off_even_when_a_consumer_fails() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stream(loaded, Site.KEY, [0, 1], EXAMPLES, fail, tokens=Tokens.LAST, batch_tokens=64)
-    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
+        stream(loaded, Pass(Site.KEY, (0, 1), Tokens.LAST, batch_tokens=64), EXAMPLES, fail)
+    assert hooks(loaded.model) == 0
 
 
 def test_a_layer_that_never_runs_is_an_error() -> None:
     loaded = tiny_loaded()
     loaded.model.model.layers = loaded.model.model.layers[:2]
     with pytest.raises(AttachError, match=r"ran at layers \[0\], wanted \[0, 2\]"):
-        stream(loaded, Site.KEY, [0, 2], EXAMPLES, lambda *_: None, tokens=Tokens.LAST, batch_tokens=64)
+        stream(loaded, Pass(Site.KEY, (0, 2), Tokens.LAST, batch_tokens=64), EXAMPLES, lambda *_: None)
 
 
 def test_the_pass_ends_at_the_last_wanted_layer() -> None:
@@ -118,7 +145,7 @@ def test_the_pass_ends_at_the_last_wanted_layer() -> None:
     ran: list[int] = []
     for index, layer in enumerate(loaded.model.model.layers):
         layer.register_forward_pre_hook(lambda *_, at=index: ran.append(at))
-    stream(loaded, Site.KEY, [1], EXAMPLES[:1], lambda *_: None, tokens=Tokens.LAST, batch_tokens=64)
+    stream(loaded, Pass(Site.KEY, (1,), Tokens.LAST, batch_tokens=64), EXAMPLES[:1], lambda *_: None)
     assert ran == [0, 1]
 
 
@@ -137,7 +164,7 @@ def test_the_mean_of_an_example_is_that_of_all_its_tokens() -> None:
 
     for which, consume in ((Tokens.ALL, gather), (Tokens.MEAN, keep)):
         skip = (0, 0) if which is Tokens.ALL else (1, 1)  # a mean skips nothing
-        stream(loaded, Site.KEY, (1,), examples, consume, tokens=which, batch_tokens=8, skip=skip)
+        stream(loaded, Pass(Site.KEY, (1,), which, skip, 8), examples, consume)
     assert means.keys() == every.keys()
     for index, mean_F in means.items():
         torch.testing.assert_close(mean_F, torch.stack(every[index]).mean(dim=0), rtol=1e-5, atol=1e-6)
