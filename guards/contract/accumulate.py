@@ -179,12 +179,13 @@ class _Group:
 class RunningStates:
     """States of C columns at cache slots, each column under its own strategy."""
 
-    def __init__(self, strategies: Sequence[OverTokens], device: torch.device, *, grows: bool | None = None) -> None:
-        """`strategies`: one per column. `grows`: whether `extend` makes room for slots that nobody reserved.
+    def __init__(self, strategies: Sequence[OverTokens], device: torch.device, *, looks: bool | None = None) -> None:
+        """`strategies`: one per column. `looks`: whether `extend` may read values off the device.
 
-        It has to read the largest slot off the device for that, so only on CPU is it the default.
+        It then makes room for slots that nobody reserved, and skips what no sequence of the pass needs. Only on CPU,
+        where looking costs nothing, is it the default.
         """
-        self._grows = device.type == "cpu" if grows is None else grows
+        self._looks = device.type == "cpu" if looks is None else looks
         self._groups: list[_Group] = []
         neutral: list[float] = []
         column_of: list[int] = []
@@ -216,12 +217,12 @@ class RunningStates:
 
         A column with a state reads NaN: from a value on that is not finite or beyond HUGE, in that sequence and all
         that go on from it; after a slot that nobody wrote; in a sequence that is not sound; at a token of none.
-        A slot that nobody reserved is an IndexError on CPU, unless this grows, and a failed assertion of other devices.
+        A slot that nobody reserved is an IndexError on CPU, unless this looks, and a failed assertion of other devices.
         """
         if sequences is None or not len(values_TC):
             nothing_TW = self._neutral_W.new_full((len(values_TC), len(self._neutral_W)), torch.nan)
             return self._read(values_TC, nothing_TW, positions_T, torch.ones_like(values_TC, dtype=torch.bool))
-        if self._grows:
+        if self._looks:
             self._grow(1 + int(torch.cat([sequences.slots_T, sequences.previous_S]).max()))
         bounds = sequences.bounds.clamp_max(len(values_TC))
         sequence_T = sequence_of_tokens(bounds, len(values_TC))
@@ -269,7 +270,8 @@ class RunningStates:
         before_SW = torch.cat([torch.where(here_S[:, None], within_TW[at_S], kept_SW), self._neutral_W[None]])
         lost_SC = pad(torch.where(here_S[:, None], broken_TC[at_S], holes_SC > 0), (0, 0, 0, 1), value=False)
         parent_S = pad(torch.where(here_S, sequence_T[at_S], sequences), (0, 1), value=sequences)
-        for _ in range(max(0, sequences - 1).bit_length()):
+        alone = self._looks and not bool(here_S.any())
+        for _ in range(0 if alone else max(0, sequences - 1).bit_length()):
             before_SW = self._join(before_SW[parent_S], before_SW)
             lost_SC = lost_SC | lost_SC[parent_S]
             parent_S = parent_S[parent_S]

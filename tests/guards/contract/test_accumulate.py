@@ -187,7 +187,7 @@ def test_bounds_beyond_the_tokens_are_not_sound(values: Tensor) -> None:
 
 
 def test_only_what_was_reserved_is_there_unless_it_grows(values: Tensor) -> None:
-    store = RunningStates([MEAN, MEAN], CPU, grows=False)
+    store = RunningStates([MEAN, MEAN], CPU, looks=False)
     store.reserve(4)
     torch.testing.assert_close(means(store, values[:4], 0, [0, 1, 2, 3], NOWHERE), expected(values)[:4])
     with pytest.raises(IndexError):

@@ -167,9 +167,9 @@ def step(engine: Engine, waiting: list[Request], store: RunningStates) -> tuple[
 
 @settings(derandomize=True, deadline=None, max_examples=40, phases=(Phase.generate, Phase.shrink))
 @given(st.randoms(use_true_random=False), st.integers(3, 16), st.booleans())
-def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int, grows: bool) -> None:
-    engine, store = Engine(random, list(range(blocks))), RunningStates(COLUMNS, torch.device("cpu"), grows=grows)
-    store.reserve(0 if grows else blocks * BLOCK)
+def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int, looks: bool) -> None:
+    engine, store = Engine(random, list(range(blocks))), RunningStates(COLUMNS, torch.device("cpu"), looks=looks)
+    store.reserve(0 if looks else blocks * BLOCK)
     longest = min(12, blocks * BLOCK)
     waiting: list[Request] = []
     for _ in range(12):

@@ -71,7 +71,7 @@ def in_shape(tokens: int) -> Sequences:
 @pytest.mark.parametrize("strategies", [[MEAN], [MAX, MEAN, TOKEN, Cusum(0.5), MAX], [TOKEN]])
 def test_states_go_on_without_waiting(strategies: Any) -> None:
     """Without growing, which CPUs alone may do: all else is the same code on every device."""
-    store = RunningStates(strategies, torch.device("cpu"), grows=False)
+    store = RunningStates(strategies, torch.device("cpu"), looks=False)
     store.reserve(10)
     values_TC, positions_T = torch.ones(6, len(strategies)), torch.tensor([0, 1, 2, 3, 0, 0])
     found = in_shape(6)
