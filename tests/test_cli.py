@@ -153,7 +153,8 @@ def test_whatever_is_given_each_word_lands_once_in_order_on_its_flags_side(
     first: list[str], flags: list[tuple[str, bool | None, str, list[str]]]
 ) -> None:
     """Ours also with underscores, as vLLM reads its own; theirs word for word."""
-    given, ours, theirs = list(first), list(first), []
+    given, ours = list(first), list(first)
+    theirs: list[str] = []
     for name, underscored, ending, values in flags:
         owner = theirs if underscored is None else ours
         owner += [name + ending, *values]

@@ -181,7 +181,8 @@ def test_a_policy_that_does_not_fit_is_refused_and_nothing_is_queued(
             with pytest.raises(PolicyError, match=message):
                 engine.submit(EngineRequest(name, retain_prompt(0), Sampling(max_tokens=1), policy))
         assert engine.load() == Load(running=0, waiting=0)
-        assert engine._sampler._answers == engine._answers == engine._streams == {}
+        assert engine._sampler._answers == engine._answers == {}
+        assert engine._streams == {}
         assert (await ask(engine, retain_prompt(0), "r")).finish.verified, "its name and its place are free"
 
     options = EmbeddedOptions(model=str(served[0]), artifacts=served[1:], max_running=1, max_waiting=0)

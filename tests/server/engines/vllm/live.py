@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from guards.core.policy import Policy
 from guards.core.verdict import GuardMode
 from server.engines.base import Chunk, Engine, EngineRequest, Finish, GuardScore, Message, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -55,6 +56,11 @@ class Live:
         """Token ids of a question in the chat frame."""
         return self.engine.encode_chat([Message("user", question)])
 
+    def policy(self, modes: Mapping[str, GuardMode]) -> Policy:
+        """Some guards' own rules in other modes; a guard that is not named is under its default."""
+        rules = {guard.name: guard.rule for guard in self.engine.info.guards}
+        return Policy({name: replace(rules[name], mode=mode) for name, mode in modes.items()})
+
     def draw(
         self,
         prompts: Sequence[str | tuple[int, ...]],
@@ -78,7 +84,8 @@ class Live:
         for index, prompt in enumerate(prompts):
             self._count += 1
             ids = self.chat(prompt) if isinstance(prompt, str) else prompt
-            requests.append(EngineRequest(f"t{self._count}", ids, sampling, modes[index] if modes else {}))
+            policy = self.policy(modes[index] if modes else {})
+            requests.append(EngineRequest(f"t{self._count}", ids, sampling, policy))
         return self.wait(everyone())
 
     def scores(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, GuardScore]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from guards.artifact.identity import refuse_mismatch
 from guards.artifact.store import Artifact, read_artifact
-from guards.calibration.activations import Activations, TokenIds, Tokens
+from guards.calibration.activations import Activations, Pass, TokenIds, Tokens
 from guards.calibration.sources import Source, read_source
 from guards.core.verdict import Reading
 from guards.errors import ArtifactMismatchError
@@ -168,7 +168,8 @@ def test_pruning_from_the_command_line_measures_again_with_the_mask_in_the_graph
         calibrate_pruning(loaded, *_sources(), given).save(tmp_path / name, "mathematics")
     data = DEMO / "data"
     words = [
-        *("calibrate", "prune", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics", "--limit", "120"),
+        *("calibrate", "selective-pruning", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics"),
+        *("--limit", "120"),
         *("--forget", str(data / "mathematics.calibration.jsonl"), "--output", str(tmp_path / "vllm")),
         *("--retain", str(data / "code.calibration.jsonl"), "--retain", str(data / "facts.calibration.jsonl")),
         *("--frame", "chat", "--attention-fraction", "0.005", "--steps", "2", *EAGER),
@@ -192,8 +193,8 @@ def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], token
         for example in dict.fromkeys(example_T.tolist()):
             seen.setdefault((layer, example), []).append(x_TF[example_T == example].clone())
 
-    layers = range(model.identity.layers)
-    model.stream(site, layers, examples, consume, tokens=tokens, batch_tokens=None, skip=(4, 3))
+    wanted = Pass(site, tuple(range(model.identity.layers)), tokens, skip=(4, 3))
+    model.stream(wanted, examples, consume)
     return {at: torch.cat(found) for at, found in seen.items()}
 
 

@@ -35,16 +35,17 @@ def break_python_hooks(worker: Any) -> bool:
     def fail(*_: Any) -> None:
         raise AssertionError("the hook ran in Python")
 
-    vllm_board._KeySite.forward = fail  # type: ignore[assignment,method-assign]
-    vllm_board._ChangeSite.forward = fail  # type: ignore[assignment,method-assign]
+    vllm_board._Site.forward = fail  # type: ignore[assignment,method-assign]
     return not worker.model_runner.get_model().model.do_not_compile
 
 
 def drop_hooks(worker: Any) -> int:
     """Runs in the worker: takes a guard's hook off behind the board's back."""
+    from guards.inside.taps import Purpose
+
     found = 0
     for module in worker.model_runner.get_model().modules():
-        if hasattr(module, "skillguard_key"):
+        if hasattr(module, Purpose.SCORE):
             module._forward_pre_hooks.clear()
             found += 1
     return found

@@ -5,12 +5,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from guards.core.part import Part
+import torch
 
-from guards.core.verdict import Reading, Scope
+from guards.contract.columns import Columns
+from guards.core.policy import Policy, Rule
 from guards.inside.transformers.loading import load_tokenizer
 from guards.inside.vllm.events import STOP_REASON, RowReport
+from guards.methods.registry import CUBE
 from guards.model.encoding import TextCodec
+from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import EngineRequest, Finish, FinishReason, Sampling
 from server.engines.options import VllmOptions
@@ -18,9 +21,10 @@ from server.engines.stream import AnswerStream
 from server.errors import UnverifiedError, reply_of
 from server.generation import require_sound
 from server.metrics import Metrics
+from tests.guards.samples import cube, cubes
 from tests.server.engines.vllm.live import MODEL
 
-ALLOWED, FIRED = 9.0, 1.0
+ALLOWED, TAU, FIRED = 9.0, 3.0, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +32,20 @@ def front() -> Any:
     """An engine that never starts, whose one guard fires where its cell holds `FIRED`."""
     from server.engines.vllm.engine import VllmEngine
 
-    def readings(cells: tuple[float, ...]) -> dict[str, tuple[Reading, tuple[float, ...]]]:
-        return {"sums": (Reading.INSIDE if cells == (FIRED,) else Reading.OUTSIDE, cells)}
-
+    bound = CUBE.bind(cubes(cube(tau=TAU)), torch.device("cpu"), WHOLE)
     engine = VllmEngine(VllmOptions(model=str(MODEL)))
     engine._codec = TextCodec(load_tokenizer(MODEL))
-    engine._guard_facts = {"sums": GuardFacts("sums", "ksd", Scope.BOTH, (Part("bare", 0),), (3.0,))}
-    engine._cells = SimpleNamespace(readings=readings)  # type: ignore[assignment]
+    engine._facts = {"sums": GuardFacts("sums", "ksd", bound.parts, None)}
+    engine._columns = Columns({"sums": bound})
     return engine
 
 
 def finish_of(front: Any, params: Any, *, tokens: tuple[int, ...] = (), withheld: bool = False) -> Finish:
     """How an answer ends whose first row told `params`, and whose output was this."""
-    row = AnswerState(EngineRequest("r", (4, 5), Sampling(max_tokens=1)))
+    policy = Policy({"sums": Rule(taus=(TAU,))})
+    answer = AnswerState(EngineRequest("r", (4, 5), Sampling(max_tokens=1), policy))
     if params is not None:
-        front._take(row, params)
+        front._take(answer, params)
     output = SimpleNamespace(
         token_ids=tokens,
         logprobs=None,
@@ -51,8 +54,8 @@ def finish_of(front: Any, params: Any, *, tokens: tuple[int, ...] = (), withheld
     )
 
     async def read() -> Finish:
-        stream = AnswerStream(row, front._codec.tokenizer, frozenset({2}), lambda finished: None)
-        stream.outputs.put_nowait(front._drawn(row, output))
+        stream = AnswerStream(answer, front._codec.tokenizer, frozenset({2}), lambda finished: None)
+        stream.outputs.put_nowait(front._drawn(answer, output))
         async for event in stream:
             if isinstance(event, Finish):
                 return event

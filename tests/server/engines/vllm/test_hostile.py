@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_it_is_refused_and_the_others_go_on(engine: Live, name: str) -> None:
     async def submit() -> None:
         sampling = replace(greedy(), **OPTIONS[name])
-        engine.engine.submit(EngineRequest(f"hostile {name}", engine.chat(OTHERS[0]), sampling, {}))
+        engine.engine.submit(EngineRequest(f"hostile {name}", engine.chat(OTHERS[0]), sampling))
 
     with pytest.raises(UnsupportedOptionError) as refused:
         engine.wait(submit())

@@ -48,7 +48,7 @@ def test_cancelling_one_answer_leaves_the_others(engine: Live) -> None:
         from server.engines.base import EngineRequest
 
         stream = engine.engine.submit(
-            EngineRequest("leaves", engine.chat(CODE), greedy(ignore_eos=True, max_tokens=400), modes())
+            EngineRequest("leaves", engine.chat(CODE), greedy(ignore_eos=True, max_tokens=400), engine.policy(modes()))
         )
         await anext(stream)
         await stream.aclose()

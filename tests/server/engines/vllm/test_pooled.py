@@ -96,7 +96,9 @@ async def _beside_an_answer(running: Live, written: tuple[int, ...], asked: Sequ
 
     async def write() -> None:
         nonlocal tokens
-        request = EngineRequest(f"written-{asked[0]}", written, greedy(max_tokens=60, ignore_eos=True), SHADOW)
+        request = EngineRequest(
+            f"written-{asked[0]}", written, greedy(max_tokens=60, ignore_eos=True), running.policy(SHADOW)
+        )
         async for _ in engine.submit(request):
             tokens += 1
             started.set()

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from guards.errors import GuardReadingError
-from guards.inside.vllm.events import EVENTS, STOP_REASON, RowReport, StepReport, load_moved, load_report
+from guards.inside.vllm.events import EVENTS, STOP_REASON, Acted, RowReport, StepReport, load_acted, load_report
+
+ACTED = Acted(1, (5.0, 0.25))
 
 
 class Base:
@@ -35,7 +37,7 @@ def updated(events: dict[str, RowReport] | None, judged: str = "ab") -> Any:
     requests = {name: SimpleNamespace(request_id=name, status=None, stop_reason=None) for name in ("a", "b")}
     output = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[2], [40]])
     if events is not None:
-        setattr(output, EVENTS, StepReport(frozenset(judged), events, {"b": 5}))
+        setattr(output, EVENTS, StepReport(frozenset(judged), events, {"b": ACTED}))
     return requests, Scheduler().update_from_output(requests, output)[0].outputs
 
 
@@ -46,7 +48,7 @@ def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:
     assert requests["a"].stop_reason == STOP_REASON
     assert load_report(first.kv_transfer_params) == event
     assert (second.new_token_ids, second.stopped) == ([40], False)
-    assert load_moved(second.kv_transfer_params) == 5
+    assert load_acted(second.kv_transfer_params) == ACTED
 
 
 def test_an_event_without_withholding_travels_beside_its_token() -> None:

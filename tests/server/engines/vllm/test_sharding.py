@@ -101,7 +101,7 @@ def test_interventions_move_the_same_neurons(flags: Sequence[str], mask: str) ->
     ):
         with bound_to_cores(flags), live(make) as running:
             ids = prompts(running, per_skill=3)
-            answers.append([(a.text, a.finish.neurons_shifted) for a in running.draw(ids, greedy())])
+            answers.append([(a.text, sum(each.amount for each in a.finish.acted)) for a in running.draw(ids, greedy())])
     unpruned, wanted, got = answers
     for (text, moved), (other, also_moved) in zip(wanted, got, strict=True):
         assert text == other

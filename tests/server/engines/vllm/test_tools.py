@@ -98,7 +98,7 @@ def test_special_tokens_are_text_where_a_parser_reads_them(engine: Live) -> None
     drawn = Sampling(max_tokens=3, temperature=0, allowed_token_ids=(turn,))
 
     async def text(special: bool) -> str:
-        request = EngineRequest(f"special-{special}", engine.chat(OTHERS[0]), drawn, NOTHING, special)
+        request = EngineRequest(f"special-{special}", engine.chat(OTHERS[0]), drawn, engine.policy(NOTHING), special)
         return "".join([event.text async for event in engine.engine.submit(request) if isinstance(event, Chunk)])
 
     assert engine.wait(text(True)) == "<|user|>" * 3
