@@ -64,9 +64,11 @@ def test_a_ratio_of_one_is_where_a_server_abstains() -> None:
     reach_E = keys(model, examples)[2].abs().amax(dim=1)
     tau = float(reach_E.median())
     one, two = guard(made_cube(width, tau, 2)), guard(made_cube(width, tau, 2), made_cube(width, 1e-9))
-    found = ratios(model, {"one": one, "two": two}, examples)
+    beside = guard(made_cube(width, tau / 2, 2), made_cube(width, tau, 2), made_cube(width, tau / 4, 2))
+    found = ratios(model, {"one": one, "two": two, "beside": beside}, examples)
     assert torch.allclose(found["one"], reach_E / tau)
     assert torch.allclose(found["two"], found["one"])  # the second cube holds nothing
+    assert torch.allclose(found["beside"], found["one"])  # of three parts at one place, the widest
     with model.reading(CUBE, one) as read:
         inside = [read(ids)[0] is Reading.INSIDE for ids in examples]
     assert inside == (found["one"] <= 1).tolist()

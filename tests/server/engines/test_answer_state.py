@@ -80,3 +80,20 @@ def test_an_error_outweighs_an_abstention() -> None:
 def test_a_verdict_has_no_truth_value() -> None:
     with pytest.raises(TypeError, match="no truth value"):
         bool(Verdict.ALLOW)
+
+
+def test_each_answer_is_judged_and_shown_under_its_own_tau() -> None:
+    for tau, verdict in ((0.5, Verdict.ABSTAIN), (0.49, Verdict.ALLOW)):
+        state = answer(b=Rule(taus=(tau,)))
+        reading = Reading.INSIDE if tau >= 0.5 else Reading.OUTSIDE
+        assert state.judge(FACTS, {**QUIET, "b": (reading, (0.5,))}) is verdict
+        assert [score.tau for score in state.prompt_scores] == [2.0, tau, None]
+        assert [hit.score.tau for hit in state.hits.values()] == ([tau] if verdict is Verdict.ABSTAIN else [])
+
+
+def test_the_nearest_part_is_told_by_the_requests_taus() -> None:
+    readings = {**QUIET, "a": (Reading.OUTSIDE, (9.0, 9.0))}
+    for taus, part in (((2.0, 1.0), "chat"), ((1.0, 2.0), "bare")):
+        state = answer(a=Rule(taus=taus))
+        state.judge(FACTS, readings)
+        assert (state.prompt_scores[0].part, state.prompt_scores[0].tau) == (part, 2.0)

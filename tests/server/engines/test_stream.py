@@ -9,7 +9,7 @@ from tokenizers.decoders import Fuse, Replace, Sequence
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from guards.contract.guard import Part
+from guards.contract.guard import NEURONS, Health, Part
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading
 from server.engines.answer_state import AnswerState, GuardFacts
@@ -125,6 +125,36 @@ def test_a_hit_past_a_stop_string_is_not_the_answers() -> None:
     passed, finish, closed = events(of, Drawn((10, 11, 12)), STOPPED)
     assert (passed, finish.reason, finish.hits) == (2, FinishReason.STOP, ())
     assert closed == [False]
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason", "acted"),
+    [
+        (("w11",), FinishReason.STOP, {("shift", "neurons"): 5.0 + 3.0, ("turn", "degrees"): 0.5 + 0.25}),
+        (("w12",), FinishReason.STOP, {("shift", "neurons"): 5.0 + 3.0 + 7.0, ("turn", "degrees"): 0.5 + 0.25 + 1.0}),
+        ((), FinishReason.LENGTH, {("shift", "neurons"): 5.0 + 3.0 + 7.0, ("turn", "degrees"): 0.5 + 0.25 + 1.0}),
+    ],
+    ids=["a token behind the stop string", "none behind it", "no stop string"],
+)
+def test_what_interventions_did_past_a_stop_string_is_not_the_answers(
+    stop: tuple[str, ...], reason: FinishReason, acted: dict[tuple[str, str], float]
+) -> None:
+    """The engine drew three tokens and read the position of each before anybody looked for the stop string."""
+    facts = {
+        "shift": GuardFacts("sums", "neuron-adjust", (Part("", (0,)),), "neurons"),
+        "turn": GuardFacts("sums", "turning", (Part("", (1,)),), "degrees"),
+    }
+    health = {"shift": NEURONS, "turn": Health("degrees", slack=0.1)}
+    policy = Policy({"shift": Rule(), "turn": Rule()})
+    of = AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=3, stop=stop), policy))
+    of.judge(facts, {"shift": (Reading.OUTSIDE, (5.0,)), "turn": (Reading.OUTSIDE, (0.5,))})
+    of.take_acted(1, health, (3.0, 0.25))
+    of.generated = 2
+    of.judge(facts, {"shift": (Reading.OUTSIDE, (7.0,)), "turn": (Reading.OUTSIDE, (1.0,))})
+    _, finish, _ = events(of, Drawn((10, 11, 12), ended=FinishReason.LENGTH))
+    assert finish.reason is reason
+    assert {(each.guard, each.unit): each.amount for each in finish.acted} == acted
+    assert len(finish.acted) == len(acted), "one sum each"
 
 
 class AddsAnother(Hit):
