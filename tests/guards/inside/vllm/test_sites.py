@@ -8,7 +8,7 @@ from transformers import LlamaConfig, MixtralConfig
 
 from guards.errors import UnsupportedModelError
 from guards.inside.vllm.sites import find_local_sites
-from guards.model.sites import Site
+from guards.model.sites import Form, Place, Site
 from tests.guards.inside.vllm.imitation import D_ATTENTION, LlamaForCausalLM, PPMissingLayer
 
 CONFIG = LlamaConfig(num_hidden_layers=3)
@@ -17,8 +17,15 @@ CONFIG = LlamaConfig(num_hidden_layers=3)
 def test_every_block_is_found() -> None:
     sites = find_local_sites(LlamaForCausalLM(), CONFIG)
     assert sorted(sites.blocks) == [0, 1, 2]
-    assert (sites.layers, sites.d_ff, sites.d_model, sites.d_attention) == (3, 24, 16, D_ATTENTION)
-    assert [sites.width(site) for site in (Site.KEY, Site.ATTENTION)] == [24, D_ATTENTION]
+    assert (sites.layers, sites.d_ff, sites.d_model) == (3, 24, 16)
+    assert [sites.width(site) for site in Site] == [24, 24, D_ATTENTION, 16]
+    forms = {site: sites.tap(Place(1, site)).form for site in Site}
+    assert forms == {
+        Site.PRE_ACTIVATION: Form.FIRST_HALF,
+        Site.KEY: Form.WHOLE,
+        Site.ATTENTION: Form.WHOLE,
+        Site.RESIDUAL: Form.SUM,
+    }
 
 
 def test_blocks_of_other_stages_are_left_out() -> None:
