@@ -97,9 +97,8 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
         part = sliced(whole, rank, 2)
         board = board_on(part, Shard(rank, 2), torch.float32, FOUND, **guards)
         rows = [board.split(run(part))[1] for _ in range(2)]
-        (own_TC,) = [
-            cells_TC for columns, cells_TC in board._sites if board.columns.at(Place(0, Site.KEY), guards) == columns
-        ]
+        at_key = board.columns.at(Place(0, Site.KEY), guards)
+        (own_TC,) = [cells_TC for columns, cells_TC in board._sites if columns == at_key]
         return rows, own_TC[: len(IDS)]
 
     ranks, own = zip(*on_ranks(monkeypatch, [partial(of_rank, rank) for rank in range(2)]), strict=True)
@@ -175,10 +174,11 @@ def test_two_stages_say_what_one_says() -> None:
 def test_what_a_stage_sends_to_two_ranks_is_counted_once(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stage sends is of all its ranks, were they one or two; each of the next one's gets all of it."""
     whole = LlamaForCausalLM()
+    found = through_two_stages(whole, before, monkeypatch, lambda _: None)
     one = board_on(whole, **STAGED)
     wanted = one.split(run(whole)[ROWS[:1]])[1]
     assert bool(torch.isfinite(wanted).all())
-    for rows_RX in through_two_stages(whole, before, monkeypatch, lambda _: None):
+    for rows_RX in found:
         torch.testing.assert_close(rows_RX, wanted, rtol=1e-4, atol=1e-4)
 
 
