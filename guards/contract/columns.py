@@ -81,11 +81,10 @@ class Columns:
         return [i for i, each in enumerate(self.all) if each.column.over_ranks is how]
 
     def over_ranks(self, cells_NTC: Tensor, columns: Sequence[int]) -> Tensor:
-        """Cells of N ranks as one, [T, C]; `columns` says which they are. A NaN of any rank that counts is kept."""
-        cells_TC = cells_NTC[0].clone()
-        for how, joined_TC in ((OverRanks.MAX, cells_NTC.amax(dim=0)), (OverRanks.SUM, cells_NTC.sum(dim=0))):
-            here = [i for i, column in enumerate(columns) if self.all[column].column.over_ranks is how]
-            cells_TC[:, here] = joined_TC[:, here]
+        """Cells of N ranks as one, [T, C]; `columns` says which they are. A NaN of any rank is kept."""
+        cells_TC = cells_NTC.amax(dim=0)  # of those that each rank has all of, too: it keeps a NaN
+        added = [i for i, column in enumerate(columns) if self.all[column].column.over_ranks is OverRanks.SUM]
+        cells_TC[:, added] = cells_NTC[:, :, added].sum(dim=0)
         return cells_TC
 
     def running_values(self, cells_TC: Tensor) -> Tensor:

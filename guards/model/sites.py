@@ -170,11 +170,17 @@ def find_taps(
         for layer, block in names.items()
     }
     found = {layer: _widths(layer, taps, sizes) for layer, taps in blocks.items()}
-    if len(set(map(tuple, (each.items() for each in found.values())))) != 1:
-        raise UnsupportedModelError(
-            f"got widths {[dict(each) for each in found.values()]} in the blocks of this {kind}, wanted one of each"
-        )
-    return ModelSites(blocks, count, next(iter(found.values())))
+    first, wanted = next(iter(found.items()))
+    for layer, got in found.items():
+        if got != wanted:
+            raise UnsupportedModelError(
+                f"block {layer}: got {_named(got)}, wanted those of block {first} of this {kind}: {_named(wanted)}"
+            )
+    return ModelSites(blocks, count, wanted)
+
+
+def _named(widths: Mapping[Width, int]) -> str:
+    return ", ".join(f"{name} {length}" for name, length in widths.items())
 
 
 def _widths(layer: int, taps: Mapping[Site, Tap], sizes: Sizes) -> dict[Width, int]:

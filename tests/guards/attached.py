@@ -21,6 +21,8 @@ from guards.methods.selective_pruning.guard import PruningGuard
 from guards.model.families import FAMILIES
 from guards.model.sites import Place, Site
 from tests.models import D_FF, LAYERS
+from tests.toys import PROBE
+from tests.toys.probe.guard import ProbeGuard
 
 KINDS = sorted(FAMILIES)
 LENGTH = 6
@@ -33,6 +35,7 @@ def entry(guard: Guard) -> tuple[Method, Guard]:
         PooledGuard: POOLED,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,
+        ProbeGuard: PROBE,
     }
     return methods[type(guard)], guard
 

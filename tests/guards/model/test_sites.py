@@ -3,6 +3,7 @@
 Suffixes: T tokens, F feed-forward width, D model width.
 """
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.sites import find_sites, projection_shape
 from guards.model.families import FAMILIES
-from guards.model.sites import ModelSites, Site
+from guards.model.sites import SITES, End, Form, ModelSites, Place, Site, Tap, Width
 from tests.models import CONFIGS, D_FF, D_MODEL, EXPERTS, LAYERS, tiny_model, tokens
 
 KINDS = sorted(FAMILIES)
@@ -34,9 +35,9 @@ class Recorder:
         self.block_outputs: list[Tensor] = []
         self.pre_activations: list[Tensor] = []
         self.gated_inputs: list[Tensor] = []
-        for layer in sites.layers:
-            layer.key.register_forward_hook(self._key)
-            layer.pre_activation.register_forward_hook(self._pre_activation)
+        for layer in range(sites.layers):
+            sites.tap(Place(layer, Site.KEY)).module.register_forward_hook(self._key)
+            sites.tap(Place(layer, Site.PRE_ACTIVATION)).module.register_forward_hook(self._pre_activation)
         self.logits = model(tokens(1, 6)).logits
 
     def _key(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -48,9 +49,10 @@ class Recorder:
         self.pre_activations.append(output.reshape(-1, output.shape[-1]).clone())
 
 
-def feed_forward(model: nn.Module, sites: ModelSites, layer: int) -> nn.Module:
+def feed_forward(kind: str, model: nn.Module, layer: int) -> nn.Module:
     """The block that holds the activation function and, where there is one, the up projection."""
-    name = sites.family.key.format(layer=layer).rpartition(".")[0]
+    family = FAMILIES[kind]
+    name = f"{family.block.format(layer=layer)}.{family.paths[Site.KEY].module}".rpartition(".")[0]
     return model.get_submodule(name)
 
 
@@ -69,22 +71,23 @@ def test_every_family_has_a_tiny_model() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sites_resolve_with_their_widths(kind: str) -> None:
     sites = find_sites(tiny_model(kind))
-    assert (len(sites.layers), sites.d_ff, sites.d_model) == (LAYERS, D_FF, D_MODEL)
-    for layer in sites.layers:
-        assert projection_shape(layer.key) == (D_FF, D_MODEL)
+    assert (sites.layers, sites.d_ff, sites.d_model) == (LAYERS, D_FF, D_MODEL)
+    assert list(sites.blocks) == list(range(LAYERS))
+    for layer in range(LAYERS):
+        assert projection_shape(sites.tap(Place(layer, Site.KEY)).module) == (D_FF, D_MODEL)
+        for site in Site:
+            tap = sites.tap(Place(layer, site))
+            assert tap.end is SITES[site].end
+            fused = kind == "phi3" and site is Site.PRE_ACTIVATION
+            assert tap.form is (Form.FIRST_HALF if fused else Form.WHOLE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_head_maps_the_final_norm_to_logits(kind: str) -> None:
-    """Final norm and output head adjoin: hidden states can carry a verdict from the one to the other."""
-    model = tiny_model(kind)
-    sites = find_sites(model)
-    seen: list[Tensor] = []
-    sites.final_norm.register_forward_hook(lambda _, __, output: seen.append(output))
-    sites.output_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    model(tokens(1, 6))
-    normed, headed = seen
-    assert torch.equal(normed, headed)
+def test_a_site_that_a_model_does_not_have_is_refused_by_name() -> None:
+    taps = {Site.KEY: Tap(nn.Linear(2, 2), End.INPUT, Form.WHOLE)}
+    sites = ModelSites({1: taps}, 2, dict.fromkeys(Width, 2))
+    assert sites.tap(Place(1, Site.KEY)) is taps[Site.KEY]
+    with pytest.raises(UnsupportedModelError, match="layer 1 of this model has no residual site"):
+        sites.tap(Place(1, Site.RESIDUAL))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,9 +95,10 @@ def test_the_key_is_what_the_value_matrix_multiplies(kind: str) -> None:
     model = tiny_model(kind)
     sites = find_sites(model)
     recorded = Recorder(model, sites)
-    for layer, key_TF, output_TD in zip(sites.layers, recorded.keys, recorded.block_outputs, strict=True):
-        bias = getattr(layer.key, "bias", None)
-        by_hand = key_TF @ weight(layer.key).T + (0 if bias is None else bias)
+    for layer, key_TF, output_TD in zip(range(LAYERS), recorded.keys, recorded.block_outputs, strict=True):
+        module = sites.tap(Place(layer, Site.KEY)).module
+        bias = getattr(module, "bias", None)
+        by_hand = key_TF @ weight(module).T + (0 if bias is None else bias)
         torch.testing.assert_close(output_TD, by_hand)
 
 
@@ -104,9 +108,9 @@ def test_the_key_is_the_activated_gate_times_up(kind: str) -> None:
     sites = find_sites(model)
     recorded = Recorder(model, sites)
     for index, (pre, key_TF) in enumerate(zip(recorded.pre_activations, recorded.keys, strict=True)):
-        block = feed_forward(model, sites, index)
+        block = feed_forward(kind, model, index)
         act = activation(block)
-        if sites.family.fused_gate_up:
+        if sites.tap(Place(index, Site.PRE_ACTIVATION)).form is Form.FIRST_HALF:
             wanted = act(pre[:, :D_FF]) * pre[:, D_FF:]
         elif kind in GATED:
             wanted = act(pre) * block.get_submodule("up_proj")(recorded.gated_inputs[index])
@@ -120,7 +124,7 @@ def test_the_key_is_the_activated_gate_times_up(kind: str) -> None:
 def test_replacing_the_key_changes_the_output_as_by_hand(kind: str, layer: int) -> None:
     """One neuron zeroed by a hook equals its column of the value matrix zeroed; and it matters."""
     model = tiny_model(kind)
-    module = find_sites(model).layers[layer].key
+    module = find_sites(model).tap(Place(layer, Site.KEY)).module
     plain = model(tokens(1, 6)).logits
 
     def zero(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
@@ -149,7 +153,7 @@ def test_changing_a_pre_activation_changes_its_key_alone(kind: str) -> None:
         output[..., 3] += 1
         return output
 
-    sites.layers[0].pre_activation.register_forward_hook(lift)
+    sites.tap(Place(0, Site.PRE_ACTIVATION)).module.register_forward_hook(lift)
     moved = (Recorder(model, sites).keys[0] != plain).any(dim=0)
     assert moved.nonzero().flatten().tolist() == [3]
 
@@ -164,12 +168,12 @@ def test_the_attention_vector_is_what_the_output_projection_multiplies(kind: str
     wide = {"head_dim": 6} if kind in HEADS_OF_THEIR_OWN else {}
     model = tiny_model(kind, **wide)
     sites = find_sites(model)
-    assert sites.d_attention == (4 * 6 if wide else D_MODEL)
     assert {site: sites.width(site) for site in Site} == {
         **dict.fromkeys((Site.KEY, Site.PRE_ACTIVATION), D_FF),
-        Site.ATTENTION: sites.d_attention,
+        Site.ATTENTION: 4 * 6 if wide else D_MODEL,
+        Site.RESIDUAL: D_MODEL,
     }
-    module = sites.layers[1].at(Site.ATTENTION)
+    module = sites.tap(Place(1, Site.ATTENTION)).module
     plain = model(tokens(1, 6)).logits
 
     def zero(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
@@ -189,11 +193,11 @@ def test_the_fused_projection_holds_the_gate_first() -> None:
     """Phi-3: raising the second half changes keys without passing the activation function."""
     model = tiny_model("phi3")
     sites = find_sites(model)
-    assert projection_shape(sites.layers[0].pre_activation) == (D_MODEL, 2 * D_FF)
+    assert projection_shape(sites.tap(Place(0, Site.PRE_ACTIVATION)).module) == (D_MODEL, 2 * D_FF)
     recorded = Recorder(model, sites)
     up = recorded.pre_activations[0][:, D_FF:]
     gate = recorded.pre_activations[0][:, :D_FF]
-    torch.testing.assert_close(recorded.keys[0] / up, activation(feed_forward(model, sites, 0))(gate))
+    torch.testing.assert_close(recorded.keys[0] / up, activation(feed_forward("phi3", model, 0))(gate))
 
 
 @pytest.mark.parametrize("kind", sorted(EXPERTS))
@@ -209,11 +213,22 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
         find_sites(model)
 
 
-def test_opt_without_a_final_norm_is_refused() -> None:
-    """OPT-350M norms after attention and has none at the end."""
+def test_opt_without_a_final_norm_resolves_like_others() -> None:
+    """OPT-350M norms after attention and has none at the end, which no site needs."""
     model = tiny_model("opt", do_layer_norm_before=False)
-    with pytest.raises(UnsupportedModelError, match=r"lacks 1 .*model\.decoder\.final_layer_norm"):
-        find_sites(model)
+    assert not hasattr(model.model.decoder, "final_layer_norm") or model.model.decoder.final_layer_norm is None
+    sites, like = find_sites(model), find_sites(tiny_model("opt"))
+    assert (sites.layers, sites.widths) == (like.layers, like.widths)
+    for layer, site in itertools.product(range(LAYERS), Site):
+        tap = sites.tap(Place(layer, site))
+        (name,) = [name for name, module in model.named_modules() if module is tap.module]
+        assert (name, tap.end, tap.form) == (
+            ".".join(filter(None, (f"model.decoder.layers.{layer}", FAMILIES["opt"].paths[site].module))),
+            *(SITES[site].end, Form.WHOLE),
+        )
+    recorded = Recorder(model, sites)
+    for layer, key_TF, pre in zip(range(LAYERS), recorded.keys, recorded.pre_activations, strict=True):
+        torch.testing.assert_close(key_TF, activation(feed_forward("opt", model, layer))(pre))
 
 
 def test_every_missing_module_is_counted() -> None:
@@ -237,12 +252,21 @@ def test_a_quantised_projection_is_refused() -> None:
 def test_layers_of_differing_width_are_refused() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = nn.Linear(D_FF + 1, D_MODEL)
-    with pytest.raises(UnsupportedModelError, match=r"block 1: got key and pre-activation widths \(25, 24\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"block 1: got a pre-activation of width 24, .* projection of \(25, 16\)"
+    ):
         find_sites(model)
 
 
 def test_attention_of_differing_width_is_refused() -> None:
     model = tiny_model("llama")
     model.model.layers[1].self_attn.o_proj = nn.Linear(D_MODEL + 4, D_MODEL)
-    with pytest.raises(UnsupportedModelError, match=r"block 1: got an attention output projection of \(20, 16\)"):
+    with pytest.raises(UnsupportedModelError, match=r"block 1: got d_ff 24, d_attention 20, .*d_attention 16"):
+        find_sites(model)
+
+
+def test_attention_that_gives_another_width_than_the_model_has_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.o_proj = nn.Linear(D_MODEL, D_MODEL + 4)
+    with pytest.raises(UnsupportedModelError, match=r"block 1: .* attention output projection of \(16, 20\)"):
         find_sites(model)

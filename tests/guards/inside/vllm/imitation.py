@@ -1,7 +1,17 @@
-"""vLLM's model classes, imitated as far as guards look at them: names, widths, and outputs with a bias beside them."""
+"""vLLM's model classes, imitated as far as guards look at them: names, widths, and what modules take and give.
 
-from typing import Any
+Projections give (output, bias), blocks (hidden, residual). Tensor-parallel ranks are threads, which wait for each other
+where those of vLLM do.
+"""
 
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -12,15 +22,68 @@ D_ATTENTION = D_MODEL + 4
 """Heads need not be as wide as the model."""
 
 
+T = TypeVar("T")
+
+
+class _Ranks(threading.local):
+    """Which rank the running thread is, and how it meets the others."""
+
+    index = 0
+    barrier: threading.Barrier | None = None
+    brought: list[Any]
+
+
+_HERE = _Ranks()
+SECONDS = 60
+
+
+def gathered(x: Tensor) -> list[Tensor]:
+    """What every rank brings, in their order: of a thread that is no rank, its own alone."""
+    if _HERE.barrier is None:
+        return [x]
+    _HERE.brought[_HERE.index] = x
+    _HERE.barrier.wait(SECONDS)
+    found = list(_HERE.brought)
+    _HERE.barrier.wait(SECONDS)
+    return found
+
+
+def on_ranks(patch: pytest.MonkeyPatch, works: Sequence[Callable[[], T]]) -> list[T]:
+    """Each work on a rank of its own, all at once."""
+    barrier, brought = threading.Barrier(len(works)), [None] * len(works)
+
+    def all_gather(x: Tensor, dim: int) -> Tensor:
+        assert x.numel(), "gathering nothing kills vLLM's workers on CPUs"
+        return torch.cat(gathered(x), dim=dim)
+
+    def of_rank(index: int) -> T:
+        _HERE.index, _HERE.barrier, _HERE.brought = index, barrier, brought
+        try:
+            return works[index]()
+        except BaseException:
+            barrier.abort()
+            raise
+
+    distributed: Any = ModuleType("vllm.distributed")
+    distributed.tensor_model_parallel_all_gather = all_gather
+    with patch.context() as patched, ThreadPoolExecutor(len(works)) as threads:
+        patched.setitem(sys.modules, "vllm.distributed", distributed)
+        return list(threads.map(of_rank, range(len(works))))
+
+
 class ParallelLinear(nn.Linear):
-    """A rank's slice of a layer that knows its whole size, and gives (output, bias)."""
+    """A rank's slice of a layer that knows its whole size, and gives (output, bias).
+
+    Where the slice is one of its inputs, what ranks give is added up.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, of: tuple[int, int] | None = None) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.input_size, self.output_size = of or (inputs, outputs)
 
     def forward(self, x: Tensor) -> Any:
-        return super().forward(x), None
+        output = super().forward(x)
+        return torch.stack(gathered(output)).sum(dim=0) if self.in_features < self.input_size else output, None
 
 
 class PPMissingLayer(nn.Identity):
@@ -58,28 +121,30 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, attention and feed-forward in parallel: at layer 0 a rank's slice of either has all inputs."""
+    """A residual block, attention and feed-forward in parallel: both read the residual stream, which is a sum."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()
         self.self_attn, self.mlp = Attention(ranks), MLP(ranks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = x + self.self_attn(x) + self.mlp(x)
-        return output
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = hidden if residual is None else hidden + residual
+        return self.self_attn(x) + self.mlp(x), x
 
 
 class Body(nn.Module):
-    """All blocks; those of other stages pass through."""
+    """All blocks; those of other stages are left out."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(64, D_MODEL)
         self.layers = nn.ModuleList(Block(ranks) for _ in range(LAYERS))
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = nn.Sequential(*self.layers)(x)
-        return output
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for layer in self.layers:
+            if not isinstance(layer, PPMissingLayer):
+                hidden, residual = layer(hidden, residual)
+        return hidden, residual
 
 
 class Stage:
@@ -98,10 +163,11 @@ class LlamaForCausalLM(nn.Module):
 
     def forward(self, *, input_ids: Tensor, positions: Tensor, intermediate_tensors: Stage | None = None) -> Any:
         del positions
-        first = intermediate_tensors is None
-        x = self.model.embed_tokens(input_ids) if first else intermediate_tensors.tensors["hidden"]  # type: ignore[union-attr]
-        x = self.model(x)
-        return x if self.last else Stage({"hidden": x})
+        if intermediate_tensors is None:
+            hidden, residual = self.model(self.model.embed_tokens(input_ids), None)
+        else:
+            hidden, residual = self.model(*map(intermediate_tensors.tensors.get, ("hidden", "residual")))
+        return hidden + residual if self.last else Stage({"hidden": hidden, "residual": residual})
 
 
 def sliced(whole: LlamaForCausalLM, rank: int, ranks: int) -> LlamaForCausalLM:

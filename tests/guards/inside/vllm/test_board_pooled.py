@@ -1,6 +1,8 @@
 """Pooled guards on a board: running means where the pass's sequences lie, the same however the model is split."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,11 +13,24 @@ from guards.contract.guard import Guard
 from guards.core.verdict import Reading
 from guards.inside.vllm import board as vllm_board
 from guards.inside.vllm.board import Board
+from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
 from guards.model.shard import WHOLE, Shard
-from tests.guards.inside.vllm.imitation import LlamaForCausalLM, PPMissingLayer, Stage, sliced
-from tests.guards.inside.vllm.test_board import IDS, POSITIONS, ROWS, board_on, keys, run, sequences
-from tests.guards.samples import cube, cubes, neuron_adjust, pooled
+from guards.model.sites import Place, Site
+from tests.guards.inside.vllm.imitation import LlamaForCausalLM, PPMissingLayer, Stage, on_ranks, sliced
+from tests.guards.inside.vllm.test_board import (
+    IDS,
+    POSITIONS,
+    ROWS,
+    board_on,
+    codes,
+    keys,
+    parts,
+    probe,
+    run,
+    sequences,
+)
+from tests.guards.samples import cube, cubes, layer_statistics, neuron_adjust, pooled
 
 FOUND = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, 34])
 """Three tokens and one of new sequences, and one that goes on from slot 34, which another pass wrote."""
@@ -29,7 +44,7 @@ def values(model: LlamaForCausalLM, guard: PooledGuard) -> Tensor:
 
 def means(model: LlamaForCausalLM, board: Board) -> Tensor:
     """The scores of the guard "mean" at every token of a pass."""
-    return board.cells.parts(board.split(run(model))[1], "mean")[:, 0]
+    return parts(board, board.split(run(model))[1], "mean")[:, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -58,10 +73,10 @@ def test_means_are_over_each_sequences_tokens_so_far(dtype: torch.dtype) -> None
 def test_a_row_without_a_sequence_is_no_pass(found: Sequences | None, finite: list[int]) -> None:
     model = LlamaForCausalLM()
     board = board_on(model, WHOLE, torch.float32, found, mean=pooled(0, 2, tau=1e-6), sums=cubes(*map(cube, (0, 2))))
-    _, cells = board.split(run(model))
-    assert torch.isfinite(board.cells.parts(cells, "mean"))[:, 0].nonzero().flatten().tolist() == finite
-    assert bool(torch.isfinite(board.cells.parts(cells, "sums")).all()), "a cube needs no sequence"
-    invalid = (board.cells.codes(cells)[:, 0] == int(Reading.INVALID)).nonzero().flatten().tolist()
+    _, rows_RX = board.split(run(model))
+    assert torch.isfinite(parts(board, rows_RX, "mean"))[:, 0].nonzero().flatten().tolist() == finite
+    assert bool(torch.isfinite(parts(board, rows_RX, "sums")).all()), "a cube needs no sequence"
+    invalid = (codes(board, rows_RX)[:, 0] == int(Reading.INVALID)).nonzero().flatten().tolist()
     assert invalid == [row for row in EVERY.tolist() if row not in finite]
 
 
@@ -73,34 +88,28 @@ def test_a_layer_that_was_not_heard_of_is_no_pass() -> None:
     assert bool(torch.isnan(means(model, board)).all())
 
 
-def kept_apart(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Has boards hand over their own slice's cells, which end up in the list."""
-    kept: list[Tensor] = []
-
-    def keep(_: Board, cells: Tensor) -> Tensor:
-        kept.append(cells.clone())
-        return cells
-
-    monkeypatch.setattr(Board, "_over_ranks", keep)
-    return kept
-
-
 def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At layer 0, where both ranks have the whole layer's inputs; each keeps sums of its own slice."""
+    """In every layer, and though what a token says is no number of its own slice: ranks are joined before the least."""
     whole = LlamaForCausalLM()
-    guards: dict[str, Guard] = {"mean": pooled(0), "sums": cubes(cube(0))}
-    ranks = [sliced(whole, rank, 2) for rank in range(2)]
-    one = board_on(whole, **guards)
-    boards = [board_on(part, Shard(rank, 2), **guards) for rank, part in enumerate(ranks)]
-    for _ in range(2):
-        wanted = one.split(run(whole)[:4])[1]
-        with monkeypatch.context() as patch:
-            kept = kept_apart(patch)
-            for board, part in zip(boards, ranks, strict=True):
-                board.split(run(part)[:4])
-        joined = one.cells.over_ranks(torch.stack(kept))
-        torch.testing.assert_close(joined, wanted, rtol=1e-5, atol=1e-6)
-        assert bool((kept[0] - kept[1]).abs().max() > 0.01), "positive control: the slices differ"
+    guards: dict[str, Guard] = {"mean": pooled(0, 2), "sums": cubes(cube(0), cube(2)), "probe": probe()}
+
+    def of_rank(rank: int) -> tuple[list[Tensor], Tensor]:
+        part = sliced(whole, rank, 2)
+        board = board_on(part, Shard(rank, 2), torch.float32, FOUND, **guards)
+        rows = [board.split(run(part))[1] for _ in range(2)]
+        at_key = board.columns.at(Place(0, Site.KEY), guards)
+        (own_TC,) = [cells_TC for columns, cells_TC in board._sites if columns == at_key]
+        return rows, own_TC[: len(IDS)]
+
+    ranks, own = zip(*on_ranks(monkeypatch, [partial(of_rank, rank) for rank in range(2)]), strict=True)
+    assert bool(((own[0] - own[1]).abs().amax(dim=0) > 0.01).all()), "positive control: the slices differ"
+    one = board_on(whole, WHOLE, torch.float32, FOUND, **guards)
+    for time, of_pass in enumerate(zip(*ranks, strict=True)):
+        wanted = one.split(run(whole))[1]
+        assert bool(torch.isfinite(wanted[:4]).all())
+        for joined in of_pass:
+            torch.testing.assert_close(joined, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert bool(torch.isfinite(parts(one, wanted, "mean"))[4]) is (time == 1)
 
 
 def stages(whole: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
@@ -112,45 +121,81 @@ def stages(whole: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausalLM]
     return first, second
 
 
+STAGED: dict[str, Guard] = {
+    "mean": pooled(0, 1),
+    "sums": cubes(cube(0), cube(1)),
+    "shift": NeuronAdjustGuard({0: layer_statistics(1, 5, 20)}, 3 / 72, Draw.CERTAIN, 7),
+    "probe": probe(0, 2),
+}
+
+
+def through_two_stages(
+    whole: LlamaForCausalLM, before: int, patch: pytest.MonkeyPatch, on_its_way: Callable[[Stage], None]
+) -> list[Tensor]:
+    """The first sampled row as two ranks have it, behind a stage of `before` ranks that has layer 0."""
+
+    def of_rank(first: LlamaForCausalLM, shard: Shard) -> Stage:
+        board_on(first, shard, **STAGED)
+        sent: Stage = run(first)
+        return sent
+
+    def of_second(rank: int, sent: Stage) -> Tensor:
+        part = sliced(whole, rank, 2)
+        part.model.layers[0] = PPMissingLayer()
+        board = board_on(part, Shard(rank, 2), **STAGED)
+        mine = Stage({key: tensor.clone() for key, tensor in sent.tensors.items()})
+        return board.split(run(part, intermediate_tensors=mine)[ROWS[:1]])[1]
+
+    parts_of_first = [stages(whole if before == 1 else sliced(whole, rank, before))[0] for rank in range(before)]
+    sends = on_ranks(patch, [partial(of_rank, part, Shard(i, before)) for i, part in enumerate(parts_of_first)])
+    for sent in sends:
+        on_its_way(sent)
+    return on_ranks(patch, [partial(of_second, rank, sends[rank % before]) for rank in range(2)])
+
+
 def test_two_stages_say_what_one_says() -> None:
     whole = LlamaForCausalLM()
     first, second = stages(whole)
     guards: dict[str, Guard] = {"mean": pooled(0, 2), "sums": cubes(cube(0), cube(2)), "shift": neuron_adjust()}
+    guards["probe"] = probe(0, 2)
     one, begin, end = (board_on(model, WHOLE, torch.float32, FOUND, **guards) for model in (whole, first, second))
     for time in range(2):
         wanted = one.split(run(whole))[1]
         sent: Stage = run(first)
-        of_second = [i for i in begin.cells.pooled if begin.cells.all[i].place.layer == 2]
+        columns = begin.columns
+        of_second = [i for i in columns.accumulated if columns.all[i].column.place.layer == 2]
         assert bool(sent.tensors[vllm_board.TENSOR_KEY][:, of_second].isnan().all()), "these are not known yet"
-        cells = end.split(run(second, intermediate_tensors=sent))[1]
-        torch.testing.assert_close(cells, wanted, equal_nan=True)
-        assert torch.isfinite(cells).all(dim=1).tolist() == [True] * 4 + [time == 1]
+        rows_RX = end.split(run(second, intermediate_tensors=sent))[1]
+        torch.testing.assert_close(rows_RX, wanted, equal_nan=True)
+        assert torch.isfinite(rows_RX).all(dim=1).tolist() == [True] * 4 + [time == 1]
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_what_a_stage_sends_to_two_ranks_is_counted_once(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a stage sends was summed over its ranks before; a NaN in it reaches the end all the same."""
+@pytest.mark.parametrize("before", [1, 2])
+def test_what_a_stage_sends_to_two_ranks_is_counted_once(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stage sends is of all its ranks, were they one or two; each of the next one's gets all of it."""
     whole = LlamaForCausalLM()
-    first, _ = stages(whole)
-    guards: dict[str, Guard] = {"mean": pooled(0, 1), "sums": cubes(cube(0), cube(1))}
-    one, begin = board_on(whole, **guards), board_on(first, **guards)
+    found = through_two_stages(whole, before, monkeypatch, lambda _: None)
+    one = board_on(whole, **STAGED)
     wanted = one.split(run(whole)[ROWS[:1]])[1]
-    sent: Stage = run(first)
-    at_first = begin.cells.pooled[0]
-    if broken:
-        sent.tensors[vllm_board.TENSOR_KEY][:, at_first] = torch.nan
-    kept = kept_apart(monkeypatch)
-    for rank in range(2):
-        part = sliced(whole, rank, 2)
-        part.model.layers[0] = PPMissingLayer()
-        board = board_on(part, Shard(rank, 2), **guards)
-        mine = Stage({key: tensor.clone() for key, tensor in sent.tensors.items()})
-        board.split(run(part, intermediate_tensors=mine)[ROWS[:1]])
-    joined = one.cells.over_ranks(torch.stack(kept))
-    if broken:
-        assert torch.isnan(joined).nonzero().tolist() == [[0, at_first]]
-    else:
-        torch.testing.assert_close(joined, wanted, rtol=1e-5, atol=1e-6)
+    assert bool(torch.isfinite(wanted).all())
+    for rows_RX in found:
+        torch.testing.assert_close(rows_RX, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("before", [1, 2])
+@pytest.mark.parametrize("column", range(4))
+def test_a_nan_that_a_stage_sends_reaches_the_end(before: int, column: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = board_on(LlamaForCausalLM(), **STAGED)
+    columns = board.columns
+    at_first = [i for i, each in enumerate(columns.all) if each.column.place.layer == 0]
+    assert len(at_first) == 4, "the cube's, the mean's, the count and the probe's"
+
+    def spoil(sent: Stage) -> None:
+        sent.tensors[vllm_board.TENSOR_KEY][:, at_first[column]] = torch.nan
+
+    for rows_RX in through_two_stages(LlamaForCausalLM(), before, monkeypatch, spoil):
+        invalid = (codes(board, rows_RX)[0] == int(Reading.INVALID)).tolist()
+        assert invalid == [name == columns.all[at_first[column]].guard for name in columns.guards]
 
 
 def test_positions_are_those_of_the_pass() -> None:
@@ -160,4 +205,4 @@ def test_positions_are_those_of_the_pass() -> None:
     plain = means(model, board)
     with torch.no_grad():
         moved = model(input_ids=IDS, positions=POSITIONS + 1)
-    torch.testing.assert_close(board.cells.parts(board.split(moved)[1], "mean")[0, 0], plain[0] / 2)
+    torch.testing.assert_close(parts(board, board.split(moved)[1], "mean")[0, 0], plain[0] / 2)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, MixtralConfig
 
 from guards.errors import UnsupportedModelError
 from guards.inside.vllm.sites import find_local_sites
-from guards.model.sites import Site
+from guards.model.sites import Form, Place, Site
 from tests.guards.inside.vllm.imitation import D_ATTENTION, LlamaForCausalLM, PPMissingLayer
 
 CONFIG = LlamaConfig(num_hidden_layers=3)
@@ -17,8 +17,15 @@ CONFIG = LlamaConfig(num_hidden_layers=3)
 def test_every_block_is_found() -> None:
     sites = find_local_sites(LlamaForCausalLM(), CONFIG)
     assert sorted(sites.blocks) == [0, 1, 2]
-    assert (sites.layers, sites.d_ff, sites.d_model, sites.d_attention) == (3, 24, 16, D_ATTENTION)
-    assert [sites.width(site) for site in (Site.KEY, Site.ATTENTION)] == [24, D_ATTENTION]
+    assert (sites.layers, sites.d_ff, sites.d_model) == (3, 24, 16)
+    assert [sites.width(site) for site in Site] == [24, 24, D_ATTENTION, 16]
+    forms = {site: sites.tap(Place(1, site)).form for site in Site}
+    assert forms == {
+        Site.PRE_ACTIVATION: Form.FIRST_HALF,
+        Site.KEY: Form.WHOLE,
+        Site.ATTENTION: Form.WHOLE,
+        Site.RESIDUAL: Form.SUM,
+    }
 
 
 def test_blocks_of_other_stages_are_left_out() -> None:
@@ -61,12 +68,12 @@ def _two_attention_widths(model: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_hidden_attention, r"attention width 0 \(Identity\)"),
-        (_two_attention_widths, r"\(24, 16, 12\), \(24, 16, 20\)"),
-        (_without_down, "lacks the module"),
-        (_odd_width, "block 1: got pre-activation width 24 and key width 20"),
-        (_hidden_width, "Identity"),
-        (_two_widths, "wanted one"),
+        (_hidden_attention, r"block 1: .*attention output projection of \(0, 0\) \(.*, Identity\)"),
+        (_two_attention_widths, r"block 1: got .*d_attention 12, .*wanted .*block 0.*d_attention 20"),
+        (_without_down, r"lacks 1 expected module\(s\): model\.layers\.1\.mlp\.down_proj"),
+        (_odd_width, r"block 1: got a pre-activation of width 24, .* output projection of \(20, 16\)"),
+        (_hidden_width, r"block 1: .*feed-forward output projection of \(0, 0\) .*Identity"),
+        (_two_widths, "block 1: got d_ff 20, .*wanted .*block 0.*d_ff 24"),
     ],
 )
 def test_a_model_that_hides_its_sites_is_refused(spoil: Any, says: str) -> None:
