@@ -1,6 +1,7 @@
 """Streaming moments, and intervals and thresholds that keep their promise on small samples."""
 
 import math
+from functools import cache
 
 import torch
 from scipy.stats import binomtest, mannwhitneyu
@@ -38,6 +39,7 @@ class RunningMoments:
         return (self._m2 / max(self.count - 1, 1)).sqrt()
 
 
+@cache
 def clopper_pearson(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval of a proportion; (0, 1) when nothing was counted."""
     if total == 0:
