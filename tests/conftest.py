@@ -24,17 +24,10 @@ settings.register_profile(
 settings.load_profile("same")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes (`-n`) share the tests by file, those that start vLLM one by one, or by the engine they share.
-
-    Those come first: what takes longest is not what everybody waits for in the end.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            alone = item.get_closest_marker("vllm") is not None
-            item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests (`-n`), those that start vLLM come first: all wait for the last file."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -155,9 +155,10 @@ def test_all_sets_are_measured_once_and_exist(wanted: list[Wanted]) -> None:
 
 def test_every_skill_is_asked_in_other_sources_with_something_retained() -> None:
     every = [measured(one.material, one.format, [0.5, 2.0]) for one in transfer.sets()]
-    for entry in ENTRIES.values():
-        for skill in entry.plan.forget:
-            rows = rows_of(skill, entry.plan, every)
+    plans = {entry.plan.name: entry.plan for entry in ENTRIES.values()}
+    for plan in plans.values():
+        for skill in plan.forget:
+            rows = rows_of(skill, plan, every)
             own = [row for row in rows if row["role"] == "forget"]
             assert {tuple(row["held_out"]) for row in own} >= {(), ("format",)}
             assert any("source" in row["held_out"] for row in own)

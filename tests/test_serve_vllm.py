@@ -14,7 +14,7 @@ from benchmarks.serving import ServerDidNotStartError, running_server
 from tests.asking import KEPT, MATHEMATICS, Ask, ask, ask_streaming
 from tests.server.engines.vllm.live import WAIT_SECONDS
 
-pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.xdist_group("serve")]
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 VLLM = ("--engine", "vllm", "--enforce-eager", "--max-model-len=512", "--kv-cache-memory-bytes", str(1 << 27))
 

@@ -1,6 +1,7 @@
 """Streaming moments, and intervals and thresholds that keep their promise on small samples."""
 
 import math
+from functools import cache
 
 import torch
 from scipy.stats import binomtest, mannwhitneyu
@@ -50,6 +51,7 @@ def floor_sigma(std_F: Tensor) -> tuple[Tensor, int]:
     return std_F.clamp_min(floor), int((std_F < floor).sum())
 
 
+@cache
 def clopper_pearson(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval of a proportion; (0, 1) when nothing was counted."""
     if total == 0:

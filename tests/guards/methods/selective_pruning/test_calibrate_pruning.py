@@ -1,5 +1,7 @@
 """Calibrating Selective Pruning on a tiny model."""
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,13 @@ def calibration(loaded: LoadedModel) -> PruningCalibration:
     return calibrate_pruning(loaded, *sources(60), OPTIONS)
 
 
-def _outputs(loaded: LoadedModel, site: Site, texts: tuple[str, ...], mask: PruningGuard | None) -> list[Tensor]:
+@pytest.fixture(scope="module")
+def first(loaded: LoadedModel) -> PruningGuard:
+    """What one step takes."""
+    return guard_of(calibrate_pruning(loaded, *sources(60), replace(OPTIONS, steps=1)))
+
+
+def _outputs(loaded: LoadedModel, texts: tuple[str, ...], mask: PruningGuard | None) -> dict[Site, list[Tensor]]:
     """Every layer's outputs [T, F] in both frames, one prompt at a time, by hooks of the test's own; with `mask`'s
     columns taken out of the weights."""
     model = tiny_loaded().model
@@ -56,21 +64,39 @@ def _outputs(loaded: LoadedModel, site: Site, texts: tuple[str, ...], mask: Prun
     }
     for layer, at in mask.places if mask else ():
         modules[at][layer].weight[:, mask.at(at)[layer]] = 0  # type: ignore[union-attr]
-    kept: list[list[Tensor]] = [[] for _ in layers]
-    for layer, module in enumerate(modules[site]):
-        module.register_forward_pre_hook(lambda _, args, layer=layer: kept[layer].append(args[0][0]))
+    kept: dict[Site, list[list[Tensor]]] = {site: [[] for _ in layers] for site in SITES}
+    for site, layer in product(SITES, range(len(layers))):
+        modules[site][layer].register_forward_pre_hook(lambda _, args, into=kept[site][layer]: into.append(args[0][0]))
     with torch.no_grad():
         for frame in FRAMES:
             for text in texts:
                 model(input_ids=torch.tensor([loaded.codec.encode_frame(frame, text)]))
-    return [torch.cat(outputs).double() for outputs in kept]
+    return {site: [torch.cat(outputs).double() for outputs in kept[site]] for site in SITES}
 
 
-def by_hand(loaded: LoadedModel, site: Site, mask: PruningGuard | None, count: int) -> dict[int, list[int]]:
+Sides = list[dict[Site, list[Tensor]]]
+"""Outputs on the forget and on the retain side."""
+
+
+def _sides(loaded: LoadedModel, mask: PruningGuard | None) -> Sides:
+    return [_outputs(loaded, side.texts, mask) for (side,) in sources(60)]
+
+
+@pytest.fixture(scope="module")
+def whole(loaded: LoadedModel) -> Sides:
+    """Of the model as it is."""
+    return _sides(loaded, None)
+
+
+@pytest.fixture(scope="module")
+def pruned(loaded: LoadedModel, first: PruningGuard) -> Sides:
+    """Of the model without the first step's neurons."""
+    return _sides(loaded, first)
+
+
+def by_hand(sides: Sides, site: Site, mask: PruningGuard | None, count: int) -> dict[int, list[int]]:
     """The neurons of the largest ratio of mean sizes, leaving out those of `mask`."""
-    (forget,), (retain,) = sources(60)
-    sides = [_outputs(loaded, site, side.texts, mask) for side in (forget, retain)]
-    pairs = zip(*sides, strict=True)
+    pairs = zip(*(outputs[site] for outputs in sides), strict=True)
     ratio_LF = torch.stack([f.abs().mean(dim=0) / (r.abs().mean(dim=0) + EPSILON[site]) for f, r in pairs])
     for layer, neurons in (mask.at(site) if mask else {}).items():
         ratio_LF[layer, neurons] = -1
@@ -81,27 +107,23 @@ def by_hand(loaded: LoadedModel, site: Site, mask: PruningGuard | None, count: i
     return found
 
 
-def test_the_first_step_is_the_formula(loaded: LoadedModel) -> None:
-    options = PruningOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
-    guard = guard_of(calibrate_pruning(loaded, *sources(60), options))
-    assert plain(guard, Site.KEY) == by_hand(loaded, Site.KEY, None, 9)
-    assert plain(guard, Site.ATTENTION) == by_hand(loaded, Site.ATTENTION, None, 3)
+def test_the_first_step_is_the_formula(whole: Sides, first: PruningGuard) -> None:
+    assert plain(first, Site.KEY) == by_hand(whole, Site.KEY, None, 9)
+    assert plain(first, Site.ATTENTION) == by_hand(whole, Site.ATTENTION, None, 3)
 
 
 def test_the_second_step_measures_the_model_without_the_first_ones_neurons(
-    loaded: LoadedModel, calibration: PruningCalibration
+    whole: Sides, pruned: Sides, first: PruningGuard, calibration: PruningCalibration
 ) -> None:
-    options = PruningOptions(frames=FRAMES, fraction=0.125, attention_fraction=0.0625)
-    first = guard_of(calibrate_pruning(loaded, *sources(60), options))
     unmeasured = False
     for site, count in ((Site.KEY, 9), (Site.ATTENTION, 3)):
-        more = by_hand(loaded, site, first, count)
+        more = by_hand(pruned, site, first, count)
         wanted = {
             layer: sorted(plain(first, site).get(layer, []) + more.get(layer, []))
             for layer in sorted(plain(first, site).keys() | more.keys())
         }
         assert plain(guard_of(calibration), site) == wanted
-        unmeasured |= by_hand(loaded, site, None, 2 * count) != wanted
+        unmeasured |= by_hand(whole, site, None, 2 * count) != wanted
     assert unmeasured, "positive control: one step of twice the size takes others"
 
 

@@ -17,7 +17,6 @@ from guards.methods.selective_pruning.options import PruningOptions
 from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test of this folder starts vLLM, whose processes and imports warn in ways that are not ours."""
     for item in items:

@@ -12,8 +12,6 @@ from server.engines.base import FinishReason
 from server.engines.errors import EngineStoppedError
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy, live, on_vllm
 
-pytestmark = pytest.mark.xdist_group("compiled")
-
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:

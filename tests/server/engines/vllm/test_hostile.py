@@ -11,8 +11,6 @@ from server.engines.base import EngineRequest, FinishReason, Grammar, GrammarKin
 from server.engines.errors import UnsupportedOptionError
 from tests.server.engines.vllm.live import OTHERS, Live, greedy
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 DEEP = "(" * 30_000 + "a" + ")" * 30_000
 OPTIONS: dict[str, dict[str, Any]] = {
     "pattern that overflows the stack": {

@@ -8,8 +8,6 @@ from guards.core.verdict import GuardMode, Stage
 from server.engines.base import FinishReason, Grammar, GrammarKind, Sampling
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 EOS = 2  # also the sentinel's id, on this model
 SCHEMA = json.dumps({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]})
 

@@ -1,12 +1,8 @@
 """Which guards are enforced may differ between the requests of one batch."""
 
-import pytest
-
 from guards.core.verdict import GuardMode
 from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import SUMS, Live, greedy
-
-pytestmark = pytest.mark.xdist_group("engine")
 
 SHADOW, ENFORCE = GuardMode.SHADOW, GuardMode.ENFORCE
 CODE = "Write a Python function that adds two numbers."

@@ -33,7 +33,6 @@ def few_blocks(pooled: str, cube: str) -> Iterator[Live]:
         yield running
 
 
-@pytest.mark.xdist_group("few blocks")
 def test_a_long_answer_is_judged_alike_on_both_engines(
     few_blocks: Live, pooled: str, cube: str, wanted: Wanted
 ) -> None:
@@ -45,7 +44,6 @@ def test_a_long_answer_is_judged_alike_on_both_engines(
     assert any(there)
 
 
-@pytest.mark.xdist_group("few blocks")
 def test_preempted_answers_keep_their_means(few_blocks: Live, wanted: Wanted) -> None:
     """Blocks are given to others, and the answer set aside computes its own again."""
     ids, long = wanted[0][::4], greedy(max_tokens=120, ignore_eos=True)

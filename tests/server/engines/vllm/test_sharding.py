@@ -109,9 +109,7 @@ def wanted(guards: tuple[str, ...]) -> Wanted:
     return Wanted(ids, found, long_ids, alone)
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(f"sharding, {name}")) for name in VARIANTS]
-)
+@pytest.fixture(scope="module", params=VARIANTS)
 def running(request: pytest.FixtureRequest, guards: tuple[str, ...]) -> Iterator[Live]:
     """vLLM in one of its variants; the tests that take it follow each other, since each start takes long."""
     flags = (*VARIANTS[request.param], "--block-size", "32")

@@ -14,8 +14,6 @@ from server.engines.options import VllmOptions
 from server.engines.tools import Tool, ToolChoice, ToolUse
 from tests.server.engines.vllm.live import MODEL, OTHERS, SUMS, Live, live, on_vllm
 
-pytestmark = pytest.mark.xdist_group("tools")
-
 TEMPLATE = (
     "{{ bos_token }}{% for tool in tools or [] %}{{ '<|system|>' + tool | tojson + eos_token }}{% endfor %}"
     "{% for m in messages %}{{ '<|' + ('user' if m.role == 'tool' else m.role) + '|>' + m.content | trim }}"
