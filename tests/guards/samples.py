@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -114,6 +115,11 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     SELECTIVE_PRUNING: pruned,
 }
 """A guard of every entry of the registry."""
+
+each_entry = pytest.mark.parametrize(
+    "entry", list(SAMPLES), ids=["-".join(filter(None, (entry.name, entry.variant))) for entry in SAMPLES]
+)
+"""For a claim about every method."""
 
 
 def write(folder: Path, entry: Entry = CUBE, guard: Guard | None = None, **changes: Any) -> Path:

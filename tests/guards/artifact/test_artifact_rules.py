@@ -8,10 +8,7 @@ import pytest
 
 from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, read_artifact
 from guards.errors import ArtifactError
-from guards.methods.registry import METHODS
 from tests.guards.samples import replace, seal, write
-
-METHOD_NAMES = sorted(METHODS)
 
 
 @pytest.fixture

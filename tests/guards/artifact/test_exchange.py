@@ -11,7 +11,7 @@ import pytest
 from guards.artifact import exchange
 from guards.artifact.store import TENSORS_NAME, read_artifact
 from guards.errors import ArtifactError
-from tests.guards.samples import cube, files, ksd, write
+from tests.guards.samples import cube, cubes, files, write
 
 SWAPS = 400
 
@@ -25,12 +25,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def digests(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Of the older and the newer version."""
-    other = write(tmp_path_factory.mktemp("other") / "sums", guard=ksd(cube(seed=9)))
+    other = write(tmp_path_factory.mktemp("other") / "sums", guard=cubes(cube(seed=9)))
     return read_artifact(folder).digest, read_artifact(other).digest
 
 
 def write_newer(folder: Path) -> None:
-    write(folder, guard=ksd(cube(seed=9)))
+    write(folder, guard=cubes(cube(seed=9)))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_no_read_is_refused_beside_a_writer(
         reader.start()
     try:
         for swap in range(SWAPS):
-            write(folder, guard=ksd(cube(seed=0 if swap % 2 else 9)))
+            write(folder, guard=cubes(cube(seed=0 if swap % 2 else 9)))
     finally:
         done.set()
         for reader in readers:
@@ -188,7 +188,7 @@ class TestWithoutExchange:
     ) -> None:
         """The reader finds the older version waiting, and the writer finishes before it has opened its files."""
         waiting = folder.with_name(f".{folder.name}-old")
-        newer = write(folder.with_name("newer"), guard=ksd(cube(seed=9)))
+        newer = write(folder.with_name("newer"), guard=cubes(cube(seed=9)))
         folder.rename(waiting)
         listdir = os.listdir
 

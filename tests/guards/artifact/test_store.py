@@ -15,11 +15,10 @@ from guards.artifact.store import (
     read_artifact,
     write_artifact,
 )
+from guards.calibration.entry import Entry
 from guards.errors import ArtifactError
-from guards.methods.registry import METHODS, load_guard
-from tests.guards.samples import IDENTITY, cube, cubes, files, manifest, write
-
-METHOD_NAMES = sorted(METHODS)
+from guards.methods.registry import CUBE, load_guard, method_of
+from tests.guards.samples import IDENTITY, cube, cubes, each_entry, files, manifest, write
 
 
 @pytest.fixture
@@ -31,15 +30,16 @@ def folder(tmp_path: Path) -> Path:
 class TestRoundTrip:
     """What is written is what is read, and the same guard gives the same bytes."""
 
-    @pytest.mark.parametrize("method", METHOD_NAMES)
-    def test_reading_and_writing_again_gives_the_same_bytes(self, tmp_path: Path, method: str) -> None:
-        first = write(tmp_path / "first", method)
+    @each_entry
+    def test_reading_and_writing_again_gives_the_same_bytes(self, tmp_path: Path, entry: Entry) -> None:
+        first = write(tmp_path / "first", entry)
         artifact = read_artifact(first)
-        parameters, tensors = METHODS[method].dump(load_guard(artifact))
+        parameters, tensors = entry.dump(load_guard(artifact))
         record = artifact.manifest.model_copy(update={"parameters": parameters})
         digest = write_artifact(tmp_path / "second", record, tensors)
         assert files(tmp_path / "second") == files(first)
         assert digest == artifact.digest
+        assert method_of(artifact) is entry
 
     def test_what_was_written_before_quantisation_had_a_name_keeps_its_bytes(self, tmp_path: Path) -> None:
         """The demo's guards lack the key; reading takes it for None, and writing leaves it out again."""
@@ -57,7 +57,7 @@ class TestRoundTrip:
         assert read_artifact(folder).manifest.model == quantised
 
     def test_the_order_of_tensors_does_not_matter(self, tmp_path: Path) -> None:
-        parameters, tensors = METHODS["ksd"].dump(cubes())
+        parameters, tensors = CUBE.dump(cubes())
         for name in ("a", "b"):
             write_artifact(tmp_path / name, manifest("ksd", parameters), tensors)
             tensors = dict(reversed(tensors.items()))
@@ -201,10 +201,10 @@ class TestFiles:
             read_artifact(folder)
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_one_corrupt_byte_is_always_refused(tmp_path: Path, method: str) -> None:
+@each_entry
+def test_one_corrupt_byte_is_always_refused(tmp_path: Path, entry: Entry) -> None:
     """Five hundred single-byte corruptions of either file, each a bit flip or a random byte: ArtifactError, always."""
-    folder = write(tmp_path / "sums", method)
+    folder = write(tmp_path / "sums", entry)
     originals = files(folder)
     load_guard(read_artifact(folder))  # positive control
     generator = random.Random(0)

@@ -12,7 +12,7 @@ from guards.calibration.canary_choice import CANARY_TRIES, choose_canaries
 from guards.calibration.corpus import Corpus, Side
 from guards.core.verdict import Reading
 from guards.errors import CalibrationError
-from guards.methods.registry import METHODS
+from guards.methods.registry import POOLED, SELECTIVE_PRUNING
 from tests.guards.samples import IDENTITY, pooled, pruned
 
 TAU = 0.47
@@ -43,7 +43,7 @@ def choose(
 ) -> tuple[Canary, ...]:
     """Canaries of prompts of one token each: token -> score."""
     model: Any = Scored({**forget, **retain}, dtype)
-    method = METHODS["ksd" if guard is None else "selective-pruning"]
+    method = POOLED if guard is None else SELECTIVE_PRUNING
     sides = (corpus("forget", *((token,) for token in forget)), corpus("retain", *((token,) for token in retain)))
     return choose_canaries(model, method, guard or pooled(tau=TAU), *sides, ("bare",))
 

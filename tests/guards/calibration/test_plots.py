@@ -5,10 +5,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from guards.calibration.plots import ksd_plots, neuron_adjust_plots, require_matplotlib
 
+from guards.calibration.drawing import require_matplotlib
 from guards.calibration.finished import Calibration
 from guards.calibration.report import report_folder, report_of, write_report
+from guards.calibration.shown import ShownTable
 from guards.errors import ArtifactError
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
@@ -16,7 +17,11 @@ from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
 from guards.methods.pooled.options import PooledOptions
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
+from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
+from guards.methods.selective_pruning.options import PruningOptions
 from tests.guards.tiny import sources, tiny_loaded
+from tests.models import LAYERS
 
 
 def _size(png: bytes) -> tuple[int, int]:
@@ -25,13 +30,24 @@ def _size(png: bytes) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def check_table(table: ShownTable, *, rows: int) -> None:
+    """Every row has a cell under every heading; the last of an intervention's is the sum of the others."""
+    assert len(table.rows) == rows
+    assert all(len(row) == len(table.headings) for row in table.rows)
+    *layers, last = table.rows
+    if last[0] == "all":
+        assert [sum(map(int, column)) for column in zip(*layers, strict=True)][1:] == list(map(int, last[1:]))
+
+
 def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
     frames = ("chat", "Costs $5: {text}\nA:")
-    result = calibrate_cubes(tiny_loaded(), *sources(80), CubeOptions(frames=frames, max_false_abstention=0.05))
-    plots = ksd_plots(result, "sums")
+    loaded, (forget, retain) = tiny_loaded(), sources(80)
+    result = calibrate_cubes(loaded, forget, retain, CubeOptions(frames=frames, max_false_abstention=0.05))
+    check_table(CUBE.table(result), rows=len(frames))
+    plots = CUBE.plots(result, "sums", loaded, forget, retain)
     assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
-    report = report_of(result, "sums")
+    report = report_of(result, "sums", CUBE.report(result))
     folder = report_folder(tmp_path / "guard")
     for _ in range(2):
         write_report(folder, report, plots)
@@ -48,12 +64,14 @@ def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
 def test_plots_of_a_pooled_detector_and_its_report() -> None:
     frames = ("chat", "Costs $5: {text}\nA:")
     options = PooledOptions(frames=frames, recall=0.9, max_false_abstention=0.05)
-    result = calibrate_pooled(tiny_loaded(), *sources(80), options)
-    plots = ksd_plots(result, "sums")
+    loaded, (forget, retain) = tiny_loaded(), sources(80)
+    result = calibrate_pooled(loaded, forget, retain, options)
+    check_table(POOLED.table(result), rows=len(frames))
+    plots = POOLED.plots(result, "sums", loaded, forget, retain)
     assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
     base: Calibration = result
-    report = json.loads(json.dumps(report_of(base, "sums"), allow_nan=False))
+    report = json.loads(json.dumps(report_of(base, "sums", POOLED.report(base)), allow_nan=False))
     assert (report["layers"], report["tau"]) == (list(result.chosen.layers), result.chosen.tau)
     assert report["key_vectors"] == 2 * 40
     assert [candidate["layers"] for candidate in report["candidates"]] == [[1], [2], [1, 2]]
@@ -67,11 +85,28 @@ def test_plots_of_an_intervention() -> None:
     loaded = tiny_loaded()
     forget, retain = sources(40)
     result = calibrate_neuron_adjust(loaded, forget, retain, NeuronAdjustOptions(fraction=0.2))
-    plots = neuron_adjust_plots(loaded, result, forget, retain, "sums")
+    check_table(NEURON_ADJUST.table(result), rows=LAYERS + 1)
+    plots = NEURON_ADJUST.plots(result, "sums", loaded, forget, retain)
     assert sorted(plots) == ["distributions.png", "neurons.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
     base: Calibration = result
-    assert report_of(base, "sums")["neurons_by_layer"] == list(result.neurons_by_layer)
+    report = json.loads(json.dumps(report_of(base, "sums", NEURON_ADJUST.report(base))))
+    assert report["neurons_by_layer"] == list(result.neurons_by_layer)
+    assert report["tokens"] == result.tokens
+
+
+def test_plots_of_a_pruning_show_attention_where_any_is_pruned() -> None:
+    loaded, (forget, retain) = tiny_loaded(), sources(40)
+    for share, names in ((0.0, ["neurons.png"]), (0.0625, ["attention.png", "neurons.png"])):
+        options = PruningOptions(fraction=0.125, attention_fraction=share)
+        result = calibrate_pruning(loaded, forget, retain, options)
+        check_table(SELECTIVE_PRUNING.table(result), rows=LAYERS + 1)
+        plots = SELECTIVE_PRUNING.plots(result, "sums", loaded, forget, retain)
+        assert sorted(plots) == names
+        assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
+        report = json.loads(json.dumps(report_of(result, "sums", SELECTIVE_PRUNING.report(result))))
+        assert report["feed_forward_by_layer"] == list(result.feed_forward_by_layer)
+        assert report["attention_by_layer"] == list(result.attention_by_layer)
 
 
 def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:

@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from guards.artifact.canaries import disagreement
 from guards.artifact.identity import refuse_mismatch
-from guards.artifact.manifest import Canary
 from guards.artifact.store import read_artifact
 from guards.calibration.finished import Calibration
-from guards.core.verdict import GuardKind, Reading
 from guards.errors import ArtifactMismatchError, CalibrationError
 from guards.esu.convert import ImportOptions, bind, import_esu
 from guards.esu.files import read_esu
-from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.cube.guard import CubeFitter
-from guards.methods.registry import load_guard, method_of
+from guards.methods.registry import CUBE, load_guard, method_of
+from guards.model.sites import Place, Site
 from server.cli.main import main
 from tests.guards.tiny import sources, tiny_loaded
+from tests.guards.verified import disagreements
 from tests.models import D_FF, LAYERS
 
 FORGET, RETAIN = sources(60)
@@ -30,7 +28,8 @@ FORGET, RETAIN = sources(60)
 def last_keys(loaded: LoadedModel, texts: tuple[str, ...]) -> torch.Tensor:
     """Last-token key vectors of the last layer."""
     found: list[torch.Tensor] = []
-    handle = loaded.sites.layers[-1].key.register_forward_pre_hook(lambda _, args: found.append(args[0][0, -1:]))
+    module = loaded.sites.tap(Place(LAYERS - 1, Site.KEY)).module
+    handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0][0, -1:]))
     for text in texts:
         loaded.model(input_ids=torch.tensor([loaded.codec.encode_text(text)]))
     handle.remove()
@@ -58,19 +57,10 @@ def test_a_bound_guard_is_servable_and_its_canaries_agree(tmp_path: Path) -> Non
     refuse_mismatch(artifact, loaded.identity)
     canaries = artifact.manifest.canaries
     assert {canary.fires for canary in canaries} == {True, False}
-    method = method_of(artifact)
-    with Attachment(loaded.model, loaded.sites, {"sums": (method, load_guard(artifact))}) as attachment:
-        for canary in canaries:
-            assert _disagreement(loaded, attachment, canary, method.kind) is None
+    assert method_of(artifact) is CUBE
+    assert disagreements(loaded, CUBE, load_guard(artifact), canaries) == []
     assert "the canaries only" in artifact.manifest.calibration.notes[-1]
     assert {source.role for source in artifact.manifest.calibration.sources} == {"forget", "retain"}
-
-
-def _disagreement(loaded: LoadedModel, attachment: Attachment, canary: Canary, kind: GuardKind) -> str | None:
-    loaded.model(input_ids=torch.tensor([canary.token_ids]))
-    readings = attachment.take(len(canary.token_ids))
-    reading, scores = Reading(int(readings.codes_RG[-1, 0])), readings.scores["sums"][-1].tolist()
-    return disagreement(canary, reading, scores, dtype="float32", kind=kind, alone=True)
 
 
 @pytest.mark.parametrize(

@@ -1,227 +1,174 @@
-"""The registry, and what each method's loader refuses in an otherwise valid artifact."""
+"""The registry: what is in it, what an installed package adds, and which entry an artifact belongs to."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from guards.core.part import Part
-from torch import Tensor
 
+import tests.toys
 from guards.artifact.store import read_artifact
-from guards.contract.guard import detectors, interventions
+from guards.core.verdict import GuardKind
 from guards.errors import ArtifactError
 from guards.methods.cube.guard import CubeGuard
-from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
-from guards.methods.neuron_adjust.stored import BoundNeuronAdjust
-from guards.methods.registry import METHODS, load_guard, method_of
-from guards.model.shard import WHOLE
-from guards.model.sites import Place, Site
-from tests.guards.samples import SAMPLES, cube, cubes, pruned, write, write_raw
-from tests.models import D_FF, D_MODEL, LAYERS
-
-Parameters = dict[str, Any]
-Tensors = dict[str, Tensor]
-
-
-def dumped(method: str) -> tuple[Parameters, Tensors]:
-    """Parameters and tensors of a valid guard, free to be edited."""
-    return METHODS[method].dump(cubes(cube(0, frame="chat"), cube(2)) if method == "ksd" else SAMPLES[method]())
-
-
-def test_names_are_keys() -> None:
-    assert all(name == method.name for name, method in METHODS.items())
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_guard_survives_the_disk(tmp_path: Path, method: str) -> None:
-    parameters, tensors = dumped(method)
-    loaded = load_guard(read_artifact(write_raw(tmp_path / "a", method, parameters, tensors)))
-    again, tensors_again = METHODS[method].dump(loaded)
-    assert again == parameters
-    assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors | tensors_again)
-
-
-def test_an_unknown_method_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    artifact = read_artifact(write_raw(tmp_path / "a", "astrology", {}, {"x": torch.zeros(1)}))
-    for act in (method_of, load_guard):
-        with pytest.raises(
-            ArtifactError, match="got method 'astrology', wanted one of ksd, neuron-adjust, selective-pruning"
-        ):
-            act(artifact)
-
-
-def edit(target: dict[str, Any], *path: Any) -> Callable[[Any], None]:
-    """Sets a value deep inside nested containers."""
-    *parents, last = path
-    for key in parents:
-        target = target[key]
-    return lambda value: target.__setitem__(last, value)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "complaint"),
-    [
-        (("cubes",), [], "parameters.cubes: Tuple should have at least 1"),
-        (("cubes",), None, "parameters.cubes"),
-        (("regime",), "some-tokens", "parameters.regime"),
-        (("colour",), 1, "parameters.colour: Extra inputs"),
-        (("cubes", 0, "layer"), LAYERS, f"cube 0: got layer {LAYERS}, wanted below {LAYERS}"),
-        (("cubes", 0, "layer"), -1, "cubes.0.layer"),
-        (("cubes", 0, "layer"), True, "cubes.0.layer"),
-        (("cubes", 1, "tau"), 0.0, "cubes.1.tau"),
-        (("cubes", 1, "tau"), -1.0, "cubes.1.tau"),
-        (("cubes", 1, "tau"), "3", "cubes.1.tau"),
-        (("cubes", 1, "k"), None, "cubes.1.k"),
-        (("cubes", 1, "colour"), 1, "cubes.1.colour"),
-    ],
+from guards.methods.registry import (
+    CUBE,
+    NEURON_ADJUST,
+    POOLED,
+    SELECTIVE_PRUNING,
+    load_guard,
+    method_of,
+    methods,
+    names,
+    variants,
 )
-def test_a_broken_ksd_parameter(tmp_path: Path, path: tuple[Any, ...], value: Any, complaint: str) -> None:
-    parameters, tensors = dumped("ksd")
-    edit(parameters, *path)(value)
-    artifact = read_artifact(write_raw(tmp_path / "a", "ksd", parameters, tensors))
-    with pytest.raises(ArtifactError, match=complaint):
-        load_guard(artifact)
+from tests.guards.samples import SAMPLES, cubes, manifest, neuron_adjust, pooled, write_raw
+from tests.toys import HALVING, PROBE
+from tests.toys.installed import installed
+from tests.toys.probe.guard import ProbeGuard
+
+KNOWN = "wanted one of ksd paper, ksd pooled, neuron-adjust, selective-pruning"
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "complaint"),
-    [
-        (("layers",), [], "parameters.layers: Tuple should have at least 1"),
-        (("fraction",), 0.0, "parameters.fraction"),
-        (("fraction",), 1.5, "parameters.fraction"),
-        (("draw",), "always", "parameters.draw"),
-        (("seed",), 2**63, "parameters.seed"),
-        (("seed",), 0.5, "parameters.seed"),
-        (("layers", 0, "neurons"), 0, "layers.0.neurons"),
-        (("layers", 0, "neurons"), 2, r"'layer\.0\.neurons': got torch\.int64 \(3,\), wanted torch\.int64 \(2,\)"),
-        (("layers", 0, "layer"), 1, r"no tensor 'layer\.1\.neurons'"),
-        (("layers", 0, "layer"), LAYERS, f"got layer {LAYERS} twice or above"),
-        (("layers", 0, "layer"), 2, "got layer 2 twice|wanted"),
-    ],
-)
-def test_a_broken_neuron_adjust_parameter(tmp_path: Path, path: tuple[Any, ...], value: Any, complaint: str) -> None:
-    parameters, tensors = dumped("neuron-adjust")
-    edit(parameters, *path)(value)
-    artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, tensors))
-    with pytest.raises(ArtifactError, match=complaint):
-        load_guard(artifact)
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Nothing that a test installs stays."""
+    yield
+    methods.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "complaint"),
-    [
-        (("layers",), [], "parameters.layers: Tuple should have at least 1"),
-        (("importance",), "size", "parameters.importance"),
-        (("fraction",), -0.1, "parameters.fraction"),
-        (("attention_fraction",), 1.5, "parameters.attention_fraction"),
-        (("steps",), 0, "parameters.steps"),
-        (("steps",), True, "parameters.steps"),
-        (("d_attention",), 0, "parameters.d_attention"),
-        (
-            ("d_attention",),
-            D_MODEL - 1,
-            rf"layer\.1\.attention: wanted distinct indices below d_attention {D_MODEL - 1}",
-        ),
-        (
-            ("layers", 0, "feed_forward"),
-            2,
-            r"'layer\.0\.feed_forward': got torch\.int64 \(3,\), wanted torch\.int64 \(2",
-        ),
-        (("layers", 0, "feed_forward"), -1, "layers.0.feed_forward"),
-        (("layers", 0, "feed_forward"), 0, r"got tensor 'layer\.0\.feed_forward' that the manifest does not describe"),
-        (("layers", 1, "attention"), 0, "got layer 1 without a neuron"),
-        (("layers", 2, "attention"), 1, r"no tensor 'layer\.2\.attention'"),
-        (("layers", 0, "layer"), LAYERS, f"got layer {LAYERS} twice or above"),
-        (("layers", 0, "layer"), 1, r"wanted torch\.int64|no tensor"),
-        (("layers", 1, "layer"), 0, "got layer 0 twice"),
-        (("layers", 0, "colour"), 1, "layers.0.colour: Extra inputs"),
-    ],
-)
-def test_a_broken_pruning_parameter(tmp_path: Path, path: tuple[Any, ...], value: Any, complaint: str) -> None:
-    parameters, tensors = dumped("selective-pruning")
-    edit(parameters, *path)(value)
-    artifact = read_artifact(write_raw(tmp_path / "a", "selective-pruning", parameters, tensors))
-    with pytest.raises(ArtifactError, match=complaint):
-        load_guard(artifact)
+def test_every_entry_is_found_by_its_name_and_variant() -> None:
+    assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
+    assert list(methods().values()) == [POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
+    assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
 
 
-@pytest.mark.parametrize("bound", [-(2**63), 2**63 - 1])
-def test_the_whole_range_of_seeds_is_usable(tmp_path: Path, bound: int) -> None:
-    parameters, tensors = dumped("neuron-adjust")
-    parameters |= {"seed": bound, "draw": "random"}
-    artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, tensors))
-    guard = METHODS["neuron-adjust"].bind(load_guard(artifact), torch.device("cpu"), WHOLE)
-    assert isinstance(guard, BoundNeuronAdjust)
-    guard.at(Place(0, Site.PRE_ACTIVATION), D_FF)(torch.zeros(2, D_FF), torch.arange(2))
+def test_there_is_a_sample_of_every_entry() -> None:
+    """So that a claim about each of them meets every one."""
+    assert set(SAMPLES) == set(methods().values())
 
 
-@pytest.mark.parametrize(
-    ("method", "name", "tensor", "complaint"),
-    [
-        ("ksd", "cube.1.mean", None, r"no tensor 'cube\.1\.mean'; got \['cube\.0\.mean'"),
-        ("ksd", "cube.1.mean", torch.zeros(D_FF - 1), r"got torch\.float32 \(23,\), wanted torch\.float32 \(24,\)"),
-        ("ksd", "cube.1.mean", torch.zeros(1), r"got torch\.float32 \(1,\)"),
-        ("ksd", "cube.1.mean", torch.zeros(D_FF, 1), r"\(24, 1\)"),
-        ("ksd", "cube.1.mean", torch.zeros(D_FF, dtype=torch.int64), r"got torch\.int64"),
-        ("ksd", "cube.1.std", torch.zeros(D_FF), "cube 1: got a standard deviation <= 0"),
-        ("ksd", "cube.1.std", -torch.ones(D_FF), "cube 1: got a standard deviation <= 0"),
-        ("ksd", "cube.2.mean", torch.zeros(D_FF), r"got tensor 'cube\.2\.mean' that the manifest does not describe"),
-        ("ksd", "payload", torch.zeros(3), "got tensor 'payload'"),
-        ("neuron-adjust", "layer.0.neurons", torch.tensor([1, 5, D_FF]), f"below d_ff {D_FF}"),
-        ("neuron-adjust", "layer.0.neurons", torch.tensor([1, 5, -1]), f"below d_ff {D_FF}"),
-        ("neuron-adjust", "layer.0.neurons", torch.tensor([1, 5, 5]), "distinct indices"),
-        ("neuron-adjust", "layer.0.neurons", torch.tensor([1.0, 5, 9]), r"got torch\.float32"),
-        ("neuron-adjust", "layer.0.forget_std", torch.tensor([1.0, 0, 1]), r"layer\.0: got a standard deviation"),
-        ("neuron-adjust", "layer.0.retain_std", torch.tensor([1.0, 1, -1]), r"layer\.0: got a standard deviation"),
-        ("neuron-adjust", "layer.2.retain_mean", None, r"no tensor 'layer\.2\.retain_mean'"),
-        ("neuron-adjust", "layer.1.neurons", torch.tensor([1]), r"got tensor 'layer\.1\.neurons'"),
-        ("selective-pruning", "layer.2.feed_forward", torch.tensor([0, D_FF]), f"indices below d_ff {D_FF}"),
-        ("selective-pruning", "layer.2.feed_forward", torch.tensor([-1, 0]), f"indices below d_ff {D_FF}"),
-        ("selective-pruning", "layer.2.feed_forward", torch.tensor([4, 4]), "distinct indices"),
-        ("selective-pruning", "layer.2.feed_forward", torch.tensor([0.0, 1]), r"got torch\.float32"),
-        ("selective-pruning", "layer.1.attention", torch.tensor([0, D_MODEL]), f"indices below d_attention {D_MODEL}"),
-        ("selective-pruning", "layer.1.attention", None, r"no tensor 'layer\.1\.attention'"),
-        ("selective-pruning", "layer.2.attention", torch.tensor([1]), r"got tensor 'layer\.2\.attention'"),
-    ],
-)
-def test_a_broken_tensor(tmp_path: Path, method: str, name: str, tensor: Tensor | None, complaint: str) -> None:
-    parameters, tensors = dumped(method)
-    tensors.pop(name, None)
-    if tensor is not None:
-        tensors[name] = tensor
-    artifact = read_artifact(write_raw(tmp_path / "a", method, parameters, tensors))
-    with pytest.raises(ArtifactError, match=complaint):
-        load_guard(artifact)
+def test_the_first_variant_is_the_default() -> None:
+    assert list(variants("ksd").items()) == [("pooled", POOLED), ("paper", CUBE)]
+    assert variants("neuron-adjust") == {"": NEURON_ADJUST}
+    assert variants("astrology") == {}
 
 
-def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
-    guard = load_guard(read_artifact(write(tmp_path / "a", guard=cubes(cube(2, frame="chat"), cube(0), cube(2)))))
-    assert isinstance(guard, CubeGuard)
-    bound = METHODS["ksd"].bind(guard, torch.device("cpu"), WHOLE)
-    assert interventions({"a": bound}) == {}
-    assert detectors({"a": bound})["a"].site is Site.KEY
-    assert bound.layers == (0, 2)
-    assert bound.parts == (Part("chat", 2), Part("bare", 0), Part("bare", 2))
-    assert bound.taus is not None
-    assert bound.taus.tolist() == [3, 3, 3]
+class TestInstalled:
+    """Methods that a package beside this one brings."""
 
-    shift = load_guard(read_artifact(write(tmp_path / "b", "neuron-adjust")))
-    assert isinstance(shift, NeuronAdjustGuard)
-    bound_shift = METHODS["neuron-adjust"].bind(shift, torch.device("cpu"), WHOLE)
-    assert detectors({"b": bound_shift}) == {}
-    acting = interventions({"b": bound_shift})["b"]
-    assert acting.places == (Place(0, Site.PRE_ACTIVATION), Place(2, Site.PRE_ACTIVATION))
-    assert bound_shift.layers == (0, 2)
-    assert bound_shift.taus is None
-    assert len(bound_shift.parts) == 1
+    def test_its_entries_are_found_after_the_shipped_ones(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shipped = list(methods().values())
+        with installed(tmp_path, monkeypatch):
+            found = list(methods().values())
+            assert found[: len(shipped)] == shipped
+            assert set(found[len(shipped) :]) == {PROBE, HALVING}
+            assert methods()["toy-probe", None] is PROBE
+            assert variants("toy-halving") == {"": HALVING}
+            assert {"toy-probe", "toy-halving"} < set(names())
+        assert list(methods().values()) == shipped, "positive control: only where it is installed"
 
-    mask = METHODS["selective-pruning"].bind(pruned(), torch.device("cpu"), WHOLE)
-    assert interventions({"c": mask})["c"].places == (
-        *(Place(0, Site.ATTENTION), Place(0, Site.KEY)),
-        *(Place(1, Site.ATTENTION), Place(2, Site.KEY)),
+    def test_its_artifacts_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        guard = ProbeGuard((0, 2), torch.randn(2, manifest("toy-probe", {}).model.d_model), 0.5)
+        parameters, tensors = PROBE.dump(guard)
+        artifact = read_artifact(write_raw(tmp_path / "a", "toy-probe", parameters, dict(tensors)))
+        with pytest.raises(ArtifactError, match=f"got method 'toy-probe', {KNOWN}"):
+            method_of(artifact)
+        with installed(tmp_path / "site", monkeypatch):
+            assert method_of(artifact) is PROBE
+            loaded = load_guard(artifact)
+        assert isinstance(loaded, ProbeGuard)
+        assert torch.equal(loaded.weight_LD, guard.weight_LD)
+
+    def test_a_variant_of_a_shipped_method_is_not_its_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tests.toys, "VARIANT", replace(PROBE, name="ksd", variant="a-probe"), raising=False)
+        with installed(tmp_path / "site", monkeypatch, "tests.toys:VARIANT"):
+            assert list(variants("ksd")) == ["pooled", "paper", "a-probe"]
+            assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
+            parameters, tensors = CUBE.dump(cubes())
+            del parameters["variant"]
+            assert method_of(read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))) is CUBE
+
+    @pytest.mark.parametrize(
+        ("entries", "complaint"),
+        [
+            (
+                ("guards.methods.neuron_adjust.entry:NEURON_ADJUST",),
+                r"\('neuron-adjust', None\) is registered twice: by guards\.methods\.neuron_adjust and guards",
+            ),
+            (
+                ("tests.toys:IMPOSTOR",),
+                r"\('ksd', 'pooled'\) is registered twice: by guards\.methods\.pooled and tests\.toys\.probe",
+            ),
+            (
+                ("tests.toys:PROBE", "tests.toys:RIVAL"),
+                r"\('toy-probe', None\) is registered twice: by tests\.toys\.\w+ and tests\.toys\.\w+",
+            ),
+        ],
     )
-    assert mask.layers == (0, 1, 2)
-    assert mask.taus is None
-    assert len(mask.parts) == 1
+    def test_two_entries_of_one_key_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: tuple[str, ...], complaint: str
+    ) -> None:
+        monkeypatch.setattr(tests.toys, "IMPOSTOR", replace(PROBE, name="ksd", variant="pooled"), raising=False)
+        monkeypatch.setattr(tests.toys, "RIVAL", replace(HALVING, name="toy-probe"), raising=False)
+        with installed(tmp_path, monkeypatch, *entries), pytest.raises(ValueError, match=complaint):
+            methods()
+
+
+class TestArtifact:
+    """Which entry made an artifact."""
+
+    def test_an_unknown_method_is_refused_with_the_known_ones(self, tmp_path: Path) -> None:
+        artifact = read_artifact(write_raw(tmp_path / "a", "astrology", {}, {"x": torch.zeros(1)}))
+        for act in (method_of, load_guard):
+            with pytest.raises(ArtifactError, match=f"^a: got method 'astrology', {KNOWN}: a newer skillguard"):
+                act(artifact)
+
+    @pytest.mark.parametrize("variant", ["spheres", "Pooled", "", 1, True, ["pooled"], {"pooled": 1}])
+    @pytest.mark.parametrize("entry", [CUBE, POOLED])
+    def test_an_unknown_variant_is_refused_with_the_known_ones(
+        self, tmp_path: Path, entry: Any, variant: object
+    ) -> None:
+        parameters, tensors = entry.dump(SAMPLES[entry]())
+        artifact = read_artifact(write_raw(tmp_path / "a", "ksd", {**parameters, "variant": variant}, tensors))
+        for act in (method_of, load_guard):
+            with pytest.raises(ArtifactError) as refusal:
+                act(artifact)
+            assert str(refusal.value).startswith(f"a: got method 'ksd', variant {variant!r}, {KNOWN}: ")
+
+    def test_a_variant_of_a_method_that_has_none_is_refused(self, tmp_path: Path) -> None:
+        parameters, tensors = NEURON_ADJUST.dump(neuron_adjust())
+        parameters["variant"] = "paper"
+        artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, dict(tensors)))
+        with pytest.raises(ArtifactError, match=f"got method 'neuron-adjust', variant 'paper', {KNOWN}"):
+            load_guard(artifact)
+
+    def test_key_space_detection_without_a_variant_holds_cubes(self, tmp_path: Path) -> None:
+        parameters, tensors = CUBE.dump(cubes())
+        assert parameters.pop("variant") == "paper"
+        artifact = read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))
+        assert method_of(artifact) is CUBE
+        assert isinstance(load_guard(artifact), CubeGuard)
+
+    @pytest.mark.parametrize("guard", [cubes(), pooled()], ids=["cubes", "pooled"])
+    def test_a_variant_that_is_null_is_none_of_them(self, tmp_path: Path, guard: Any) -> None:
+        parameters, tensors = (CUBE if isinstance(guard, CubeGuard) else POOLED).dump(guard)
+        parameters["variant"] = None
+        artifact = read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))
+        with pytest.raises(ArtifactError, match=r"parameters\.variant"):
+            load_guard(artifact)
+
+    def test_the_kinds_are_the_methods(self) -> None:
+        kinds = {entry: entry.kind for entry in methods().values()}
+        assert kinds == {
+            POOLED: GuardKind.DETECTOR,
+            CUBE: GuardKind.DETECTOR,
+            NEURON_ADJUST: GuardKind.INTERVENTION,
+            SELECTIVE_PRUNING: GuardKind.INTERVENTION,
+        }

@@ -10,11 +10,12 @@ import pytest
 
 import guards
 from guards.calibration.finished import Calibration
-from guards.methods.registry import METHODS
+from guards.calibration.shown import ShownTable
+from guards.methods.registry import CUBE
 from server.cli.calibration_summary import print_summary
 from server.cli.flags import as_flags
 from server.cli.main import build_parser
-from tests.guards.samples import CALIBRATION, IDENTITY, ksd
+from tests.guards.samples import CALIBRATION, IDENTITY, cubes
 
 GUARDS = Path(guards.__path__[0])
 
@@ -58,9 +59,10 @@ def test_an_option_in_backticks_is_shown_as_its_flag(text: str, shown: str) -> N
 def test_a_warning_is_printed_with_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
     warning = "tau was lowered below what `recall` 0.95 needs, to keep `max_false_abstention` 0.01"
     done = Calibration(
-        method=METHODS["ksd"], guard=ksd(), identity=IDENTITY, record=CALIBRATION, canaries=(), warnings=(warning,)
+        method=CUBE, guard=cubes(), identity=IDENTITY, record=CALIBRATION, canaries=(), warnings=(warning,)
     )
-    print_summary(done, skill="sums", model="m", output=Path("o"), report=Path("r"), digest="0" * 64)
+    table = ShownTable(("frame",), (("chat",),))
+    print_summary(done, table, skill="sums", model="m", output=Path("o"), report=Path("r"), digest="0" * 64)
     shown = "below what --recall 0.95 needs, to keep --max-false-abstention 0.01"
     assert shown in capsys.readouterr().out
 

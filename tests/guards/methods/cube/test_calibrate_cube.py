@@ -7,23 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.artifact.canaries import disagreement
-from guards.artifact.manifest import Canary
 from guards.artifact.store import read_artifact
 from guards.calibration.corpus import FORGET_DEAL, RETAIN_DEAL, Share, encode_corpora, frame_tokens
 from guards.calibration.detector_job import prepare
 from guards.calibration.sources import Source
-from guards.core.verdict import Reading, Scope
+from guards.calibration.statistics import floor_sigma
+from guards.core.verdict import Scope
 from guards.errors import CalibrationError, DataError
-from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.cube.calibrate import CubeCalibration
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes
-from guards.methods.cube.guard import CubeGuard, Regime, floor_sigma
+from guards.methods.cube.guard import CubeGuard, Regime
 from guards.methods.cube.options import CubeOptions
 from guards.methods.cube.passes import fit_frame, score_all
-from guards.methods.registry import METHODS, load_guard
+from guards.methods.registry import CUBE, load_guard, method_of
+from guards.model.sites import Place, Site
 from tests.guards.tiny import sources, sums, tiny_loaded, words
+from tests.guards.verified import disagreements
 
 FRAMES = ("chat", "{text} Q:", "{text}\nA:")
 CAP = 0.05
@@ -49,7 +49,8 @@ def _silent(_: int, __: str) -> None:
 def _keys(loaded: LoadedModel, layer: int, ids: tuple[int, ...]) -> Tensor:
     """Key vectors [T, F] of one prompt, from a hook of the test's own."""
     kept: list[Tensor] = []
-    handle = loaded.sites.layers[layer].key.register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+    module = loaded.sites.tap(Place(layer, Site.KEY)).module
+    handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
     with torch.no_grad():
         loaded.model(input_ids=torch.tensor([ids]))
     handle.remove()
@@ -109,7 +110,8 @@ def test_separates_what_can_be_separated(calibration: CubeCalibration) -> None:
     assert isinstance(calibration.guard, CubeGuard)
     assert [cube.frame for cube in calibration.guard.cubes] == list(FRAMES)
     for result in calibration.frames:
-        assert round(result.chosen.auroc, 3) == max(round(layer.auroc, 3) for layer in result.layers)
+        assert round(result.chosen.auroc, 3) == max(round(layer.auroc, 3) for layer in result.by_layer)
+        assert result.layers == (result.chosen.fit.cube.layer,)
         assert result.chosen.reported_auroc > 0.99
         assert result.recall.rate > 0.85
         assert result.false_abstention.rate <= 0.05
@@ -131,25 +133,12 @@ def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-def _disagreements(loaded: LoadedModel, folder: Path, canaries: tuple[Canary, ...]) -> list[str]:
-    artifact = read_artifact(folder)
-    entry = METHODS[artifact.manifest.method]
-    found = []
-    with Attachment(loaded.model, loaded.sites, {"guard": (entry, load_guard(artifact))}) as attachment:
-        for canary in canaries:
-            with torch.no_grad():
-                loaded.model(input_ids=torch.tensor([canary.token_ids]))
-            readings = attachment.take(len(canary.token_ids))
-            reading = Reading(int(readings.codes_RG[-1, 0]))
-            scores = readings.scores["guard"][-1].tolist()
-            found.append(disagreement(canary, reading, scores, dtype="float32", kind=entry.kind, alone=True))
-    return [problem for problem in found if problem is not None]
-
-
 def test_canaries_agree_when_read_back_and_attached(calibration: CubeCalibration, tmp_path: Path) -> None:
     calibration.save(tmp_path / "guard", "sums")
-    canaries = read_artifact(tmp_path / "guard").manifest.canaries
+    artifact = read_artifact(tmp_path / "guard")
+    canaries = artifact.manifest.canaries
     assert canaries == calibration.canaries
+    assert method_of(artifact) is calibration.method is CUBE
     assert 1 <= len(canaries) <= 16
     assert {canary.fires for canary in canaries} == {True, False}
     assert all(len(canary.scores) == len(FRAMES) for canary in canaries)
@@ -158,9 +147,9 @@ def test_canaries_agree_when_read_back_and_attached(calibration: CubeCalibration
     for canary in canaries:
         ratio = min(score / tau for score, tau in zip(canary.scores, taus, strict=True))
         assert ratio <= 0.9 if canary.fires else ratio >= 1.1
-    other = tiny_loaded(seed=5)
-    assert _disagreements(tiny_loaded(), tmp_path / "guard", canaries) == []
-    assert _disagreements(other, tmp_path / "guard", canaries) != [], "positive control: other weights"
+    guard = load_guard(artifact)
+    assert disagreements(tiny_loaded(), CUBE, guard, canaries) == []
+    assert disagreements(tiny_loaded(seed=5), CUBE, guard, canaries) != [], "positive control: other weights"
 
 
 def _mixed(share: int) -> tuple[list[Source], list[Source]]:
@@ -198,18 +187,18 @@ def test_few_examples_are_refused_or_warned_about(loaded: LoadedModel) -> None:
     assert any("cannot show a false-abstention rate of 0.01" in warning for warning in few.warnings)
     forget, retain = sources(3)
     with pytest.raises(CalibrationError, match="got 3 forget and 3 retain examples, wanted at least 4 and 2"):
-        calibrate_cubes(loaded, forget, retain)
+        calibrate_cubes(loaded, forget, retain, CubeOptions())
     with pytest.raises(CalibrationError, match="got no retain examples"):
-        calibrate_cubes(loaded, forget, [])
+        calibrate_cubes(loaded, forget, [], CubeOptions())
     with pytest.raises(DataError, match="both the forget and the retain"):
-        calibrate_cubes(loaded, forget, forget)
+        calibrate_cubes(loaded, forget, forget, CubeOptions())
 
 
 def test_a_model_that_overflows_is_refused() -> None:
     broken = tiny_loaded()
     torch.nn.init.constant_(broken.model.model.layers[0].mlp.down_proj.weight, torch.inf)
     with pytest.raises(CalibrationError, match="not finite"):
-        calibrate_cubes(broken, *sources(20))
+        calibrate_cubes(broken, *sources(20), CubeOptions())
 
 
 @pytest.mark.parametrize(

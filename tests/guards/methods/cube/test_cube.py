@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.calibration.statistics import conformal_tau
+from guards.calibration.statistics import SIGMA_FLOOR_ABS, SIGMA_FLOOR_REL, conformal_tau, floor_sigma
 from guards.errors import CalibrationError
-from guards.methods.cube.guard import SIGMA_FLOOR_ABS, SIGMA_FLOOR_REL, Cube, CubeFitter, cube_score, floor_sigma
+from guards.methods.cube.guard import Cube, CubeFitter, cube_score
 
 
 def fit(key_TF: Tensor, pieces: int = 1) -> Cube:

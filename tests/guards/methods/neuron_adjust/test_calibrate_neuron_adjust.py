@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.artifact.canaries import SHIFT_SLACK, disagreement
 from guards.artifact.store import read_artifact
-from guards.core.verdict import Reading
 from guards.errors import CalibrationError
-from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.neuron_adjust.calibrate import NeuronAdjustCalibration
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.registry import METHODS, load_guard
+from guards.methods.registry import NEURON_ADJUST, load_guard, method_of
+from guards.model.sites import Place, Site
 from tests.guards.tiny import sources, tiny_loaded
+from tests.guards.verified import disagreements
 
 FRAMES = ("chat", "bare")
 
@@ -35,7 +34,7 @@ def calibration(loaded: LoadedModel) -> NeuronAdjustCalibration:
 def _pre_activations(loaded: LoadedModel, layer: int, texts: tuple[str, ...]) -> Tensor:
     """All tokens' pre-activations [T, F] in both frames, one prompt at a time, by a hook of the test's own."""
     kept: list[Tensor] = []
-    module = loaded.sites.layers[layer].pre_activation
+    module = loaded.sites.tap(Place(layer, Site.PRE_ACTIVATION)).module
     handle = module.register_forward_hook(lambda _, __, output: kept.append(output[0]))
     with torch.no_grad():
         for frame in FRAMES:
@@ -64,9 +63,9 @@ def test_streamed_statistics_equal_one_shot(loaded: LoadedModel, calibration: Ne
 
 
 def test_selects_the_fraction_over_all_layers(loaded: LoadedModel, calibration: NeuronAdjustCalibration) -> None:
-    neurons = len(loaded.sites.layers) * loaded.sites.d_ff
+    neurons = loaded.sites.layers * loaded.sites.d_ff
     assert sum(calibration.neurons_by_layer) == neurons // 4
-    assert len(calibration.neurons_by_layer) == len(loaded.sites.layers)
+    assert len(calibration.neurons_by_layer) == loaded.sites.layers
     assert calibration.tokens == {
         role: sum(record.tokens for record in calibration.record.sources if record.role == role)
         for role in ("forget", "retain")
@@ -80,21 +79,11 @@ def test_canaries_agree_when_read_back_and_attached(calibration: NeuronAdjustCal
     artifact = read_artifact(tmp_path / "guard")
     canaries = artifact.manifest.canaries
     assert 2 <= len(canaries) <= 16
-    assert all(canary.fires and canary.scores[0] > SHIFT_SLACK for canary in canaries)
-    found = {}
-    for name, model in (("same", tiny_loaded()), ("other", tiny_loaded(seed=5))):
-        problems = []
-        entry = METHODS[artifact.manifest.method]
-        with Attachment(model.model, model.sites, {"guard": (entry, load_guard(artifact))}) as attachment:
-            for canary in canaries:
-                with torch.no_grad():
-                    model.model(input_ids=torch.tensor([canary.token_ids]))
-                readings = attachment.take(len(canary.token_ids))
-                reading, scores = Reading(int(readings.codes_RG[-1, 0])), readings.scores["guard"][-1].tolist()
-                problems.append(disagreement(canary, reading, scores, dtype="float32", kind=entry.kind, alone=True))
-        found[name] = [problem for problem in problems if problem is not None]
-    assert found["same"] == []
-    assert found["other"] != [], "positive control: other weights"
+    assert all(canary.fires and canary.scores[0] > NEURON_ADJUST.drift.slack == 2 for canary in canaries)
+    assert method_of(artifact) is calibration.method is NEURON_ADJUST
+    guard = load_guard(artifact)
+    assert disagreements(tiny_loaded(), NEURON_ADJUST, guard, canaries) == []
+    assert disagreements(tiny_loaded(seed=5), NEURON_ADJUST, guard, canaries) != [], "positive control: other weights"
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_batch(loaded: LoadedModel, tmp_path: Path) -> None:

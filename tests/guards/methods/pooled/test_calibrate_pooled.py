@@ -8,29 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.artifact.canaries import disagreement
 from guards.artifact.store import read_artifact
 from guards.calibration.corpus import Share
 from guards.calibration.sources import Source
 from guards.calibration.thresholds import below, rate_of
-from guards.core.verdict import Reading, Scope
+from guards.core.verdict import Scope
 from guards.errors import CalibrationError, DataError
-from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.pooled import calibrate as module
-from guards.methods.pooled.calibrate import (
-    Candidate,
-    PooledCalibration,
-    best,
-    calibrate_pooled,
-    candidate_layers,
-    place,
-)
+from guards.methods.pooled.calibrate import Candidate, PooledCalibration, best, candidate_layers, place
+from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
 from guards.methods.pooled.guard import LayerWeights, PooledGuard, mean_scores
 from guards.methods.pooled.options import PooledOptions
-from guards.methods.registry import METHODS, load_guard
+from guards.methods.registry import POOLED, load_guard, method_of
 from tests.guards.attached import keys
 from tests.guards.tiny import sources, sums, tiny_loaded, words
+from tests.guards.verified import disagreements
 
 CAP = 0.05
 """What 60 retain texts a frame can show; the default of 0.005 needs 199."""
@@ -185,30 +178,19 @@ def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path
     assert len(digests) == 2, "positive control: another seed splits otherwise"
 
 
-def _disagreements(loaded: LoadedModel, folder: Path) -> list[str]:
-    artifact = read_artifact(folder)
-    entry = METHODS[artifact.manifest.method]
-    found = []
-    with Attachment(loaded.model, loaded.sites, {"guard": (entry, load_guard(artifact))}) as attachment:
-        for canary in artifact.manifest.canaries:
-            with torch.no_grad():
-                loaded.model(input_ids=torch.tensor([canary.token_ids]))
-            readings = attachment.take(len(canary.token_ids))
-            reading, scores = Reading(int(readings.codes_RG[-1, 0])), readings.scores["guard"][-1].tolist()
-            found.append(disagreement(canary, reading, scores, dtype="float32", kind=entry.kind, alone=True))
-    return [problem for problem in found if problem is not None]
-
-
 def test_canaries_agree_when_read_back_and_attached(calibration: PooledCalibration, tmp_path: Path) -> None:
     calibration.save(tmp_path / "guard", "sums")
-    canaries = read_artifact(tmp_path / "guard").manifest.canaries
+    artifact = read_artifact(tmp_path / "guard")
+    canaries = artifact.manifest.canaries
+    assert method_of(artifact) is calibration.method is POOLED
     assert {canary.fires for canary in canaries} == {True, False}
     assert all(len(canary.scores) == 1 for canary in canaries)
     for canary in canaries:
         ratio = canary.scores[0] / calibration.chosen.tau
         assert ratio <= 0.9 if canary.fires else ratio >= 1.1
-    assert _disagreements(tiny_loaded(), tmp_path / "guard") == []
-    assert _disagreements(tiny_loaded(seed=5), tmp_path / "guard") != [], "positive control: other weights"
+    guard = load_guard(artifact)
+    assert disagreements(tiny_loaded(), POOLED, guard, canaries) == []
+    assert disagreements(tiny_loaded(seed=5), POOLED, guard, canaries) != [], "positive control: other weights"
 
 
 @pytest.mark.parametrize(("template", "first"), [(None, ()), ("default", ("chat",))])
@@ -229,7 +211,7 @@ def test_a_layer_that_is_given_is_the_only_one(loaded: LoadedModel) -> None:
     assert [each.layers for each in result.candidates] == [(0,)]
     assert isinstance(result.guard, PooledGuard)
     assert result.guard.layers == (0,)
-    assert result.frames[0].where == "layer 0"
+    assert result.frames[0].layers == (0,)
     with pytest.raises(CalibrationError, match="got `layer` 3, wanted 0 to 2"):
         calibrate_pooled(loaded, *sources(8), PooledOptions(layer=3))
 
@@ -269,15 +251,15 @@ def test_few_examples_are_refused_or_warned_about(loaded: LoadedModel) -> None:
     assert any("15 retain examples for the threshold cannot show a" in warning for warning in few.warnings)
     forget, retain = sources(3)
     with pytest.raises(CalibrationError, match="got 3 forget and 3 retain examples, wanted at least 4 and 4"):
-        calibrate_pooled(loaded, forget, retain)
+        calibrate_pooled(loaded, forget, retain, PooledOptions())
     with pytest.raises(CalibrationError, match="got no retain examples"):
-        calibrate_pooled(loaded, forget, [])
+        calibrate_pooled(loaded, forget, [], PooledOptions())
     with pytest.raises(DataError, match="both the forget and the retain"):
-        calibrate_pooled(loaded, forget, forget)
+        calibrate_pooled(loaded, forget, forget, PooledOptions())
 
 
 def test_a_model_that_overflows_is_refused() -> None:
     broken = tiny_loaded()
     torch.nn.init.constant_(broken.model.model.layers[0].mlp.down_proj.weight, torch.inf)
     with pytest.raises(CalibrationError, match="not finite"):
-        calibrate_pooled(broken, *sources(20))
+        calibrate_pooled(broken, *sources(20), PooledOptions())

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from guards.contract.guard import OverRanks
 from guards.errors import CalibrationError
 from guards.methods.pooled.guard import SHRINKAGE, DiscriminantFitter, PooledBank, mean_scores
 from guards.methods.pooled.stored import BoundPooled
-from guards.model.shard import Shard
+from guards.model.shard import WHOLE, Shard
+from guards.model.sites import Place, Site
 from tests.guards.samples import pooled
 from tests.models import D_FF, LAYERS
 
@@ -92,16 +94,15 @@ def test_the_mean_of_served_values_is_the_score_of_the_mean(ranks: int) -> None:
     for rank in range(ranks):
         shard = Shard(rank, ranks)
         bound = BoundPooled(guard, torch.device("cpu"), shard)
+        assert {(column.part, column.over_ranks) for column in bound.columns} == {(0, OverRanks.SUM)}
         for layer in guard.layers:
-            parts, bank = bound.at(layer)
-            assert parts == (0,)
-            total += bank(keys[layer][:, shard.columns(D_FF)])
+            total += bound.at(Place(layer, Site.KEY), D_FF)(keys[layer][:, shard.columns(D_FF)])
     torch.testing.assert_close(total.mean(), wanted[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_key_that_is_not_finite_gives_no_finite_value(bad: float) -> None:
-    _, bank = BoundPooled(pooled(), torch.device("cpu")).at(LAYERS - 1)
+    bank = BoundPooled(pooled(), torch.device("cpu"), WHOLE).at(Place(LAYERS - 1, Site.KEY), D_FF)
     key_TF = torch.zeros(3, D_FF)
     key_TF[1, 2] = bad
     assert torch.isfinite(bank(key_TF)).flatten().tolist() == [True, False, True]

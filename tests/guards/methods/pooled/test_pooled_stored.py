@@ -1,29 +1,29 @@
-"""What the loader refuses of a pooled guard, and which variant an artifact is of."""
+"""What the loader refuses of a pooled guard."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from guards.core.part import Part
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
-from guards.contract.guard import detectors
+from guards.contract.accumulate import MEAN
+from guards.contract.guard import Part
 from guards.errors import ArtifactError
-from guards.methods.cube.guard import CubeGuard
 from guards.methods.pooled.guard import PooledGuard
-from guards.methods.registry import METHODS, load_guard
+from guards.methods.registry import CUBE, POOLED, load_guard
 from guards.model.shard import WHOLE
-from guards.model.sites import Site
-from tests.guards.methods.test_registry import Parameters, Tensors, edit
+from guards.model.sites import Place, Site
+from tests.guards.methods.test_stored import Parameters, Tensors, edit
 from tests.guards.samples import cubes, pooled, write_raw
 from tests.models import D_FF, LAYERS
 
 
 def dumped() -> tuple[Parameters, Tensors]:
     """Parameters and tensors of a valid guard at layers 1 and 2, free to be edited."""
-    return METHODS["ksd"].dump(pooled(1, 2))
+    parameters, tensors = POOLED.dump(pooled(1, 2))
+    return parameters, dict(tensors)
 
 
 def load(folder: Path, parameters: Parameters, tensors: Tensors) -> object:
@@ -35,29 +35,15 @@ def test_a_guard_survives_the_disk(tmp_path: Path) -> None:
     assert parameters["variant"] == "pooled"
     guard = load(tmp_path, parameters, tensors)
     assert isinstance(guard, PooledGuard)
-    again, tensors_again = METHODS["ksd"].dump(guard)
+    again, tensors_again = POOLED.dump(guard)
     assert again == parameters
     assert tensors.keys() == tensors_again.keys()
     assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors)
 
 
-def test_an_artifact_that_names_no_variant_holds_cubes(tmp_path: Path) -> None:
-    parameters, tensors = METHODS["ksd"].dump(cubes())
-    assert parameters.pop("variant") == "paper"
-    assert isinstance(load(tmp_path, parameters, tensors), CubeGuard)
-
-
-@pytest.mark.parametrize("variant", ["spheres", "Pooled", "", None, 1])
-@pytest.mark.parametrize("guard", [cubes(), pooled()], ids=["cubes", "pooled"])
-def test_an_unknown_variant_is_refused(tmp_path: Path, guard: Any, variant: object) -> None:
-    parameters, tensors = METHODS["ksd"].dump(guard)
-    with pytest.raises(ArtifactError, match=r"parameters\.variant"):
-        load(tmp_path, {**parameters, "variant": variant}, tensors)
-
-
-@pytest.mark.parametrize(("given", "other"), [("paper", pooled()), ("pooled", cubes())])
+@pytest.mark.parametrize(("given", "other"), [("paper", POOLED.dump(pooled())), ("pooled", CUBE.dump(cubes()))])
 def test_a_variant_with_the_others_parameters_is_refused(tmp_path: Path, given: str, other: Any) -> None:
-    parameters, tensors = METHODS["ksd"].dump(other)
+    parameters, tensors = other
     with pytest.raises(ArtifactError, match=r"parameters\."):
         load(tmp_path, {**parameters, "variant": given}, tensors)
 
@@ -129,9 +115,7 @@ def test_a_weight_that_is_not_finite(tmp_path: Path, bad: float) -> None:
 
 
 def test_a_bound_guard_is_one_part_of_several_layers() -> None:
-    bound = METHODS["ksd"].bind(pooled(0, 2, tau=0.25), torch.device("cpu"), WHOLE)
-    detector = detectors({"a": bound})["a"]
-    assert (detector.site, detector.pooled, detector.layers) == (Site.KEY, True, (0, 2))
-    assert detector.parts == (Part("", 2),)
-    assert bound.taus is not None
-    assert bound.taus.tolist() == [0.25]
+    bound = POOLED.bind(pooled(0, 2, tau=0.25), torch.device("cpu"), WHOLE)
+    assert bound.parts == (Part("", (0, 2), MEAN),)
+    assert [column.place for column in bound.columns] == [Place(0, Site.KEY), Place(2, Site.KEY)]
+    assert bound.taus == (0.25,)

@@ -8,19 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.artifact.canaries import SHIFT_SLACK, disagreement
 from guards.artifact.store import read_artifact
-from guards.core.verdict import Reading
 from guards.errors import CalibrationError
-from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.registry import METHODS, load_guard
+from guards.methods.registry import SELECTIVE_PRUNING, load_guard, method_of
 from guards.methods.selective_pruning.calibrate import PruningCalibration
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.guard import EPSILON, Importance, PruningGuard
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site
 from tests.guards.tiny import sources, tiny_loaded
+from tests.guards.verified import disagreements
 from tests.models import D_FF, D_MODEL, LAYERS
 
 FRAMES = ("chat", "bare")
@@ -159,24 +157,13 @@ def test_canaries_agree_when_read_back_and_attached(calibration: PruningCalibrat
     artifact = read_artifact(tmp_path / "guard")
     canaries = artifact.manifest.canaries
     assert 2 <= len(canaries) <= 16
-    assert all(canary.fires and canary.scores[0] > SHIFT_SLACK for canary in canaries)
-    entry, guard = METHODS[artifact.manifest.method], load_guard(artifact)
+    assert all(canary.fires and canary.scores[0] > SELECTIVE_PRUNING.drift.slack == 2 for canary in canaries)
+    assert method_of(artifact) is calibration.method is SELECTIVE_PRUNING
+    guard = load_guard(artifact)
     assert isinstance(guard, PruningGuard)
     half = PruningGuard(**{**vars(guard), "feed_forward": {}})
-    found = {}
-    for name, served in (("all of it", guard), ("its attention alone", half)):
-        problems = []
-        model = tiny_loaded()
-        with Attachment(model.model, model.sites, {"guard": (entry, served)}) as attachment:
-            for canary in canaries:
-                with torch.no_grad():
-                    model.model(input_ids=torch.tensor([canary.token_ids]))
-                readings = attachment.take(len(canary.token_ids))
-                reading, scores = Reading(int(readings.codes_RG[-1, 0])), readings.scores["guard"][-1].tolist()
-                problems.append(disagreement(canary, reading, scores, dtype="float32", kind=entry.kind, alone=True))
-        found[name] = [problem for problem in problems if problem is not None]
-    assert found["all of it"] == []
-    assert found["its attention alone"] != [], "positive control: less is pruned"
+    assert disagreements(tiny_loaded(), SELECTIVE_PRUNING, guard, canaries) == []
+    assert disagreements(tiny_loaded(), SELECTIVE_PRUNING, half, canaries) != [], "positive control: less is pruned"
 
 
 def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -153,22 +153,22 @@ class TestPruner:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_zeroes_in_place_and_counts_what_was_not_zero(self, dtype: torch.dtype) -> None:
         x_TF = torch.tensor([[1.0, 2, 3, 4], [0, 2, 0, 4], [0, 2, -0.5, 4]]).to(dtype)
-        moved_T = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3))
+        moved_T1 = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3))
         assert x_TF.tolist() == [[0, 2, 0, 4]] * 3
-        assert moved_T.dtype is torch.float32
-        assert moved_T.tolist() == [2, 0, 1]
+        assert moved_T1.dtype is torch.float32
+        assert moved_T1.tolist() == [[2], [0], [1]]
 
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
     def test_a_value_that_is_not_finite_is_not_hidden_by_its_zero(self, bad: float) -> None:
         x_TF = torch.ones(3, 4)
         x_TF[1, 2] = bad
-        moved_T = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3))
-        assert moved_T.isnan().tolist() == [False, True, False]
+        moved_T1 = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3))
+        assert moved_T1.isnan().tolist() == [[False], [True], [False]]
         assert bool(torch.isfinite(x_TF).all())
 
     def test_a_rank_without_a_pruned_neuron_counts_none(self) -> None:
         x_TF = torch.ones(3, 4)
-        assert Pruner(torch.zeros(0, dtype=torch.int64))(x_TF, torch.arange(3)).tolist() == [0, 0, 0]
+        assert Pruner(torch.zeros(0, dtype=torch.int64))(x_TF, torch.arange(3)).tolist() == [[0], [0], [0]]
         assert torch.equal(x_TF, torch.ones(3, 4))
 
     @pytest.mark.parametrize("ranks", [2, 4])
@@ -176,17 +176,17 @@ class TestPruner:
     def test_ranks_together_do_what_one_does(self, layer: int, site: Site, width: int, ranks: int) -> None:
         x_TF, place, cpu = torch.randn(6, width), Place(layer, site), torch.device("cpu")
         slices = [part.clone() for part in x_TF.chunk(ranks, dim=1)]
-        whole_T = BoundPruning(pruned(), cpu, WHOLE).at(place, width)(x_TF, torch.arange(6))
+        whole_T1 = BoundPruning(pruned(), cpu, WHOLE).at(place, width)(x_TF, torch.arange(6))
         moved = [
             BoundPruning(pruned(), cpu, Shard(rank, ranks)).at(place, width)(slices[rank], torch.arange(6))
             for rank in range(ranks)
         ]
         assert torch.equal(torch.cat(slices, dim=1), x_TF)
-        assert torch.equal(torch.stack(moved).sum(dim=0), whole_T)
-        assert whole_T.tolist() == [2] * 6
+        assert torch.equal(torch.stack(moved).sum(dim=0), whole_T1)
+        assert whole_T1.tolist() == [[2]] * 6
 
     def test_attention_of_another_width_is_refused(self) -> None:
-        bound = BoundPruning(pruned(), torch.device("cpu"))
+        bound = BoundPruning(pruned(), torch.device("cpu"), WHOLE)
         with pytest.raises(
             AttachError, match=rf"got attention vectors of 20 neurons, the guard was made for {D_MODEL}"
         ):

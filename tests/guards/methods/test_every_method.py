@@ -1,0 +1,200 @@
+"""What holds of every method's guards: stored, bound, and in slices over ranks.
+
+Suffixes: T tokens, F width of a site, C columns at a place.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.artifact.store import read_artifact, write_artifact
+from guards.calibration.entry import Entry
+from guards.contract.guard import Bound, Column, OverRanks, Part, columns_at, detectors, interventions
+from guards.core.verdict import GuardKind
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, load_guard, method_of
+from guards.model.shard import WHOLE, Shard
+from guards.model.sites import SITES, Place, Site, Width
+from tests.guards.samples import (
+    SAMPLES,
+    cube,
+    cubes,
+    each_entry,
+    files,
+    neuron_adjust,
+    pooled,
+    pruned,
+    write,
+    write_raw,
+)
+from tests.models import D_FF, D_MODEL
+
+CPU = torch.device("cpu")
+WIDTHS = {Width.D_FF: D_FF, Width.D_ATTENTION: D_MODEL, Width.D_MODEL: D_MODEL}
+SHIPPED = sorted((Path(__file__).parents[3] / "artifacts" / "demo" / "guards").iterdir())
+
+
+def bound(entry: Entry, shard: Shard = WHOLE) -> Bound:
+    return entry.bind(SAMPLES[entry](), CPU, shard)
+
+
+def places(of: Bound) -> list[Place]:
+    return sorted({column.place for column in of.columns})
+
+
+def width(place: Place) -> int:
+    return WIDTHS[SITES[place.site].width]
+
+
+def vectors(place: Place) -> Tensor:
+    return torch.randn(6, width(place), generator=torch.Generator().manual_seed(place.layer))
+
+
+@each_entry
+def test_a_guard_survives_the_disk(tmp_path: Path, entry: Entry) -> None:
+    parameters, tensors = entry.dump(SAMPLES[entry]())
+    artifact = read_artifact(write_raw(tmp_path / "a", entry.name, parameters, dict(tensors)))
+    assert method_of(artifact) is entry
+    loaded = load_guard(artifact)
+    assert type(loaded) is type(SAMPLES[entry]())
+    again, tensors_again = entry.dump(loaded)
+    assert again == parameters
+    assert tensors.keys() == tensors_again.keys()
+    assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("folder", SHIPPED, ids=[folder.name for folder in SHIPPED])
+def test_a_shipped_guard_read_and_dumped_again_keeps_its_bytes(tmp_path: Path, folder: Path) -> None:
+    artifact = read_artifact(folder)
+    parameters, tensors = method_of(artifact).dump(load_guard(artifact))
+    assert parameters == artifact.manifest.parameters
+    record = artifact.manifest.model_copy(update={"parameters": parameters})
+    assert write_artifact(tmp_path / folder.name, record, tensors) == artifact.digest
+    assert files(tmp_path / folder.name) == files(folder)
+
+
+def test_there_are_shipped_guards() -> None:
+    assert {folder.name for folder in SHIPPED} >= {"ksd-mathematics", "na-mathematics"}
+
+
+@each_entry
+def test_its_folder_has_what_an_entry_promises(entry: Entry) -> None:
+    wanted = {
+        "stored": ("load", "dump", "bind"),
+        "calibrate": ("sites", "calibrate"),
+        "shown": ("table", "report", "plots"),
+    }
+    for file, functions in wanted.items():
+        module = entry.module(file)
+        assert all(callable(getattr(module, name)) for name in functions)
+    assert entry.options().frames == ()
+    assert set(entry.sites(entry.options())) <= {column.place.site for column in bound(entry).columns}
+    assert entry.summary
+
+
+@each_entry
+def test_a_detector_has_a_tau_for_each_part_and_an_intervention_a_health(entry: Entry) -> None:
+    each = bound(entry)
+    detects = entry.kind is GuardKind.DETECTOR
+    assert len(each.taus) == (len(each.parts) if detects else 0)
+    assert (each.health is None) is detects
+    assert (detectors({"a": each}), interventions({"a": each})) == (({"a": each}, {}) if detects else ({}, {"a": each}))
+
+
+@each_entry
+def test_its_layers_are_those_of_its_columns(entry: Entry) -> None:
+    each, guard = bound(entry), SAMPLES[entry]()
+    assert guard.layers == tuple(sorted({column.place.layer for column in each.columns}))
+    for index, part in enumerate(each.parts):
+        assert part.layers == tuple(sorted({c.place.layer for c in each.columns if c.part == index}))
+
+
+@each_entry
+def test_it_says_float32_columns_of_every_token(entry: Entry) -> None:
+    each = bound(entry)
+    for place in places(each):
+        for dtype in (torch.float32, torch.bfloat16):
+            said_TC = each.at(place, width(place))(vectors(place).to(dtype), torch.arange(6))
+            assert said_TC.dtype is torch.float32
+            assert said_TC.shape == (6, len(columns_at(each.columns, place)))
+            assert bool(torch.isfinite(said_TC).all())
+
+
+@each_entry
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_said_of_its_token_alone(entry: Entry, bad: float) -> None:
+    each = bound(entry)
+    for place in places(each):
+        x_TF = vectors(place)
+        x_TF[2] = bad
+        said_TC = each.at(place, width(place))(x_TF, torch.arange(6))
+        assert torch.isfinite(said_TC).any(dim=1).tolist() == [True, True, False, True, True, True]
+        assert torch.isfinite(said_TC).all(dim=1).tolist() == [True, True, False, True, True, True]
+
+
+@each_entry
+def test_a_detector_leaves_the_activations_and_an_intervention_changes_them(entry: Entry) -> None:
+    each = bound(entry)
+    for place in places(each):
+        x_TF = vectors(place)
+        said_TC = each.at(place, width(place))(x_TF, torch.arange(6))
+        changed_T = (x_TF != vectors(place)).any(dim=1)
+        if entry.kind is GuardKind.DETECTOR:
+            assert not bool(changed_T.any())
+        else:
+            assert bool(changed_T.any())
+            assert torch.equal(changed_T, said_TC.sum(dim=1) > 0), "its health says where it acted"
+
+
+@each_entry
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_say_and_do_what_one_does(entry: Entry, ranks: int) -> None:
+    whole, shards = bound(entry), [Shard(rank, ranks) for rank in range(ranks)]
+    for place in places(whole):
+        x_TF, columns = vectors(place), [whole.columns[i] for i in columns_at(whole.columns, place)]
+        slices = [x_TF[:, shard.columns(width(place))].clone() for shard in shards]
+        wanted_TC = whole.at(place, width(place))(x_TF, torch.arange(6))
+        said_NTC = torch.stack(
+            [
+                bound(entry, shard).at(place, width(place))(slice_TF, torch.arange(6))
+                for shard, slice_TF in zip(shards, slices, strict=True)
+            ]
+        )
+        for c, column in enumerate(columns):
+            assert column.over_ranks in (OverRanks.MAX, OverRanks.SUM), "these sites are split"
+            joined_NT = said_NTC[:, :, c]
+            joined_T = joined_NT.amax(dim=0) if column.over_ranks is OverRanks.MAX else joined_NT.sum(dim=0)
+            torch.testing.assert_close(joined_T, wanted_TC[:, c], rtol=1e-5, atol=1e-5)
+        assert torch.equal(torch.cat(slices, dim=1), x_TF)
+
+
+def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
+    guard = load_guard(read_artifact(write(tmp_path / "a", guard=cubes(cube(2, frame="chat"), cube(0), cube(2)))))
+    several = CUBE.bind(guard, CPU, WHOLE)
+    assert guard.layers == (0, 2)
+    assert several.parts == (Part("chat", (2,)), Part("bare", (0,)), Part("bare", (2,)))
+    assert several.columns == tuple(
+        Column(Place(layer, Site.KEY), part, OverRanks.MAX) for part, layer in enumerate((2, 0, 2))
+    )
+    assert several.taus == (3, 3, 3)
+
+    means = POOLED.bind(load_guard(read_artifact(write(tmp_path / "b", POOLED, pooled(0, 2)))), CPU, WHOLE)
+    assert [part.layers for part in means.parts] == [(0, 2)]
+    assert means.columns == tuple(Column(Place(layer, Site.KEY), 0, OverRanks.SUM) for layer in (0, 2))
+
+    shift = NEURON_ADJUST.bind(load_guard(read_artifact(write(tmp_path / "c", NEURON_ADJUST))), CPU, WHOLE)
+    assert shift.parts == (Part("", neuron_adjust().layers),) == (Part("", (0, 2)),)
+    assert shift.columns == tuple(Column(Place(layer, Site.PRE_ACTIVATION), 0, OverRanks.SUM) for layer in (0, 2))
+
+    mask = SELECTIVE_PRUNING.bind(pruned(), CPU, WHOLE)
+    assert mask.parts == (Part("", (0, 1, 2)),)
+    assert places(mask) == [
+        *(Place(0, Site.ATTENTION), Place(0, Site.KEY)),
+        *(Place(1, Site.ATTENTION), Place(2, Site.KEY)),
+    ]
+    assert {(column.part, column.over_ranks) for column in mask.columns} == {(0, OverRanks.SUM)}
+    for acting in (shift, mask):
+        assert acting.health is not None
+        assert acting.health.unit == "neurons"
