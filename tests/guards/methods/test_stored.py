@@ -128,8 +128,8 @@ def test_the_whole_range_of_seeds_is_usable(tmp_path: Path, bound: int) -> None:
     parameters, tensors = dumped(NEURON_ADJUST)
     parameters |= {"seed": bound, "draw": "random"}
     artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, tensors))
-    bound = NEURON_ADJUST.bind(load_guard(artifact), torch.device("cpu"), WHOLE)
-    bound.at(Place(0, Site.PRE_ACTIVATION), D_FF)(torch.zeros(2, D_FF), torch.arange(2))
+    adjusting = NEURON_ADJUST.bind(load_guard(artifact), torch.device("cpu"), WHOLE)
+    adjusting.at(Place(0, Site.PRE_ACTIVATION), D_FF)(torch.zeros(2, D_FF), torch.arange(2))
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_what_interventions_did_past_a_stop_string_is_not_the_answers(
         "shift": GuardFacts("sums", "neuron-adjust", (Part("", (0,)),), "neurons"),
         "turn": GuardFacts("sums", "turning", (Part("", (1,)),), "degrees"),
     }
-    health = {"shift": NEURONS, "turn": Health("degrees", slack=0.1)}
+    health = {"shift": NEURONS, "turn": Health("degrees")}
     policy = Policy({"shift": Rule(), "turn": Rule()})
     of = AnswerState(EngineRequest("r", PROMPT, Sampling(max_tokens=3, stop=stop), policy))
     of.judge(facts, {"shift": (Reading.OUTSIDE, (5.0,)), "turn": (Reading.OUTSIDE, (0.5,))})

@@ -146,7 +146,7 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     del chosen.layers_statistics[2]
     mask = replace(mask, feed_forward={0: torch.tensor([1, 20])}, attention={0: torch.tensor([0, 3, D_ATTENTION - 1])})
     guards: dict[str, Guard] = {"sums": cubes(cube(0, seed=1), cube(0, seed=2)), "shift": chosen, "mask": mask}
-    (joined,) = over_ranks(monkeypatch, whole, **guards)
+    (joined,) = over_ranks(monkeypatch, whole, 1, **guards)
     one = board_on(whole, **guards)
     _, wanted = one.split(run(whole)[ROWS])
     assert torch.equal(joined, wanted)
@@ -157,7 +157,7 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_ranks_say_what_one_says_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = LlamaForCausalLM()
     guards: dict[str, Guard] = {"sums": cubes(*CUBES), "shift": neuron_adjust(), "mask": pruned(D_ATTENTION)}
-    (joined,) = over_ranks(monkeypatch, whole, **guards)
+    (joined,) = over_ranks(monkeypatch, whole, 1, **guards)
     one = board_on(whole, **guards)
     _, wanted = one.split(run(whole)[ROWS])
     torch.testing.assert_close(joined, wanted, rtol=1e-4, atol=1e-4)
