@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +28,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         for tau in self.taus:
-            if not math.isfinite(tau) or abs(tau) > _LARGEST:
+            if not abs(tau) <= _LARGEST:
                 raise PolicyError(f"got tau {tau!r}, wanted a number that is finite in float32")
 
 
@@ -49,7 +48,9 @@ class Policy:
     @cached_property
     def text(self) -> str:
         """For the way to another process; equal policies give equal texts."""
-        rows = {name: [rule.mode, rule.scope, list(rule.taus)] for name, rule in sorted(self.rules.items())}
+        # One text for 1 and 1.0, and for 0.0 and -0.0.
+        taus = {name: [float(tau) + 0.0 for tau in rule.taus] for name, rule in self.rules.items()}
+        rows = {name: [rule.mode, rule.scope, taus[name]] for name, rule in sorted(self.rules.items())}
         return json.dumps(rows, separators=(",", ":"), allow_nan=False)
 
     @cached_property
@@ -62,13 +63,16 @@ class Policy:
         """What `text` gave. Raises PolicyError on anything else."""
         try:
             rows = json.loads(text)
-            return cls(
+            policy = cls(
                 {
                     name: Rule(GuardMode(mode), Scope(scope), tuple(map(float, taus)))
                     for name, (mode, scope, taus) in rows.items()
                 }
             )
-        except (ValueError, TypeError, AttributeError) as error:
+            if policy.text != text:
+                raise ValueError("it would be written otherwise")
+            return policy
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise PolicyError(f"got {text[:80]!r}, wanted a policy as `Policy.text` writes it ({error})") from error
 
     def over(self, defaults: Mapping[str, Rule]) -> "Policy":

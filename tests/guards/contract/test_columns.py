@@ -73,8 +73,8 @@ def test_columns_ascend_by_place_and_then_in_the_order_of_guards() -> None:
     assert list(laid.columns.health) == ["shift"]
     assert laid.columns.health_parts == [2], "behind both cubes"
     for order in (("a", "b"), ("b", "a")):
-        named: dict[str, Guard] = {"a": cubes(), "b": pruned()}
-        guards = {name: named[name] for name in order}
+        samples: dict[str, Guard] = {"a": cubes(), "b": pruned()}
+        guards = {name: samples[name] for name in order}
         at_2 = [guard for guard, layer in Laid(**guards).names if layer == 2]
         assert at_2 == list(order)
 

@@ -77,7 +77,7 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_ranks_sample_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    (rows_RX,) = over_ranks(monkeypatch, LlamaForCausalLM(), probe=probe(1))
+    rows_RX = over_ranks(monkeypatch, LlamaForCausalLM(), probe=probe(1))
     assert torch.isfinite(rows_RX).tolist() == [[True], [False]], "the second goes on from what nobody wrote"
 
 
