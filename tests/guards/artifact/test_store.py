@@ -60,7 +60,7 @@ class TestRoundTrip:
         parameters, tensors = CUBE.dump(cubes())
         for name in ("a", "b"):
             write_artifact(tmp_path / name, manifest("ksd", parameters), tensors)
-            tensors = dict(reversed(tensors.items()))
+            tensors = dict(reversed(list(tensors.items())))
         assert files(tmp_path / "a") == files(tmp_path / "b")
 
     def test_the_digest_covers_both_files(self, tmp_path: Path) -> None:
