@@ -15,7 +15,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise CalibrationError("--plots needs matplotlib: pip install 'skillguard[plots]'") from error
+        raise CalibrationError("`plots` needs matplotlib: pip install 'skillguard[plots]'") from error
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:

@@ -53,10 +53,10 @@ class DetectorOptions(CommonOptions):
 
     layer: int | None = option(None, "the only layer (default: what separates best)")
     recall: float = option(0.95, "share of the skill to catch")
-    max_false_abstention: float = option(0.01, "share of other prompts that may be refused; wins over --recall")
+    max_false_abstention: float = option(0.01, "share of other prompts that may be refused; wins over `recall`")
     placement: PlacementName = option(
         "tight",
-        "tau as small as --recall allows, or midway to what --max-false-abstention allows, which catches more\n"
+        "tau as small as `recall` allows, or midway to what `max_false_abstention` allows, which catches more\n"
         "new wordings and refuses more of what no retain source resembles",
     )
     scope: Scope = option(Scope.BOTH, "judge the prompt, what the model writes, or both")

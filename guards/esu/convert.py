@@ -62,7 +62,7 @@ def _import_cubes(file: EsuFile, options: ImportOptions, identity: ModelIdentity
     if alpha is None or regime is None:
         raise ArtifactError(
             f"{file.name}: the name tells none of the published skills ({', '.join(sorted(PUBLISHED))}): "
-            "give --alpha and --regime"
+            "give `alpha` and `regime`"
         )
     guard = cubes(file, alpha, Regime(regime), _frame(file, options), identity)
     notes += [
@@ -80,7 +80,7 @@ def _import_gaussians(
     file: EsuFile, options: ImportOptions, identity: ModelIdentity
 ) -> tuple[NeuronAdjustGuard, list[str]]:
     if options.alpha is not None or options.regime is not None:
-        raise ArtifactError(f"{file.name}: holds Neuron Adjust, which has no --alpha and no --regime")
+        raise ArtifactError(f"{file.name}: holds Neuron Adjust, which has no `alpha` and no `regime`")
     guard = gaussians(file, Draw.RANDOM, SEED, identity)
     forget = torch.cat([layer.forget_mean_S for layer in guard.layers_statistics.values()])
     notes = [

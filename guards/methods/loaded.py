@@ -42,7 +42,7 @@ def read_guards(folders: Sequence[Path], *, verifiable: bool = True) -> dict[str
         if verifiable and not any(canary.fires for canary in artifact.manifest.canaries):
             raise ArtifactError(
                 f"{folder}: holds no canary on which its guard fires, so it cannot be verified at start: "
-                "calibrate it on this model, or import it again with --model"
+                "calibrate it on this model, or import it again with `model`"
             )
         guards[artifact.name] = LoadedGuard(artifact, method_of(artifact), load_guard(artifact))
     return guards

@@ -16,6 +16,7 @@ from guards.calibration.entry import Entry
 from guards.calibration.options import CommonOptions
 from guards.errors import CalibrationError
 from guards.methods.registry import names, variants
+from server.cli.flags import as_flags
 from server.cli.frame import read_frame
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
@@ -94,7 +95,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, entries: Mapping[str
     """One flag for an option of some variants of a method; what is not given is left to their defaults."""
     having = {variant: entry for variant, entry in entries.items() if name in _own_fields(entry)}
     first = next(iter(having.values()))
-    text = str(_own_fields(first)[name].metadata["help"]).replace("%", "%%")
+    text = as_flags(str(_own_fields(first)[name].metadata["help"])).replace("%", "%%")
     if len(having) < len(entries):
         text += f"; with --variant {' or '.join(having)}"
     defaults = {variant: _own_fields(entry)[name].default for variant, entry in having.items()}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from guards.calibration.finished import Calibration
 from guards.calibration.shown import ShownTable
+from server.cli.flags import as_flags
 
 
 def _rich(shown: ShownTable) -> Table:
@@ -37,7 +38,7 @@ def print_summary(
     console = Console()
     console.print(_rich(table))
     for warning in calibration.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {escape(as_flags(warning))}", soft_wrap=True)
     firing = sum(canary.fires for canary in calibration.canaries)
     console.print(
         f"{escape(skill)}: {firing} firing and {len(calibration.canaries) - firing} other canaries; "

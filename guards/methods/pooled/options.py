@@ -20,5 +20,5 @@ class PooledOptions(DetectorOptions):
     usual_frames: ClassVar[str] = "chat where the model has a chat template, bare, and 'Q: {text}\\nA:'"
 
     recall: float = option(0.98, "share of the skill to catch")
-    max_false_abstention: float = option(0.005, "share of other prompts that may be refused; wins over --recall")
+    max_false_abstention: float = option(0.005, "share of other prompts that may be refused; wins over `recall`")
     placement: PlacementName = option("middle", DetectorOptions.__dataclass_fields__["placement"].metadata["help"])

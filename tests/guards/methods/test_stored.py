@@ -123,10 +123,10 @@ def test_a_broken_pruning_parameter(tmp_path: Path, path: tuple[Any, ...], value
         load_guard(artifact)
 
 
-@pytest.mark.parametrize("bound", [-(2**63), 2**63 - 1])
-def test_the_whole_range_of_seeds_is_usable(tmp_path: Path, bound: int) -> None:
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_the_whole_range_of_seeds_is_usable(tmp_path: Path, seed: int) -> None:
     parameters, tensors = dumped(NEURON_ADJUST)
-    parameters |= {"seed": bound, "draw": "random"}
+    parameters |= {"seed": seed, "draw": "random"}
     artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, tensors))
     adjusting = NEURON_ADJUST.bind(load_guard(artifact), torch.device("cpu"), WHOLE)
     adjusting.at(Place(0, Site.PRE_ACTIVATION), D_FF)(torch.zeros(2, D_FF), torch.arange(2))

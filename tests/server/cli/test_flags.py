@@ -30,6 +30,15 @@ def known_flags(parser: argparse.ArgumentParser) -> set[str]:
     return found
 
 
+def help_texts(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Those of every command."""
+    for action in parser._actions:
+        yield str(action.help)
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from help_texts(child)
+
+
 def texts_of(file: Path) -> Iterator[str]:
     """Every text in a module but the docstrings."""
     tree = ast.parse(file.read_text())
@@ -65,6 +74,12 @@ def test_a_warning_is_printed_with_flags_too(capsys: pytest.CaptureFixture[str])
     print_summary(done, table, skill="sums", model="m", output=Path("o"), report=Path("r"), digest="0" * 64)
     shown = "below what --recall 0.95 needs, to keep --max-false-abstention 0.01"
     assert shown in capsys.readouterr().out
+
+
+def test_help_is_printed_with_flags_too() -> None:
+    shown = list(help_texts(build_parser()))
+    assert sum("wins over --recall" in text for text in shown) == 1
+    assert [text for text in shown if as_flags(text) != text] == []
 
 
 def test_the_library_speaks_of_options_and_never_of_flags() -> None:
