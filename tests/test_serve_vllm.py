@@ -19,18 +19,30 @@ pytestmark = [pytest.mark.real, pytest.mark.vllm]
 VLLM = ("--engine", "vllm", "--enforce-eager", "--max-model-len=512", "--kv-cache-memory-bytes", str(1 << 27))
 
 
+@pytest.fixture(scope="class")
+def server() -> Iterator[str]:
+    """The address of a server with the demo's guard."""
+    with running_server(*VLLM) as url:
+        yield url
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="class")
+def unguarded() -> Iterator[tuple[str, list[psutil.Process]]]:
+    """The address of a server without guards, and its processes."""
+    before = set(psutil.Process().children())
+    with running_server(*VLLM, "--unguarded") as url:
+        (server,) = set(psutil.Process().children()) - before
+        yield url, [server, *server.children(recursive=True)]
+
+
 class TestGuarded:
-    """One server with the demo's guard."""
-
-    @pytest.fixture(scope="class")
-    def server(self) -> Iterator[str]:
-        with running_server(*VLLM) as url:
-            yield url
-
-    @pytest.fixture
-    def client(self, server: str) -> Iterator[openai.OpenAI]:
-        with openai.OpenAI(base_url=f"{server}/v1", api_key="unused", max_retries=0) as client:
-            yield client
+    """One server for all of these."""
 
     @pytest.mark.parametrize("how", [ask, ask_streaming])
     @pytest.mark.parametrize("question", MATHEMATICS)
@@ -52,27 +64,19 @@ class TestGuarded:
 
 
 class TestUnguarded:
-    """One server without guards, which the last test ends."""
+    """One server for all of these, which the last one ends."""
 
-    @pytest.fixture(scope="class")
-    def server(self) -> Iterator[tuple[str, list[psutil.Process]]]:
-        """Its address and its processes."""
-        before = set(psutil.Process().children())
-        with running_server(*VLLM, "--unguarded") as url:
-            (server,) = set(psutil.Process().children()) - before
-            yield url, [server, *server.children(recursive=True)]
-
-    def test_without_the_guard_the_model_can_do_it(self, server: tuple[str, list[psutil.Process]]) -> None:
-        with openai.OpenAI(base_url=f"{server[0]}/v1", api_key="unused", max_retries=0) as client:
+    def test_without_the_guard_the_model_can_do_it(self, unguarded: tuple[str, list[psutil.Process]]) -> None:
+        with openai.OpenAI(base_url=f"{unguarded[0]}/v1", api_key="unused", max_retries=0) as client:
             assert [
                 (reason, answer in text)
                 for question, answer in zip(MATHEMATICS, ("81", "19"), strict=True)
                 for reason, text in [ask(client, question)]
             ] == [("stop", True), ("stop", True)]
 
-    def test_no_process_outlives_a_server_that_was_killed(self, server: tuple[str, list[psutil.Process]]) -> None:
+    def test_no_process_outlives_a_server_that_was_killed(self, unguarded: tuple[str, list[psutil.Process]]) -> None:
         """Else a worker would hold the model's memory, and no server could start in its place."""
-        leader, *below = server[1]
+        leader, *below = unguarded[1]
         assert len(below) >= 2, "an engine and a worker"
         family = [os.pidfd_open(each.pid) for each in below]
         leader.kill()
