@@ -34,6 +34,7 @@ from guards.methods.selective_pruning.options import PruningOptions
 from guards.model.sites import Site
 from server.cli.main import main
 from server.engines.options import EmbeddedOptions, VllmOptions
+from tests.server.engines.vllm.conftest import Measured
 from tests.server.engines.vllm.live import DEMO, MODEL, SMALL
 from tests.server.engines.vllm.quantised import save_gptq, save_int8
 
@@ -206,13 +207,13 @@ def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], token
     ],
 )
 def test_ranks_give_what_one_process_gives(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, sites: list[Site], flags: tuple[str, ...]
+    loaded: LoadedModel, measured: Measured, monkeypatch: pytest.MonkeyPatch, sites: list[Site], flags: tuple[str, ...]
 ) -> None:
     if (os.cpu_count() or 1) < 2:
         pytest.skip("vLLM binds each rank to a core of its own")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     examples = [*_prompts(loaded, "mathematics", 20), *_prompts(loaded, "code", 20)]
-    with _activations(MODEL, sites, *SMALL, *flags, group_bytes=2_000_000) as model:
+    with measured(), _activations(MODEL, sites, *SMALL, *flags, group_bytes=2_000_000) as model:
         for site, tokens in product(sites, Tokens):
             wanted, got = (_collect(each, site, examples, tokens) for each in (loaded, model))
             assert got.keys() == wanted.keys()
