@@ -101,7 +101,7 @@ def neuron_adjust(identity: ModelIdentity, fraction: float = FRACTION) -> Neuron
 def pooled(identity: ModelIdentity, layers: list[int], seed: int) -> PooledGuard:
     """A detector of mean key vectors that never fires: every token's value lies far on the retain side."""
     generator = torch.Generator().manual_seed(seed)
-    terms = [LayerWeights(at, 1e-3 * torch.randn(identity.d_ff, generator=generator), -1e6) for at in layers]
+    terms = [LayerWeights(at, 1e-3 * torch.randn(identity.d_ff, generator=generator), -1e3) for at in layers]
     return PooledGuard(tuple(terms), 0.5, Scope.BOTH)
 
 

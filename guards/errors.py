@@ -8,6 +8,7 @@ SkillguardError
 │   └── PromptRefusedError       the chat template, or the lack of one, does not allow a conversation
 ├── CalibrationError         the data do not allow a guard that keeps its promise
 ├── PolicyError              a rule names no guard, or a threshold that decides nothing
+├── MethodError              an installed package brings a method that cannot be used
 ├── AttachError              a guard could not be installed on every site it needs
 └── GuardReadingError        a guard gave no reading, or a non-finite one, for a position that needs it
 
@@ -47,6 +48,10 @@ class CalibrationError(SkillguardError):
 
 class PolicyError(SkillguardError):
     """A policy cannot be used: it names a guard that is not there, or a threshold that is no number."""
+
+
+class MethodError(SkillguardError):
+    """A method that an installed package brings cannot be loaded, or has the name of another."""
 
 
 class AttachError(SkillguardError):

@@ -26,7 +26,7 @@ def run(folder: Path, readme: str, status: int = 0) -> subprocess.CompletedProce
 
 def test_the_one_test_command_is_run(tmp_path: Path) -> None:
     done = run(tmp_path, "# Title\n\n```bash\npython -m pytest -x\n```\n\nOr `python -m pytest` with more.\n")
-    assert (done.returncode, done.stdout.splitlines()) == (0, ["+ python -m pytest -x", "called: -m pytest -x"])
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["+ python -m pytest -x ", "called: -m pytest -x"])
 
 
 def test_its_failure_is_the_scripts(tmp_path: Path) -> None:

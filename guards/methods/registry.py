@@ -5,11 +5,11 @@ A package that is installed beside this one may add entries of its own: its entr
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from guards.calibration.entry import Entry
-from guards.errors import ArtifactError
+from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.entry import CUBE
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
 from guards.methods.pooled.entry import POOLED
@@ -44,15 +44,25 @@ Key = tuple[str, str | None]
 def methods() -> Mapping[Key, Entry]:
     """Every entry, shipped ones first.
 
-    Raises ValueError where two entries have one name and variant.
+    Raises MethodError where two entries have one name and variant, or where a package's entry cannot be loaded.
     """
     found: dict[Key, Entry] = {}
-    for entry in (*_SHIPPED, *(point.load() for point in entry_points(group=GROUP))):
+    for entry in (*_SHIPPED, *map(_load, entry_points(group=GROUP))):
         key = entry.name, entry.variant
         if key in found:
-            raise ValueError(f"method {key} is registered twice: by {found[key].package} and {entry.package}")
+            raise MethodError(f"method {key} is registered twice: by {found[key].package} and {entry.package}")
         found[key] = entry
     return found
+
+
+def _load(point: EntryPoint) -> Entry:
+    try:
+        entry = point.load()
+    except Exception as error:  # another package's code
+        raise MethodError(f"entry point {point.name} = {point.value} cannot be loaded ({error!r})") from error
+    if not isinstance(entry, Entry):
+        raise MethodError(f"entry point {point.name} = {point.value}: got a {type(entry).__name__}, wanted an Entry")
+    return entry
 
 
 def variants(name: str) -> dict[str, Entry]:

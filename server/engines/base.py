@@ -338,7 +338,8 @@ class Engine(Protocol):
         """Queues a request and returns its events.
 
         Raises EngineBusyError, PromptTooLongError, PromptError (empty, or a token id outside the vocabulary),
-        UnsupportedOptionError or EngineStoppedError at the call itself, before anything is queued.
+        UnsupportedOptionError, EngineStoppedError, or PolicyError (a policy that does not fit the guards) at the call
+        itself, before anything is queued.
         """
         ...
 

@@ -11,7 +11,7 @@ import torch
 import tests.toys
 from guards.artifact.store import read_artifact
 from guards.core.verdict import GuardKind
-from guards.errors import ArtifactError
+from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.guard import CubeGuard
 from guards.methods.registry import (
     CUBE,
@@ -117,7 +117,14 @@ class TestInstalled:
     ) -> None:
         monkeypatch.setattr(tests.toys, "IMPOSTOR", replace(PROBE, name="ksd", variant="pooled"), raising=False)
         monkeypatch.setattr(tests.toys, "RIVAL", replace(HALVING, name="toy-probe"), raising=False)
-        with installed(tmp_path, monkeypatch, *entries), pytest.raises(ValueError, match=complaint):
+        with installed(tmp_path, monkeypatch, *entries), pytest.raises(MethodError, match=complaint):
+            methods()
+
+    @pytest.mark.parametrize("entry", ["tests.toys:NOTHING", "tests.no_such_package:PROBE", "tests.toys:__doc__"])
+    def test_what_cannot_be_used_is_refused_by_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+    ) -> None:
+        with installed(tmp_path, monkeypatch, entry), pytest.raises(MethodError, match=entry):
             methods()
 
 

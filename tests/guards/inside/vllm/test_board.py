@@ -244,6 +244,7 @@ def test_pruning_is_a_zeroed_column_and_comes_before_detectors(order: tuple[str,
     by_hand.load_state_dict(model.state_dict())
     plain = run(model)
     mask, each = pruned(D_ATTENTION), cube(2, seed=2)
+    each.std_F[mask.feed_forward[2]] = 1e-3  # a pruned neuron decides, as it is before or after
     guards: dict[str, Guard] = {"mask": mask, "sums": cubes(each), "shift": neuron_adjust()}
     board = board_on(model, **{name: guards[name] for name in order})
     board_on(by_hand, shift=neuron_adjust())
@@ -258,6 +259,8 @@ def test_pruning_is_a_zeroed_column_and_comes_before_detectors(order: tuple[str,
     assert bool((key_TF[:, mask.feed_forward[2]] == 0).all())
     wanted = cube_score(key_TF, each.mean_F, each.std_F.reciprocal())[ROWS]
     assert torch.equal(parts(board, rows_RX, "sums")[:, 0], wanted)
+    unpruned = cube_score(keys(by_hand, 2), each.mean_F, each.std_F.reciprocal())[ROWS]
+    assert bool(((wanted - unpruned).abs() > 1).all()), "positive control"
     assert parts(board, rows_RX, "mask").tolist() == [[8], [8]]
 
 

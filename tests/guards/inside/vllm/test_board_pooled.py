@@ -130,7 +130,7 @@ STAGED: dict[str, Guard] = {
 
 
 def through_two_stages(
-    whole: LlamaForCausalLM, before: int, patch: pytest.MonkeyPatch, on_its_way: Callable[[Stage], None]
+    whole: LlamaForCausalLM, before: int, patch: pytest.MonkeyPatch, on_its_way: Callable[[int, Stage], None]
 ) -> list[Tensor]:
     """The first sampled row as two ranks have it, behind a stage of `before` ranks that has layer 0."""
 
@@ -144,12 +144,11 @@ def through_two_stages(
         part.model.layers[0] = PPMissingLayer()
         board = board_on(part, Shard(rank, 2), **STAGED)
         mine = Stage({key: tensor.clone() for key, tensor in sent.tensors.items()})
+        on_its_way(rank, mine)
         return board.split(run(part, intermediate_tensors=mine)[ROWS[:1]])[1]
 
     parts_of_first = [stages(whole if before == 1 else sliced(whole, rank, before))[0] for rank in range(before)]
     sends = on_ranks(patch, [partial(of_rank, part, Shard(i, before)) for i, part in enumerate(parts_of_first)])
-    for sent in sends:
-        on_its_way(sent)
     return on_ranks(patch, [partial(of_second, rank, sends[rank % before]) for rank in range(2)])
 
 
@@ -174,7 +173,7 @@ def test_two_stages_say_what_one_says() -> None:
 def test_what_a_stage_sends_to_two_ranks_is_counted_once(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stage sends is of all its ranks, were they one or two; each of the next one's gets all of it."""
     whole = LlamaForCausalLM()
-    found = through_two_stages(whole, before, monkeypatch, lambda _: None)
+    found = through_two_stages(whole, before, monkeypatch, lambda *_: None)
     one = board_on(whole, **STAGED)
     wanted = one.split(run(whole)[ROWS[:1]])[1]
     assert bool(torch.isfinite(wanted).all())
@@ -184,14 +183,19 @@ def test_what_a_stage_sends_to_two_ranks_is_counted_once(before: int, monkeypatc
 
 @pytest.mark.parametrize("before", [1, 2])
 @pytest.mark.parametrize("column", range(4))
-def test_a_nan_that_a_stage_sends_reaches_the_end(before: int, column: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("to", [(0, 1), (0,), (1,)])
+def test_a_nan_that_a_stage_sends_reaches_the_end(
+    before: int, column: int, to: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever rank it is that gets it."""
     board = board_on(LlamaForCausalLM(), **STAGED)
     columns = board.columns
     at_first = [i for i, each in enumerate(columns.all) if each.column.place.layer == 0]
     assert len(at_first) == 4, "the cube's, the mean's, the count and the probe's"
 
-    def spoil(sent: Stage) -> None:
-        sent.tensors[vllm_board.TENSOR_KEY][:, at_first[column]] = torch.nan
+    def spoil(rank: int, brought: Stage) -> None:
+        if rank in to:
+            brought.tensors[vllm_board.TENSOR_KEY][:, at_first[column]] = torch.nan
 
     for rows_RX in through_two_stages(LlamaForCausalLM(), before, monkeypatch, spoil):
         invalid = (codes(board, rows_RX)[0] == int(Reading.INVALID)).tolist()
