@@ -49,12 +49,13 @@ def _seeded() -> Iterator[None]:
 def shared_data() -> Path:
     """The measuring data: SKILLGUARD_DATA, or ../shared/data beside the repository.
 
-    A test that needs them is skipped where they are missing, and fails where CI is set.
+    A test that needs them is skipped where they are missing, and fails where they were named and are missing.
     """
-    folder = Path(os.environ.get("SKILLGUARD_DATA", ROOT.parent / "shared" / "data"))
+    named = os.environ.get("SKILLGUARD_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if folder.is_dir():
         return folder
     message = f"{folder}: no measuring data; set SKILLGUARD_DATA"
-    if os.environ.get("CI"):
+    if named:
         pytest.fail(message)
     pytest.skip(message)

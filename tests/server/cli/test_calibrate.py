@@ -139,7 +139,7 @@ def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--recall", "1.5"), "got recall 1.5"),
+        (("--recall", "1.5"), "got --recall 1.5"),
         (("--skill", "two words"), "got skill name"),
         (("--layer", "7"), "got --layer 7, wanted 0 to 2"),
         (("--frame", "no place"), "wanted 'chat', 'bare' or a template"),
