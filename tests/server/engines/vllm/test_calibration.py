@@ -169,7 +169,18 @@ def test_pruning_from_the_command_line_measures_again_with_the_mask_in_the_graph
         calibrate_pruning(loaded, *_sources(), given).save(tmp_path / name, "mathematics")
     data = DEMO / "data"
     words = [
-        *("calibrate", "prune", "--engine", "vllm", "--model", str(MODEL), "--skill", "mathematics", "--limit", "120"),
+        *(
+            "calibrate",
+            "selective-pruning",
+            "--engine",
+            "vllm",
+            "--model",
+            str(MODEL),
+            "--skill",
+            "mathematics",
+            "--limit",
+            "120",
+        ),
         *("--forget", str(data / "mathematics.calibration.jsonl"), "--output", str(tmp_path / "vllm")),
         *("--retain", str(data / "code.calibration.jsonl"), "--retain", str(data / "facts.calibration.jsonl")),
         *("--frame", "chat", "--attention-fraction", "0.005", "--steps", "2", *EAGER),
