@@ -13,7 +13,7 @@ from tests.server.engines.vllm.live import DEMO, MODEL, OTHERS, SUMS, Live, embe
 from tests.toys.installed import installed
 
 FLAGS = ("--tensor-parallel-size", "2")
-"""On vLLM over two ranks, traced: the residual stream is whole on both, key vectors are halves."""
+"""On vLLM over two ranks: the residual stream is whole on both, key vectors are halves. Served traced."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +86,7 @@ def test_both_toys_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "--kv-cache-memory-bytes",
         str(1 << 27),
     )
-    probe = calibrated(tmp_path, "toy-probe", *on_it, *FLAGS)
+    probe = calibrated(tmp_path, "toy-probe", *on_it, *FLAGS, "--enforce-eager")
     halving = calibrated(tmp_path, "toy-halving")
     with live(on_vllm(probe, halving, flags=FLAGS)) as engine:
         check(engine)
