@@ -1,7 +1,7 @@
 """A fake engine that plays scripts: no model, no torch, no clock. Shipped, so that whoever builds on the server can
 test against what its own tests use.
 
-Tokens are the UTF-8 bytes of the prompt. `server/engines/scripts.py` has what scripts are made of.
+Tokens are the UTF-8 bytes of the prompt. `server/engines/scripted/scripts.py` has what scripts are made of.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class ScriptedEngine:
     """Implements `Engine`. Its public attributes may be changed while it runs.
 
     It takes every option, or the `options` it is given, and plays the same whatever they ask for. So it does with
-    tools; `server/engines/scripted_tools.py` says how an answer spells calls.
+    tools; `server/engines/scripted/tools.py` says how an answer spells calls.
     """
 
     def __init__(
