@@ -35,9 +35,12 @@ class OwnedColumn(NamedTuple):
     column: Column
 
 
-class _Places(NamedTuple):
-    """Which part each accumulated column and each entry of a row belongs to, and whose a part is; on one device."""
+class Places(NamedTuple):
+    """Which columns and entries are whose, on one device: an index of the host's would be sent there at each pass."""
 
+    token_C: Tensor
+    accumulated_C: Tensor
+    added_C: Tensor
     running_C: Tensor
     part_X: Tensor
     owner_PG: Tensor
@@ -64,7 +67,7 @@ class Columns:
         self.strategies = [self._parts[part].over_tokens for part in self.running]
         self.width = len(self.token) + len(self.running)
         """Entries of a row."""
-        self._places: dict[torch.device, _Places] = {}
+        self._places: dict[torch.device, Places] = {}
 
     def _strategy(self, column: int) -> object:
         return self._parts[self._part_of[column]].over_tokens
@@ -76,26 +79,25 @@ class Columns:
         """The columns of some guards at a place."""
         return [i for i, each in enumerate(self.all) if each.column.place == place and each.guard in guards]
 
-    def over(self, how: OverRanks) -> list[int]:
-        """The columns of which ranks become one in a way."""
-        return [i for i, each in enumerate(self.all) if each.column.over_ranks is how]
-
-    def over_ranks(self, cells_NTC: Tensor, columns: Sequence[int]) -> Tensor:
-        """Cells of N ranks as one, [T, C]; `columns` says which they are. A NaN of any rank is kept."""
-        cells_TC = cells_NTC.amax(dim=0)  # of those that each rank has all of, too: it keeps a NaN
-        added = [i for i, column in enumerate(columns) if self.all[column].column.over_ranks is OverRanks.SUM]
-        cells_TC[:, added] = cells_NTC[:, :, added].sum(dim=0)
-        return cells_TC
+    def over_ranks(self, cells_NTC: Tensor, columns_C: Tensor) -> Tensor:
+        """Cells of N ranks as one, [T, C]; `columns_C` says which they are, int64. A NaN of any rank is kept."""
+        most_TC = cells_NTC.amax(dim=0)  # of those that each rank has all of, too: it keeps a NaN
+        return torch.where(self.on(columns_C.device).added_C[columns_C], cells_NTC.sum(dim=0), most_TC)
 
     def running_values(self, cells_TC: Tensor) -> Tensor:
         """The parts that count tokens so far, at each token by itself: float32 [T, running]."""
         empty_TP = cells_TC.new_zeros(len(cells_TC), len(self.running))
-        return empty_TP.index_add_(1, self._on(cells_TC.device).running_C, cells_TC[:, self.accumulated])
+        here = self.on(cells_TC.device)
+        return empty_TP.index_add_(1, here.running_C, cells_TC.index_select(1, here.accumulated_C))
 
-    def _on(self, device: torch.device) -> "_Places":
+    def on(self, device: torch.device) -> Places:
+        """Indices on a device, made once."""
         if device not in self._places:
             owners = [[float(owner == name) for name in self.guards] for owner in self._owners]
-            self._places[device] = _Places(
+            self._places[device] = Places(
+                torch.tensor(self.token, device=device).long(),
+                torch.tensor(self.accumulated, device=device).long(),
+                torch.tensor([each.column.over_ranks is OverRanks.SUM for each in self.all], device=device).bool(),
                 torch.tensor([self.running.index(self._part_of[i]) for i in self.accumulated], device=device).long(),
                 torch.tensor([self._part_of[i] for i in self.token] + self.running, device=device).long(),
                 torch.tensor(owners, device=device).reshape(len(self._parts), len(self.guards)),
@@ -105,7 +107,7 @@ class Columns:
     def parts(self, rows_RX: Tensor) -> Tensor:
         """The value of each part, float32 [R, P]: a sum that keeps a NaN of any of its entries."""
         empty_RP = rows_RX.new_zeros(len(rows_RX), len(self._parts))
-        return empty_RP.index_add_(1, self._on(rows_RX.device).part_X, rows_RX)
+        return empty_RP.index_add_(1, self.on(rows_RX.device).part_X, rows_RX)
 
     def taus(self, policies: Sequence[Policy]) -> Tensor:
         """Each policy's thresholds in the order of parts, float32 [R, P]; a part of an intervention is never inside.
@@ -122,7 +124,7 @@ class Columns:
         """`Reading` of every guard, int8 [R, G], of the values of its parts; see `guards.core.judge.read`."""
         device = part_RP.device
         missing_G = torch.tensor([name in missing for name in self.guards], device=device) if missing else None
-        return read(part_RP, tau_RP, self._on(device).owner_PG, missing_G)
+        return read(part_RP, tau_RP, self.on(device).owner_PG, missing_G)
 
     def readings(self, rows_RX: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> list[dict[str, GuardReading]]:
         """What each row says, by guard, on the host. Rows of another width are MISSING throughout."""
@@ -148,14 +150,14 @@ class Columns:
 class Bookkeeping:
     """Turns the cells of a forward pass into rows, and keeps between passes what a sequence's tokens so far leave.
 
-    `over_ranks` makes the cells of tensor-parallel ranks one, given which columns they are: [T, C] to [T, C].
+    `over_ranks` makes the cells of tensor-parallel ranks one, given the index of their columns: [T, C] to [T, C].
     """
 
     def __init__(
         self,
         columns: Columns,
         device: torch.device,
-        over_ranks: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+        over_ranks: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.columns, self.device = columns, device
         self.states = RunningStates(columns.strategies, device)
@@ -170,20 +172,20 @@ class Bookkeeping:
 
         `sequences` says which tokens follow which; None is a pass for nobody, which keeps nothing and reads NaN.
         """
-        columns = self.columns
+        columns, here = self.columns, self.columns.on(self.device)
         if not columns.running:
-            return cells_TC[:, columns.token]
+            return cells_TC
         accumulated_TC = cells_TC
         if self._over_ranks is not None:
-            accumulated_TC = cells_TC.clone()
-            here = columns.accumulated
-            accumulated_TC[:, here] = self._over_ranks(cells_TC[:, here], here)
+            of_ranks_TC = self._over_ranks(cells_TC.index_select(1, here.accumulated_C), here.accumulated_C)
+            accumulated_TC = cells_TC.index_copy(1, here.accumulated_C, of_ranks_TC)
         values_TP = self.states.extend(columns.running_values(accumulated_TC), positions_T, sequences)
-        return torch.cat([cells_TC[:, columns.token], values_TP], dim=1)
+        return torch.cat([cells_TC.index_select(1, here.token_C), values_TP], dim=1)
 
     def join(self, rows_RX: Tensor) -> Tensor:
         """Selected rows of this rank as those of all ranks, float32 [R, X]."""
-        token = len(self.columns.token)
-        if self._over_ranks is None or not token:
+        token_C = self.columns.on(self.device).token_C
+        if self._over_ranks is None or not len(token_C):
             return rows_RX
-        return torch.cat([self._over_ranks(rows_RX[:, :token], self.columns.token), rows_RX[:, token:]], dim=1)
+        token_RC = self._over_ranks(rows_RX[:, : len(token_C)], token_C)
+        return torch.cat([token_RC, rows_RX[:, len(token_C) :]], dim=1)

@@ -10,14 +10,14 @@ float32 model or two of a 16-bit one, so that comparisons are exact whatever the
 stage that is not the last hands its cells on, as one of all tensor-parallel ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guards.contract.columns import Bookkeeping, Columns
-from guards.contract.guard import Bound, Guard, OverRanks, columns_at, detectors, interventions
+from guards.contract.guard import Bound, Guard, columns_at, detectors, interventions
 from guards.contract.method import Method
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.taps import Purpose, install
@@ -76,7 +76,7 @@ class Board:
         self._cells_TC = self.books.fresh(tokens)
         self._positions_T = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._received: Tensor | None = None
-        self._sites: list[tuple[list[int], Tensor]] = []
+        self._sites: list[tuple[Tensor, Tensor]] = []
         wanted = {each.column.place.layer for each in self.columns.all}
         if wrong := sorted(layer for layer in wanted if layer >= sites.layers):
             raise AttachError(f"guards want layers {wrong}, the model has {sites.layers}")
@@ -94,7 +94,7 @@ class Board:
         acts = [bound.at(place, sites.width(place.site)) for bound in here.values()]
         site = _Site(acts, len(columns), self._positions_T)
         install(sites.tap(place), purpose, site, dtype)
-        self._sites.append((columns, site.cells_TC))
+        self._sites.append((torch.tensor(columns, device=site.cells_TC.device), site.cells_TC))
 
     def surround(self, model: nn.Module) -> None:
         """Hooks the whole model, outside of what is compiled."""
@@ -114,7 +114,7 @@ class Board:
         if self._received is not None and self._shard.index:
             # These were summed over ranks before they were sent, and will be again: only one rank may bring them.
             # Multiplied, and not set: a NaN has to stay one.
-            self._received[:, self.columns.over(OverRanks.SUM)] *= 0
+            self._received.mul_(~self.columns.on(self._received.device).added_C)
 
     def _end(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
         cells_TC = self._cells_TC[: self._tokens]
@@ -122,8 +122,8 @@ class Board:
             cells_TC.fill_(torch.nan)
         else:
             cells_TC.copy_(self._received[: self._tokens])
-        for columns, here_TC in self._sites:
-            cells_TC[:, columns] = here_TC[: self._tokens]
+        for columns_C, here_TC in self._sites:
+            cells_TC.index_copy_(1, columns_C, here_TC[: self._tokens])
         if isinstance(output, Tensor):
             positions_T = self._positions_T[: self._tokens]
             sequences = self._find_sequences(positions_T) if self.columns.running else None
@@ -131,9 +131,9 @@ class Board:
             return torch.cat([output, rows_TX.contiguous().view(output.dtype)], dim=-1)
         if not hasattr(output, "tensors"):
             raise GuardReadingError(f"got a {type(output).__name__} from the model, wanted hidden states")
-        everything = range(len(self.columns))
+        everything_C = torch.arange(len(self.columns), device=cells_TC.device)
         output.tensors[TENSOR_KEY] = (
-            cells_TC.clone() if self._shard.count == 1 else self._over_ranks(cells_TC, everything)
+            cells_TC.clone() if self._shard.count == 1 else self._over_ranks(cells_TC, everything_C)
         )
         return output
 
@@ -147,11 +147,11 @@ class Board:
         entries = hidden[:, width:].contiguous()
         return hidden[:, :width].contiguous(), self.books.join(entries.view(torch.float32))
 
-    def _over_ranks(self, cells_TC: Tensor, columns: Sequence[int]) -> Tensor:
+    def _over_ranks(self, cells_TC: Tensor, columns_C: Tensor) -> Tensor:
         """The cells of all tensor-parallel ranks as one; the same on every rank."""
-        if not len(columns):  # gathering nothing kills vLLM's workers on CPUs
+        if not len(columns_C):  # gathering nothing kills vLLM's workers on CPUs
             return cells_TC
         from vllm.distributed import tensor_model_parallel_all_gather
 
         gathered = tensor_model_parallel_all_gather(cells_TC.contiguous(), dim=0)
-        return self.columns.over_ranks(gathered.view(self._shard.count, *cells_TC.shape), columns)
+        return self.columns.over_ranks(gathered.view(self._shard.count, *cells_TC.shape), columns_C)

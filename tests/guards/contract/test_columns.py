@@ -67,8 +67,7 @@ def test_columns_ascend_by_place_and_then_in_the_order_of_guards() -> None:
     assert laid.columns.at(Place(2, Site.KEY), {"sums", "shift"}) == [2]
     assert laid.columns.at(Place(2, Site.PRE_ACTIVATION), {"sums", "shift"}) == [3]
     assert laid.columns.at(Place(2, Site.KEY), {"shift"}) == []
-    assert laid.columns.over(OverRanks.SUM) == [1, 3]
-    assert laid.columns.over(OverRanks.MAX) == [0, 2]
+    assert laid.columns.on(CPU).added_C.tolist() == [False, True, False, True]
     assert (laid.columns.token, laid.columns.accumulated, laid.columns.width) == ([0, 1, 2, 3], [], 4)
     assert list(laid.columns.health) == ["shift"]
     assert laid.columns.health_parts == [2], "behind both cubes"
@@ -88,7 +87,7 @@ def test_an_intervention_has_a_column_for_every_place_it_acts_at() -> None:
         *(("mask", 2, Site.KEY), ("sums", 2, Site.KEY)),
     ]
     assert laid.columns.at(Place(2, Site.KEY), {"mask", "sums"}) == [4, 5]
-    assert laid.columns.over(OverRanks.SUM) == [0, 1, 3, 4]
+    assert laid.columns.on(CPU).added_C.nonzero().flatten().tolist() == [0, 1, 3, 4]
     assert laid.readings([1, 2, 9, 0, 3, 9])["mask"] == (Reading.OUTSIDE, (6.0,))
     assert laid.readings([1, 2, 9, math.nan, 3, 9])["mask"][0] is Reading.INVALID
 
@@ -158,8 +157,8 @@ def test_every_row_is_judged_by_its_own_policy() -> None:
 
 def test_ranks_take_the_largest_score_and_the_sum_of_counts() -> None:
     ranks = torch.tensor([[[1.0, 2, 5, 0]], [[4.0, 3, 2, 1]]])
-    assert both().columns.over_ranks(ranks, range(4)).tolist() == [[4, 5, 5, 1]]
-    assert both().columns.over_ranks(ranks[:, :, [3, 0]], [3, 0]).tolist() == [[1, 4]]
+    assert both().columns.over_ranks(ranks, torch.arange(4)).tolist() == [[4, 5, 5, 1]]
+    assert both().columns.over_ranks(ranks[:, :, [3, 0]], torch.tensor([3, 0])).tolist() == [[1, 4]]
 
 
 @pytest.mark.parametrize("column", range(4))
@@ -167,7 +166,7 @@ def test_ranks_take_the_largest_score_and_the_sum_of_counts() -> None:
 def test_no_rank_hides_the_nan_of_another(column: int, rank: int) -> None:
     ranks = torch.ones(2, 3, 4)
     ranks[rank, 1, column] = torch.nan
-    joined = both().columns.over_ranks(ranks, range(4))
+    joined = both().columns.over_ranks(ranks, torch.arange(4))
     assert torch.isnan(joined).nonzero().tolist() == [[1, column]]
 
 
@@ -198,8 +197,7 @@ def test_a_guard_that_counts_tokens_so_far_has_a_column_at_every_layer_and_one_e
     ]
     assert columns.token == [0, 1, 5, 6]
     assert columns.accumulated == [2, 3, 4, 7]
-    assert columns.over(OverRanks.SUM) == [1, 2, 4, 6]
-    assert columns.over(OverRanks.SAME) == [3, 7]
+    assert columns.on(CPU).added_C.nonzero().flatten().tolist() == [1, 2, 4, 6]
     assert columns.width == 4 + 2
     assert len(columns) == 8
 
@@ -271,7 +269,7 @@ def test_a_row_of_a_token_is_over_all_tokens_of_its_sequence_so_far() -> None:
 
 def test_ranks_add_pooled_scores_and_keep_a_cubes_largest() -> None:
     ranks = torch.tensor([[[1.0, 2, 0.5, 6, -1, 5, 0, 7]], [[4.0, 3, 0.25, 6, -2, 2, 1, 7]]])
-    assert accumulated().columns.over_ranks(ranks, range(8)).tolist() == [[4, 5, 0.75, 6, -3, 5, 1, 7]]
+    assert accumulated().columns.over_ranks(ranks, torch.arange(8)).tolist() == [[4, 5, 0.75, 6, -3, 5, 1, 7]]
 
 
 @pytest.mark.parametrize("column", range(8))
@@ -281,7 +279,7 @@ def test_no_rank_hides_the_nan_of_another_beside_pooled_scores(column: int, rank
     ranks = torch.ones(2, 3, 8)
     ranks[rank, 1, column] = torch.nan
     laid = accumulated()
-    joined = laid.columns.over_ranks(ranks, range(8))
+    joined = laid.columns.over_ranks(ranks, torch.arange(8))
     assert torch.isnan(joined).nonzero().tolist() == [[1, column]]
     own = Sequences(torch.arange(4), torch.arange(3), torch.full((3,), -1), torch.ones(3, dtype=torch.bool))
     rows_RX = Bookkeeping(laid.columns, CPU).rows(joined, torch.zeros(3, dtype=torch.int64), own)
@@ -297,7 +295,7 @@ def test_ranks_are_joined_before_tokens_are_and_single_tokens_only_where_they_ar
     mine, other = torch.tensor([[2.0, 1, 1], [3.0, 9, 1]]), torch.tensor([[4.0, 8, 1], [1.0, 1, 1]])
     asked: list[tuple[list[int], int]] = []
 
-    def over_ranks(cells_TC: Tensor, which: Sequence[int]) -> Tensor:
+    def over_ranks(cells_TC: Tensor, which: Tensor) -> Tensor:
         asked.append((list(which), len(cells_TC)))
         rows = other if len(cells_TC) == 2 else other[1:]
         return columns.over_ranks(torch.stack([cells_TC, rows[:, which]]), which)

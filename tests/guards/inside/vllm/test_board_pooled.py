@@ -98,7 +98,7 @@ def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
         board = board_on(part, Shard(rank, 2), torch.float32, FOUND, **guards)
         rows = [board.split(run(part))[1] for _ in range(2)]
         at_key = board.columns.at(Place(0, Site.KEY), guards)
-        (own_TC,) = [cells_TC for columns, cells_TC in board._sites if columns == at_key]
+        (own_TC,) = [cells_TC for columns, cells_TC in board._sites if columns.tolist() == at_key]
         return rows, own_TC[: len(IDS)]
 
     ranks, own = zip(*on_ranks(monkeypatch, [partial(of_rank, rank) for rank in range(2)]), strict=True)
