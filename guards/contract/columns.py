@@ -17,8 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import TOKEN, RunningStates, Sequences
+from guards.contract.accumulate import TOKEN
 from guards.contract.guard import Bound, Column, Health, OverRanks, Part
+from guards.contract.running import RunningStates
+from guards.contract.slots import Sequences, link
+from guards.contract.turn_finder import TurnFinder
 from guards.core.judge import NEVER, read
 from guards.core.policy import Policy
 from guards.core.verdict import Reading
@@ -150,27 +153,37 @@ class Columns:
 class Bookkeeping:
     """Turns the cells of a forward pass into rows, and keeps between passes what a sequence's tokens so far leave.
 
-    `over_ranks` makes the cells of tensor-parallel ranks one, given the index of their columns: [T, C] to [T, C].
+    `turns` finds out whose words a token is of. `over_ranks` makes the cells of tensor-parallel ranks one, given the
+    index of their columns: [T, C] to [T, C].
     """
 
     def __init__(
         self,
         columns: Columns,
         device: torch.device,
+        turns: TurnFinder,
         over_ranks: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.columns, self.device = columns, device
-        self.states = RunningStates(columns.strategies, device)
+        self._states = RunningStates(columns.strategies, device)
+        self._turns = turns
         self._over_ranks = over_ranks
+
+    def reserve(self, slots: int) -> None:
+        """Makes room for what is kept at cache slots 0 to `slots` - 1, as `RunningStates.reserve`."""
+        if self.columns.running:
+            self._states.reserve(slots)
+            self._turns.reserve(slots)
 
     def fresh(self, tokens: int) -> Tensor:
         """Cells of a pass in which nothing ran yet, float32 [T, C]."""
         return torch.full((tokens, len(self.columns)), torch.nan, device=self.device)
 
-    def rows(self, cells_TC: Tensor, positions_T: Tensor, sequences: Sequences | None) -> Tensor:
+    def rows(self, cells_TC: Tensor, ids_T: Tensor, positions_T: Tensor, sequences: Sequences | None) -> Tensor:
         """Every token's row, float32 [T, X]; entries of single tokens are still those of this rank alone.
 
-        `sequences` says which tokens follow which; None is a pass for nobody, which keeps nothing and reads NaN.
+        `ids_T` are the tokens, int64. `sequences` says which follow which; None is a pass for nobody, which keeps
+        nothing and reads NaN.
         """
         columns, here = self.columns, self.columns.on(self.device)
         if not columns.running:
@@ -179,8 +192,13 @@ class Bookkeeping:
         if self._over_ranks is not None:
             of_ranks_TC = self._over_ranks(cells_TC.index_select(1, here.accumulated_C), here.accumulated_C)
             accumulated_TC = cells_TC.index_copy(1, here.accumulated_C, of_ranks_TC)
-        values_TP = self.states.extend(columns.running_values(accumulated_TC), positions_T, sequences)
-        return torch.cat([cells_TC.index_select(1, here.token_C), values_TP], dim=1)
+        values_TP = columns.running_values(accumulated_TC)
+        if sequences is None or not len(values_TP):
+            read_TP = self._states.nothing(values_TP, positions_T)
+        else:
+            links = link(positions_T, sequences, looks=self.device.type == "cpu")
+            read_TP = self._states.extend(values_TP, links, self._turns.find(ids_T, links))
+        return torch.cat([cells_TC.index_select(1, here.token_C), read_TP], dim=1)
 
     def join(self, rows_RX: Tensor) -> Tensor:
         """Selected rows of this rank as those of all ranks, float32 [R, X]."""

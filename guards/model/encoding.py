@@ -15,6 +15,7 @@ from typing import Any
 
 from guards.errors import DataError, PromptRefusedError
 from guards.model.marks import Marks, Piece, SpecialTexts
+from guards.model.openings import Opening, Rendered, find_openings
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
@@ -45,10 +46,24 @@ class TextCodec:
         special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special: dict[str, Any] = special  # more than all_special_tokens, which leaves out Llama 3's headers
         self._unknown: str | None = tokenizer.unk_token
-        self._special_ids = frozenset(
+        self.special_ids = frozenset(
             int(tokenizer.convert_tokens_to_ids(text)) for text in special if text != self._unknown
         )
         self._special_texts = SpecialTexts(special)
+
+    @cached_property
+    def openings(self) -> tuple[Opening, ...]:
+        """How the chat template opens messages, see `guards.model.openings`."""
+        return find_openings(self) if self.has_chat_template else ()
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> Rendered:
+        """A conversation of trusted texts, with the opening of an answer. Raises PromptRefusedError."""
+        text = self._render(messages, ())
+        with self._lock:
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
+            )
+        return Rendered(text, tuple(encoded["input_ids"]), tuple(encoded["offset_mapping"]))
 
     @property
     def has_chat_template(self) -> bool:
@@ -132,7 +147,7 @@ class TextCodec:
         return tuple(encoded["input_ids"])
 
     def _specials(self, ids: Sequence[int]) -> list[int]:
-        return [token for token in ids if token in self._special_ids]
+        return [token for token in ids if token in self.special_ids]
 
     def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         try:

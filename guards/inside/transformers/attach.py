@@ -12,7 +12,7 @@ Interventions are installed before detectors, in whatever order guards are given
 model goes on with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guards.contract.accumulate import TOKEN, Sequences
+from guards.contract.accumulate import TOKEN
 from guards.contract.columns import Bookkeeping, Columns
 from guards.contract.guard import Bound, Guard, columns_at, detectors, interventions
 from guards.contract.method import Method
+from guards.contract.slots import Sequences
+from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.taps import Purpose, install
 from guards.inside.transformers.sequences import find_sequences, slots_of
+from guards.model.openings import Opening
 from guards.model.shard import WHOLE
 from guards.model.sites import ModelSites, Place
 
@@ -44,6 +47,7 @@ class _Pass:
     """State of the running forward pass. `rows_R` None means every token."""
 
     rows_R: Tensor | None
+    ids_T: Tensor
     positions_T: Tensor
     sequences: Sequences | None
     cells_TC: Tensor
@@ -53,11 +57,18 @@ class _Pass:
 class Attachment:
     """Guards installed on a model. Use as a context manager, or call `remove`."""
 
-    def __init__(self, model: nn.Module, sites: ModelSites, guards: Mapping[str, tuple[Method, Guard]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: ModelSites,
+        guards: Mapping[str, tuple[Method, Guard]],
+        openings: Sequence[Opening] = (),
+    ) -> None:
+        """`openings` are the chat template's, for guards that tell turns apart."""
         first = next(model.parameters())
         self.bound = {name: method.bind(guard, first.device, WHOLE) for name, (method, guard) in guards.items()}
         self.columns = Columns(self.bound)
-        self.books = Bookkeeping(self.columns, first.device)
+        self.books = Bookkeeping(self.columns, first.device, TurnFinder(openings, first.device))
         self._pass: _Pass | None = None
         for name, bound in self.bound.items():
             wanted = sorted({column.place.layer for column in bound.columns})
@@ -110,8 +121,9 @@ class Attachment:
         sequences = None
         if self.columns.running:
             sequences = find_sequences(kwargs, positions)
-            self.books.states.reserve(slots_of(kwargs))
-        self._pass = _Pass(rows, positions.reshape(-1), sequences, self.books.fresh(batch * length), set())
+            self.books.reserve(slots_of(kwargs))
+        cells_TC = self.books.fresh(batch * length)
+        self._pass = _Pass(rows, ids.reshape(-1), positions.reshape(-1), sequences, cells_TC, set())
 
     def running(self, place: Place, purpose: Purpose) -> _Pass:
         """The pass that a site runs in, once for each site. Raises GuardReadingError."""
@@ -134,7 +146,7 @@ class Attachment:
         missing = frozenset(name for name, sites in self._sites_of.items() if not sites <= ended.ran)
         unheard = [index for index, each in enumerate(self.columns.all) if each.guard in missing]
         ended.cells_TC[:, unheard] = torch.nan  # what some of its sites wrote says nothing
-        rows_TX = self.books.rows(ended.cells_TC, ended.positions_T, ended.sequences)
+        rows_TX = self.books.rows(ended.cells_TC, ended.ids_T, ended.positions_T, ended.sequences)
         rows_RX = rows_TX if ended.rows_R is None else rows_TX.index_select(0, ended.rows_R)
         if len(rows_RX) < rows:
             return Rows(torch.full((rows, self.columns.width), torch.nan), frozenset(self.bound))

@@ -70,13 +70,13 @@ class LoadedModel:
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:
         """Its hooks run before those of `stream`, which are younger."""
-        with Attachment(self.model, self.sites, {"guard": (method, guard)}):
+        with Attachment(self.model, self.sites, {"guard": (method, guard)}, self.codec.openings):
             yield
 
     @contextmanager
     def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
         """Reads through the hooks that the embedded engine uses."""
-        with Attachment(self.model, self.sites, {"guard": (method, guard)}) as attachment:
+        with Attachment(self.model, self.sites, {"guard": (method, guard)}, self.codec.openings) as attachment:
             rules = default_rules(attachment.bound, {"guard": guard.scope})
             taus = attachment.columns.taus([Policy(rules)])
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from guards.contract.columns import Bookkeeping, Columns
 from guards.contract.guard import Bound, Guard, columns_at, detectors, interventions
 from guards.contract.method import Method
+from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.taps import Purpose, install
 from guards.inside.vllm.sequences import Finder
@@ -62,19 +63,21 @@ class Board:
         *,
         shard: Shard,
         find_sequences: Finder,
+        turns: TurnFinder,
         tokens: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.bound = {name: method.bind(guard, device, shard) for name, (method, guard) in guards.items()}
         self.columns = Columns(self.bound)
-        self.books = Bookkeeping(self.columns, device, None if shard.count == 1 else self._over_ranks)
+        self.books = Bookkeeping(self.columns, device, turns, None if shard.count == 1 else self._over_ranks)
         self._shard = shard
         self._find_sequences = find_sequences
         self._bits = 4 // dtype.itemsize
         self._tokens = 0
         self._cells_TC = self.books.fresh(tokens)
         self._positions_T = torch.zeros(tokens, dtype=torch.int64, device=device)
+        self._ids_T = torch.zeros_like(self._positions_T)
         self._received: Tensor | None = None
         self._sites: list[tuple[Tensor, Tensor]] = []
         wanted = {each.column.place.layer for each in self.columns.all}
@@ -102,11 +105,15 @@ class Board:
         model.register_forward_hook(self._end, with_kwargs=True)
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        positions = kwargs.get("positions")
+        positions, ids = kwargs.get("positions"), kwargs.get("input_ids")
         if args or not isinstance(positions, Tensor) or positions.dim() != 1:
             raise GuardReadingError("got a forward pass without a position for every token: guards cannot follow it")
         self._tokens = positions.shape[0]
         self._positions_T[: self._tokens].copy_(positions)
+        if self.columns.running:
+            if not isinstance(ids, Tensor) or ids.shape != positions.shape:
+                raise GuardReadingError("got a forward pass without its tokens: guards cannot tell turns apart")
+            self._ids_T[: self._tokens].copy_(ids)
         for __, cells_TC in self._sites:
             cells_TC[: self._tokens].fill_(torch.nan)
         intermediate = kwargs.get("intermediate_tensors")
@@ -127,7 +134,7 @@ class Board:
         if isinstance(output, Tensor):
             positions_T = self._positions_T[: self._tokens]
             sequences = self._find_sequences(positions_T) if self.columns.running else None
-            rows_TX = self.books.rows(cells_TC, positions_T, sequences)
+            rows_TX = self.books.rows(cells_TC, self._ids_T[: self._tokens], positions_T, sequences)
             return torch.cat([output, rows_TX.contiguous().view(output.dtype)], dim=-1)
         if not hasattr(output, "tensors"):
             raise GuardReadingError(f"got a {type(output).__name__} from the model, wanted hidden states")

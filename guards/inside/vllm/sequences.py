@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from guards.contract.accumulate import Sequences, sequence_of_tokens
+from guards.contract.slots import HISTORY, Sequences, sequence_of_tokens
 from guards.errors import GuardReadingError
 
 Finder = Callable[[Tensor], Sequences | None]
@@ -65,10 +65,11 @@ def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequence
     agree_T = _slots(blocks_SB, sequence_T, positions_T, block_tokens) == slots_T
     wrong_S = torch.zeros(len(blocks_SB), dtype=torch.int64, device=slots_T.device)
     wrong_S = wrong_S.index_add(0, sequence_T, (~agree_T).long())[:-1]
-    sequence_S = torch.arange(len(wrong_S), device=slots_T.device)
-    before_S = positions_T[bounds[:-1].clamp_max(tokens - 1)] - 1
-    previous_S = _slots(blocks_SB, sequence_S, before_S, block_tokens)
-    return Sequences(bounds, slots_T, torch.where(before_S >= 0, previous_S, -1), wrong_S == 0)
+    back_H = torch.arange(-HISTORY, 0, device=slots_T.device)
+    before_SH = positions_T[bounds[:-1].clamp_max(tokens - 1)][:, None] + back_H
+    sequence_SH = torch.arange(len(wrong_S), device=slots_T.device)[:, None].expand_as(before_SH)
+    before_SH = torch.where(before_SH >= 0, _slots(blocks_SB, sequence_SH, before_SH, block_tokens), -1)
+    return Sequences(bounds, slots_T, before_SH, wrong_S == 0)
 
 
 def _slots(blocks_SB: Tensor, sequence_N: Tensor, positions_N: Tensor, block_tokens: int) -> Tensor:

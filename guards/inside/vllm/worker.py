@@ -20,6 +20,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from guards.contract.guard import default_rules
+from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
@@ -28,6 +29,7 @@ from guards.inside.vllm.sequences import finder, slots_of
 from guards.inside.vllm.settings import FAILURE_FILE, SETTINGS
 from guards.inside.vllm.sites import find_local_sites
 from guards.methods.loaded import read_guards
+from guards.model.openings import Opening
 from guards.model.shard import Shard
 from guards.model.sites import ModelSites
 
@@ -162,6 +164,7 @@ class GuardedWorker(SiteWorker):
             {name: (entry.method, entry.guard) for name, entry in loaded.items()},
             shard=self._shard(),
             find_sequences=finder(runner),
+            turns=TurnFinder([Opening(tuple(ids), *rest) for ids, *rest in settings["openings"]], self.device),
             tokens=config.scheduler_config.max_num_batched_tokens,
             dtype=config.model_config.dtype,
             device=self.device,
@@ -189,7 +192,7 @@ class GuardedWorker(SiteWorker):
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """As vLLM's worker, with room for what guards keep at every slot: vLLM records passes right after."""
-        self._board.books.states.reserve(slots_of(kv_cache_config))
+        self._board.books.reserve(slots_of(kv_cache_config))
         super().initialize_from_config(kv_cache_config)
 
     def sample_tokens(self, grammar_output: Any) -> Any:

@@ -52,7 +52,7 @@ class EmbeddedEngine(GuardedEngine):
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, self._loaded.identity)
         pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
-        self._attachment = Attachment(self._loaded.model, self._loaded.sites, pairs)
+        self._attachment = Attachment(self._loaded.model, self._loaded.sites, pairs, self._codec.openings)
         try:
             self._start_batching()
         except BaseException:

@@ -111,7 +111,9 @@ class VllmActivations:
 
     def _act(self, artifacts: Sequence[tuple[str, str]]) -> None:
         """Lets the next vLLM run with these guards, (folder, digest) each. No token it draws is read by anybody."""
-        self._config.additional_config = guard_settings(artifacts, sentinel=0, options=self._options)
+        self._config.additional_config = guard_settings(
+            artifacts, self.codec.openings, sentinel=0, options=self._options
+        )
         self._config.additional_config[SETTINGS]["capture"] = [site.value for site in self._captured]
 
     def _rpc(self, method: str, *args: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guards.inside.vllm.settings import SETTINGS
+from guards.model.openings import Opening
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
@@ -157,12 +158,15 @@ TESTED_QUANTISATION: tuple[str, ...] = (
 """The schemes with which a guard was calibrated and served (`tests/server/engines/vllm`)."""
 
 
-def guard_settings(artifacts: Sequence[tuple[str, str]], sentinel: int, options: VllmOptions) -> dict[str, Any]:
+def guard_settings(
+    artifacts: Sequence[tuple[str, str]], openings: Sequence[Opening], sentinel: int, options: VllmOptions
+) -> dict[str, Any]:
     """What workers read in vLLM's `additional_config`, which is part of its compile cache's key: a graph compiled with
     other artifacts, or none, is never taken for this one."""
     return {
         SETTINGS: {
             "artifacts": [list(pair) for pair in artifacts],
+            "openings": [[list(each.tokens), each.named, each.written] for each in openings],
             "sentinel": sentinel,
             "allow_untested_runner": options.allow_untested_runner,
         }

@@ -96,7 +96,7 @@ class VllmEngine(GuardedEngine):
             (str(path.resolve()), entry.artifact.digest)
             for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
         ]
-        config.additional_config = guard_settings(pairs, min(self._stop_ids), self._options)
+        config.additional_config = guard_settings(pairs, self._codec.openings, min(self._stop_ids), self._options)
         asynchronous = config.scheduler_config.async_scheduling
         config.scheduler_config.scheduler_cls = _ASYNC_SCHEDULER if asynchronous else _SCHEDULER
         self._vocabulary = int(text_config.vocab_size)

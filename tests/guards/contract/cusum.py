@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from guards.contract.accumulate import OverTokens
+from guards.contract.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Cusum(OverTokens):
 
     neutral = (0.0, 0.0, 0.0, 0.0)
 
-    def lift(self, values_TC: Tensor) -> Tensor:
+    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
         step_TC = values_TC.double() - self.kappa
         up_TC = step_TC.clamp_min(0)
         return torch.stack([step_TC, step_TC.clamp_max(0), up_TC, up_TC], dim=-1)

@@ -1,13 +1,18 @@
 """Running states: what they are of, and what they never hide."""
 
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import HUGE, MAX, MEAN, TOKEN, Mean, OverTokens, RunningStates, Sequences, _written
+from guards.contract.accumulate import MAX, MEAN, TOKEN, Mean, OverTokens
+from guards.contract.running import HUGE, RunningStates
+from guards.contract.slots import _written
+from guards.contract.turns import one_message
 from tests.guards.contract.cusum import Cusum
+from tests.guards.contract.running import extend, sequences
 
 CPU = torch.device("cpu")
 NOWHERE = -1
@@ -18,15 +23,12 @@ def running_means() -> RunningStates:
     return RunningStates([MEAN, MEAN], CPU)
 
 
-def sequences(bounds: list[int], slots: list[int], previous: list[int], sound: list[bool] | None = None) -> Sequences:
-    sound_S = torch.ones(len(previous), dtype=torch.bool) if sound is None else torch.tensor(sound)
-    return Sequences(torch.tensor(bounds), torch.tensor(slots), torch.tensor(previous), sound_S)
-
-
-def means(store: RunningStates, values: Tensor, first: int, slots: list[int], previous: int) -> Tensor:
+def means(
+    store: RunningStates, values: Tensor, first: int, slots: list[int], previous: int, *, looks: bool = True
+) -> Tensor:
     """One sequence's next tokens, the first of them at position `first`."""
     positions_T = torch.arange(first, first + len(values))
-    return store.extend(values, positions_T, sequences([0, len(values)], slots, [previous]))
+    return extend(store, values, positions_T, sequences([0, len(values)], slots, [previous]), looks=looks)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_sequences_of_one_pass_do_not_mix(values: Tensor) -> None:
     means(store, values[:4], 0, [40, 41, 42, 43], NOWHERE)
     packed = torch.cat([values[4:6], values, values[:1]])
     positions_T = torch.tensor([4, 5, *range(11), 0])
-    got = store.extend(packed, positions_T, sequences([0, 2, 13, 14], [*range(50, 64)], [43, NOWHERE, NOWHERE]))
+    got = extend(store, packed, positions_T, sequences([0, 2, 13, 14], [*range(50, 64)], [43, NOWHERE, NOWHERE]))
     torch.testing.assert_close(got[:2], expected(values)[4:6], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(got[2:13], expected(values), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(got[13:], values[:1], rtol=1e-6, atol=1e-6)
@@ -78,7 +80,7 @@ def test_a_value_that_is_not_finite_stays_and_hurts_no_other(values: Tensor, bad
     store = running_means()
     packed, positions_T = torch.cat([values[:4], values]), torch.tensor([*range(4), *range(11)])
     packed[2, 0] = bad
-    got = store.extend(packed, positions_T, sequences([0, 4, 15], [*range(15)], [NOWHERE, NOWHERE]))
+    got = extend(store, packed, positions_T, sequences([0, 4, 15], [*range(15)], [NOWHERE, NOWHERE]))
     assert torch.isfinite(got[:4]).tolist() == [[True, True], [True, True], [False, True], [False, True]]
     torch.testing.assert_close(got[4:], expected(values), rtol=1e-6, atol=1e-6)
     later = means(store, values[4:6], 4, [20, 21], 3)
@@ -104,7 +106,7 @@ def test_a_prefix_that_this_very_pass_computes(values: Tensor, order: str) -> No
     means(store, torch.full((11, 2), 50.0), 0, list(range(11)), NOWHERE)
     at = torch.tensor([row for name in order for row in rows[name]])
     bounds = [sum(len(rows[name]) for name in order[:i]) for i in range(4)]
-    got = store.extend(values[at], at, sequences(bounds, at.tolist(), [first[name] - 1 for name in order]))
+    got = extend(store, values[at], at, sequences(bounds, at.tolist(), [first[name] - 1 for name in order]))
     torch.testing.assert_close(got, expected(values)[at], rtol=1e-6, atol=1e-6)
     later = means(store, values[6:], 6, list(range(20, 25)), 5)
     torch.testing.assert_close(later, expected(values)[6:], rtol=1e-6, atol=1e-6)
@@ -125,10 +127,10 @@ def test_a_chain_of_sequences_of_one_token_each(values: Tensor, count: int) -> N
     """Every sequence of the pass goes on from the next one in it, and the last from nothing."""
     at = torch.arange(count - 1, -1, -1)
     found = sequences([*range(count + 1)], at.tolist(), (at - 1).tolist())
-    got = running_means().extend(values[at], at, found)
+    got = extend(running_means(), values[at], at, found)
     torch.testing.assert_close(got, expected(values)[at], rtol=1e-6, atol=1e-6)
     values[0, 0] = torch.nan
-    got = RunningStates([Careless(), MEAN], CPU).extend(values[at], at, found)
+    got = extend(RunningStates([Careless(), MEAN], CPU), values[at], at, found)
     assert got.isnan().tolist() == [[True, False]] * count
 
 
@@ -136,14 +138,14 @@ def test_sequences_that_go_on_from_each_other_are_not_finite(values: Tensor) -> 
     """No engine says so; were it ever read so, no state would be of a whole sequence."""
     store = running_means()
     means(store, values, 0, [*range(11)], NOWHERE)
-    got = store.extend(values[:4], torch.tensor([3, 5, 6, 2]), sequences([0, 2, 4], [13, 4, 14, 3], [3, 4]))
+    got = extend(store, values[:4], torch.tensor([3, 5, 6, 2]), sequences([0, 2, 4], [13, 4, 14, 3], [3, 4]))
     assert bool(got.isnan().all())
 
 
 def test_padding_and_sequences_without_tokens(values: Tensor) -> None:
     found = sequences([0, 0, 4, 4, 6, 6], [0, 1, 2, 3, 8, 9, 9, 9], [5, NOWHERE, 99, NOWHERE, NOWHERE])
     store = running_means()
-    got = store.extend(values[:8], torch.tensor([0, 1, 2, 3, 0, 1, 77, -5]), found)
+    got = extend(store, values[:8], torch.tensor([0, 1, 2, 3, 0, 1, 77, -5]), found)
     torch.testing.assert_close(got[:4], expected(values)[:4])
     torch.testing.assert_close(got[4:6], expected(values[4:])[:2])
     assert bool(got[6:].isnan().all())
@@ -152,21 +154,16 @@ def test_padding_and_sequences_without_tokens(values: Tensor) -> None:
 
 @pytest.mark.parametrize("bounds", [[0], [0, 0]])
 def test_a_pass_of_padding_alone(values: Tensor, bounds: list[int]) -> None:
-    found = Sequences(
-        torch.tensor(bounds),
-        torch.full((2,), NOWHERE),
-        torch.full((len(bounds) - 1,), NOWHERE),
-        torch.ones(len(bounds) - 1, dtype=torch.bool),
-    )
-    assert bool(running_means().extend(values[:2], torch.arange(2), found).isnan().all())
+    found = sequences(bounds, [NOWHERE] * 2, [NOWHERE] * (len(bounds) - 1))
+    assert bool(extend(running_means(), values[:2], torch.arange(2), found).isnan().all())
 
 
 def test_a_pass_for_nobody_keeps_nothing(values: Tensor) -> None:
     store = RunningStates([MEAN, TOKEN], CPU)
-    got = store.extend(values, torch.arange(11), None)
+    got = extend(store, values, torch.arange(11), None)
     assert bool(got[:, 0].isnan().all())
     assert torch.equal(got[:, 1], values[:, 1])
-    assert len(store.extend(values[:0], torch.arange(0), None)) == 0
+    assert len(extend(store, values[:0], torch.arange(0), None)) == 0
 
 
 def test_a_sequence_that_is_not_sound_spoils_what_goes_on_from_it(values: Tensor) -> None:
@@ -174,36 +171,36 @@ def test_a_sequence_that_is_not_sound_spoils_what_goes_on_from_it(values: Tensor
     store, at = running_means(), torch.tensor([4, 5, 0, 1, 2, 3, 0, 1])
     slots, previous = [4, 5, 0, 1, 2, 3, 20, 21], [3, NOWHERE, NOWHERE]
     found = sequences([0, 2, 6, 8], slots, previous, [True, False, True])
-    got = store.extend(values[at], at, found)
+    got = extend(store, values[at], at, found)
     assert got.isnan().all(dim=1).tolist() == [True] * 6 + [False] * 2
     assert bool(means(store, values[4:5], 4, [30], 3).isnan().all())
-    got = store.extend(values[at], at, sequences([0, 2, 6, 8], slots, previous))
+    got = extend(store, values[at], at, sequences([0, 2, 6, 8], slots, previous))
     torch.testing.assert_close(got, expected(values)[at], msg="positive control: whole where all are sound")
 
 
 def test_bounds_beyond_the_tokens_are_not_sound(values: Tensor) -> None:
-    got = running_means().extend(values[:4], torch.tensor([0, 1, 0, 1]), sequences([0, 2, 5], [*range(4)], [-1, -1]))
+    got = extend(running_means(), values[:4], torch.tensor([0, 1, 0, 1]), sequences([0, 2, 5], [*range(4)], [-1, -1]))
     assert got.isnan().all(dim=1).tolist() == [False, False, True, True]
 
 
 def test_only_what_was_reserved_is_there_unless_it_grows(values: Tensor) -> None:
-    store = RunningStates([MEAN, MEAN], CPU, looks=False)
+    store, unseen = running_means(), partial(means, looks=False)
     store.reserve(4)
-    torch.testing.assert_close(means(store, values[:4], 0, [0, 1, 2, 3], NOWHERE), expected(values)[:4])
+    torch.testing.assert_close(unseen(store, values[:4], 0, [0, 1, 2, 3], NOWHERE), expected(values)[:4])
     with pytest.raises(IndexError):
-        means(store, values[:1], 0, [4], NOWHERE)
+        unseen(store, values[:1], 0, [4], NOWHERE)
     with pytest.raises(IndexError):
-        means(store, values[:1], 4, [NOWHERE], 4)
+        unseen(store, values[:1], 4, [NOWHERE], 4)
     store.reserve(5)
     store.reserve(2)
-    torch.testing.assert_close(means(store, values[4:5], 4, [4], 3), expected(values)[4:5], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(unseen(store, values[4:5], 4, [4], 3), expected(values)[4:5], rtol=1e-6, atol=1e-6)
 
 
 def test_the_same_whatever_the_order_of_rows_that_share_a_slot(values: Tensor) -> None:
     """Several tokens that are not kept are given one slot by some caches; nobody goes on from it."""
     store = running_means()
     found = sequences([0, 3, 6], [7, 7, 0, 7, 7, 1], [NOWHERE, NOWHERE])
-    got = store.extend(values[:6], torch.tensor([0, 1, 2, 0, 1, 2]), found)
+    got = extend(store, values[:6], torch.tensor([0, 1, 2, 0, 1, 2]), found)
     torch.testing.assert_close(got, torch.cat([expected(values)[:3], expected(values[3:])[:3]]))
     torch.testing.assert_close(means(store, values[6:7], 3, [2], 1), expected(values[3:])[3:4], rtol=1e-6, atol=1e-6)
 
@@ -232,7 +229,7 @@ def test_no_strategy_can_hide_a_value_that_is_not_finite(strategy: OverTokens, v
     packed[1, 0] = torch.nan
     finite = [True, not strategy.width, not strategy.width]
     found = sequences([0, 3], [0, 1, 2], [NOWHERE])
-    got = torch.cat([store.extend(packed[:3], torch.arange(3), found)[::2], means(store, values[3:4], 3, [3], 2)])
+    got = torch.cat([extend(store, packed[:3], torch.arange(3), found)[::2], means(store, values[3:4], 3, [3], 2)])
     assert torch.isfinite(got[:, 0]).tolist() == finite
     assert bool(torch.isfinite(got[:, 1]).all())
     assert torch.isfinite(means(store, values[3:4], 3, [3], 9)).tolist() == [[not strategy.width, False]]
@@ -252,7 +249,7 @@ def test_the_short_ways_to_scan_say_what_joining_says(strategy: OverTokens) -> N
     value_TC = (torch.randn(300, 2, generator=torch.Generator().manual_seed(4)) * 64).round() / 8
     value_TC[7:9], value_TC[9:11] = 0.0, -0.0
     start_T = torch.tensor([0] * 5 + [5] * 1 + [6] * 17 + [23] * 128 + [151] * 149)
-    state_TCK = strategy.lift(value_TC)
+    state_TCK = strategy.lift(value_TC, one_message(torch.arange(300)))
     joined_TCK = OverTokens.scan(strategy, state_TCK, start_T)
     assert torch.equal(strategy.scan(state_TCK, start_T), joined_TCK)
     one_at_a_time = state_TCK.clone()
@@ -268,7 +265,7 @@ def test_a_maximum_is_exact() -> None:
     many = [-HUGE, -1.0, -tiny, -0.0, 0.0, tiny, float(one), float(torch.nextafter(one, one + 1)), HUGE]
     value_T1 = torch.tensor(many)[:, None]
     for order_T in (torch.arange(9), torch.arange(9).flip(0)):
-        got = RunningStates([MAX], CPU).extend(
-            value_T1[order_T], torch.arange(9), sequences([0, 9], [NOWHERE] * 9, [NOWHERE])
+        got = extend(
+            RunningStates([MAX], CPU), value_T1[order_T], torch.arange(9), sequences([0, 9], [NOWHERE] * 9, [NOWHERE])
         )
         assert torch.equal(got, value_T1[order_T].cummax(0).values)

@@ -12,8 +12,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guards.contract.accumulate import HUGE, MAX, MEAN, TOKEN, OverTokens, RunningStates, Sequences
+from guards.contract.accumulate import MAX, MEAN, TOKEN, OverTokens
+from guards.contract.running import HUGE, RunningStates
 from tests.guards.contract.cusum import Cusum
+from tests.guards.contract.running import extend, sequences
 
 Text = tuple[int, ...]
 BLOCK = 2
@@ -61,6 +63,7 @@ class Engine:
 
     random: Random
     free: list[int]
+    looks: bool = True
     users: dict[int, int] = field(default_factory=dict)
     known: dict[Text, int] = field(default_factory=dict)
     forgotten: int = 0
@@ -155,20 +158,16 @@ def step(engine: Engine, waiting: list[Request], store: RunningStates) -> tuple[
     wanted = [[expected(text, column) for column in range(len(COLUMNS))] for text in texts]
     values += [[0.5] * len(COLUMNS)] * padding
     wanted += [[0.5 if strategy == TOKEN else torch.nan for strategy in COLUMNS]] * padding
-    found = Sequences(
-        torch.tensor(bounds),
-        torch.tensor([*slots, *[random.randint(-1, 3) for _ in range(padding)]]),
-        torch.tensor(previous),
-        torch.ones(len(previous), dtype=torch.bool),
-    )
+    found = sequences(bounds, [*slots, *[random.randint(-1, 3) for _ in range(padding)]], previous)
     positions += [random.randint(0, 9) for _ in range(padding)]
-    return store.extend(torch.tensor(values), torch.tensor(positions), found), torch.tensor(wanted)
+    got = extend(store, torch.tensor(values), torch.tensor(positions), found, looks=engine.looks)
+    return got, torch.tensor(wanted)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40, phases=(Phase.generate, Phase.shrink))
 @given(st.randoms(use_true_random=False), st.integers(3, 16), st.booleans())
 def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int, looks: bool) -> None:
-    engine, store = Engine(random, list(range(blocks))), RunningStates(COLUMNS, torch.device("cpu"), looks=looks)
+    engine, store = Engine(random, list(range(blocks)), looks), RunningStates(COLUMNS, torch.device("cpu"))
     store.reserve(0 if looks else blocks * BLOCK)
     longest = min(12, blocks * BLOCK)
     waiting: list[Request] = []

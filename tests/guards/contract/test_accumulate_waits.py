@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from guards.contract.accumulate import MAX, MEAN, TOKEN, RunningStates, Sequences
+from guards.contract.accumulate import MAX, MEAN, TOKEN
+from guards.contract.running import RunningStates
+from guards.contract.slots import Sequences, link
+from guards.contract.spans import MessageMean, Rise
+from guards.contract.turn_finder import TurnFinder
 from guards.inside.transformers.sequences import find_sequences
 from guards.inside.vllm.sequences import sequences_of
+from guards.model.openings import Opening
 from tests.guards.contract.cusum import Cusum
+from tests.guards.contract.running import extend
 
 aten = torch.ops.aten
 WAITS = {
@@ -63,21 +69,27 @@ def in_shape(tokens: int) -> Sequences:
     return Sequences(
         torch.tensor([0, 2, 3, 3, 4]),
         torch.tensor([4, 5, 6, 7, *[-1] * (tokens - 4)]),
-        torch.tensor([-1, 5, -1, 9]),
+        torch.tensor([[-1] * 16, [*[-1] * 14, 4, 5], [-1] * 16, [*[-1] * 15, 9]]),
         torch.ones(4, dtype=torch.bool),
     )
 
 
-@pytest.mark.parametrize("strategies", [[MEAN], [MAX, MEAN, TOKEN, Cusum(0.5), MAX], [TOKEN]])
+@pytest.mark.parametrize(
+    "strategies",
+    [[MEAN], [MAX, MEAN, TOKEN, Cusum(0.5), MAX], [TOKEN], [Rise(0.5, False), Rise(0.5, True), MessageMean(2, False)]],
+)
 def test_states_go_on_without_waiting(strategies: Any) -> None:
     """Without growing, which CPUs alone may do: all else is the same code on every device."""
-    store = RunningStates(strategies, torch.device("cpu"), looks=False)
+    cpu = torch.device("cpu")
+    store, finder = RunningStates(strategies, cpu), TurnFinder([Opening((1, 2, 3), 2, True)], cpu)
     store.reserve(10)
+    finder.reserve(10)
     values_TC, positions_T = torch.ones(6, len(strategies)), torch.tensor([0, 1, 2, 3, 0, 0])
     found = in_shape(6)
     with nothing_waits():
-        got = store.extend(values_TC, positions_T, found)
-        store.extend(values_TC, positions_T, None)
+        links = link(positions_T, found, looks=False)
+        got = store.extend(values_TC, links, finder.find(positions_T, links))
+        store.nothing(values_TC, positions_T)
     kept = [bool(strategy.width) for strategy in strategies]
     assert got.isnan().tolist() == [[False] * len(kept)] * 3 + [kept] * 3
 
@@ -139,4 +151,4 @@ def test_growing_is_what_waits() -> None:
     """Positive control: by default on a CPU the largest slot is looked at."""
     store, found = RunningStates([MEAN], torch.device("cpu")), in_shape(4)
     with nothing_waits(), pytest.raises(AssertionError, match="waits for the device"):
-        store.extend(torch.ones(4, 1), torch.arange(4), found)
+        extend(store, torch.ones(4, 1), torch.arange(4), found)

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import Sequences
 from guards.contract.columns import Bookkeeping, Columns, GuardReading
 from guards.contract.guard import Bound, Guard, OverRanks, default_rules
+from guards.contract.turn_finder import TurnFinder
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading, Scope
 from guards.model.shard import WHOLE
 from guards.model.sites import Place, Site
 from tests.guards.attached import entry
+from tests.guards.contract.running import sequences
 from tests.guards.samples import cube, cubes, neuron_adjust, pooled, pruned
 from tests.models import D_MODEL
 from tests.toys.probe.guard import ProbeGuard
@@ -23,6 +24,14 @@ from tests.toys.probe.guard import ProbeGuard
 CPU = torch.device("cpu")
 TAU = 3.0  # of every sample cube
 ABOVE_TAU = float(torch.nextafter(torch.tensor(TAU), torch.tensor(4.0)))
+
+
+NEW = (torch.tensor([7]), torch.tensor([0]))
+"""A token at its position."""
+
+
+def books_of(columns: Columns) -> Bookkeeping:
+    return Bookkeeping(columns, CPU, TurnFinder([], CPU))
 
 
 class Laid:
@@ -48,8 +57,8 @@ class Laid:
 
     def said(self, cells: Sequence[float]) -> Mapping[str, GuardReading]:
         """What the cells of a token say that is a sequence of its own."""
-        one = Sequences(torch.tensor([0, 1]), torch.tensor([3]), torch.tensor([-1]), torch.tensor([True]))
-        rows_RX = Bookkeeping(self.columns, CPU).rows(torch.tensor([cells]), torch.tensor([0]), one)
+        one = sequences([0, 1], [3], [-1])
+        rows_RX = books_of(self.columns).rows(torch.tensor([cells]), *NEW, one)
         return self.readings(rows_RX[0].tolist())
 
     def codes(self, part_RP: Tensor) -> Tensor:
@@ -121,7 +130,7 @@ def test_a_row_of_another_length_is_missing(row: list[float]) -> None:
 
 
 def test_fresh_memory_is_no_pass() -> None:
-    (fresh,) = Bookkeeping(both().columns, CPU).fresh(1).tolist()
+    (fresh,) = books_of(both().columns).fresh(1).tolist()
     assert len(fresh) == 4
     assert {reading for reading, _ in both().readings(fresh).values()} == {Reading.INVALID}
 
@@ -176,7 +185,7 @@ def test_no_guard_no_columns() -> None:
     assert laid.columns.parts(torch.zeros(5, 0)).shape == (5, 0)
     assert laid.codes(torch.zeros(5, 0)).shape == (5, 0)
     assert laid.readings([]) == {}
-    assert Bookkeeping(laid.columns, CPU).rows(torch.zeros(5, 0), torch.arange(5), None).shape == (5, 0)
+    assert books_of(laid.columns).rows(torch.zeros(5, 0), torch.arange(5), torch.arange(5), None).shape == (5, 0)
 
 
 def probe() -> ProbeGuard:
@@ -252,18 +261,17 @@ def test_a_row_has_the_entries_of_single_tokens_and_then_every_running_value(bro
 def test_a_row_of_a_token_is_over_all_tokens_of_its_sequence_so_far() -> None:
     """In two passes, of two sequences; a pass for nobody keeps nothing."""
     laid, positions = accumulated(), torch.tensor([0, 1, 0])
-    books = Bookkeeping(laid.columns, CPU)
+    books = books_of(laid.columns)
     cells = torch.zeros(3, 8)
     cells[:, 2] = torch.tensor([1.0, 2, 7])
     cells[:, 3] = torch.tensor([4.0, 9, 5])
-    sound = torch.tensor([True, True])
-    first = Sequences(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 8]), torch.tensor([-1, -1]), sound)
-    assert books.rows(cells, positions, first)[:, 4:].tolist() == [[1, 4], [1.5, 4], [7, 5]]
-    nobody = books.rows(cells, positions, None)
+    first = sequences([0, 2, 3], [0, 1, 8], [-1, -1])
+    assert books.rows(cells, positions, positions, first)[:, 4:].tolist() == [[1, 4], [1.5, 4], [7, 5]]
+    nobody = books.rows(cells, positions, positions, None)
     assert bool(torch.isnan(nobody[:, 4:]).all())
     assert torch.equal(nobody[:, :4], cells[:, laid.columns.token])
-    later = Sequences(torch.tensor([0, 1, 3]), torch.tensor([2, 9, 10]), torch.tensor([1, 8]), sound)
-    rows = books.rows(cells, torch.tensor([2, 1, 2]), later)[:, 4:]
+    later = sequences([0, 1, 3], [2, 9, 10], [1, 8])
+    rows = books.rows(cells, positions, torch.tensor([2, 1, 2]), later)[:, 4:]
     torch.testing.assert_close(rows, torch.tensor([[4 / 3, 4], [4.5, 5], [16 / 3, 5]]))
 
 
@@ -281,8 +289,8 @@ def test_no_rank_hides_the_nan_of_another_beside_pooled_scores(column: int, rank
     laid = accumulated()
     joined = laid.columns.over_ranks(ranks, torch.arange(8))
     assert torch.isnan(joined).nonzero().tolist() == [[1, column]]
-    own = Sequences(torch.arange(4), torch.arange(3), torch.full((3,), -1), torch.ones(3, dtype=torch.bool))
-    rows_RX = Bookkeeping(laid.columns, CPU).rows(joined, torch.zeros(3, dtype=torch.int64), own)
+    own = sequences(range(4), range(3), [-1] * 3)
+    rows_RX = books_of(laid.columns).rows(joined, torch.arange(3), torch.zeros(3, dtype=torch.int64), own)
     broken = (laid.codes(laid.columns.parts(rows_RX)) == int(Reading.INVALID)).nonzero().tolist()
     assert broken == [[1, laid.columns.guards.index(laid.columns.all[column].guard)]]
 
@@ -300,9 +308,9 @@ def test_ranks_are_joined_before_tokens_are_and_single_tokens_only_where_they_ar
         rows = other if len(cells_TC) == 2 else other[1:]
         return columns.over_ranks(torch.stack([cells_TC, rows[:, which]]), which)
 
-    books = Bookkeeping(columns, CPU, over_ranks)
-    one = Sequences(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([-1]), torch.tensor([True]))
-    rows = books.rows(mine, torch.tensor([0, 1]), one)
+    books = Bookkeeping(columns, CPU, TurnFinder([], CPU), over_ranks)
+    one = sequences([0, 2], [0, 1], [-1])
+    rows = books.rows(mine, torch.tensor([0, 1]), torch.tensor([0, 1]), one)
     assert rows.tolist() == [[2, 11], [3, 11]], "9 + 2 and 10 + 2, not 1 + 1 + 1 + 1; the cube's is still this rank's"
     assert books.join(rows[1:]).tolist() == [[3, 11]]
     assert asked == [([1, 2], 2), ([0], 1)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from guards.contract.accumulate import Max
+from guards.contract.turns import Turns
 from guards.core.verdict import Scope
 
 
@@ -15,8 +16,8 @@ from guards.core.verdict import Scope
 class Least(Max):
     """The smallest value of a sequence's tokens so far: the text is the skill's where any of its tokens is."""
 
-    def lift(self, values_TC: Tensor) -> Tensor:
-        return super().lift(-values_TC)
+    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
+        return super().lift(-values_TC, turns)
 
     def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
         return -super().read(values_TC, state_TCK, positions_T)

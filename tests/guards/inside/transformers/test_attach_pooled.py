@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import MEAN, RunningStates, Sequences
+from guards.contract.accumulate import MEAN
+from guards.contract.running import RunningStates
 from guards.core.verdict import Reading
 from guards.errors import GuardReadingError
 from guards.inside.transformers.sequences import find_sequences, slots_of
 from guards.methods.pooled.guard import mean_scores
 from tests.guards.attached import attach, hooks, keys, read
+from tests.guards.contract.running import extend, sequences
 from tests.guards.samples import cubes, pooled
 from tests.models import tiny_model
 
@@ -84,7 +86,7 @@ def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
     assert slots_of(kwargs) == (400 if full else 200)
     shift = 100 if full else 0
     assert found.slots_T.tolist() == [slot + shift for slot in (12, 13, 40, 41, 42, 75)]
-    assert found.previous_S.tolist() == [11 + shift, -1, 74 + shift]
+    assert found.before_SH[:, -1].tolist() == [11 + shift, -1, 74 + shift]
 
 
 @torch.no_grad()
@@ -116,10 +118,10 @@ def test_a_pass_whose_slots_disagree_is_not_finite(changes: dict[str, Any]) -> N
     """Its slots hold what an earlier pass left there, which is what another sequence's would be taken for."""
     store, at_T = RunningStates([MEAN], torch.device("cpu")), torch.arange(200)
     bounds, values_T1 = torch.tensor([0, 200]), torch.ones(4, 1)
-    store.extend(torch.ones(200, 1), at_T, Sequences(bounds, at_T, bounds[:1] - 1, bounds[1:] > 0))
+    extend(store, torch.ones(200, 1), at_T, sequences(bounds, at_T, [-1]))
     for kwargs, finite in ((packed(2, **changes), False), (packed(2), True)):
         found = find_sequences(kwargs, kwargs["position_ids"])
-        assert torch.isfinite(store.extend(values_T1, kwargs["position_ids"][0], found)).tolist() == [[finite]] * 4
+        assert torch.isfinite(extend(store, values_T1, kwargs["position_ids"][0], found)).tolist() == [[finite]] * 4
 
 
 def test_a_row_that_does_not_begin_at_its_first_token_is_not_sound() -> None:

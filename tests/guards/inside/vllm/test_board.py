@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import LlamaConfig
 
-from guards.contract.accumulate import Sequences
 from guards.contract.guard import Guard, default_rules
+from guards.contract.slots import Sequences
+from guards.contract.turn_finder import TurnFinder
 from guards.core.policy import Policy
 from guards.core.verdict import Reading, Scope
 from guards.errors import AttachError, GuardReadingError
@@ -23,6 +24,7 @@ from guards.methods.cube.guard import cube_score
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Site
 from tests.guards.attached import entry
+from tests.guards.contract.running import sequences
 from tests.guards.inside.vllm.imitation import (
     D_ATTENTION,
     LlamaForCausalLM,
@@ -37,12 +39,6 @@ from tests.toys.probe.guard import ProbeGuard
 
 IDS, POSITIONS = torch.tensor([3, 9, 27, 4, 50]), torch.tensor([0, 1, 2, 0, 7])
 ROWS = torch.tensor([2, 4])
-
-
-def sequences(bounds: list[int], slots: list[int], previous: list[int]) -> Sequences:
-    """Sound ones."""
-    sound_S = torch.ones(len(previous), dtype=torch.bool)
-    return Sequences(torch.tensor(bounds), torch.tensor(slots), torch.tensor(previous), sound_S)
 
 
 SEQUENCES = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, 6])
@@ -71,6 +67,7 @@ def board_on(
         chosen,
         shard=shard,
         find_sequences=lambda _: found,
+        turns=TurnFinder([], torch.device("cpu")),
         tokens=8,
         dtype=dtype,
         device=torch.device("cpu"),

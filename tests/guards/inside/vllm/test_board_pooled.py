@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import Sequences
 from guards.contract.guard import Guard
+from guards.contract.slots import Sequences
 from guards.core.verdict import Reading
 from guards.inside.vllm import board as vllm_board
 from guards.inside.vllm.board import Board
@@ -17,6 +17,7 @@ from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Place, Site
+from tests.guards.contract.running import sequences
 from tests.guards.inside.vllm.imitation import LlamaForCausalLM, PPMissingLayer, Stage, on_ranks, sliced
 from tests.guards.inside.vllm.test_board import (
     IDS,
@@ -28,7 +29,6 @@ from tests.guards.inside.vllm.test_board import (
     parts,
     probe,
     run,
-    sequences,
 )
 from tests.guards.samples import cube, cubes, layer_statistics, neuron_adjust, pooled
 

@@ -12,8 +12,9 @@ from guards.errors import GuardReadingError
 from guards.inside.vllm.board import Board
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Site
+from tests.guards.contract.running import sequences
 from tests.guards.inside.vllm.imitation import LlamaForCausalLM, on_ranks, sliced
-from tests.guards.inside.vllm.test_board import IDS, board_on, codes, over_ranks, parts, probe, run, sequences
+from tests.guards.inside.vllm.test_board import IDS, board_on, codes, over_ranks, parts, probe, run
 
 FOUND = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, -1])
 """Three tokens of a sequence and one each of two others."""

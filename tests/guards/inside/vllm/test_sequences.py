@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import MEAN, RunningStates, Sequences
+from guards.contract.accumulate import MEAN
+from guards.contract.running import RunningStates
+from guards.contract.slots import Sequences
 from guards.errors import GuardReadingError
 from guards.inside.vllm.sequences import finder, sequences_of, slots_of
+from tests.guards.contract.running import extend, sequences
 
 BLOCK = 4
 BLOCKS = torch.tensor([[7, 2, 0], [3, 9, 0], [5, 1, 8], [0, 0, 0]])
@@ -55,8 +58,8 @@ def test_slots_and_the_slot_before_each_sequences_first_new_token() -> None:
     found = found_in(metadata(), POSITIONS)
     assert found.bounds.tolist() == [0, 3, 4, 6]
     assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
-    assert found.previous_S.tolist() == [-1, *slots(1, 3), *slots(2, 8)]
-    assert found.previous_S.tolist() == [-1, 15, 32], "the last of the block before, or the one ahead in the same"
+    assert found.before_SH[:, -1].tolist() == [-1, *slots(1, 3), *slots(2, 8)]
+    assert found.before_SH[:, -1].tolist() == [-1, 15, 32], "the last of the block before, or the one ahead in the same"
 
 
 def test_padded_tokens_and_requests_are_no_sequence() -> None:
@@ -69,7 +72,7 @@ def test_padded_tokens_and_requests_are_no_sequence() -> None:
     plain = found_in(metadata(), POSITIONS)
     assert found.bounds.tolist() == [*plain.bounds.tolist(), 6]
     assert found.slots_T.tolist() == [*plain.slots_T.tolist(), -1, -1]
-    assert found.previous_S[:3].tolist() == plain.previous_S.tolist()
+    assert found.before_SH[:, -1][:3].tolist() == plain.before_SH[:, -1].tolist()
 
 
 @pytest.mark.parametrize(("more", "slots_T"), [(2, [28, 29, 30, 36, 33, 34, -1, -1]), (-1, [28, 29, 30, 36, 33])])
@@ -85,7 +88,7 @@ def test_a_request_without_new_tokens_is_passed_over() -> None:
     slot_mapping = torch.tensor([*slots(0, 0, 1, 2), *slots(2, 9, 10)])
     found = found_in(metadata(query_start_loc=bounds, slot_mapping=slot_mapping), torch.tensor([0, 1, 2, 9, 10]))
     assert found.bounds.tolist() == [0, 3, 3, 5]
-    assert found.previous_S[[0, 2]].tolist() == [-1, 32]
+    assert found.before_SH[:, -1][[0, 2]].tolist() == [-1, 32]
 
 
 def test_a_pass_that_caches_no_token_has_no_sound_sequence() -> None:
@@ -120,8 +123,8 @@ def test_blocks_and_slots_that_disagree_are_not_finite(block: int, changes: dict
     store = RunningStates([MEAN], torch.device("cpu"))
     before_T = torch.arange(40)
     bounds = torch.tensor([0, 40])
-    store.extend(torch.ones(40, 1), before_T, Sequences(bounds, before_T, bounds[:1] - 1, bounds[1:] > 0))
-    read = store.extend(torch.ones(6, 1), POSITIONS, found)[:, 0]
+    extend(store, torch.ones(40, 1), before_T, sequences(bounds, before_T, [-1]))
+    read = extend(store, torch.ones(6, 1), POSITIONS, found)[:, 0]
     wanted_T = torch.tensor(sound).repeat_interleave(torch.tensor([3, 1, 2]))
     assert torch.isfinite(read).tolist() == wanted_T.tolist(), "whatever an earlier pass left in the slots"
 
