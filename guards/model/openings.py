@@ -20,7 +20,7 @@ PROBES = (("Alpha one", "Beta two", "Gamma three"), ("delta 4", "epsilon 5", "ze
 
 @dataclass(frozen=True)
 class Opening:
-    """Tokens by which a template ends a message, if any, and opens the next.
+    """Tokens by which a template ends a message, if any, and opens the next, a special token first.
 
     The first `named` of them say whose message it is; what follows is blank, and may melt into the text. `written`: a
     message of the model.
@@ -62,17 +62,18 @@ def find_openings(codec: Renders) -> tuple[Opening, ...]:
                 rendered = codec.rendered(conversation)
             except PromptRefusedError:  # of a system's message, which not every template takes
                 continue
-            for opening in _openings(rendered, conversation):
-                if any(token in codec.special_ids for token in opening.tokens[: opening.named]):
-                    key = opening.tokens[: opening.named]
-                    clash |= key in found and found[key].written != opening.written
-                    found.setdefault(key, opening)
+            for opening in _openings(rendered, conversation, codec.special_ids):
+                key = opening.tokens[: opening.named]
+                clash |= key in found and found[key].written != opening.written
+                found.setdefault(key, opening)
     told_apart = not clash and any(opening.written for opening in found.values())
     return tuple(found.values()) if told_apart else ()
 
 
-def _openings(rendered: Rendered, conversation: Sequence[Mapping[str, Any]]) -> Iterator[Opening]:
-    """One for every message, and one for the answer that is due."""
+def _openings(
+    rendered: Rendered, conversation: Sequence[Mapping[str, Any]], special: Collection[int]
+) -> Iterator[Opening]:
+    """From its first special token on; one for every message, and one for the answer that is due."""
     edges, at = [0], 0
     for message in conversation:
         start = rendered.text.find(message["content"], at)
@@ -84,6 +85,8 @@ def _openings(rendered: Rendered, conversation: Sequence[Mapping[str, Any]]) -> 
     written = [*(message["role"] == "assistant" for message in conversation), True]
     for (low, high), of_model in zip(list(pairwise(edges))[::2], written, strict=True):
         inside = [i for i, (start, end) in enumerate(rendered.spans) if low <= start < end <= high][-LONGEST:]
+        while inside and rendered.ids[inside[0]] not in special:
+            inside.pop(0)
         blank = [not rendered.text[slice(*rendered.spans[i])].strip() for i in inside]
         named = len(inside) - next((i for i, each in enumerate(reversed(blank)) if not each), len(inside))
         if named:
