@@ -19,9 +19,9 @@ from guards.contract.turns import Turns
 
 @dataclass(frozen=True)
 class Rise(OverTokens):
-    """Minus the largest sum, over a stretch of a message, of evidence less `kappa` a token (CUSUM, Page 1954).
+    """1 / (1 + m), with m the largest sum, over a stretch of a message, of evidence less `kappa` a token.
 
-    ``c = max(c + e, 0)`` and ``m = max(m, c)``, with e the evidence less kappa; m is of all messages since the side had
+    1 where nothing speaks for the skill, towards 0 the more does (CUSUM, Page 1954). ``c = max(c + e, 0)`` and ``m = max(m, c)``, with e the evidence less kappa; m is of all messages since the side had
     the word. Both are linear in (m, c, 0) where + is max and * is +, so that a stretch of tokens is a matrix, here of
     five numbers: m's own m, m's c, m's constant, c's own c, c's constant.
     """
@@ -62,7 +62,7 @@ class Rise(OverTokens):
         return torch.stack(joined, dim=-1)
 
     def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
-        return -state_TCK[..., :3].amax(dim=-1).float()  # from m = c = 0
+        return (1 / (1 + state_TCK[..., :3].amax(dim=-1))).float()  # from m = c = 0
 
 
 @dataclass(frozen=True)

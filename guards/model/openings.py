@@ -53,7 +53,7 @@ class Renders(Protocol):
 def find_openings(codec: Renders) -> tuple[Opening, ...]:
     """All openings of a template; none where the model's messages are not told from others by a special token."""
     found: dict[tuple[int, ...], Opening] = {}
-    clash = False
+    clash, followed = False, False
     for first, second, third in PROBES:
         asked, answer = {"role": "user", "content": first}, {"role": "assistant", "content": second}
         system, again = {"role": "system", "content": second}, {"role": "user", "content": third}
@@ -62,11 +62,13 @@ def find_openings(codec: Renders) -> tuple[Opening, ...]:
                 rendered = codec.rendered(conversation)
             except PromptRefusedError:  # of a system's message, which not every template takes
                 continue
-            for opening in _openings(rendered, conversation, codec.special_ids):
+            openings = list(_openings(rendered, conversation, codec.special_ids))
+            followed |= len(openings) > len(conversation) > 2
+            for opening in openings:
                 key = opening.tokens[: opening.named]
                 clash |= key in found and found[key].written != opening.written
                 found.setdefault(key, opening)
-    told_apart = not clash and any(opening.written for opening in found.values())
+    told_apart = followed and not clash
     return tuple(found.values()) if told_apart else ()
 
 

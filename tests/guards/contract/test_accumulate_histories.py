@@ -70,7 +70,7 @@ def rise_or_mean(strategy: Rise | MessageMean, text: Text, values: list[float]) 
         for i in range(len(message))
         for j in range(i + 1, len(message) + 1)
     ]
-    return -max([0.0, *stretches])
+    return 1 / (1 + max([0.0, *stretches]))
 
 
 def expected(text: Text, column: int) -> float:
@@ -250,7 +250,7 @@ def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int,
 
 def test_the_imitated_engine_shares_and_evicts() -> None:
     """Positive control: prefixes are shared across passes and within one, in chains, and texts are forgotten."""
-    random = Random(1)
+    random = Random(4)
     engine, store = Engine(random, list(range(16))), Books()
     waiting: list[Request] = []
     for _ in range(80):

@@ -1,0 +1,130 @@
+"""Key Space Detection over spans, on disk and on a device."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from guards.artifact.manifest import Strict
+from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
+from guards.contract.guard import Column, Health, OverRanks, Part
+from guards.contract.spans import MessageMean, Rise
+from guards.errors import ArtifactError
+from guards.methods.spans.guard import Judgement, LayerWeights, SpanBank, SpanGuard
+from guards.model.shard import Shard
+from guards.model.sites import Place, Site
+
+VARIANT: Literal["spans"] = "spans"
+
+
+class TermRecord(Strict):
+    """A layer's scalars; its weights are the tensor `term.<index>.weight`."""
+
+    layer: Annotated[int, Field(ge=0)]
+    offset: float
+
+
+class SpanRecord(Strict):
+    """`Rise`, with its tau."""
+
+    over_tokens: Literal["span"]
+    written: bool
+    kappa: Annotated[float, Field(gt=0, lt=1)]
+    tau: Annotated[float, Field(gt=0, lt=1)]
+
+
+class MeanRecord(Strict):
+    """`MessageMean`, with its tau: 0 is the skill's mean, 1 the others'."""
+
+    over_tokens: Literal["mean"]
+    written: bool
+    weight: Annotated[float, Field(ge=0)]
+    tau: Annotated[float, Field(gt=0, lt=1)]
+
+
+class SpanParameters(Strict):
+    """The manifest's `parameters` for method "ksd", variant "spans"."""
+
+    variant: Literal["spans"]
+    terms: tuple[TermRecord, ...] = Field(min_length=1, max_length=256)
+    judgements: tuple[Annotated[SpanRecord | MeanRecord, Field(discriminator="over_tokens")], ...] = Field(
+        min_length=1, max_length=4
+    )
+
+
+def load(artifact: Artifact) -> SpanGuard:
+    """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
+    manifest = artifact.manifest
+    parameters = parse_parameters(artifact, SpanParameters)
+    layers = [record.layer for record in parameters.terms]
+    if layers != sorted(set(layers)) or layers[-1] >= manifest.model.layers:
+        raise ArtifactError(
+            f"{artifact.name}: got layers {layers}, wanted them ascending, each once, below {manifest.model.layers}"
+        )
+    judgements = tuple(_judgement(record) for record in parameters.judgements)
+    labels = [each.label for each in judgements]
+    if len(set(labels)) < len(labels):
+        raise ArtifactError(f"{artifact.name}: got judgements {', '.join(labels)}, wanted each once")
+    terms, names = [], set()
+    for index, record in enumerate(parameters.terms):
+        name = f"term.{index}.weight"
+        weight_F = take_tensor(artifact, name, (manifest.model.d_ff,), torch.float32)
+        if not bool(weight_F.any()):
+            raise ArtifactError(f"{artifact.name}: {name}: got zeros, which score nothing; calibrate again")
+        terms.append(LayerWeights(record.layer, weight_F, record.offset))
+        names.add(name)
+    refuse_extra_tensors(artifact, names)
+    return SpanGuard(tuple(terms), judgements, manifest.scope)
+
+
+def _judgement(record: SpanRecord | MeanRecord) -> Judgement:
+    if isinstance(record, SpanRecord):
+        return Judgement(Rise(record.kappa, record.written), record.tau)
+    return Judgement(MessageMean(record.weight, record.written), record.tau)
+
+
+def _record(judgement: Judgement) -> SpanRecord | MeanRecord:
+    over, tau = judgement.over_tokens, judgement.tau
+    if isinstance(over, Rise):
+        return SpanRecord(over_tokens="span", written=over.written, kappa=over.kappa, tau=tau)
+    return MeanRecord(over_tokens="mean", written=over.written, weight=over.weight, tau=tau)
+
+
+def dump(guard: SpanGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Parameters and tensors for the artifact."""
+    parameters = SpanParameters(
+        variant=VARIANT,
+        terms=tuple(TermRecord(layer=term.layer, offset=term.offset) for term in guard.terms),
+        judgements=tuple(map(_record, guard.judgements)),
+    )
+    tensors = {f"term.{index}.weight": term.weight_F.float().cpu() for index, term in enumerate(guard.terms)}
+    return parameters.model_dump(mode="json"), tensors
+
+
+class BoundSpans:
+    """A guard over spans on a device, or its slice there of every layer's weights.
+
+    A token's value is linear, so layers and slices add up to the one number that is accumulated.
+    """
+
+    health: Health | None = None
+
+    def __init__(self, guard: SpanGuard, device: torch.device, shard: Shard) -> None:
+        self.parts = tuple(Part(each.label, guard.layers, each.over_tokens) for each in guard.judgements)
+        self.columns = tuple(
+            Column(Place(layer, Site.KEY), part, OverRanks.SUM)
+            for layer in guard.layers
+            for part in range(len(self.parts))
+        )
+        self.taus = tuple(each.tau for each in guard.judgements)
+        self._guard, self._device, self._shard = guard, device, shard
+
+    def at(self, place: Place, width: int) -> SpanBank:
+        """What gives this layer's share of a token's value; the offset is dealt evenly over ranks."""
+        (term,) = [term for term in self._guard.terms if term.layer == place.layer]
+        offset = torch.tensor(term.offset / self._shard.count, dtype=torch.float32, device=self._device)
+        return SpanBank(term.weight_F[self._shard.columns(width)].to(self._device), offset, len(self.parts))
+
+
+bind = BoundSpans
