@@ -60,6 +60,6 @@ def read_texts(
         together = Turns(*(torch.cat(each) for each in zip(*turns[pack], strict=True)))
         states = RunningStates(strategies, _CPU)
         read_PC = states.extend(value_P[:, None].expand(-1, len(strategies)), _whole(lengths[pack]), together)
-        texts = read_PC.split(lengths[pack])
+        texts = torch.split(read_PC, lengths[pack])
         read += [text_TC[-1] if at == "last" else text_TC.amin(dim=0) for text_TC in texts]
     return torch.stack(read) if read else torch.empty(0, len(strategies))

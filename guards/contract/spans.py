@@ -21,9 +21,10 @@ from guards.contract.turns import Turns
 class Rise(OverTokens):
     """1 / (1 + m), with m the largest sum, over a stretch of a message, of evidence less `kappa` a token.
 
-    1 where nothing speaks for the skill, towards 0 the more does (CUSUM, Page 1954). ``c = max(c + e, 0)`` and ``m = max(m, c)``, with e the evidence less kappa; m is of all messages since the side had
-    the word. Both are linear in (m, c, 0) where + is max and * is +, so that a stretch of tokens is a matrix, here of
-    five numbers: m's own m, m's c, m's constant, c's own c, c's constant.
+    1 where nothing speaks for the skill, towards 0 the more does (CUSUM, Page 1954). ``c = max(c + e, 0)`` and
+    ``m = max(m, c)``, with e the evidence less kappa; m is of all messages since the side had the word. Both are linear
+    in (m, c, 0) where + is max and * is +, so that a stretch of tokens is a matrix, here of five numbers: m's own m,
+    m's c, m's constant, c's own c, c's constant.
     """
 
     kappa: float

@@ -1,0 +1,49 @@
+"""Texts that a guard must leave alone whatever its skill is: shipped, since every calibration needs them.
+
+They are look-alikes (numbers without mathematics, code words without code), everyday requests, passages, and what
+stands around requests: system prompts, conversations, tools. All were written for this package.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from guards.calibration.sources import Source
+
+FOLDER = Path(__file__).resolve().parent / "material"
+LOOKALIKES = ("numbers", "code_words", "everyday", "passages")
+"""The files that are retain sources."""
+
+Which = Literal["all", "english", "none"]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Retain sources, and surroundings of requests."""
+
+    sources: tuple[Source, ...] = ()
+    system_prompts: tuple[str, ...] = ()
+    chats: tuple[Messages, ...] = ()
+    tools: tuple[tuple[Sequence[Mapping[str, Any]], Messages], ...] = ()
+
+
+@cache
+def read_material(which: Which) -> Material:
+    """All of it, what is English, or nothing: for a guard of a language, of which some of these texts are."""
+    if which == "none":
+        return Material()
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row for row in map(json.loads, lines) if which == "all" or row["language"] == "en"]
+
+    return Material(
+        tuple(Source(f"skillguard/{name}", tuple(row["text"] for row in rows(name))) for name in LOOKALIKES),
+        tuple(row["text"] for row in rows("system_prompts")),
+        tuple(row["messages"] for row in rows("chats")),
+        tuple((row["tools"], row["messages"]) for row in rows("tools")),
+    )

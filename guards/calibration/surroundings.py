@@ -1,0 +1,109 @@
+"""What may stand around a text beside its frame: kinds of example in which a guard must hold.
+
+A question beside other text must be caught all the same, and other text must not be refused for its length, its form
+or what it comes with. Everything is drawn by a seed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from random import Random
+
+from guards.calibration.activations import TokenIds
+from guards.calibration.material import Material
+from guards.model.encoding import CHAT_FRAME, TextCodec
+
+
+class Kind(StrEnum):
+    """The rows that every table of a detector has beside its frames."""
+
+    UPPER = "in upper case"
+    AMID = "amid 300 other tokens"
+    AFTER = "after another task"
+    LATER = "in a later turn"
+    LONG = "long texts"
+    CHATS = "chats of several turns"
+    SYSTEM = "with a system prompt"
+    WORKED = "behind worked examples"
+    TOOLS = "with tools"
+
+
+AMID_TOKENS = 300
+MOST = 60
+"""Examples of a kind in each share."""
+LONGEST = 16
+"""Of long texts, which cost as much as many others."""
+WORKED_EXAMPLES = 3
+
+
+class Surroundings:
+    """Makes examples of kinds from one share's texts of both sides."""
+
+    def __init__(
+        self,
+        codec: TextCodec,
+        frame: str,
+        forget: Sequence[str],
+        retain: Sequence[str],
+        material: Material,
+        *,
+        longest: int,
+        seed: int,
+    ) -> None:
+        """`frame` is what is put around all but whole chats, `longest` the tokens of a long text."""
+        self._codec, self._frame, self._longest = codec, frame, longest
+        self._material = material
+        self._random = Random(seed)
+        self._forget, self._retain = list(forget), list(retain)
+        self._random.shuffle(self._forget)
+        self._random.shuffle(self._retain)
+
+    def forget(self) -> Iterator[tuple[Kind, TokenIds]]:
+        """Examples that hold the skill."""
+        yield from self._each(Kind.UPPER, self._forget, str.upper)
+        yield from self._each(Kind.AMID, self._forget, self._amid)
+        yield from self._each(Kind.AFTER, self._forget, lambda text: f"{self._random.choice(self._retain)}\n\n{text}")
+        if self._frame == CHAT_FRAME:
+            for text in self._forget[:MOST]:
+                asked, answer = self._random.choice(self._retain), self._random.choice(self._retain)
+                yield Kind.LATER, self._chat(("user", asked), ("assistant", answer), ("user", text))
+
+    def retain(self) -> Iterator[tuple[Kind, TokenIds]]:
+        """Examples that do not."""
+        yield from self._each(Kind.UPPER, self._retain, str.upper)
+        long = [self._other_text(self._longest) for _ in range(LONGEST)]
+        yield from self._each(Kind.LONG, long, str)
+        blocks = ["\n\n".join(self._random.sample(self._retain, WORKED_EXAMPLES + 1)) for _ in range(MOST // 2)]
+        yield from self._each(Kind.WORKED, blocks, str)
+        if self._frame != CHAT_FRAME:
+            return
+        for index, messages in enumerate(self._material.chats):
+            if index < MOST:
+                yield Kind.CHATS, self._codec.encode_chat(messages)
+        for prompt in self._material.system_prompts[:MOST]:
+            yield Kind.SYSTEM, self._chat(("system", prompt), ("user", self._random.choice(self._retain)))
+        if self._codec.renders_tools:
+            for tools, messages in self._material.tools[:MOST]:
+                yield Kind.TOOLS, self._codec.encode_chat(messages, tools)
+
+    def _each(self, kind: Kind, texts: Sequence[str], make: Callable[[str], str]) -> Iterator[tuple[Kind, TokenIds]]:
+        for text in texts[:MOST]:
+            yield kind, self._codec.encode_frame(self._frame, make(text))
+
+    def _amid(self, text: str) -> str:
+        """At the start, in the middle or at the end of other text."""
+        before, after = self._random.choice(((0, AMID_TOKENS), (AMID_TOKENS, 0), (AMID_TOKENS // 2,) * 2))
+        return " ".join(part for part in (self._other_text(before), text, self._other_text(after)) if part)
+
+    def _other_text(self, tokens: int) -> str:
+        """Retain texts one behind the other, of about so many tokens."""
+        texts: list[str] = []
+        while tokens > 0:
+            text = self._random.choice(self._retain)
+            words, size = text.split(), len(self._codec.encode_text(text))
+            kept = words[: max(1, round(len(words) * tokens / size))]
+            texts.append(text if size <= tokens else " ".join(kept))
+            tokens -= size
+        return " ".join(texts)
+
+    def _chat(self, *messages: tuple[str, str]) -> TokenIds:
+        return self._codec.encode_chat([{"role": role, "content": content} for role, content in messages])

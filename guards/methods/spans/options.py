@@ -1,0 +1,39 @@
+"""Options of the calibration of a guard over spans."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from guards.calibration.material import Which
+from guards.calibration.options import DetectorOptions, PlacementName, option
+from guards.errors import CalibrationError
+
+QUESTION_FRAME = "Q: {text}\nA:"
+"""The third frame that is fitted where none is named, after the model's chat template and none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanOptions(DetectorOptions):
+    """Key Space Detection over spans, the default variant.
+
+    No frames given means several: the model's chat template, none, and QUESTION_FRAME, since what several frames have
+    in common is the skill.
+    """
+
+    usual_frames: ClassVar[str] = "chat where the model has a chat template, bare, and 'Q: {text}\\nA:'"
+
+    recall: float = option(0.98, "share of the skill to catch")
+    max_false_abstention: float = option(
+        0.005, "share of every retain source, and of texts of every length, that may be refused; wins over `recall`"
+    )
+    placement: PlacementName = option("middle", DetectorOptions.__dataclass_fields__["placement"].metadata["help"])
+    material: Which = option(
+        "all",
+        'shipped texts that are retained too: look-alikes, everyday requests, long texts, chats; "english" for a\n'
+        "guard of another language",
+    )
+    longest: int = option(2048, "tokens of the longest texts that are tried, or what the model takes if that is less")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.longest < 1:
+            raise CalibrationError(f"got `longest` {self.longest}, wanted at least 1")
