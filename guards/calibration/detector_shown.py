@@ -19,7 +19,8 @@ from guards.calibration.drawing import (
 from guards.calibration.shown import ShownTable
 
 
-def _interval(rate: Rate) -> str:
+def interval_text(rate: Rate) -> str:
+    """A rate with its interval."""
     return f"{rate.rate:.3f} [{rate.low:.3f} {rate.high:.3f}]"
 
 
@@ -30,8 +31,8 @@ def detector_table(frames: Sequence[DetectorFrame]) -> ShownTable:
             repr(each.frame),
             ", ".join(map(str, each.layers)),
             f"{each.tau:.3f}",
-            _interval(each.recall),
-            _interval(each.false_abstention),
+            interval_text(each.recall),
+            interval_text(each.false_abstention),
             f"{each.auroc:.4f}",
         )
         for each in frames

@@ -14,6 +14,7 @@ from guards.methods.cube.entry import CUBE
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
 from guards.methods.pooled.entry import POOLED
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
+from guards.methods.spans.entry import SPANS
 
 if TYPE_CHECKING:
     from guards.artifact.store import Artifact
@@ -25,6 +26,7 @@ __all__ = [
     "NEURON_ADJUST",
     "POOLED",
     "SELECTIVE_PRUNING",
+    "SPANS",
     "load_guard",
     "method_of",
     "methods",
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
+_SHIPPED = (SPANS, POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]

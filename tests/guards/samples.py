@@ -14,12 +14,15 @@ from guards.artifact.manifest import UNSEALED, CalibrationRecord, Canary, Manife
 from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, write_artifact
 from guards.calibration.entry import Entry
 from guards.contract.guard import Guard
+from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
+from guards.methods.spans.guard import Judgement, SpanGuard
+from guards.methods.spans.guard import LayerWeights as SpanWeights
 from tests.models import D_FF, D_MODEL, LAYERS
 
 IDENTITY = ModelIdentity(
@@ -61,6 +64,22 @@ def pooled(*layers: int, tau: float = 0.5) -> PooledGuard:
         generator = torch.Generator().manual_seed(layer)
         terms.append(LayerWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
     return PooledGuard(tuple(terms), tau, Scope.BOTH)
+
+
+JUDGEMENTS = (
+    Judgement(Rise(0.5, written=False), 0.25),
+    Judgement(MessageMean(2.0, written=False), 0.5),
+    Judgement(Rise(0.25, written=True), 0.2),
+)
+
+
+def spans(*layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS) -> SpanGuard:
+    """A detector over spans at these layers, or at two, with random weights."""
+    terms = []
+    for layer in layers or (1, LAYERS - 1):
+        generator = torch.Generator().manual_seed(layer)
+        terms.append(SpanWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
+    return SpanGuard(tuple(terms), judgements, Scope.BOTH)
 
 
 def layer_statistics(*neurons: int) -> LayerStatistics:
@@ -109,6 +128,7 @@ def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifes
 
 
 SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
+    SPANS: spans,
     CUBE: cubes,
     POOLED: pooled,
     NEURON_ADJUST: neuron_adjust,

@@ -11,6 +11,6 @@ SPANS = Entry(
     package="guards.methods.spans",
     options=SpanOptions,
     summary="Key Space Detection: abstain on prompts whose key vectors are the skill's",
-    about="a discriminant on the mean key vector of all tokens so far, over one or several layers, which\n"
-    "holds in frames that were not calibrated too",
+    about="a direction in the key vectors of several layers, accumulated along the text: it holds whatever\n"
+    "stands beside the question, and in frames that were not calibrated",
 )

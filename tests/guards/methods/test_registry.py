@@ -18,6 +18,7 @@ from guards.methods.registry import (
     NEURON_ADJUST,
     POOLED,
     SELECTIVE_PRUNING,
+    SPANS,
     load_guard,
     method_of,
     methods,
@@ -29,7 +30,7 @@ from tests.toys import HALVING, PROBE
 from tests.toys.installed import installed
 from tests.toys.probe.guard import ProbeGuard
 
-KNOWN = "wanted one of ksd paper, ksd pooled, neuron-adjust, selective-pruning"
+KNOWN = "wanted one of ksd paper, ksd pooled, ksd spans, neuron-adjust, selective-pruning"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    assert list(methods().values()) == [POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
+    assert list(methods().values()) == [SPANS, POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
     assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
 
 
@@ -51,7 +52,7 @@ def test_there_is_a_sample_of_every_entry() -> None:
 
 
 def test_the_first_variant_is_the_default() -> None:
-    assert list(variants("ksd").items()) == [("pooled", POOLED), ("paper", CUBE)]
+    assert list(variants("ksd").items()) == [("spans", SPANS), ("pooled", POOLED), ("paper", CUBE)]
     assert variants("neuron-adjust") == {"": NEURON_ADJUST}
     assert variants("astrology") == {}
 
@@ -89,7 +90,7 @@ class TestInstalled:
     ) -> None:
         monkeypatch.setattr(tests.toys, "VARIANT", replace(PROBE, name="ksd", variant="a-probe"), raising=False)
         with installed(tmp_path / "site", monkeypatch, "tests.toys:VARIANT"):
-            assert list(variants("ksd")) == ["pooled", "paper", "a-probe"]
+            assert list(variants("ksd")) == ["spans", "pooled", "paper", "a-probe"]
             assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
             parameters, tensors = CUBE.dump(cubes())
             del parameters["variant"]
@@ -174,6 +175,7 @@ class TestArtifact:
     def test_the_kinds_are_the_methods(self) -> None:
         kinds = {entry: entry.kind for entry in methods().values()}
         assert kinds == {
+            SPANS: GuardKind.DETECTOR,
             POOLED: GuardKind.DETECTOR,
             CUBE: GuardKind.DETECTOR,
             NEURON_ADJUST: GuardKind.INTERVENTION,

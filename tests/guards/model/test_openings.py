@@ -21,9 +21,7 @@ LONG = "{{ bos_token }}<|turn|>" + "a b c d e f g h " * 4 + "<|end|>" + TURNS
 def opened(template: str) -> dict[str, bool]:
     """What the tokens of each opening spell, without its blank end, and whether an answer begins there."""
     codec = TextCodec(tokenizer(template))
-    return {
-        codec.tokenizer.decode(each.tokens[: each.named]).replace(" ", ""): each.written for each in codec.openings
-    }
+    return {codec.tokenizer.decode(each.tokens[: each.named]).replace(" ", ""): each.written for each in codec.openings}
 
 
 def test_each_role_opens_in_its_own_way() -> None:

@@ -1,0 +1,93 @@
+"""How a calibration over spans is shown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from guards.artifact.manifest import Rate
+from guards.calibration.detector_shown import interval_text
+from guards.calibration.drawing import BINS, FORGET_COLOUR, RETAIN_COLOUR, TAU_COLOUR, new_figure, png
+from guards.calibration.shown import ShownTable
+from guards.methods.spans.calibrate import Candidate, ReportRow, SpanCalibration
+
+
+def table(calibration: SpanCalibration) -> ShownTable:
+    """One line for every frame, surrounding and source."""
+    rows = tuple((each.name, _text(each.recall), _text(each.false_abstention)) for each in calibration.rows)
+    return ShownTable(
+        ("frame, surrounding or source", "recall", "false abstention"), rows, "held-out rates with 95 % intervals"
+    )
+
+
+def _text(rate: Rate | None) -> str:
+    return "" if rate is None else f"{interval_text(rate)} of {rate.total}"
+
+
+def report(calibration: SpanCalibration) -> dict[str, Any]:
+    """What was chosen, by row, and among what."""
+    return {
+        "layers": list(calibration.chosen.layers),
+        "chosen": _candidate(calibration.chosen),
+        "taus": {each.label: each.tau for each in calibration.guard.judgements},  # type: ignore[attr-defined]
+        "windows": dict(calibration.windows),
+        "auroc": calibration.auroc,
+        "rows": [_row(each) for each in calibration.rows],
+        "candidates": [_candidate(each) for each in calibration.candidates],
+    }
+
+
+def _row(each: ReportRow) -> dict[str, Any]:
+    rates = {"recall": each.recall, "false_abstention": each.false_abstention}
+    return {"name": each.name, **{name: None if rate is None else rate.model_dump() for name, rate in rates.items()}}
+
+
+def _candidate(each: Candidate) -> dict[str, Any]:
+    return {
+        "layers": list(each.layers),
+        "kappa": each.rise.kappa,
+        "weight": each.mean.weight,
+        "limits": {"span": each.limits[0], "mean": each.limits[1]},
+        "decided_by": {"span": each.decided[0], "mean": each.decided[1]},
+        "margin": each.margin,
+        "hardest": each.hardest,
+    }
+
+
+def plots(calibration: SpanCalibration, skill: str, *_: object) -> Mapping[str, bytes]:
+    """The distribution of evidence over what is needed to fire, and the rates by row."""
+    return {"margins.png": _margins(calibration, skill), "rows.png": _rates(calibration, skill)}
+
+
+def _margins(calibration: SpanCalibration, skill: str) -> bytes:
+    figure, (panel,) = new_figure(1, 1, 8.0, 3.6)
+    edges = torch.logspace(-2, 2, BINS + 1).tolist()
+    for side, colour in (("forget", FORGET_COLOUR), ("retain", RETAIN_COLOUR)):
+        margin_E = calibration.margins_E[side]  # type: ignore[index]
+        weight = [100.0 / margin_E.numel()] * margin_E.numel()
+        label = f"{side}, {margin_E.numel()} examples"
+        panel.hist(margin_E.clamp(0.01, 99).tolist(), bins=edges, weights=weight, color=colour, alpha=0.6, label=label)
+    panel.axvline(1, color=TAU_COLOUR, linestyle="--", label="the guard fires from here on")
+    panel.set_xscale("log")
+    panel.set_xlabel("evidence over what is needed to fire")
+    panel.set_ylabel("share of examples (%)")
+    panel.set_title(f"{skill}: all frames and surroundings, AUROC {calibration.auroc:.4f}", fontsize=10)
+    panel.legend(fontsize=8)
+    return png(figure)
+
+
+def _rates(calibration: SpanCalibration, skill: str) -> bytes:
+    rows = calibration.rows
+    figure, panels = new_figure(1, 2, 5.0, 1.2 + 0.22 * len(rows))
+    sides = (("recall", FORGET_COLOUR, (0.5, 1.01)), ("false_abstention", RETAIN_COLOUR, (-0.002, 0.1)))
+    for panel, (field, colour, limits) in zip(panels, sides, strict=True):
+        for place, row in enumerate(reversed(rows)):
+            rate: Rate | None = getattr(row, field)
+            if rate is not None:
+                panel.plot([rate.low, rate.high], [place, place], color=colour, linewidth=1)
+                panel.plot([rate.rate], [place], marker="o", color=colour, markersize=4)
+        panel.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize=7)
+        panel.set_xlim(*limits)
+        panel.set_title(f"{skill}: {field.replace('_', ' ')}", fontsize=10)
+        panel.grid(alpha=0.3)
+    return png(figure)

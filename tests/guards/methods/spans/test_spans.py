@@ -1,0 +1,136 @@
+"""The direction over spans: what it is, and that serving computes it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from guards.contract.guard import OverRanks
+from guards.errors import CalibrationError
+from guards.methods.spans.guard import SHRINKAGE, DiscriminantFitter, LayerWeights, SpanBank, Windows
+from guards.methods.spans.stored import BoundSpans
+from guards.model.shard import WHOLE, Shard
+from guards.model.sites import Place, Site
+from tests.guards.samples import JUDGEMENTS, spans
+from tests.models import D_FF, LAYERS
+
+WIDTH = 12
+CPU = torch.device("cpu")
+
+
+def windows(key_NF: Mapping[int, Tensor], weight_N: Tensor | None = None) -> Windows:
+    count = len(next(iter(key_NF.values())))
+    return Windows(key_NF, torch.ones(count, dtype=torch.float64) if weight_N is None else weight_N)
+
+
+def sides(seed: int = 0, forget: int = 60, retain: int = 90) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Two layers' vectors of two classes that differ in mean, with dependent dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    mix, found = torch.randn(WIDTH, WIDTH, generator=generator), []
+    for count, shift in ((forget, 0.0), (retain, 0.7)):
+        found.append({layer: torch.randn(count, WIDTH, generator=generator) @ mix + shift for layer in (1, 3)})
+    return found[0], found[1]
+
+
+def fitted(forget: Mapping[int, Tensor], retain: Mapping[int, Tensor], *layers: int) -> tuple[LayerWeights, ...]:
+    return DiscriminantFitter(windows(forget), windows(retain)).finish(layers)
+
+
+def values(terms: Sequence[LayerWeights], key_NF: Mapping[int, Tensor]) -> Tensor:
+    """v of vectors, by definition."""
+    return torch.stack([key_NF[term.layer] @ term.weight_F - term.offset for term in terms]).sum(dim=0)
+
+
+def reference(forget: np.ndarray, retain: np.ndarray) -> np.ndarray:
+    """Shrunk Fisher's discriminant by its definition, scaled to 1 between the means."""
+    residuals = [side - side.mean(0) for side in (forget, retain)]
+    within = sum(each.T @ each / len(each) for each in residuals) / 2
+    scale = np.sqrt(np.diag(within))
+    correlation = within / np.outer(scale, scale)
+    shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(len(scale))
+    gap = retain.mean(0) - forget.mean(0)
+    weight = np.linalg.solve(shrunk, gap / scale) / scale
+    return np.asarray(weight / (weight @ gap))
+
+
+@pytest.mark.parametrize("layers", [(1,), (3,), (1, 3)])
+def test_it_is_the_shrunk_discriminant(layers: tuple[int, ...]) -> None:
+    forget, retain = sides()
+    terms = fitted(forget, retain, *layers)
+    stacked = [np.concatenate([side[layer].double().numpy() for layer in layers], axis=1) for side in (forget, retain)]
+    got = np.concatenate([term.weight_F.numpy() for term in terms])
+    np.testing.assert_allclose(got, reference(*stacked), rtol=1e-3, atol=1e-5)
+
+
+def test_a_weight_is_as_many_vectors() -> None:
+    """So that a source of few texts counts as much as one of many."""
+    forget, retain = sides()
+    twice = {layer: torch.cat([key_NF, key_NF[:20]]) for layer, key_NF in forget.items()}
+    weight_N = torch.ones(60, dtype=torch.float64)
+    weight_N[:20] = 2
+    weighted = DiscriminantFitter(windows(forget, weight_N), windows(retain)).finish((1, 3))
+    for got, wanted in zip(weighted, fitted(twice, retain, 1, 3), strict=True):
+        torch.testing.assert_close(got.weight_F, wanted.weight_F, rtol=1e-3, atol=1e-5)
+        assert got.offset == pytest.approx(wanted.offset, rel=1e-3)
+
+
+def test_the_means_of_the_two_sides_are_zero_and_one() -> None:
+    forget, retain = sides()
+    terms = fitted(forget, retain, 1, 3)
+    assert float(values(terms, forget).mean()) == pytest.approx(0, abs=1e-4)
+    assert float(values(terms, retain).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_scale_of_a_dimension_changes_no_value() -> None:
+    forget, retain = sides()
+    before = values(fitted(forget, retain, 1), forget)
+    for side in (forget, retain):
+        side[1] = side[1] * torch.linspace(0.5, 20, WIDTH)
+    torch.testing.assert_close(values(fitted(forget, retain, 1), forget), before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_dead_dimension_is_floored_and_counted() -> None:
+    forget, retain = sides()
+    for side in (forget, retain):
+        side[1][:, 0] = 0.0
+    fitter = DiscriminantFitter(windows(forget), windows(retain))
+    assert fitter.floored((1, 3)) == 1
+    assert bool(torch.isfinite(values(fitter.finish((1,)), retain)).all())
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    forget, retain = sides()
+    with pytest.raises(CalibrationError, match=r"got 1 window\(s\) of a side"):
+        fitted({1: forget[1][:1]}, {1: retain[1]}, 1)
+    with pytest.raises(CalibrationError, match="same mean key vector"):
+        fitted({1: forget[1]}, {1: forget[1].clone()}, 1)
+    retain[1][3, 3] = torch.inf
+    with pytest.raises(CalibrationError, match="not finite"):
+        fitted({1: forget[1]}, {1: retain[1]}, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_served_values_add_up_to_the_directions(ranks: int) -> None:
+    """Over ranks' slices and layers, the same for every judgement."""
+    guard = spans()
+    keys = {layer: torch.randn(9, D_FF, generator=torch.Generator().manual_seed(layer)) for layer in guard.layers}
+    total_TP = torch.zeros(9, len(JUDGEMENTS))
+    for rank in range(ranks):
+        shard = Shard(rank, ranks)
+        bound = BoundSpans(guard, CPU, shard)
+        assert {column.over_ranks for column in bound.columns} == {OverRanks.SUM}
+        for layer in guard.layers:
+            total_TP += bound.at(Place(layer, Site.KEY), D_FF)(keys[layer][:, shard.columns(D_FF)])
+    for part in range(len(JUDGEMENTS)):
+        torch.testing.assert_close(total_TP[:, part], values(guard.terms, keys), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_key_that_is_not_finite_gives_no_finite_value(bad: float) -> None:
+    bank = BoundSpans(spans(), CPU, WHOLE).at(Place(LAYERS - 1, Site.KEY), D_FF)
+    key_TF = torch.zeros(3, D_FF)
+    key_TF[1, 2] = bad
+    assert torch.isfinite(bank(key_TF)).all(dim=1).tolist() == [True, False, True]
+    assert SpanBank(torch.ones(2), torch.tensor(0.0), 2)(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.float32
