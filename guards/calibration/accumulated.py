@@ -46,20 +46,12 @@ def _packs(lengths: Sequence[int]) -> Iterator[slice]:
     yield slice(start, len(lengths))
 
 
-def read_texts(
-    values: Sequence[Tensor], turns: Sequence[Turns], strategies: Sequence[OverTokens], *, at: str
-) -> Tensor:
-    """What each strategy reads of each text, float32 [E, C]: at its last token, or the least on the way (`at="any"`).
-
-    `values`: float32 [T] of each text.
-    """
-    read: list[Tensor] = []
+def read_texts(values: Sequence[Tensor], turns: Sequence[Turns], strategies: Sequence[OverTokens]) -> Iterator[Tensor]:
+    """What each strategy reads at each token of each text, float32 [T, C]. `values`: float32 [T] of each text."""
     lengths = [len(value_T) for value_T in values]
     for pack in _packs(lengths) if values else ():
         value_P = torch.cat(list(values[pack]))
         together = Turns(*(torch.cat(each) for each in zip(*turns[pack], strict=True)))
         states = RunningStates(strategies, _CPU)
         read_PC = states.extend(value_P[:, None].expand(-1, len(strategies)), _whole(lengths[pack]), together)
-        texts = torch.split(read_PC, lengths[pack])
-        read += [text_TC[-1] if at == "last" else text_TC.amin(dim=0) for text_TC in texts]
-    return torch.stack(read) if read else torch.empty(0, len(strategies))
+        yield from torch.split(read_PC, lengths[pack])

@@ -128,6 +128,15 @@ class Activations(Protocol):
         """
         ...
 
+    def write(
+        self, prompts: Sequence[TokenIds], tokens: int, advance: Callable[[int], object] = lambda _: None
+    ) -> list[TokenIds]:
+        """The model's own answers, greedily, of at most so many tokens, without the token that ends one.
+
+        `advance` is told the tokens that are done, prompts' and answers' as if each had all of its own.
+        """
+        ...
+
     def guarded(self, method: Method, guard: Guard) -> AbstractContextManager[None]:
         """Puts an intervention on the model: what `stream` then sees is a model that it acts in."""
         ...

@@ -5,11 +5,13 @@ or what it comes with. Everything is drawn by a seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
 from guards.calibration.activations import TokenIds
 from guards.calibration.material import Material
+from guards.errors import PromptRefusedError
 from guards.model.encoding import CHAT_FRAME, TextCodec
 
 
@@ -17,6 +19,7 @@ class Kind(StrEnum):
     """The rows that every table of a detector has beside its frames."""
 
     UPPER = "in upper case"
+    TYPOS = "with typing errors"
     AMID = "amid 300 other tokens"
     AFTER = "after another task"
     LATER = "in a later turn"
@@ -25,14 +28,29 @@ class Kind(StrEnum):
     SYSTEM = "with a system prompt"
     WORKED = "behind worked examples"
     TOOLS = "with tools"
+    ANSWERS = "while it answers"
 
 
+FITTED = frozenset((Kind.UPPER, Kind.TYPOS, Kind.AMID, Kind.AFTER))
+"""Kinds that change the key vectors of a text itself, so that a direction must know them."""
 AMID_TOKENS = 300
 MOST = 60
 """Examples of a kind in each share."""
 LONGEST = 16
 """Of long texts, which cost as much as many others."""
 WORKED_EXAMPLES = 3
+TYPO = 0.05
+"""Share of characters that are mistyped."""
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+
+
+@dataclass(frozen=True)
+class Surrounded:
+    """A prompt. `own` are the tokens of the text itself, None for all that its author wrote."""
+
+    kind: Kind
+    ids: TokenIds
+    own: tuple[int, int] | None = None
 
 
 class Surroundings:
@@ -57,42 +75,63 @@ class Surroundings:
         self._random.shuffle(self._forget)
         self._random.shuffle(self._retain)
 
-    def forget(self) -> Iterator[tuple[Kind, TokenIds]]:
+    def forget(self) -> Iterator[Surrounded]:
         """Examples that hold the skill."""
         yield from self._each(Kind.UPPER, self._forget, str.upper)
-        yield from self._each(Kind.AMID, self._forget, self._amid)
-        yield from self._each(Kind.AFTER, self._forget, lambda text: f"{self._random.choice(self._retain)}\n\n{text}")
+        yield from self._each(Kind.TYPOS, self._forget, self._mistyped)
+        yield from self._beside(Kind.AMID, self._forget[:MOST], self._amid)
+        yield from self._beside(Kind.AFTER, self._forget[:MOST], self._after)
         if self._frame == CHAT_FRAME:
             for text in self._forget[:MOST]:
                 asked, answer = self._random.choice(self._retain), self._random.choice(self._retain)
-                yield Kind.LATER, self._chat(("user", asked), ("assistant", answer), ("user", text))
+                yield Surrounded(Kind.LATER, self._chat(("user", asked), ("assistant", answer), ("user", text)))
 
-    def retain(self) -> Iterator[tuple[Kind, TokenIds]]:
+    def retain(self) -> Iterator[Surrounded]:
         """Examples that do not."""
         yield from self._each(Kind.UPPER, self._retain, str.upper)
-        long = [self._other_text(self._longest) for _ in range(LONGEST)]
-        yield from self._each(Kind.LONG, long, str)
-        blocks = ["\n\n".join(self._random.sample(self._retain, WORKED_EXAMPLES + 1)) for _ in range(MOST // 2)]
+        yield from self._each(Kind.TYPOS, self._retain, self._mistyped)
+        yield from self._each(Kind.LONG, [self._other_text(self._longest) for _ in range(LONGEST)], str)
+        blocks = ["\n\n".join(self._some(WORKED_EXAMPLES + 1)) for _ in range(MOST // 2)]
         yield from self._each(Kind.WORKED, blocks, str)
         if self._frame != CHAT_FRAME:
             return
-        for index, messages in enumerate(self._material.chats):
-            if index < MOST:
-                yield Kind.CHATS, self._codec.encode_chat(messages)
-        for prompt in self._material.system_prompts[:MOST]:
-            yield Kind.SYSTEM, self._chat(("system", prompt), ("user", self._random.choice(self._retain)))
+        for messages in self._material.chats[:MOST]:
+            yield Surrounded(Kind.CHATS, self._codec.encode_chat(messages))
+        try:
+            for prompt in self._material.system_prompts[:MOST]:
+                ids = self._chat(("system", prompt), ("user", self._random.choice(self._retain)))
+                yield Surrounded(Kind.SYSTEM, ids)
+        except PromptRefusedError:  # not every template takes a system's message
+            pass
         if self._codec.renders_tools:
             for tools, messages in self._material.tools[:MOST]:
-                yield Kind.TOOLS, self._codec.encode_chat(messages, tools)
+                yield Surrounded(Kind.TOOLS, self._codec.encode_chat(messages, tools))
 
-    def _each(self, kind: Kind, texts: Sequence[str], make: Callable[[str], str]) -> Iterator[tuple[Kind, TokenIds]]:
+    def _each(self, kind: Kind, texts: Sequence[str], make: Callable[[str], str]) -> Iterator[Surrounded]:
         for text in texts[:MOST]:
-            yield kind, self._codec.encode_frame(self._frame, make(text))
+            yield Surrounded(kind, self._codec.encode_frame(self._frame, make(text)))
+
+    def _beside(self, kind: Kind, texts: Sequence[str], make: Callable[[str], str]) -> Iterator[Surrounded]:
+        for text in texts:
+            whole = make(text)
+            own = self._codec.locate(self._frame, whole, text)
+            if own is not None:
+                yield Surrounded(kind, self._codec.encode_frame(self._frame, whole), own)
+
+    def _mistyped(self, text: str) -> str:
+        draw = self._random
+        return "".join(draw.choice(LETTERS) if draw.random() < TYPO else letter for letter in text)
+
+    def _after(self, text: str) -> str:
+        return f"{self._random.choice(self._retain)}\n\n{text}"
 
     def _amid(self, text: str) -> str:
         """At the start, in the middle or at the end of other text."""
         before, after = self._random.choice(((0, AMID_TOKENS), (AMID_TOKENS, 0), (AMID_TOKENS // 2,) * 2))
         return " ".join(part for part in (self._other_text(before), text, self._other_text(after)) if part)
+
+    def _some(self, count: int) -> list[str]:
+        return [self._random.choice(self._retain) for _ in range(count)]
 
     def _other_text(self, tokens: int) -> str:
         """Retain texts one behind the other, of about so many tokens."""

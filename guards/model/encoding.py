@@ -56,6 +56,24 @@ class TextCodec:
         """How the chat template opens messages, see `guards.model.openings`."""
         return find_openings(self) if self.has_chat_template else ()
 
+    def locate(self, frame: str, text: str, part: str) -> tuple[int, int] | None:
+        """The tokens of a text in a frame, first to past the last, that lie within a part of the text.
+
+        None where the frame changes the text, or a token spans the part's edge on both sides.
+        """
+        if frame == CHAT_FRAME:
+            framed = self.rendered([{"role": "user", "content": text}])
+        else:
+            whole = check_frame(frame).replace("{text}", text) if frame != BARE_FRAME else text
+            with self._lock:
+                encoded = self.tokenizer(whole, split_special_tokens=True, return_offsets_mapping=True)
+            framed = Rendered(whole, tuple(encoded["input_ids"]), tuple(encoded["offset_mapping"]))
+        start = framed.text.find(part)
+        inside = [i for i, (low, high) in enumerate(framed.spans) if start <= low < high <= start + len(part)]
+        if start < 0 or not inside or framed.ids != self.encode_frame(frame, text):
+            return None
+        return inside[0], inside[-1] + 1
+
     def rendered(self, messages: Sequence[Mapping[str, Any]]) -> Rendered:
         """A conversation of trusted texts, with the opening of an answer. Raises PromptRefusedError."""
         text = self._render(messages, ())

@@ -21,6 +21,7 @@ from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.capture import stream
 from guards.inside.transformers.sites import find_family, find_sites
+from guards.inside.transformers.writing import write
 from guards.model.encoding import TextCodec
 from guards.model.sites import ModelSites, Site
 
@@ -66,6 +67,12 @@ class LoadedModel:
     ) -> None:
         """See `guards.inside.transformers.capture.stream`."""
         stream(self, wanted, examples, consume, advance)
+
+    def write(
+        self, prompts: Sequence[TokenIds], tokens: int, advance: Callable[[int], object] = lambda _: None
+    ) -> list[TokenIds]:
+        """See `guards.inside.transformers.writing.write`."""
+        return write(self.model, self.codec.tokenizer, prompts, tokens, advance)
 
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:

@@ -4,28 +4,36 @@ The forget set and every retain source are dealt into fit (half), threshold (a q
 stays in its part, whatever is put around it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guards.calibration.activations import TokenIds
 from guards.calibration.corpus import Share, Side
 from guards.calibration.detector_job import DetectorJob
 from guards.calibration.material import Material, read_material
-from guards.calibration.surroundings import Kind, Surroundings
+from guards.calibration.surroundings import FITTED, Kind, Surrounded, Surroundings
 from guards.methods.spans.options import SpanOptions
 
 SpanJob = DetectorJob[SpanOptions]
+ANSWERED = 48
+"""Prompts of each side and share that the model answers."""
+OTHER_FRAMES = 40
+"""Texts of each source and share that are read in frames after the first: a direction is the same in all."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt. `source` is where its text is from, "" where it is of several; `row` is its frame or kind."""
+    """A prompt. `source` is where its text is from, "" where it is of several; `row` is its frame or kind.
+
+    `own` are the tokens of the text itself, None for all that its author wrote; of an answer those of the answer.
+    """
 
     ids: TokenIds
     side: Side
     share: Share
     source: str
     row: str
+    own: tuple[int, int] | None = None
 
 
 def all_examples(job: SpanJob) -> list[Example]:
@@ -36,10 +44,11 @@ def all_examples(job: SpanJob) -> list[Example]:
 def _framed(job: SpanJob) -> Iterator[Example]:
     for side, corpus in job.corpora.items():
         for share, members in job.parts[side].items():
-            for frame in job.frames:
-                for text in members:
-                    source = corpus.sources[corpus.source_of[text]].name
-                    yield Example(corpus.encoded[frame][text], side, share, source, frame)
+            for source in range(len(corpus.sources)):
+                texts = [text for text in members if corpus.source_of[text] == source]
+                for frame in job.frames:
+                    for text in texts if frame == job.frames[0] else texts[:: -(-len(texts) // OTHER_FRAMES) or 1]:
+                        yield Example(corpus.encoded[frame][text], side, share, corpus.sources[source].name, frame)
 
 
 def _surrounded(job: SpanJob) -> Iterator[Example]:
@@ -58,12 +67,11 @@ def _surrounded(job: SpanJob) -> Iterator[Example]:
             longest=min(job.options.longest, limit) * 9 // 10,
             seed=job.options.seed + index,
         )
-        made_of: Mapping[Side, Iterator[tuple[Kind, TokenIds]]] = {"forget": makes.forget(), "retain": makes.retain()}
+        made_of: Mapping[Side, Iterator[Surrounded]] = {"forget": makes.forget(), "retain": makes.retain()}
         for side, made in made_of.items():
-            for kind, ids in made:
-                fitted = share is not Share.FIT or kind is Kind.UPPER
-                if fitted and len(ids) <= limit:
-                    yield Example(ids, side, share, "", kind.value)
+            for each in made:
+                if (share is not Share.FIT or each.kind in FITTED) and len(each.ids) <= limit:
+                    yield Example(each.ids, side, share, "", each.kind.value, each.own)
 
 
 def _part(material: Material, index: int) -> Material:
@@ -75,6 +83,25 @@ def _part(material: Material, index: int) -> Material:
         chats=material.chats[every],
         tools=material.tools[every],
     )
+
+
+def with_answers(job: SpanJob, examples: Sequence[Example], advance: Callable[[int], object]) -> list[Example]:
+    """Prompts of every side and share with the answers that the model itself gives, where it gives any."""
+    prompts = [
+        examples[members[i * len(members) // min(ANSWERED, len(members))]]
+        for side in job.corpora
+        for share in Share
+        if (members := [i for i in chosen(examples, side, share) if examples[i].row == job.frames[0]])
+        for i in range(min(ANSWERED, len(members)))
+    ]
+    answers = job.model.write([each.ids for each in prompts], job.options.answers, advance)
+    return [
+        replace(
+            each, ids=each.ids + answer, source="", row=Kind.ANSWERS, own=(len(each.ids), len(each.ids) + len(answer))
+        )
+        for each, answer in zip(prompts, answers, strict=True)
+        if answer
+    ]
 
 
 def chosen(examples: Sequence[Example], side: Side, share: Share) -> list[int]:

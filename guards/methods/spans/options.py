@@ -31,9 +31,14 @@ class SpanOptions(DetectorOptions):
         'shipped texts that are retained too: look-alikes, everyday requests, long texts, chats; "english" for a\n'
         "guard of another language",
     )
+    answers: int = option(
+        48, "tokens of the model's own answers, which are judged while they are written; 0: only prompts are judged"
+    )
     longest: int = option(2048, "tokens of the longest texts that are tried, or what the model takes if that is less")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.answers < 0:
+            raise CalibrationError(f"got `answers` {self.answers}, wanted 0 or more tokens")
         if self.longest < 1:
             raise CalibrationError(f"got `longest` {self.longest}, wanted at least 1")

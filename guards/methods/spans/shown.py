@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from guards.artifact.manifest import Rate
+from guards.calibration.corpus import Side
 from guards.calibration.detector_shown import interval_text
 from guards.calibration.drawing import BINS, FORGET_COLOUR, RETAIN_COLOUR, TAU_COLOUR, new_figure, png
 from guards.calibration.shown import ShownTable
-from guards.methods.spans.calibrate import Candidate, ReportRow, SpanCalibration
+from guards.methods.spans.calibrate import HOLD_BACKS, ReportRow, SpanCalibration
+from guards.methods.spans.choice import Accumulation
 
 
 def table(calibration: SpanCalibration) -> ShownTable:
@@ -28,12 +31,16 @@ def report(calibration: SpanCalibration) -> dict[str, Any]:
     """What was chosen, by row, and among what."""
     return {
         "layers": list(calibration.chosen.layers),
-        "chosen": _candidate(calibration.chosen),
-        "taus": {each.label: each.tau for each in calibration.guard.judgements},  # type: ignore[attr-defined]
+        "prompts": _accumulation(calibration.chosen.accumulation),
+        "answers": None if calibration.answers is None else _accumulation(calibration.answers),
+        "taus": {each.label: each.tau for each in calibration.judgements},
+        "tokens_out": _tokens_out(calibration.out_E),
         "windows": dict(calibration.windows),
         "auroc": calibration.auroc,
         "rows": [_row(each) for each in calibration.rows],
-        "candidates": [_candidate(each) for each in calibration.candidates],
+        "candidates": [
+            {"layers": list(each.layers), **_accumulation(each.accumulation)} for each in calibration.candidates
+        ],
     }
 
 
@@ -42,15 +49,26 @@ def _row(each: ReportRow) -> dict[str, Any]:
     return {"name": each.name, **{name: None if rate is None else rate.model_dump() for name, rate in rates.items()}}
 
 
-def _candidate(each: Candidate) -> dict[str, Any]:
+def _tokens_out(out_E: Tensor) -> dict[str, Any] | None:
+    """How much of an answer is out when the guard fires, and what holding back so many tokens takes back whole."""
+    if not len(out_E):
+        return None
     return {
-        "layers": list(each.layers),
+        "answers": len(out_E),
+        "median": int(out_E.median()),
+        "most": int(out_E.max()),
+        "taken_back": {str(tokens): float((out_E <= tokens).float().mean()) for tokens in HOLD_BACKS},
+    }
+
+
+def _accumulation(each: Accumulation) -> dict[str, Any]:
+    return {
         "kappa": each.rise.kappa,
         "weight": each.mean.weight,
         "limits": {"span": each.limits[0], "mean": each.limits[1]},
         "decided_by": {"span": each.decided[0], "mean": each.decided[1]},
         "margin": each.margin,
-        "hardest": each.hardest,
+        "recalls": dict(each.recalls),
     }
 
 
@@ -62,8 +80,9 @@ def plots(calibration: SpanCalibration, skill: str, *_: object) -> Mapping[str, 
 def _margins(calibration: SpanCalibration, skill: str) -> bytes:
     figure, (panel,) = new_figure(1, 1, 8.0, 3.6)
     edges = torch.logspace(-2, 2, BINS + 1).tolist()
-    for side, colour in (("forget", FORGET_COLOUR), ("retain", RETAIN_COLOUR)):
-        margin_E = calibration.margins_E[side]  # type: ignore[index]
+    colours: dict[Side, str] = {"forget": FORGET_COLOUR, "retain": RETAIN_COLOUR}
+    for side, colour in colours.items():
+        margin_E = calibration.margins_E[side]
         weight = [100.0 / margin_E.numel()] * margin_E.numel()
         label = f"{side}, {margin_E.numel()} examples"
         panel.hist(margin_E.clamp(0.01, 99).tolist(), bins=edges, weights=weight, color=colour, alpha=0.6, label=label)

@@ -1,0 +1,52 @@
+"""Lets a model answer prompts greedily, many at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from guards.calibration.activations import TokenIds
+from guards.inside.transformers.capture import plan_batches
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+"""Of prompts and answers together, padded."""
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or ())
+
+
+@torch.no_grad()
+def write(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[TokenIds],
+    tokens: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[TokenIds]:
+    """The model's own answers, of at most so many tokens, without the token that ends one."""
+    from transformers import GenerationConfig
+
+    ends = stop_ids(model, tokenizer)
+    settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=0)
+    device = next(iter(model.parameters())).device
+    answers: list[TokenIds] = [()] * len(prompts)
+    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    for group in plan_batches([len(ids) + tokens for ids in prompts], budget):
+        longest = max(len(prompts[index]) for index in group)
+        rows = [[0] * (longest - len(prompts[index])) + list(prompts[index]) for index in group]
+        mask = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in group]
+        written = model.generate(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=settings,
+        )
+        for index, row in zip(group, written[:, longest:].tolist(), strict=True):
+            end = next((at for at, token in enumerate(row) if token in ends), len(row))
+            answers[index] = tuple(row[:end])
+        advance(sum(len(prompts[index]) + tokens for index in group))
+    return answers
