@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from guards.calibration.activations import TokenIds
+from guards.errors import UnsupportedModelError
 from guards.inside.transformers.capture import plan_batches
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -13,11 +14,13 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer."""
+    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
     found = model.generation_config.eos_token_id
     if found is None:
         found = tokenizer.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or ())
+    if found is None:
+        raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
+    return frozenset(int(token) for token in (found if isinstance(found, list | tuple) else [found]))
 
 
 @torch.no_grad()

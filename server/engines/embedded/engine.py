@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from guards.artifact.identity import refuse_mismatch
-from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
+from guards.inside.transformers.writing import stop_ids
 from server.engines.base import COMMON_OPTIONS, EngineInfo, EngineRequest, FinishReason, Load, require_honoured
 from server.engines.description import describe
 from server.engines.embedded.answer_state import EmbeddedAnswerState
@@ -64,7 +64,7 @@ class EmbeddedEngine(GuardedEngine):
         options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
         assert self._attachment is not None
         limit = int(model.config.max_position_embeddings)
-        self._stop_ids = _stop_ids(model, tokenizer)
+        self._stop_ids = stop_ids(model, tokenizer)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
         self._take_guards(self._attachment.bound)
@@ -169,13 +169,3 @@ class EmbeddedEngine(GuardedEngine):
             template_sha256=loaded.codec.template_sha256,
             guards=tuple(describe(entry) for entry in self._guards.values()),
         )
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
-    found = model.generation_config.eos_token_id
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
-        raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
-    return frozenset(int(token) for token in (found if isinstance(found, list | tuple) else [found]))

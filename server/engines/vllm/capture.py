@@ -36,7 +36,7 @@ from guards.model.encoding import TextCodec
 from guards.model.sites import SITES, Site
 from server.engines.options import VllmOptions
 from server.engines.vllm.config import guard_settings, parse_flags
-from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.engine import VllmEngine, stop_ids
 from server.engines.vllm.launch import launch, live_identity, make_config
 from server.engines.vllm.slices import assemble, plan_groups
 
@@ -181,6 +181,31 @@ class VllmActivations:
                     pass
         except EngineDeadError as error:
             raise AttachError("vLLM died while it ran the examples; its own messages above say why") from error
+
+    def write(
+        self, prompts: Sequence[TokenIds], tokens: int, advance: Callable[[int], object] = lambda _: None
+    ) -> list[TokenIds]:
+        """See `guards.calibration.activations.Activations.write`."""
+        llm = self._started()
+        self._rpc("capture", self._captured[0].value, [])  # nothing
+        ends = stop_ids(self._config.model_config, self.codec.tokenizer)
+        params = SamplingParams(
+            max_tokens=tokens, temperature=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+
+        async def answer(ids: TokenIds, name: str) -> TokenIds:
+            written: TokenIds = ()
+            async for output in llm.generate(tokens_input(list(ids)), params, name):
+                written = tuple(output.outputs[0].token_ids)
+            advance(len(ids) + tokens)
+            return written[:-1] if written and written[-1] in ends else written
+
+        async def answers() -> list[TokenIds]:
+            named = [answer(ids, f"answer-{self._requests + index}") for index, ids in enumerate(prompts)]
+            return list(await asyncio.gather(*named))
+
+        self._requests += len(prompts)
+        return self._runner.run(answers())
 
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:

@@ -91,7 +91,7 @@ class VllmEngine(GuardedEngine):
         self._disable_log_stats = bool(arguments.disable_log_stats)
         config = make_config(arguments, folder, _WORKER)
         text_config = config.model_config.hf_text_config
-        self._stop_ids = _stop_ids(config.model_config, self._codec.tokenizer)
+        self._stop_ids = stop_ids(config.model_config, self._codec.tokenizer)
         pairs = [
             (str(path.resolve()), entry.artifact.digest)
             for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
@@ -248,7 +248,7 @@ class VllmEngine(GuardedEngine):
             pump.cancel()
 
 
-def _stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
+def stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
     """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
     named = [
         (model_config.try_get_generation_config() or {}).get("eos_token_id"),
