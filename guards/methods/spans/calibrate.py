@@ -39,7 +39,7 @@ from guards.methods.spans.choice import (
     needed,
 )
 from guards.methods.spans.entry import SPANS
-from guards.methods.spans.examples import Example, SpanJob, all_examples, with_answers
+from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, with_answers
 from guards.methods.spans.guard import DiscriminantFitter, Judgement, SpanGuard
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
 from guards.methods.spans.passes import WINDOW, read_values, read_windows
@@ -241,11 +241,12 @@ def calibrate(
     clock = Clock()
     job = _prepared(model, forget, retain, options)
     examples = all_examples(job)
+    prompts = answered(job, examples) if _judges_answers(job) else []
+    twice = 2 * sum(len(each.ids) + options.answers for each in prompts)  # written, and then read
     clock.step("encode")
-    with progress_bar(sum(len(each.ids) for each in examples), options.progress) as advance:
-        if _judges_answers(job):
-            examples += with_answers(job, examples, lambda tokens: advance(0, "answer"))
-            clock.step("answer")
+    with progress_bar(sum(len(each.ids) for each in examples) + twice, options.progress) as advance:
+        examples += with_answers(job, prompts, lambda tokens: advance(tokens, "answer"))
+        clock.step("answer")
         turns = [turns_of(each.ids, model.codec.openings) for each in examples]
 
         def part(*shares: Share, side: Side | None = None) -> list[int]:
@@ -277,10 +278,10 @@ def calibrate(
     of_answers = () if answers is None else judgements(answers, options.placement)
 
     reported = read.under(direction).of(lambda each: each.share is Share.REPORT)
-    prompts, written = reported.of(_is_prompt), reported.of(_is_answer)
-    prompt_margins, answer_margins = prompts.margins(of_prompts), written.margins(of_answers) if of_answers else []
+    asked, written = reported.of(_is_prompt), reported.of(_is_answer)
+    prompt_margins, answer_margins = asked.margins(of_prompts), written.margins(of_answers) if of_answers else []
     margin_E = torch.stack([*(each_T[-1] for each_T in prompt_margins), *(each_T.amax() for each_T in answer_margins)])
-    reported_examples = [*prompts.examples, *written.examples]
+    reported_examples = [*asked.examples, *written.examples]
     rows = _rows(reported_examples, margin_E)
     count = {side: len(each.weight_N) for side, each in windows.items()}
     warnings = _warnings(job, chosen.accumulation, answers, rows, count["forget"])

@@ -85,15 +85,19 @@ def _part(material: Material, index: int) -> Material:
     )
 
 
-def with_answers(job: SpanJob, examples: Sequence[Example], advance: Callable[[int], object]) -> list[Example]:
-    """Prompts of every side and share with the answers that the model itself gives, where it gives any."""
-    prompts = [
-        examples[members[i * len(members) // min(ANSWERED, len(members))]]
-        for side in job.corpora
-        for share in Share
-        if (members := [i for i in chosen(examples, side, share) if examples[i].row == job.frames[0]])
-        for i in range(min(ANSWERED, len(members)))
-    ]
+def answered(job: SpanJob, examples: Sequence[Example]) -> list[Example]:
+    """The prompts of every side and share that the model answers."""
+    found = []
+    for side in job.corpora:
+        for share in Share:
+            members = [i for i in chosen(examples, side, share) if examples[i].row == job.frames[0]]
+            few = min(ANSWERED, len(members))
+            found += [examples[members[i * len(members) // few]] for i in range(few)]
+    return found
+
+
+def with_answers(job: SpanJob, prompts: Sequence[Example], advance: Callable[[int], object]) -> list[Example]:
+    """Prompts with the answers that the model itself gives, where it gives any."""
     answers = job.model.write([each.ids for each in prompts], job.options.answers, advance)
     return [
         replace(

@@ -1,0 +1,190 @@
+"""Calibrating over spans on a tiny model: promises, surroundings, answers, warnings, canaries and bytes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from guards.artifact.store import read_artifact
+from guards.calibration.activations import TokenIds
+from guards.calibration.corpus import Share
+from guards.calibration.sources import Source
+from guards.calibration.surroundings import Kind
+from guards.contract.spans import MessageMean, Rise
+from guards.contract.turns import Turns
+from guards.core.verdict import Scope
+from guards.errors import CalibrationError
+from guards.inside.transformers.loading import LoadedModel
+from guards.methods.registry import SPANS, load_guard, method_of
+from guards.methods.spans.calibrate import SpanCalibration, calibrate, candidate_layers, layer_sets
+from guards.methods.spans.choice import Accumulation, judgements, needed
+from guards.methods.spans.guard import SpanGuard
+from guards.methods.spans.options import SpanOptions
+from guards.methods.spans.passes import windows_of
+from tests.guards.tiny import sources, sums, tiny_loaded, words
+from tests.guards.verified import disagreements
+
+TURNED = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<eos>A: "
+    "{{ message['content'] }}<eos>{% else %}Q: {{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<eos>A: {% endif %}"
+)
+CAP, RECALL = 0.05, 0.9
+OPTIONS = SpanOptions(recall=RECALL, max_false_abstention=CAP, material="none", longest=64, answers=6)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return tiny_loaded(chat_template=TURNED)
+
+
+@pytest.fixture(scope="module")
+def calibration(loaded: LoadedModel) -> SpanCalibration:
+    return calibrate(loaded, *sources(), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("count", "layers"), [(1, (0,)), (2, (0, 1)), (3, (1, 2)), (6, (2, 3, 4, 5)), (30, (10, 16, 23, 29))]
+)
+def test_layers_looked_at_are_of_the_upper_two_thirds(count: int, layers: tuple[int, ...]) -> None:
+    assert candidate_layers(count) == layers
+
+
+def test_sets_of_layers() -> None:
+    assert layer_sets((10, 16, 23, 29)) == [(10, 16, 23, 29), (10, 16), (23, 29), (29,)]
+    assert layer_sets((1, 2)) == [(1, 2), (1,), (2,)]
+    assert layer_sets((3,)) == [(3,)]
+
+
+def test_it_keeps_its_promises_on_held_out_parts(calibration: SpanCalibration) -> None:
+    rows = {row.name: row for row in calibration.rows}
+    for frame in ("chat", "bare", "Q: {text}\nA:"):
+        recall, false = rows[frame].recall, rows[frame].false_abstention
+        assert recall is not None
+        assert false is not None
+        assert recall.rate >= RECALL - 0.1
+        assert false.rate <= CAP
+    assert rows["chat"].recall is not None
+    assert rows["chat"].recall.total == 60, "a quarter of 240"
+    record = calibration.record
+    assert record.frames == ("chat", "bare", "Q: {text}\nA:")
+    assert record.recall is not None
+    assert record.recall.rate == min(rows[f].recall.rate for f in record.frames)  # type: ignore[union-attr]
+
+
+def test_the_table_has_the_standard_rows(calibration: SpanCalibration) -> None:
+    """Beside the frames, whatever the sources are: no report may be blind to what stands around a text."""
+    shown = {row.name: (row.recall is not None, row.false_abstention is not None) for row in calibration.rows}
+    assert shown[Kind.UPPER] == shown[Kind.TYPOS] == (True, True)
+    assert shown[Kind.AMID] == shown[Kind.AFTER] == shown[Kind.LATER] == (True, False)
+    assert shown[Kind.LONG] == shown[Kind.WORKED] == (False, True)
+    assert shown[Kind.ANSWERS] == (True, True)
+    assert shown["sums"] == (True, False)
+    assert shown["words"] == (False, True)
+    table = SPANS.table(calibration)
+    assert [row[0] for row in table.rows] == list(shown)
+
+
+def test_answers_have_taus_of_their_own(calibration: SpanCalibration) -> None:
+    labels = [each.label for each in calibration.judgements]
+    assert labels == ["prompt, span", "prompt, mean", "answer, span", "answer, mean"]
+    assert isinstance(calibration.guard, SpanGuard)
+    assert calibration.guard.judgements == calibration.judgements
+
+
+@pytest.mark.parametrize("change", [{"scope": Scope.PROMPT}, {"answers": 0}])
+def test_answers_that_are_not_judged_are_not_written(
+    loaded: LoadedModel, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> list[TokenIds]:
+        raise AssertionError("the model was asked to answer")
+
+    monkeypatch.setattr(LoadedModel, "write", write)
+    prompts_only = calibrate(loaded, *sources(80), replace(OPTIONS, **change))  # type: ignore[arg-type]
+    assert [each.label for each in prompts_only.judgements] == ["prompt, span", "prompt, mean"]
+    with pytest.raises(AssertionError, match="was asked to answer"):
+        calibrate(loaded, *sources(80), OPTIONS)
+
+
+def test_the_artifact_verifies_and_its_bytes_are_the_inputs_alone(
+    loaded: LoadedModel, calibration: SpanCalibration, tmp_path: Path
+) -> None:
+    digest = calibration.save(tmp_path / "a", "sums")
+    artifact = read_artifact(tmp_path / "a")
+    assert method_of(artifact) is SPANS
+    assert disagreements(loaded, artifact) == []
+    guard = load_guard(artifact)
+    assert isinstance(guard, SpanGuard)
+    assert guard.layers == calibration.chosen.layers
+    again = calibrate(loaded, *sources(), OPTIONS)
+    assert again.save(tmp_path / "b", "sums") == digest
+
+
+def test_every_side_has_the_word_in_the_fit(calibration: SpanCalibration) -> None:
+    assert set(calibration.windows) == {"forget", "retain"}
+    assert all(count > 100 for count in calibration.windows.values())
+
+
+def test_sources_that_cannot_be_told_apart_are_refused(loaded: LoadedModel) -> None:
+    alike = words(480)
+    with pytest.raises(CalibrationError, match=r"recall .* in frame .* wanted at least 0\.5; nothing was written"):
+        calibrate(loaded, [Source("a", alike[:240])], [Source("b", alike[240:])], OPTIONS)
+
+
+def test_a_retain_source_that_needs_the_skill_decides_and_is_named(loaded: LoadedModel) -> None:
+    hidden = sums(260, seed=9)
+    forget = [Source("sums", hidden[:240])]
+    mixed = calibrate(
+        loaded,
+        forget,
+        [Source("words", words(240)), Source("mixed", (*words(40, 5), *hidden[240:]))],
+        replace(OPTIONS, max_false_abstention=0.3),
+    )
+    assert "mixed" in mixed.chosen.accumulation.decided
+    assert any("mixed" in note for note in mixed.record.notes)
+
+
+def turns(counted: list[bool], opens: int | None = None) -> Turns:
+    """One side's; a message opens with a token."""
+    counted_T = torch.tensor(counted)
+    opens_T = torch.zeros_like(counted_T)
+    if opens is not None:
+        opens_T[opens] = True
+    return Turns(counted_T, opens_T, opens_T, torch.zeros_like(counted_T))
+
+
+def test_windows_are_of_the_newest_messages_text() -> None:
+    assert windows_of(turns([False] + [True] * 5)).tolist() == [-1, 0, 0, 0, 0, 0]
+    long = windows_of(turns([False] + [True] * 40)).tolist()
+    assert long[0] == -1
+    assert sorted(long[1:]) == long[1:]
+    assert [long.count(i) for i in range(3)] == [20, 20, 0], "40 tokens are two windows and a half: two"
+    assert windows_of(turns([True] * 6, opens=2)).tolist() == [-1, -1, -1, 0, 0, 0]
+    assert windows_of(turns([True] * 6), own=(1, 3)).tolist() == [-1, 0, 0, -1, -1, -1]
+    assert windows_of(turns([False] * 3)).tolist() == [-1, -1, -1]
+
+
+def test_tau_leaves_room_on_both_sides_and_the_cap_wins() -> None:
+    of = Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), ("a", "b"), {"all": 1.0}, 4.0)
+    assert [needed(each) for each in judgements(of, "middle")] == pytest.approx([8.0, 0.4])
+    assert [needed(each) for each in judgements(of, "tight")] == pytest.approx([16.0, 0.8])
+    assert [needed(each) for each in judgements(replace(of, margin=0.5), "tight")] == pytest.approx([4.0, 0.2])
+    assert needed(judgements(replace(of, margin=100.0), "middle")[1]) == pytest.approx(0.9), "no mean needs more"
+
+
+def test_a_text_stays_in_its_share(loaded: LoadedModel) -> None:
+    """Whatever is put around it: what is reported was in no surrounding fitted or chosen on."""
+    from guards.methods.spans.calibrate import _prepared
+    from guards.methods.spans.examples import all_examples
+
+    job = _prepared(loaded, *sources(40), OPTIONS)
+    texts = {
+        share: {job.corpora[side].texts[i] for side in job.corpora for i in job.parts[side][share]} for share in Share
+    }
+    assert not texts[Share.FIT] & texts[Share.REPORT]
+    for example in all_examples(job):
+        if example.row in (Kind.AMID, Kind.AFTER):
+            said = loaded.codec.tokenizer.decode(example.ids).replace(" ", "")
+            others = [text for share in Share if share is not example.share for text in texts[share]]
+            assert not any(text.replace(" ", "") in said for text in others if "=" in text)
