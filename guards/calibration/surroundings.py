@@ -90,7 +90,8 @@ class Surroundings:
         """Examples that do not."""
         yield from self._each(Kind.UPPER, self._retain, str.upper)
         yield from self._each(Kind.TYPOS, self._retain, self._mistyped)
-        yield from self._each(Kind.LONG, [self._other_text(self._longest) for _ in range(LONGEST)], str)
+        prose = sorted(self._retain, key=len)[len(self._retain) // 2 :]
+        yield from self._each(Kind.LONG, [self._other_text(self._longest, prose) for _ in range(LONGEST)], str)
         blocks = ["\n\n".join(self._some(WORKED_EXAMPLES + 1)) for _ in range(MOST // 2)]
         yield from self._each(Kind.WORKED, blocks, str)
         if self._frame != CHAT_FRAME:
@@ -133,11 +134,11 @@ class Surroundings:
     def _some(self, count: int) -> list[str]:
         return [self._random.choice(self._retain) for _ in range(count)]
 
-    def _other_text(self, tokens: int) -> str:
-        """Retain texts one behind the other, of about so many tokens."""
+    def _other_text(self, tokens: int, of: Sequence[str] = ()) -> str:
+        """Retain texts one behind the other, of about so many tokens: any, or some of them."""
         texts: list[str] = []
         while tokens > 0:
-            text = self._random.choice(self._retain)
+            text = self._random.choice(of or self._retain)
             words, size = text.split(), len(self._codec.encode_text(text))
             kept = words[: max(1, round(len(words) * tokens / size))]
             texts.append(text if size <= tokens else " ".join(kept))

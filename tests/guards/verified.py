@@ -17,7 +17,10 @@ from tests.guards.attached import read
 def disagreements(loaded: LoadedModel, method: Method, guard: Guard, canaries: Sequence[Canary]) -> list[str]:
     """What the guard, on this model and by itself, reads otherwise than the canaries say."""
     found = []
-    with Attachment(loaded.model, loaded.sites, {"guard": (method, guard)}) as attachment, torch.no_grad():
+    with (
+        Attachment(loaded.model, loaded.sites, {"guard": (method, guard)}, loaded.codec.openings) as attachment,
+        torch.no_grad(),
+    ):
         for canary in canaries:
             readings = read(loaded.model, attachment, torch.tensor([canary.token_ids]))
             reading, scores = Reading(int(readings.codes_RG[-1, 0])), readings.scores["guard"][-1].tolist()

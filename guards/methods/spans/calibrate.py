@@ -245,7 +245,8 @@ def calibrate(
     twice = 2 * sum(len(each.ids) + options.answers for each in prompts)  # written, and then read
     clock.step("encode")
     with progress_bar(sum(len(each.ids) for each in examples) + twice, options.progress) as advance:
-        examples += with_answers(job, prompts, lambda tokens: advance(tokens, "answer"))
+        if prompts:
+            examples += with_answers(job, prompts, lambda tokens: advance(tokens, "answer"))
         clock.step("answer")
         turns = [turns_of(each.ids, model.codec.openings) for each in examples]
 

@@ -58,7 +58,7 @@ class Accumulation:
         return round(min(recalls), 2), round(sum(recalls) / len(recalls), 3), round(self.margin, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A direction over some layers, with the best accumulation of prompts."""
 
