@@ -11,7 +11,7 @@ QUESTION_FRAME = "Q: {text}\nA:"
 
 @dataclass(frozen=True, kw_only=True)
 class PooledOptions(DetectorOptions):
-    """Key Space Detection on the mean key vector, the default variant.
+    """Key Space Detection on the mean key vector.
 
     No frames given means several: the model's chat template, none, and QUESTION_FRAME, since what several frames have
     in common is the skill.
