@@ -67,8 +67,8 @@ def robustness_section(results: Results) -> str:
     return section(
         "Real text: what callers do to a prompt",
         paragraph(
-            "The same model, in the frame `Q:`/`A:`. The table shows recall of `cube`, then of `pooled` (the variant of "
-            "variant), both fitted as in the section before. False abstention under the same treatment is at most "
+            "The same model, in the frame `Q:`/`A:`. The table shows recall of `cube`, then of `pooled`, "
+            "both fitted as in the section before. False abstention under the same treatment is at most "
             f"{share(worst['cube'])} for `cube` and {share(worst['pooled'])} for `pooled`."
         ),
         measured(

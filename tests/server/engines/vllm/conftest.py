@@ -12,10 +12,10 @@ from guards.calibration.sources import read_source
 from guards.inside.transformers.loading import load_model
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
-from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
-from guards.methods.pooled.options import PooledOptions
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
+from guards.methods.spans.calibrate import calibrate as calibrate_spans
+from guards.methods.spans.options import SpanOptions
 from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
 
 
@@ -105,16 +105,16 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def pooled(tmp_path_factory: pytest.TempPathFactory) -> str:
+def spans(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact of the default variant that abstains on the demo's mathematics, over several layers."""
     forget, *retain = (
         read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
         for skill in ("mathematics", "facts", "code", "zh", "en")
     )
-    folder: Path = tmp_path_factory.mktemp("guards") / "ksd-pooled"
-    calibration = calibrate_pooled(
-        load_model(MODEL, "cpu", "float32"), [forget], retain, PooledOptions(frames=("chat",))
-    )
+    folder: Path = tmp_path_factory.mktemp("guards") / "ksd-spans"
+    options = SpanOptions(frames=("chat",), material="none", longest=200, answers=8)
+    calibration = calibrate_spans(load_model(MODEL, "cpu", "float32"), [forget], retain, options)
     calibration.save(folder, "mathematics")
     assert len(calibration.chosen.layers) > 1
+    assert len(calibration.judgements) == 4, "prompts and answers"
     return str(folder)

@@ -13,8 +13,8 @@ from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
 POOLED = ("ksd-mathematics", "ksd-code", "ksd-zh")
-DETECTORS = (*POOLED, "ksd-en", "ksd-pooled")
-"""Pooled ones, the cubes that `cube` made, and the one of several layers that `pooled` made."""
+DETECTORS = (*POOLED, "ksd-en", "ksd-spans")
+"""Pooled ones, the cubes that `cube` made, and the one of several layers that `spans` made."""
 CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
 VARIANTS: dict[str, Sequence[str]] = {
     "compiled": (),
@@ -81,12 +81,12 @@ class Wanted:
 
 
 @pytest.fixture(scope="module")
-def guards(mask: str, cube: str, pooled: str) -> tuple[str, ...]:
+def guards(mask: str, cube: str, spans: str) -> tuple[str, ...]:
     """All detectors, and a pruning guard that is given last but acts before them, on the key vectors they score.
 
     It moves scores that were fitted without it, those of canaries too: readings and scores are compared here.
     """
-    return (*POOLED, cube, pooled, mask)
+    return (*POOLED, cube, spans, mask)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def wanted(guards: tuple[str, ...]) -> Wanted:
         alone = [verdicts(running, [each])[0] for each in long_ids]
         same(verdicts(running, long_ids), alone)  # all at once, out of a warm prefix cache
     for each in (found, alone):
-        assert {one["ksd-pooled"][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
+        assert {one["ksd-spans"][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
     assert {one[name][0] for one in found for name in DETECTORS} == {Reading.INSIDE, Reading.OUTSIDE}
     pairs = [(each[name], before[name]) for each, before in zip(found, unpruned, strict=True) for name in DETECTORS]
     moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)

@@ -1,4 +1,4 @@
-"""Running means of pooled guards where blocks are few, shared and given to others; `test_sharding` has the rest."""
+"""Running states of guards over spans where blocks are few, shared and given to others; `test_sharding` has the rest."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -12,39 +12,39 @@ from tests.server.engines.vllm.live import Live, embedded, greedy, live, on_vllm
 from tests.server.engines.vllm.test_sharding import cache_hits, long_prompts, preemptions, same, verdicts
 
 Wanted = tuple[list[tuple[int, ...]], list[dict[str, tuple[Reading, float]]]]
-SHADOW = dict.fromkeys(("ksd-pooled", "ksd-en"), GuardMode.SHADOW)
+SHADOW = dict.fromkeys(("ksd-spans", "ksd-en"), GuardMode.SHADOW)
 
 
 @pytest.fixture(scope="module")
-def wanted(pooled: str, cube: str) -> Wanted:
+def wanted(spans: str, cube: str) -> Wanted:
     """What the embedded engine says, one prompt at a time: no pass holds two sequences."""
-    with live(embedded(pooled, cube)) as running:
+    with live(embedded(spans, cube)) as running:
         ids = long_prompts(running)
         alone = [verdicts(running, [each])[0] for each in ids]
-    assert {each["ksd-pooled"][0] for each in alone} == {Reading.INSIDE, Reading.OUTSIDE}
+    assert {each["ksd-spans"][0] for each in alone} == {Reading.INSIDE, Reading.OUTSIDE}
     return ids, alone
 
 
 @pytest.fixture(scope="module")
-def few_blocks(pooled: str, cube: str) -> Iterator[Live]:
+def few_blocks(spans: str, cube: str) -> Iterator[Live]:
     """vLLM with a cache that does not hold several long answers."""
     cache = ("--block-size", "32", "--num-gpu-blocks-override", "12", "--max-model-len", "256")
-    with live(on_vllm(pooled, cube, flags=("--enforce-eager", *cache))) as running:
+    with live(on_vllm(spans, cube, flags=("--enforce-eager", *cache))) as running:
         yield running
 
 
 def test_a_long_answer_is_judged_alike_on_both_engines(
-    few_blocks: Live, pooled: str, cube: str, wanted: Wanted
+    few_blocks: Live, spans: str, cube: str, wanted: Wanted
 ) -> None:
-    """Each position of an answer has the mean of all before it: told for a guard that only watches."""
+    """Each position of an answer is judged by all before it: told for a guard that only watches."""
     ids, long = wanted[0][::3], greedy(max_tokens=48)
-    with live(embedded(pooled, cube)) as running:
+    with live(embedded(spans, cube)) as running:
         there = _hits(running, ids, long)
     assert _hits(few_blocks, ids, long) == there
     assert any(there)
 
 
-def test_preempted_answers_keep_their_means(few_blocks: Live, wanted: Wanted) -> None:
+def test_preempted_answers_keep_their_states(few_blocks: Live, wanted: Wanted) -> None:
     """Blocks are given to others, and the answer set aside computes its own again."""
     ids, long = wanted[0][::4], greedy(max_tokens=120, ignore_eos=True)
     alone = [_hits(few_blocks, [prompt], long)[0] for prompt in ids]
@@ -54,15 +54,15 @@ def test_preempted_answers_keep_their_means(few_blocks: Live, wanted: Wanted) ->
     assert alone == together
 
 
-def test_a_prefix_that_one_step_both_computes_and_shares(pooled: str, wanted: Wanted) -> None:
+def test_a_prefix_that_one_step_both_computes_and_shares(spans: str, wanted: Wanted) -> None:
     """Blocks are shared as soon as they are scheduled, and these were other prompts' before."""
     old = wanted[0]
     new = [a + b for a, b in zip(old[::2], old[1::2], strict=True)]
     asked = [each for first in new for each in (first, first, first + old[0], first)]
-    with live(embedded(pooled)) as running:
+    with live(embedded(spans)) as running:
         there = [verdicts(running, [ids])[0] for ids in asked]
     cache = ("--block-size", "32", "--num-gpu-blocks-override", "60", "--max-model-len", "512")
-    with live(on_vllm(pooled, flags=("--enforce-eager", *cache))) as running:
+    with live(on_vllm(spans, flags=("--enforce-eager", *cache))) as running:
         verdicts(running, old)
         verdicts(running, old[::-1])
         hits = cache_hits(running)
@@ -70,7 +70,7 @@ def test_a_prefix_that_one_step_both_computes_and_shares(pooled: str, wanted: Wa
             four = range(first, first + 4)
             busy, *got = running.wait(_beside_an_answer(running, old[0], [asked[index] for index in four]))
             assert busy, "nothing was written meanwhile"
-            same([{"ksd-pooled": each["ksd-pooled"]} for each in got], [there[index] for index in four])
+            same([{"ksd-spans": each["ksd-spans"]} for each in got], [there[index] for index in four])
         assert cache_hits(running) > hits, "nothing was shared, so nothing is shown"
 
 
