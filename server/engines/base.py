@@ -321,7 +321,7 @@ class Engine(Protocol):
         ...
 
     async def verify(self) -> Mapping[str, str | None]:
-        """Sends each artifact's canaries through the live engine.
+        """Sends each artifact's canaries through the live engine, unless its template is CHANGED.
 
         Returns, per guard name, None where every canary agrees and else a sentence saying what, got and wanted.
         """
