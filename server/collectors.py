@@ -7,7 +7,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from guards.core.version import version
-from server.engines.base import Engine
+from server.engines.base import Engine, TemplateState
 from server.readiness import Readiness
 
 
@@ -53,10 +53,17 @@ class StateCollector(Collector):
             labels=("guard", "skill", "method", "kind", "mode", "scope"),
         )
         verified = GaugeMetricFamily("skillguard_guard_verified", "Canaries agreed.", labels=("guard",))
+        accepted = GaugeMetricFamily(
+            "skillguard_guard_template_accepted",
+            "1 where the operator took another chat template or tokenizer than the calibrated one.",
+            labels=("guard",),
+        )
         for guard in info.guards:
             rule = rules[guard.name]
             guards.add_metric((guard.name, guard.skill, guard.method, guard.kind, rule.mode, rule.scope), 1)
             verified.add_metric((guard.name,), readiness.is_verified(guard.name))
+            accepted.add_metric((guard.name,), guard.template is TemplateState.ACCEPTED)
         yield guards
         yield verified
+        yield accepted
         yield from self._engine.metrics()

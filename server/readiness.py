@@ -9,6 +9,7 @@ from enum import StrEnum
 from guards.core.policy import Policy
 from guards.errors import SkillguardError
 from server.auth import Caller, KeyEntry
+from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo
 from server.errors import NotReadyError
 from server.policies import default_policy, require_shadowable, shadowed
@@ -64,6 +65,8 @@ class Readiness:
             await self._engine.start()
             info = self._engine.info
             self._running = Running(info, self._policy(info))
+            for sentence in accepted(info):
+                logger.warning(sentence)
             self.phase = Phase.VERIFYING
             self.reasons = unverified(await self._engine.verify(), info)
         except SkillguardError as error:

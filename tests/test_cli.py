@@ -172,6 +172,13 @@ def test_no_flag_of_ours_reaches_the_engine(words: list[str]) -> None:
     assert not any(name in OWN and not word.startswith("--help=") for word, name in names.items())
 
 
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_a_changed_template_is_taken_on_either_engine_where_asked_for(name: str) -> None:
+    words = ["serve", "--engine", name, "--model", "m", "--artifacts", "a"]
+    assert engine_options(parse(words)).accept_template is False
+    assert engine_options(parse([*words, "--accept-template"])).accept_template is True
+
+
 def test_options_for_vllm() -> None:
     words = ["--model", "m", "--artifacts", "a", "--max-waiting", "3", "--allow-untested-runner"]
     args = parse(["serve", "-tp", "2", *words, "--engine", "vllm", "--enforce-eager", "--dtype", "auto", "--port", "9"])

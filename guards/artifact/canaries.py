@@ -1,14 +1,73 @@
-"""Prompts whose readings are known, and whether a live engine still gives them."""
+"""Prompts whose readings are known, and whether a live engine, template and tokenizer still give them."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from guards.artifact.manifest import Canary
+from guards.artifact.manifest import Canary, CanaryMessage, CanarySource, Manifest
 from guards.core.drift import Drift
 from guards.core.verdict import GuardKind, Reading
+from guards.errors import PromptRefusedError
+from guards.model.encoding import CHAT_FRAME, TextCodec, frame_text
 
 CLEAR_INSIDE = 0.9
 CLEAR_OUTSIDE = 1.1
 """A canary's score over tau is at most the one, or at least the other, however little its dtype drifts."""
+
+CANARY_DATE = datetime(2024, 7, 26)
+"""The day that templates write into canaries: with today's, a guard would not be verified tomorrow."""
+
+
+def canary_source(frame: str, text: str) -> CanarySource:
+    """A text in its frame, as a canary writes it. Raises DataError on what is no frame."""
+    return (CanaryMessage(role="user", content=text),) if frame == CHAT_FRAME else frame_text(frame, text)
+
+
+def encode_source(codec: TextCodec, source: CanarySource) -> tuple[int, ...]:
+    """A canary's token ids. Raises PromptRefusedError like `TextCodec.encode_chat`."""
+    if isinstance(source, str):
+        return codec.encode_text(source)
+    messages = [message.model_dump() for message in source]
+    return codec.encode_chat(messages, variables={"strftime_now": CANARY_DATE.strftime})
+
+
+def bound_to_text(manifest: Manifest) -> bool:
+    """Whether a changed template or tokenizer can be told: by a canary's source, or by the template's digest."""
+    record = manifest.calibration
+    by_digest = CHAT_FRAME in record.frames and record.template_sha256 is not None
+    return by_digest or any(canary.source is not None for canary in manifest.canaries)
+
+
+def text_difference(manifest: Manifest, codec: TextCodec) -> str | None:
+    """None where the live template and tokenizer give the token ids of every canary with a source, else got and wanted.
+
+    Where the frame "chat" was calibrated and no canary has messages, as before canaries had sources, the template's
+    digest must agree instead.
+    """
+    for index, canary in enumerate(manifest.canaries):
+        if canary.source is None:
+            continue
+        kind = "text" if canary.messages is None else "messages"
+        try:
+            got = encode_source(codec, canary.source)
+        except PromptRefusedError as error:
+            return f"canary {index}: its {kind} gave no token ids ({error}), wanted {len(canary.token_ids)}"
+        if got != canary.token_ids:
+            return f"canary {index}: its {kind} gave {_first_difference(got, canary.token_ids)}"
+    record = manifest.calibration
+    messages = any(canary.messages is not None for canary in manifest.canaries)
+    if CHAT_FRAME in record.frames and not messages and codec.template_sha256 != record.template_sha256:
+        return f"got chat template {_short(codec.template_sha256)}, wanted {_short(record.template_sha256)} (SHA-256)"
+    return None
+
+
+def _first_difference(got: Sequence[int], wanted: Sequence[int]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+    here, there = (ids[at] if at < len(ids) else "none" for ids in (got, wanted))
+    return f"{len(got)} token ids, wanted {len(wanted)}; the first other one is at {at}: got {here}, wanted {there}"
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}..."
 
 
 def clear_verdict(scores: Sequence[float], taus: Sequence[float], *, dtype: str, drift: Drift) -> bool | None:

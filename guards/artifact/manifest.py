@@ -1,8 +1,8 @@
 """What manifest.json says: every record of an artifact, strict."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guards.core.verdict import Scope
 
@@ -82,16 +82,42 @@ class CalibrationRecord(Strict):
     notes: tuple[str, ...] = ()
 
 
+class CanaryMessage(Strict):
+    """One message of a canary, as the chat template takes it."""
+
+    role: str
+    content: str
+
+
+CanarySource = tuple[CanaryMessage, ...] | str
+"""What a canary's token ids are encoded from: a conversation in the chat template, or another frame's whole text."""
+
+
 class Canary(Strict):
     """A prompt whose readings are known. At start the live engine must give them again.
 
     `scores` holds, for a detector, one score per part (cube) at the last prompt token; for an intervention the
     number of neurons shifted there. `fires` says whether the guard acts on this prompt.
+
+    `messages` or `text` is its source: the live template and tokenizer must give the same ids. Not written when None.
     """
 
     token_ids: tuple[Count, ...] = Field(min_length=1)
     scores: tuple[float, ...] = Field(min_length=1)
     fires: bool
+    messages: Annotated[tuple[CanaryMessage, ...], Field(min_length=1)] | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.messages is not None and self.text is not None:
+            raise ValueError("got messages and text, wanted at most one of them")
+        return self
+
+    @property
+    def source(self) -> CanarySource | None:
+        """None where nothing says it."""
+        return self.text if self.messages is None else self.messages
 
 
 class Manifest(Strict):

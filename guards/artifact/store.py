@@ -57,8 +57,13 @@ def _refuse_tensors(where: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
     data = manifest.model_dump(mode="json")
-    if data["model"]["quantization"] is None:  # as before there was such a key: readers that lack it refuse the others
-        del data["model"]["quantization"]
+    later = [
+        (data["model"], "quantization"),
+        *((each, key) for each in data["canaries"] for key in ("messages", "text")),
+    ]
+    for record, key in later:
+        if record[key] is None:  # as before there was such a key: readers that lack it refuse the others
+            del record[key]
     text = json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 

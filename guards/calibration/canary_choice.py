@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from guards.artifact.canaries import clear_verdict
-from guards.artifact.manifest import Canary
-from guards.calibration.activations import Activations
+from guards.artifact.canaries import canary_source, clear_verdict, encode_source
+from guards.artifact.manifest import Canary, CanarySource
+from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import Corpus
 from guards.contract.guard import Guard
 from guards.contract.method import Method
@@ -37,15 +37,16 @@ def choose_canaries(
             side = tried = 0
             for frame in frames[: MAX_CANARIES // 2]:
                 taken = 0
-                for ids in sorted(set(corpus.encoded[frame]), key=lambda ids: (len(ids), ids))[:CANARY_TRIES]:
+                for source in _shortest(corpus, frame)[:CANARY_TRIES]:
                     tried += 1
+                    ids = encode_source(model.codec, source)
                     reading, scores = read(ids)
                     if reading not in (Reading.INSIDE, Reading.OUTSIDE):
                         raise CalibrationError(
                             f"the finished guard gives no finite reading ({reading.name}) on a calibration prompt"
                         )
                     if clear_verdict(scores, taus, dtype=dtype, drift=method.drift) is wanted:
-                        found.append(Canary(token_ids=ids, scores=scores, fires=wanted))
+                        found.append(_canary(ids, scores, wanted, source))
                         taken += 1
                     if taken == quota:
                         break
@@ -58,3 +59,15 @@ def choose_canaries(
                     f"token, so no server could verify it at start: give more examples, or {instead}"
                 )
     return tuple(found)
+
+
+def _shortest(corpus: Corpus, frame: str) -> list[CanarySource]:
+    """What a frame's prompts are encoded from, by their number of tokens; one for each sequence of token ids."""
+    text_of = dict(sorted(zip(corpus.encoded[frame], corpus.texts, strict=True), reverse=True))
+    return [canary_source(frame, text_of[ids]) for ids in sorted(text_of, key=lambda ids: (len(ids), ids))]
+
+
+def _canary(ids: TokenIds, scores: tuple[float, ...], fires: bool, source: CanarySource) -> Canary:
+    if isinstance(source, str):
+        return Canary(token_ids=ids, scores=scores, fires=fires, text=source)
+    return Canary(token_ids=ids, scores=scores, fires=fires, messages=source)

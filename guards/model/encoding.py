@@ -10,7 +10,8 @@ turns into a conversation.
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 from guards.errors import DataError, PromptRefusedError
@@ -19,6 +20,7 @@ from guards.model.openings import Opening, Rendered, find_openings
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
+_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 def template_sha256(template: str | None) -> str | None:
@@ -31,6 +33,11 @@ def check_frame(frame: str) -> str:
     if frame in (CHAT_FRAME, BARE_FRAME) or frame.count("{text}") == 1:
         return frame
     raise DataError(f"got frame {frame!r}, wanted 'chat', 'bare' or a template holding {{text}} once")
+
+
+def frame_text(frame: str, text: str) -> str:
+    """A text in a frame other than "chat". Raises DataError like `check_frame`."""
+    return text if frame == BARE_FRAME else check_frame(frame).replace("{text}", text)
 
 
 class TextCodec:
@@ -103,9 +110,7 @@ class TextCodec:
         """A text in a frame. Raises DataError (PromptRefusedError for "chat" without a template)."""
         if frame == CHAT_FRAME:
             return self.encode_chat([{"role": "user", "content": text}])
-        if frame == BARE_FRAME:
-            return self.encode_text(text)
-        return self.encode_text(check_frame(frame).replace("{text}", text))
+        return self.encode_text(frame_text(frame, text))
 
     @cached_property
     def renders_tools(self) -> bool:
@@ -126,23 +131,28 @@ class TextCodec:
         return all(f"probe000{index}" in shown for index in (1, 3, 4, 5, 6, 7))
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] = _NO_VARIABLES,
     ) -> tuple[int, ...]:
         """A conversation in the chat template, with the opening of the assistant's turn.
 
-        Messages and tools are what transformers' templates take; calls' arguments are objects. Raises
-        PromptRefusedError when the model has no template or the template refuses the conversation.
+        Messages and tools are what transformers' templates take; calls' arguments are objects. `variables` are what the
+        template sees beside them, in the place of its globals of the same name. Raises PromptRefusedError when the
+        model has no template or the template refuses the conversation.
         """
         if not self.has_chat_template:
             raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
+        render = partial(self._render, variables=variables)
         marks = Marks(self._special_texts)
         inner, contents = [_marked(message, marks) for message in messages], []
         for message in inner:
             copied = message["role"] != "tool"  # results are often written as JSON, which a whole mark would escape
             contents.append({**message, "content": marks.whole(message["content"])} if copied else message)
         marked_tools = marks.inside(tools)
-        pieces = marks.pieces(template := self._render(contents, marked_tools))
-        ids = self._encode_trusted(rendered := self._render(messages, tools))
+        pieces = marks.pieces(template := render(contents, marked_tools))
+        ids = self._encode_trusted(rendered := render(messages, tools))
         spelled = self._unknown is not None and any(self._unknown in message["content"] for message in messages)
         if not spelled and not marks.any_inside:
             structured = bool(tools) or any(message.keys() - {"role", "content"} for message in messages)
@@ -150,7 +160,7 @@ class TextCodec:
             if self._specials(ids) == self._specials(safe):
                 return ids
         if marks.any_inside:
-            filled = "".join(text for text, _ in marks.pieces(self._render(inner, marked_tools)))
+            filled = "".join(text for text, _ in marks.pieces(render(inner, marked_tools)))
             if filled != rendered:
                 raise PromptRefusedError(
                     "tools or their calls spell a special token where the chat template does not copy it: reword them"
@@ -167,13 +177,19 @@ class TextCodec:
     def _specials(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.special_ids]
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+    ) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=True,
+                **variables,
             )
         except Exception as error:  # a template is a program: it raises what it likes
             raise PromptRefusedError(f"the model's chat template refuses these messages: {error}") from error

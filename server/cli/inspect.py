@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from server.evaluation.remote import fetch_server
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from guards.artifact.manifest import Rate
+    from guards.artifact.manifest import Canary, Rate
     from guards.artifact.store import Artifact
 
 KEY_VARIABLE = "SKILLGUARD_KEY"
@@ -62,13 +63,14 @@ def server_table(url: str, report: dict[str, Any]) -> "Table":
     model = ", ".join(entry["id"] for entry in report["models"])
     state = "ready" if report["ready"] else "NOT READY"
     table = Table(title=f"{url}: {model}, {state}", title_justify="left")
-    for column in ("guard", "skill", "method", "mode", "scope", "layers", "verified", "frames"):
+    for column in ("guard", "skill", "method", "mode", "scope", "layers", "verified", "template", "frames"):
         table.add_column(column)
     for guard in report["guards"]:
         table.add_row(
             *(str(guard.get(column, "-")) for column in ("name", "skill", "method", "mode", "scope")),
             ", ".join(map(str, guard["layers"])) if "layers" in guard else "operators only",
             "yes" if guard.get("verified") else "NO",
+            str(guard.get("template", "-")),
             ", ".join(map(repr, guard.get("frames", ()))),
         )
     return table
@@ -78,6 +80,11 @@ def _rate(rate: "Rate | None") -> str:
     if rate is None:
         return "not measured"
     return f"{rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}] ({rate.hits} of {rate.total})"
+
+
+def _canaries(canaries: "Sequence[Canary]") -> str:
+    firing, with_text = sum(each.fires for each in canaries), sum(each.source is not None for each in canaries)
+    return f"{len(canaries)}, {firing} of them fire, {with_text} carry messages or text"
 
 
 def artifact_table(artifact: "Artifact") -> "Table":
@@ -99,7 +106,7 @@ def artifact_table(artifact: "Artifact") -> "Table":
         ("frames", ", ".join(map(repr, calibration.frames)) or "unknown"),
         ("recall", _rate(calibration.recall)),
         ("false abstention", _rate(calibration.false_abstention)),
-        ("canaries", f"{len(manifest.canaries)}, {sum(c.fires for c in manifest.canaries)} of them fire"),
+        ("canaries", _canaries(manifest.canaries)),
         ("digest", artifact.digest[:24]),
     ]
     for name, value in manifest.parameters.items():

@@ -81,7 +81,7 @@ async def _announce(server: "uvicorn.Server", readiness: "Readiness", config: Se
 def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     """What runs, what is not covered, and a line to paste."""
     from guards.core.version import tool_name
-    from server.coverage import uncovered
+    from server.coverage import accepted, uncovered
 
     running = readiness.require_running()
     info, rules = running.info, running.policy.rules
@@ -94,7 +94,7 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
         lines.append(f"  guard  {guard.name}: {guard.method}, skill {guard.skill}, {rules[guard.name].mode}, {state}")
     if not info.guards:
         lines.append("  guard  NONE: every skill is served (--unguarded)")
-    lines += [f"  note   {sentence}" for sentence in uncovered(info)]
+    lines += [f"  note   {sentence}" for sentence in [*accepted(info), *uncovered(info)]]
     if not readiness.ready:
         return "\n".join([*lines, f"  NOT READY: nothing is generated. {url}/ready says why."])
     body = json.dumps({"model": info.model, "messages": [{"role": "user", "content": "What is 23 plus 58?"}]})

@@ -228,6 +228,18 @@ class EventStream(AsyncIterator[Event]):
         """Gives the answer up and cancels it, also when nothing was iterated yet. Safe to call twice."""
 
 
+class TemplateState(StrEnum):
+    """Whether the live chat template and tokenizer give the token ids that a guard's canaries were calibrated with."""
+
+    VERIFIED = "verified"
+    CHANGED = "changed"
+    """They do not, and the guard is not verified."""
+    ACCEPTED = "accepted"
+    """They do not, and the operator took it."""
+    UNBOUND = "unbound"
+    """Nothing in the artifact tells."""
+
+
 @dataclass(frozen=True)
 class GuardInfo:
     """An attached guard as shown to callers; `detail` is for operators only."""
@@ -243,8 +255,11 @@ class GuardInfo:
     """Prompt frames the guard was calibrated in: "chat", "bare", or a template with {text}."""
     template_sha256: str | None
     """Digest of the chat template that the frame "chat" was calibrated with, None without one."""
+    template: TemplateState
     digest: str
     """SHA-256 of the artifact."""
+    template_difference: str | None = None
+    """What the live chat template or tokenizer gave and what was wanted, where they are CHANGED or ACCEPTED."""
     detail: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -306,7 +321,7 @@ class Engine(Protocol):
         ...
 
     async def verify(self) -> Mapping[str, str | None]:
-        """Sends each artifact's canaries through the live engine.
+        """Sends each artifact's canaries through the live engine, unless its template is CHANGED.
 
         Returns, per guard name, None where every canary agrees and else a sentence saying what, got and wanted.
         """

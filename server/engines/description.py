@@ -1,14 +1,21 @@
 """What callers and operators may see of a loaded guard."""
 
+from guards.artifact.canaries import bound_to_text, text_difference
 from guards.core.policy import Rule
 from guards.core.verdict import GuardMode
 from guards.methods.loaded import LoadedGuard
-from server.engines.base import GuardInfo
+from guards.model.encoding import TextCodec
+from server.engines.base import GuardInfo, TemplateState
 
 
-def describe(loaded: LoadedGuard) -> GuardInfo:
-    """Its name, what it is for, and, in `detail`, what only operators are shown."""
+def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool) -> GuardInfo:
+    """Its name, what it is for, whether the live template fits, and, in `detail`, what only operators are shown."""
     manifest = loaded.artifact.manifest
+    difference = text_difference(manifest, codec)
+    if difference is not None:
+        template = TemplateState.ACCEPTED if accept_template else TemplateState.CHANGED
+    else:
+        template = TemplateState.VERIFIED if bound_to_text(manifest) else TemplateState.UNBOUND
     return GuardInfo(
         name=loaded.artifact.name,
         skill=manifest.skill,
@@ -18,7 +25,9 @@ def describe(loaded: LoadedGuard) -> GuardInfo:
         layers=loaded.guard.layers,
         frames=manifest.calibration.frames,
         template_sha256=manifest.calibration.template_sha256,
+        template=template,
         digest=loaded.artifact.digest,
+        template_difference=difference,
         detail={
             "parameters": manifest.parameters,
             "calibration": manifest.calibration.model_dump(mode="json"),

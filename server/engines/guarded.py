@@ -16,7 +16,19 @@ from guards.errors import GuardReadingError, PromptRefusedError
 from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
 from server.engines.answer_state import AnswerState, GuardFacts
-from server.engines.base import EngineInfo, EngineRequest, Finish, FinishReason, GuardScore, Message, Sampling, ToolPlan
+from server.engines.base import (
+    EngineInfo,
+    EngineRequest,
+    Finish,
+    FinishReason,
+    GuardInfo,
+    GuardScore,
+    Message,
+    Sampling,
+    TemplateState,
+    ToolPlan,
+)
+from server.engines.description import describe
 from server.engines.errors import (
     EngineBusyError,
     EngineError,
@@ -42,8 +54,9 @@ class GuardedEngine(ABC):
     """Each guard's default."""
     _facts: Mapping[str, GuardFacts]
 
-    def __init__(self, artifacts: Sequence[Path], *, verifiable: bool = True) -> None:
+    def __init__(self, artifacts: Sequence[Path], *, accept_template: bool, verifiable: bool = True) -> None:
         self._guards = read_guards(artifacts, verifiable=verifiable)
+        self._accept_template = accept_template
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
         self._probes = 0
@@ -67,25 +80,35 @@ class GuardedEngine(ABC):
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
-        changing = {name for name, entry in self._guards.items() if entry.method.kind is GuardKind.INTERVENTION}
-        for name, entry in self._guards.items():
-            result[name] = None
-            for index, canary in enumerate(entry.artifact.manifest.canaries):
-                readings = await self.read(canary.token_ids, f"canary-{name}-{index}")
-                reading, scores = readings[name]
-                trouble = disagreement(
-                    canary,
-                    reading,
-                    scores,
-                    dtype=entry.artifact.manifest.model.dtype,
-                    kind=entry.method.kind,
-                    drift=entry.method.drift,
-                    alone=changing <= {name},
+        for guard in self.info.guards:
+            if guard.template is TemplateState.CHANGED:
+                result[guard.name] = (
+                    f"{guard.template_difference}: the chat template or the tokenizer is not the calibrated one; "
+                    "calibrate again with it, or take it with --accept-template"
                 )
-                if trouble is not None:
-                    result[name] = f"canary {index}: {trouble}"
-                    break
+            else:
+                result[guard.name] = await self._disagreement(guard.name)
         return result
+
+    async def _disagreement(self, name: str) -> str | None:
+        """None where the live engine gives every canary's scores again, else a sentence about the first other one."""
+        entry = self._guards[name]
+        changing = {each for each, of in self._guards.items() if of.method.kind is GuardKind.INTERVENTION}
+        for index, canary in enumerate(entry.artifact.manifest.canaries):
+            readings = await self.read(canary.token_ids, f"canary-{name}-{index}")
+            reading, scores = readings[name]
+            trouble = disagreement(
+                canary,
+                reading,
+                scores,
+                dtype=entry.artifact.manifest.model.dtype,
+                kind=entry.method.kind,
+                drift=entry.method.drift,
+                alone=changing <= {name},
+            )
+            if trouble is not None:
+                return f"canary {index}: {trouble}"
+        return None
 
     async def read(self, prompt_token_ids: tuple[int, ...], request_id: str) -> Mapping[str, GuardReading]:
         """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
@@ -150,6 +173,12 @@ class GuardedEngine(ABC):
         if request.request_id in self._streams:
             raise EngineError(f"request id {request.request_id!r} is in use")
         return replace(request, policy=request.policy.over(self._rules))
+
+    def _describe_guards(self) -> tuple[GuardInfo, ...]:
+        """Every guard as it is shown. Runs the chat template, which is the model's program: not on the event loop."""
+        return tuple(
+            describe(entry, self._codec, accept_template=self._accept_template) for entry in self._guards.values()
+        )
 
     def _take_guards(self, bound: Mapping[str, Bound]) -> None:
         """What judging an answer needs to know of the guards that run."""

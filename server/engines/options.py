@@ -13,6 +13,11 @@ class EmbeddedOptions(BaseModel):
 
     model: str = Field(description="Model folder, or a hub id.")
     artifacts: tuple[Path, ...] = Field((), title="FOLDER", description="Artifact folders, one guard each.")
+    accept_template: bool = Field(
+        False,
+        description="Serves guards also where they were calibrated with another chat template or tokenizer "
+        "configuration. Their canaries are then verified as token ids only.",
+    )
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
     )
@@ -47,6 +52,11 @@ class VllmOptions(BaseModel):
 
     model: str = Field(description="Model folder, or a hub id.")
     artifacts: tuple[Path, ...] = Field((), title="FOLDER", description="Artifact folders, one guard each.")
+    accept_template: bool = Field(
+        False,
+        description="Serves guards also where they were calibrated with another chat template or tokenizer "
+        "configuration. Their canaries are then verified as token ids only.",
+    )
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
     )

@@ -14,8 +14,7 @@ from typing import Any
 
 import httpx
 
-from guards.methods.loaded import read_guards
-from server.engines.description import describe
+from guards.methods.loaded import LoadedGuard, read_guards
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError, EvaluationError
 from server.evaluation.client import TIMEOUT_SECONDS
@@ -63,12 +62,16 @@ def engine_arms(options: EngineOptions, together: bool) -> list[Arm]:
     folders = dict(zip(loaded, options.artifacts, strict=True))
 
     def arm(names: Sequence[str]) -> Arm:
-        described = [describe(loaded[name]) for name in names]
-        guards = tuple(ArmGuard(of.name, of.skill, of.method, of.kind.value, of.digest) for of in described)
+        guards = tuple(_arm_guard(loaded[name]) for name in names)
         own = options.model_copy(update={"artifacts": tuple(folders[name] for name in names), "served_name": model})
         return Arm("+".join(names) or BASELINE, model, guards, partial(_in_process, own), scores=bool(guards))
 
     return [arm(names) for names in [(), *groups]]
+
+
+def _arm_guard(loaded: LoadedGuard) -> ArmGuard:
+    artifact, method = loaded.artifact, loaded.method
+    return ArmGuard(artifact.name, artifact.manifest.skill, method.name, method.kind.value, artifact.digest)
 
 
 @asynccontextmanager

@@ -51,6 +51,7 @@ def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool)
         "mode": rule.mode.value,
         "scope": rule.scope.value,
         "verified": services.readiness.is_verified(guard.name),
+        "template": guard.template.value,
         "frames": list(guard.frames),
     }
     if for_operator:
@@ -58,6 +59,7 @@ def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool)
             "layers": list(guard.layers),
             "digest": guard.digest,
             "template_sha256": guard.template_sha256,
+            "template_difference": guard.template_difference,
             "detail": dict(guard.detail),
             "reason": services.readiness.reasons.get(guard.name),
         }

@@ -21,6 +21,8 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}Q: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}A:{% endif %}"
 )
+DATED_TEMPLATE = TEMPLATE.replace("{% for", "{{ strftime_now('%d %m %Y') }}\n{% for", 1)
+"""It writes the day, as Llama 3.2's does."""
 
 
 def tiny_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:

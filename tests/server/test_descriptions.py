@@ -17,6 +17,7 @@ FOR_USERS = {
     "mode": "enforce",
     "scope": "both",
     "verified": True,
+    "template": "verified",
     "frames": ["chat"],
 }
 
@@ -49,6 +50,7 @@ async def test_guards_for_operators() -> None:
             "layers": [1, 2],
             "digest": "0" * 64,
             "template_sha256": None,
+            "template_difference": None,
             "detail": {"cubes": 4},
             "reason": None,
         }

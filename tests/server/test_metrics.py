@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from guards.core.verdict import GuardKind, GuardMode, Reading
-from server.engines.base import Acted, Chunk, Finish, FinishReason, Load
+from server.engines.base import Acted, Chunk, Finish, FinishReason, Load, TemplateState
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from server.metrics import Metrics
@@ -69,7 +69,7 @@ async def test_unverified_counter_exists_from_the_start() -> None:
 
 
 async def test_state_is_read_at_the_scrape() -> None:
-    engine = ScriptedEngine(guards=(guard("a"), guard("b")))
+    engine = ScriptedEngine(guards=(replace(guard("a"), template=TemplateState.ACCEPTED), guard("b")))
     engine.verification = {"a": None, "b": "no"}
     engine.queue = Load(running=3, waiting=2)
     async with serving(engine, shadow=("b",)) as served:
@@ -80,6 +80,8 @@ async def test_state_is_read_at_the_scrape() -> None:
         assert await served.metric("skillguard_requests_running") == 1
         assert await served.metric('skillguard_guard_verified{guard="a"}') == 1
         assert await served.metric('skillguard_guard_verified{guard="b"}') == 0
+        assert await served.metric('skillguard_guard_template_accepted{guard="a"}') == 1
+        assert await served.metric('skillguard_guard_template_accepted{guard="b"}') == 0
         text = (await served.client.get("/metrics")).text
         assert 'guard="b",kind="detector",method="ksd",mode="shadow",scope="both",skill="cooking"' in text
         assert 'skillguard_engine_info{architecture="none"' in text

@@ -17,7 +17,6 @@ from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.inside.transformers.writing import stop_ids
 from server.engines.base import COMMON_OPTIONS, EngineInfo, EngineRequest, FinishReason, Load, require_honoured
-from server.engines.description import describe
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
 from server.engines.embedded.sampler import JudgingSampler
@@ -35,7 +34,7 @@ class EmbeddedEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
     def __init__(self, options: EmbeddedOptions) -> None:
-        super().__init__(options.artifacts)
+        super().__init__(options.artifacts, accept_template=options.accept_template)
         self._options = options
         self._capacity = options.max_running + options.max_waiting
         self._stopped = False
@@ -58,7 +57,7 @@ class EmbeddedEngine(GuardedEngine):
         except BaseException:
             self._attachment.remove()
             raise
-        self._info = self._describe()
+        self._info = await asyncio.to_thread(self._describe)
 
     def _start_batching(self) -> None:
         options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
@@ -167,5 +166,5 @@ class EmbeddedEngine(GuardedEngine):
             dtype=loaded.identity.dtype,
             max_model_tokens=self._max_tokens,
             template_sha256=loaded.codec.template_sha256,
-            guards=tuple(describe(entry) for entry in self._guards.values()),
+            guards=self._describe_guards(),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
-from server.engines.base import Chunk, Event, Finish, FinishReason, GuardInfo, GuardScore, Hit
+from server.engines.base import Chunk, Event, Finish, FinishReason, GuardInfo, GuardScore, Hit, TemplateState
 
 Step = Event | asyncio.Event
 TAU = 0.5
@@ -49,6 +49,7 @@ def guard(name: str = "demo", skill: str = "cooking", kind: GuardKind = GuardKin
         layers=(1, 2),
         frames=("chat",),
         template_sha256=None,
+        template=TemplateState.VERIFIED,
         digest="0" * 64,
         detail={"cubes": 4},
     )

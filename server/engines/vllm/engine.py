@@ -43,7 +43,6 @@ from server.engines.base import (
     TokenLogprob,
     ToolPlan,
 )
-from server.engines.description import describe
 from server.engines.errors import UnsupportedOptionError
 from server.engines.guarded import GuardedEngine
 from server.engines.options import VllmOptions
@@ -65,7 +64,7 @@ class VllmEngine(GuardedEngine):
 
     def __init__(self, options: VllmOptions, *, verifiable: bool = True) -> None:
         """`verifiable` as `read_guards` has it; calibration reads a guard that has no canaries yet."""
-        super().__init__(options.artifacts, verifiable=verifiable)
+        super().__init__(options.artifacts, accept_template=options.accept_template, verifiable=verifiable)
         self._options = options
         self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
@@ -126,7 +125,7 @@ class VllmEngine(GuardedEngine):
             dtype=identity.dtype,
             max_model_tokens=self._max_tokens,
             template_sha256=self._codec.template_sha256,
-            guards=tuple(describe(entry) for entry in self._guards.values()),
+            guards=await asyncio.to_thread(self._describe_guards),
             options=ALL_OPTIONS,
             tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )

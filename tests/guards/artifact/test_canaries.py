@@ -1,14 +1,27 @@
 """Whether a live reading agrees with the one on record."""
 
 import math
+from typing import Any
 
 import pytest
 
-from guards.artifact.canaries import CLEAR_INSIDE, CLEAR_OUTSIDE, clear_verdict, disagreement
-from guards.artifact.manifest import Canary
+from guards.artifact.canaries import (
+    CLEAR_INSIDE,
+    CLEAR_OUTSIDE,
+    bound_to_text,
+    canary_source,
+    clear_verdict,
+    disagreement,
+    encode_source,
+    text_difference,
+)
+from guards.artifact.manifest import Canary, Manifest
 from guards.core.drift import FEW_NEURONS, Drift
 from guards.core.verdict import GuardKind, Reading
 from guards.methods.registry import methods
+from guards.model.encoding import TextCodec
+from tests.guards.samples import CALIBRATION, manifest
+from tests.guards.tiny import DATED_TEMPLATE, TEMPLATE, tiny_tokenizer
 
 HIT = Canary(token_ids=(1, 2), scores=(2.0, 8.0), fires=True)
 MISS = Canary(token_ids=(1, 2), scores=(7.0, 8.0), fires=False)
@@ -155,3 +168,72 @@ def test_an_intervention_is_clear_where_it_moves_more_than_may_differ(
     dtype: str, moved: int, clear: bool | None
 ) -> None:
     assert clear_verdict((moved,), (), dtype=dtype, drift=FEW_NEURONS) is clear
+
+
+class TestText:
+    """Whether the live template and tokenizer give a canary's ids; on an engine: `test_template.py`."""
+
+    @staticmethod
+    def bound(codec: TextCodec, *frames: str, **changes: Any) -> Manifest:
+        """A manifest with a canary of each frame, as calibration writes it."""
+        canaries = tuple(
+            Canary(
+                token_ids=encode_source(codec, source),
+                scores=(2.5,),
+                fires=True,
+                messages=None if isinstance(source, str) else source,
+                text=source if isinstance(source, str) else None,
+            )
+            for source in (canary_source(frame, "12+34=") for frame in frames)
+        )
+        update = {"frames": frames, "template_sha256": codec.template_sha256, **changes}
+        record = CALIBRATION.model_copy(update=update)
+        return manifest("ksd", {}, canaries=canaries, calibration=record)
+
+    def test_the_frame_is_part_of_the_source(self) -> None:
+        codec = TextCodec(tiny_tokenizer())
+        for frame in ("chat", "bare", "Q: {text}\nA:"):
+            assert encode_source(codec, canary_source(frame, "12+34=")) == codec.encode_frame(frame, "12+34=")
+
+    def test_each_kind_is_compared(self) -> None:
+        codec, other = TextCodec(tiny_tokenizer()), TextCodec(tiny_tokenizer(TEMPLATE.replace("Q:", "a:")))
+        of_both = self.bound(codec, "bare", "chat")
+        assert text_difference(of_both, codec) is None
+        assert text_difference(of_both, other) == (
+            "canary 1: its messages gave 13 token ids, wanted 13; the first other one is at 1: got 4, wanted 45"
+        )
+        assert text_difference(self.bound(codec, "bare"), other) is None, "no chat is in it"
+
+    def test_ids_that_only_go_on_or_end_sooner_are_others(self) -> None:
+        long, short = TextCodec(tiny_tokenizer(TEMPLATE + "a")), TextCodec(tiny_tokenizer())
+        for wanted, got, says in ((long, short, "got none, wanted 4"), (short, long, "got 4, wanted none")):
+            assert str(text_difference(self.bound(wanted, "chat"), got)).endswith(f"is at 13: {says}")
+
+    def test_a_model_without_a_template(self) -> None:
+        of_chat = self.bound(TextCodec(tiny_tokenizer()), "chat")
+        assert "no chat template" in str(text_difference(of_chat, TextCodec(tiny_tokenizer(None))))
+
+    def test_the_digest_stands_in_where_no_canary_has_messages(self) -> None:
+        codec = TextCodec(tiny_tokenizer())
+        of_texts = self.bound(codec, "bare", frames=("chat", "bare"))
+        assert text_difference(of_texts, codec) is None
+        other = TextCodec(tiny_tokenizer(TEMPLATE + "{# #}"))
+        assert str(text_difference(of_texts, other)).startswith("got chat template ")
+        unrecorded = self.bound(codec, "bare", frames=("chat", "bare"), template_sha256=None)
+        assert str(text_difference(unrecorded, codec)).endswith("wanted none (SHA-256)"), "nothing was proved"
+        assert text_difference(self.bound(codec, "chat", "bare"), other) is None, "positive control: ids say it better"
+
+    def test_what_is_bound(self) -> None:
+        codec = TextCodec(tiny_tokenizer())
+        assert bound_to_text(self.bound(codec, "bare"))
+        assert bound_to_text(self.bound(codec, frames=("chat",)))
+        assert not bound_to_text(self.bound(codec, frames=("bare",)))
+        assert not bound_to_text(self.bound(codec, frames=("chat",), template_sha256=None))
+
+    def test_a_template_that_writes_the_day_gives_the_same_ids_tomorrow(self) -> None:
+        codec = TextCodec(tiny_tokenizer(DATED_TEMPLATE))
+        source = canary_source("chat", "12+34=")
+        fixed = TextCodec(tiny_tokenizer(TEMPLATE.replace("{% for", "26 07 2024\n{% for", 1)))
+        assert encode_source(codec, source) == fixed.encode_frame("chat", "12+34=")
+        assert codec.encode_frame("chat", "12+34=") != encode_source(codec, source), "positive control: today's"
+        assert text_difference(self.bound(codec, "chat"), codec) is None

@@ -1,12 +1,16 @@
 """The artifact format: round trip, atomic writing, files that are not there or not whole, corruption."""
 
+import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from guards.artifact.manifest import Canary, CanaryMessage
 from guards.artifact.store import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -55,6 +59,20 @@ class TestRoundTrip:
         folder = write(tmp_path / "sums", model=quantised)
         assert b'"quantization": "compressed-tensors"' in files(folder)[MANIFEST_NAME]
         assert read_artifact(folder).manifest.model == quantised
+
+    def test_what_a_canary_was_encoded_from_is_kept(self, tmp_path: Path) -> None:
+        """And left out where nothing says it, as in artifacts of before it could be said."""
+        known: dict[str, Any] = {"token_ids": (1, 5), "scores": (2.5,), "fires": True}
+        messages = (CanaryMessage(role="user", content="a 数"),)
+        canaries = (Canary(**known), Canary(**known, text="a\n"), Canary(**known, messages=messages))
+        folder = write(tmp_path / "sums", canaries=canaries)
+        assert read_artifact(folder).manifest.canaries == canaries
+        written = json.loads((folder / MANIFEST_NAME).read_text())["canaries"]
+        assert [sorted(canary.keys() - known.keys()) for canary in written] == [[], ["text"], ["messages"]]
+        with pytest.raises(ValidationError, match="got messages and text, wanted at most one"):
+            Canary(**known, text="a", messages=messages)
+        with pytest.raises(ValidationError, match="messages"):
+            Canary(**known, messages=())
 
     def test_the_order_of_tensors_does_not_matter(self, tmp_path: Path) -> None:
         parameters, tensors = CUBE.dump(cubes())

@@ -18,11 +18,19 @@ from tests.guards.samples import IDENTITY, pooled, pruned
 TAU = 0.47
 
 
+class Numbers:
+    """Every text is a number, and that number is its one token."""
+
+    def encode_text(self, text: str) -> TokenIds:
+        return (int(text),)
+
+
 class Scored:
     """A model that gives each prompt, known by its first token, the score it is told to."""
 
     def __init__(self, scores: Mapping[int, float], dtype: str) -> None:
         self.identity = IDENTITY.model_copy(update={"dtype": dtype})
+        self.codec = Numbers()
         self._scores = scores
 
     @contextmanager
@@ -34,8 +42,9 @@ class Scored:
         yield read
 
 
-def corpus(role: Side, *prompts: TokenIds) -> Corpus:
-    return Corpus(role, (), tuple(map(str, prompts)), (0,) * len(prompts), {"bare": prompts}, 0)
+def corpus(role: Side, *tokens: int) -> Corpus:
+    encoded = {"bare": tuple((token,) for token in tokens)}
+    return Corpus(role, (), tuple(map(str, tokens)), (0,) * len(tokens), encoded, 0)
 
 
 def choose(
@@ -44,7 +53,7 @@ def choose(
     """Canaries of prompts of one token each: token -> score."""
     model: Any = Scored({**forget, **retain}, dtype)
     method = POOLED if guard is None else SELECTIVE_PRUNING
-    sides = (corpus("forget", *((token,) for token in forget)), corpus("retain", *((token,) for token in retain)))
+    sides = (corpus("forget", *forget), corpus("retain", *retain))
     return choose_canaries(model, method, guard or pooled(tau=TAU), *sides, ("bare",))
 
 
@@ -69,3 +78,12 @@ def test_none_is_said_of_as_many_as_there_are() -> None:
         choose(many, {5: 1.0}, "float32")
     with pytest.raises(CalibrationError, match=r"none of 1 retain prompts, .* clearly fires .*or a larger `fraction`"):
         choose({1: 40.0}, {5: 2.0}, "float32", pruned())
+
+
+def test_the_text_that_ids_were_encoded_from_is_kept() -> None:
+    canaries = choose({12: 0.0, 3: 0.4}, {7: 1.0}, "float32")
+    assert [(canary.token_ids, canary.text, canary.messages) for canary in canaries] == [
+        ((3,), "3", None),
+        ((12,), "12", None),
+        ((7,), "7", None),
+    ]

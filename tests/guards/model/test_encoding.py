@@ -278,3 +278,11 @@ def test_the_tokenizers_switch_is_never_touched_without_the_lock() -> None:
         codec.encode_text(text)
         codec.encode_chat(chat("be kind", text))
     assert unlocked == []
+
+
+def test_variables_take_the_place_of_the_templates_globals() -> None:
+    codec = TextCodec(tokenizer("{{ strftime_now('%Y') }} {{ messages[0]['content'] }}"))
+    messages = [{"role": "user", "content": "hi"}]
+    ids = codec.encode_chat(messages, variables={"strftime_now": lambda form: f"a year by {form}"})
+    assert ids == codec.encode_text("a year by %Y hi")
+    assert codec.encode_chat(messages) != ids, "positive control: today's"

@@ -108,7 +108,9 @@ def test_the_variant_is_that_of_the_artifact(
     assert manifest.parameters["variant"] == variant
     assert manifest.calibration.frames == frames, "the default that --help shows"
     assert main(["inspect", str(output)]) == 0
-    assert variant in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert variant in shown
+    assert f"{len(manifest.canaries)} carry messages or text" in " ".join(shown.split())
 
 
 def test_each_variant_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:

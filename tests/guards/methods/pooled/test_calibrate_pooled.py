@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from guards.artifact.canaries import encode_source
 from guards.artifact.store import read_artifact
 from guards.calibration.corpus import Share
 from guards.calibration.sources import Source
@@ -22,7 +23,7 @@ from guards.methods.pooled.guard import LayerWeights, PooledGuard, mean_scores
 from guards.methods.pooled.options import PooledOptions
 from guards.methods.registry import POOLED, load_guard, method_of
 from tests.guards.attached import keys
-from tests.guards.tiny import sources, sums, tiny_loaded, words
+from tests.guards.tiny import DATED_TEMPLATE, sources, sums, tiny_loaded, words
 from tests.guards.verified import disagreements
 
 CAP = 0.05
@@ -191,6 +192,26 @@ def test_canaries_agree_when_read_back_and_attached(calibration: PooledCalibrati
     guard = load_guard(artifact)
     assert disagreements(tiny_loaded(), POOLED, guard, canaries) == []
     assert disagreements(tiny_loaded(seed=5), POOLED, guard, canaries) != [], "positive control: other weights"
+
+
+def test_canaries_say_what_their_ids_were_encoded_from(calibration: PooledCalibration) -> None:
+    by_kind = [canary.messages is not None for canary in calibration.canaries]
+    assert (by_kind.count(True), by_kind.count(False)) == (4, 8), "two of each side in each frame, one of them chat"
+    codec = tiny_loaded().codec
+    for canary in calibration.canaries:
+        assert canary.source is not None
+        assert encode_source(codec, canary.source) == canary.token_ids
+    texts = [canary.text for canary in calibration.canaries if canary.text is not None]
+    assert sum(text.startswith("Q: ") and text.endswith("\nA:") for text in texts) == 4
+
+
+def test_canaries_are_not_of_the_day_on_which_they_were_read() -> None:
+    loaded = tiny_loaded(chat_template=DATED_TEMPLATE)
+    for canary in calibrate_pooled(loaded, *sources(80), replace(OPTIONS, frames=("chat",))).canaries:
+        assert canary.messages is not None
+        assert encode_source(loaded.codec, canary.messages) == canary.token_ids
+        today = loaded.codec.encode_chat([message.model_dump() for message in canary.messages])
+        assert today != canary.token_ids, "positive control: the template writes the day"
 
 
 @pytest.mark.parametrize(("template", "first"), [(None, ()), ("default", ("chat",))])
