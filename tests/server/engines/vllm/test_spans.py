@@ -33,9 +33,7 @@ def few_blocks(spans: str, cube: str) -> Iterator[Live]:
         yield running
 
 
-def test_a_long_answer_is_judged_alike_on_both_engines(
-    few_blocks: Live, spans: str, cube: str, wanted: Wanted
-) -> None:
+def test_a_long_answer_is_judged_alike_on_both_engines(few_blocks: Live, spans: str, cube: str, wanted: Wanted) -> None:
     """Each position of an answer is judged by all before it: told for a guard that only watches."""
     ids, long = wanted[0][::3], greedy(max_tokens=48)
     with live(embedded(spans, cube)) as running:
