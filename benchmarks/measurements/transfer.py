@@ -86,7 +86,7 @@ def transfer_section(results: Results) -> str:
         paragraph(
             "The same model. The table shows recall, and in brackets false abstention on what is retained in the same "
             "format (of several sets, the largest). `paper` is a cube fitted in one frame; `cube` holds a cube for "
-            "each of three frames (`Q:`/`A:`, chat, bare). `pooled` is the variant of that name in the same three frames. "
+            "each of three frames (`Q:`/`A:`, chat, bare). `pooled` is that variant in the same three frames. "
             "These were fitted on the training texts of GSM8K, of MBPP or of one language. `pooled-sources` was fitted "
             "on further sources: MMLU's elementary questions and bare sums for mathematics, signatures and partial "
             "functions for code."

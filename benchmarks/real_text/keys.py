@@ -106,6 +106,12 @@ class CachedKeys:
         """Nothing: what is remembered is of the model without an intervention. Raises NotImplementedError."""
         raise NotImplementedError(f"got {method.name}, an intervention: use the loaded model, whose keys are not kept")
 
+    def write(
+        self, prompts: Sequence[TokenIds], tokens: int, advance: Callable[[int], object] = lambda _: None
+    ) -> list[TokenIds]:
+        """The model's own."""
+        return self.loaded.write(prompts, tokens, advance)
+
     @contextmanager
     def reading(self, method: Method, guard: Guard) -> Iterator[Reader]:
         """The model's own: a canary is read as a server reads it."""

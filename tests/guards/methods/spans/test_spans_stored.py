@@ -37,7 +37,7 @@ def test_a_guard_survives_the_disk(tmp_path: Path) -> None:
     assert guard.judgements == JUDGEMENTS
     again, tensors_again = SPANS.dump(guard)
     assert again == parameters
-    assert all(torch.equal(tensors[name], tensors_again[name]) for name in tensors | tensors_again)
+    assert all(torch.equal(tensors[name], tensors_again[name]) for name in {*tensors, *tensors_again})
 
 
 @pytest.mark.parametrize(("given", "other"), [("paper", SPANS.dump(spans())), ("spans", CUBE.dump(cubes()))])

@@ -1,4 +1,4 @@
-"""Running states of guards over spans where blocks are few, shared and given to others; `test_sharding` has the rest."""
+"""Guards over spans where blocks are few, shared and given to others; `test_sharding` has the rest."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
