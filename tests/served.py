@@ -28,7 +28,7 @@ TEMPLATE = (
 CONTEXT = 256
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, *, seed: int = 0, template: str = TEMPLATE) -> Path:
     """A random-weight Llama of 64 words; `<|abstain|>` is its sentinel."""
     words = ["<pad>", "<bos>", "<eos>", "<|abstain|>"] + [f"w{i}" for i in range(4, VOCABULARY)]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
@@ -40,7 +40,7 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         pad_token="<pad>",
         extra_special_tokens=["<|abstain|>"],
     )
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
     tiny_model("llama", seed=seed, max_position_embeddings=CONTEXT, intermediate_size=256).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -71,8 +71,8 @@ class TurnFinder:
         self._sides.reserve(slots)
 
     def find(self, ids_T: Tensor, links: Links) -> Turns:
-        """The turns of a pass's tokens, which it keeps. In a sequence that cannot be followed they mean nothing."""
-        positions_T = links.positions_T
+        """The turns of a pass's tokens, of any integer type, which it keeps. In a sequence that cannot be followed they mean nothing."""
+        ids_T, positions_T = ids_T.long(), links.positions_T
         if not len(self._pattern_PL):
             return one_message(positions_T)
         if links.highest >= len(self._tokens) - 1:

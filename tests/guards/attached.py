@@ -16,8 +16,9 @@ from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.pooled.guard import PooledGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import PruningGuard
+from guards.methods.spans.guard import SpanGuard
 from guards.model.families import FAMILIES
 from guards.model.sites import Place, Site
 from tests.models import D_FF, LAYERS
@@ -33,6 +34,7 @@ def entry(guard: Guard) -> tuple[Method, Guard]:
     methods: dict[type, Method] = {
         CubeGuard: CUBE,
         PooledGuard: POOLED,
+        SpanGuard: SPANS,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,
         ProbeGuard: PROBE,
