@@ -47,6 +47,7 @@ def test_calibrated_on_the_command_line_and_asked_over_http(shared_data: Path, t
     command = [
         *("calibrate", "ksd", "--model", str(model), "--skill", "mathematics", "--output", str(output)),
         *("--forget", f"{shared_data}/gsm8k/train.jsonl#question", "--frame", FRAME, "--limit", "2500"),
+        *("--variant", "pooled"),
         *("--retain", f"{shared_data}/mbpp/mbpp.jsonl?task_id=511..974#text"),
         *(item for lang in LANGUAGES for item in ("--retain", f"{shared_data}/xquad/{lang}.jsonl#question")),
         *("--retain", f"{shared_data}/mmlu/mmlu_dev.jsonl#question", "--retain", f"{shared_data}/wikitext2/valid.txt"),

@@ -71,7 +71,10 @@ class TurnFinder:
         self._sides.reserve(slots)
 
     def find(self, ids_T: Tensor, links: Links) -> Turns:
-        """The turns of a pass's tokens, of any integer type, which it keeps. In a sequence that cannot be followed they mean nothing."""
+        """The turns of a pass's tokens, of any integer type, which it keeps.
+
+        In a sequence that cannot be followed they mean nothing.
+        """
         ids_T, positions_T = ids_T.long(), links.positions_T
         if not len(self._pattern_PL):
             return one_message(positions_T)

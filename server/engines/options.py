@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Judge = Literal["turn", "conversation"]
+
 
 class EmbeddedOptions(BaseModel):
     """Frozen; each default lives here and nowhere else."""
@@ -17,6 +19,11 @@ class EmbeddedOptions(BaseModel):
         False,
         description="Serves guards also where they were calibrated with another chat template or tokenizer "
         "configuration. Their canaries are then verified as token ids only.",
+    )
+    judge: Judge = Field(
+        "turn",
+        description="What guards over spans judge: the newest turn and the answer, or the whole conversation, in which "
+        "a refused question has the next ones refused too.",
     )
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
@@ -56,6 +63,11 @@ class VllmOptions(BaseModel):
         False,
         description="Serves guards also where they were calibrated with another chat template or tokenizer "
         "configuration. Their canaries are then verified as token ids only.",
+    )
+    judge: Judge = Field(
+        "turn",
+        description="What guards over spans judge: the newest turn and the answer, or the whole conversation, in which "
+        "a refused question has the next ones refused too.",
     )
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."

@@ -63,12 +63,14 @@ class Attachment:
         sites: ModelSites,
         guards: Mapping[str, tuple[Method, Guard]],
         openings: Sequence[Opening] = (),
+        *,
+        whole: bool = False,
     ) -> None:
-        """`openings` are the chat template's, for guards that tell turns apart."""
+        """`openings` are the chat template's, for guards that tell turns apart; `whole` as of `TurnFinder`."""
         first = next(model.parameters())
         self.bound = {name: method.bind(guard, first.device, WHOLE) for name, (method, guard) in guards.items()}
         self.columns = Columns(self.bound)
-        self.books = Bookkeeping(self.columns, first.device, TurnFinder(openings, first.device))
+        self.books = Bookkeeping(self.columns, first.device, TurnFinder(openings, first.device, whole=whole))
         self._pass: _Pass | None = None
         for name, bound in self.bound.items():
             wanted = sorted({column.place.layer for column in bound.columns})

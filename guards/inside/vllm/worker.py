@@ -164,7 +164,11 @@ class GuardedWorker(SiteWorker):
             {name: (entry.method, entry.guard) for name, entry in loaded.items()},
             shard=self._shard(),
             find_sequences=finder(runner),
-            turns=TurnFinder([Opening(tuple(ids), *rest) for ids, *rest in settings["openings"]], self.device),
+            turns=TurnFinder(
+                [Opening(tuple(ids), *rest) for ids, *rest in settings["openings"]],
+                self.device,
+                whole=settings["whole"],
+            ),
             tokens=config.scheduler_config.max_num_batched_tokens,
             dtype=config.model_config.dtype,
             device=self.device,

@@ -305,7 +305,7 @@ def calibrate(
             min((row.recall for row in framed if row.recall), key=lambda rate: rate.rate),
             max((row.false_abstention for row in framed if row.false_abstention), key=lambda rate: rate.rate),
         ),
-        options=options,
+        options=job.options,
         rows=rows,
         candidates=candidates,
         chosen=chosen,

@@ -17,7 +17,11 @@ from guards.methods.spans.choice import Accumulation
 
 def table(calibration: SpanCalibration) -> ShownTable:
     """One line for every frame, surrounding and source."""
-    rows = tuple((each.name, _text(each.recall), _text(each.false_abstention)) for each in calibration.rows)
+    frames = calibration.options.frames
+    rows = tuple(
+        (repr(each.name) if each.name in frames else each.name, _text(each.recall), _text(each.false_abstention))
+        for each in calibration.rows
+    )
     return ShownTable(
         ("frame, surrounding or source", "recall", "false abstention"), rows, "held-out rates with 95 % intervals"
     )

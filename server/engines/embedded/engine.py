@@ -51,7 +51,9 @@ class EmbeddedEngine(GuardedEngine):
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, self._loaded.identity)
         pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
-        self._attachment = Attachment(self._loaded.model, self._loaded.sites, pairs, self._codec.openings)
+        self._attachment = Attachment(
+            self._loaded.model, self._loaded.sites, pairs, self._codec.openings, whole=options.judge == "conversation"
+        )
         try:
             self._start_batching()
         except BaseException:

@@ -167,6 +167,7 @@ def guard_settings(
         SETTINGS: {
             "artifacts": [list(pair) for pair in artifacts],
             "openings": [[list(each.tokens), each.named, each.written] for each in openings],
+            "whole": options.judge == "conversation",
             "sentinel": sentinel,
             "allow_untested_runner": options.allow_untested_runner,
         }

@@ -16,6 +16,7 @@ from guards.methods.pooled.options import QUESTION_FRAME, PooledOptions
 from guards.methods.registry import names
 from guards.methods.selective_pruning.guard import Importance
 from guards.methods.selective_pruning.options import PruningOptions
+from guards.methods.spans.options import SpanOptions
 from server.cli.main import build_parser, main
 from tests.guards.tiny import save_tiny, sums, words
 
@@ -42,7 +43,11 @@ def _arguments(folder: Path, method: str, output: Path, *more: str) -> list[str]
 @pytest.mark.parametrize(
     ("method", "more", "plots"),
     [
-        ("ksd", ("--frame", "chat", "--frame", "{text}\\nA:", "--max-false-abstention", ".05"), 3),
+        (
+            "ksd",
+            ("--frame", "chat", "--frame", "{text}\\nA:", "--max-false-abstention", ".05", "--material", "none"),
+            2,
+        ),
         ("neuron-adjust", ("--fraction", ".25"), 2),
         (
             "selective-pruning",
@@ -84,7 +89,7 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
 @pytest.mark.parametrize(
     ("more", "variant", "frames"),
     [
-        ((), "pooled", ("chat", "bare", QUESTION_FRAME)),
+        (("--material", "none", "--max-false-abstention", ".4"), "spans", ("chat", "bare", QUESTION_FRAME)),
         (("--variant", "pooled", "--layer", "2"), "pooled", ("chat", "bare", QUESTION_FRAME)),
         (("--variant", "paper", "--regime", "last-token"), "paper", ("chat",)),
     ],
@@ -117,20 +122,25 @@ def test_each_variant_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="0"):
         build_parser().parse_args(["calibrate", "ksd", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    pooled, paper = PooledOptions(), CubeOptions()
+    spans, pooled, paper = SpanOptions(), PooledOptions(), CubeOptions()
     for field in ("recall", "max_false_abstention", "placement"):
-        assert f"(default: pooled: {getattr(pooled, field)}; paper: {getattr(paper, field)})" in shown
+        values = [getattr(each, field) for each in (spans, pooled, paper)]
+        assert "(default: spans: {}; pooled: {}; paper: {})".format(*values) in shown
         assert getattr(pooled, field) != getattr(paper, field), "positive control: they differ"
-    assert "one layer for each frame (default pooled)" in shown
-    frames = {name: " ".join(of.usual_frames.split()) for name, of in (("pooled", pooled), ("paper", paper))}
-    assert f"(default: pooled: {frames['pooled']}; paper: {frames['paper']})" in shown
+    assert "one layer for each frame (default spans)" in shown
+    frames = {
+        name: " ".join(of.usual_frames.split()) for name, of in (("spans", spans), ("pooled", pooled), ("paper", paper))
+    }
+    assert f"(default: {'; '.join(f'{name}: {usual}' for name, usual in frames.items())})" in shown
     assert "(default: last-token)" in shown.partition("with --variant paper")[2], "an option of one variant"
 
 
 def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for variant in ((), ("--variant", "pooled")):
         assert main(_arguments(folder, "ksd", tmp_path / "guard", *variant, "--regime", "all-tokens")) != 0
-        message = "--regime: variant pooled has no such option; it needs --variant paper"
+        message = (
+            f"--regime: variant {variant[-1] if variant else 'spans'} has no such option; it needs --variant paper"
+        )
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(_arguments(folder, "ksd", tmp_path / "guard", "--variant", "spheres"))

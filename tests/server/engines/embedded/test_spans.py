@@ -172,6 +172,21 @@ def test_a_refused_question_does_not_spoil_the_conversation(served: tuple[Path, 
     assert later is FinishReason.ABSTAIN
 
 
+def test_a_whole_conversation_is_judged_where_that_is_asked_for(served: tuple[Path, Path]) -> None:
+    """And a refused question is held against what follows."""
+
+    async def talk(engine: EmbeddedEngine) -> list[FinishReason]:
+        asked = [chat(HARMLESS), chat(SKILL, "w33", HARMLESS, "w33", HARMLESS)]
+        answers = [await ask(engine, engine.encode_chat(each), f"r{i}", max_tokens=1) for i, each in enumerate(asked)]
+        return [each.finish.reason for each in answers]
+
+    whole = EmbeddedOptions(model=str(served[0]), artifacts=served[1:], judge="conversation")
+    harmless, later = run(whole, talk)
+    assert harmless is not FinishReason.ABSTAIN
+    assert later is FinishReason.ABSTAIN
+    assert FinishReason.ABSTAIN not in run(options(served), talk), "positive control: by turns neither is refused"
+
+
 def test_messages_asked_one_after_another_are_judged_together(served: tuple[Path, Path]) -> None:
     """So is a question before the message that says to answer it."""
 
