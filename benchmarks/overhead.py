@@ -31,7 +31,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import publish
-from benchmarks.synthetic import ALWAYS, NEVER, VOCABULARY, build_model, cubes, neuron_adjust, pooled, pruning, save
+from benchmarks.synthetic import (
+    ALWAYS,
+    NEVER,
+    VOCABULARY,
+    build_model,
+    cubes,
+    neuron_adjust,
+    pooled,
+    pruning,
+    save,
+    spans,
+)
 from guards.artifact.manifest import ModelIdentity
 from guards.inside.transformers.loading import DTYPES
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
@@ -162,6 +173,7 @@ def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]
         "1 cube, last layer": [write("one", cubes(identity, last, NEVER, 0))],
         "16 cubes, every layer": [write(f"every-{seed}", cubes(identity, every, NEVER, seed)) for seed in range(16)],
         "1 pooled, 4 layers": [write("pooled", pooled(identity, every[-4:], 0))],
+        "1 over spans, 4 layers": [write("spans", spans(identity, every[-4:], 0))],
         "neuron adjust 3 %": [write("adjust", neuron_adjust(identity))],
         "selective pruning 3 %": [write("prune", pruning(identity))],
         "always fires": [write("fires", cubes(identity, last, ALWAYS, 0))],
@@ -217,6 +229,7 @@ def main() -> None:
         "1 cube, last layer",
         "16 cubes, every layer",
         "1 pooled, 4 layers",
+        "1 over spans, 4 layers",
         "neuron adjust 3 %",
         "selective pruning 3 %",
         "always fires",

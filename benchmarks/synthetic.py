@@ -12,13 +12,16 @@ from guards.artifact.manifest import CalibrationRecord, Canary, ModelIdentity
 from guards.calibration.entry import Entry
 from guards.calibration.finished import Calibration
 from guards.contract.guard import Guard
+from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.inside.transformers.loading import DTYPES
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.pooled.guard import LayerWeights, PooledGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
+from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
+from guards.methods.spans.guard import Judgement, SpanGuard
+from guards.methods.spans.guard import LayerWeights as SpanWeights
 
 VOCABULARY = 32000
 END = 0
@@ -60,6 +63,13 @@ def build_model(folder: Path, *, layers: int, d_model: int, d_ff: int, dtype: st
     )
 
 
+TEMPLATE = (
+    "{% for message in messages %}<|end|>{{ 'A' if message.role == 'assistant' else 'Q' }}: {{ message.content }}"
+    "{% endfor %}<|end|>A: "
+)
+"""It tells turns apart, which guards over spans look for at every token."""
+
+
 def _tokenizer() -> Any:
     """Every id decodes to a word of its own."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -67,7 +77,9 @@ def _tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[END], bos_token=words[END])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=words[END], bos_token=words[END], chat_template=TEMPLATE
+    )
 
 
 def cubes(identity: ModelIdentity, layers: list[int], tau: float, seed: int) -> CubeGuard:
@@ -105,6 +117,17 @@ def pooled(identity: ModelIdentity, layers: list[int], seed: int) -> PooledGuard
     return PooledGuard(tuple(terms), 0.5, Scope.BOTH)
 
 
+def spans(identity: ModelIdentity, layers: list[int], seed: int) -> SpanGuard:
+    """A detector over spans, of prompts and answers, that never fires: every token lies far on the retain side."""
+    terms = [SpanWeights(each.layer, each.weight_F, each.offset) for each in pooled(identity, layers, seed).terms]
+    judgements = [
+        Judgement(over, 0.25)
+        for written in (False, True)
+        for over in (Rise(0.5, written=written), MessageMean(3.0, written=written))
+    ]
+    return SpanGuard(tuple(terms), tuple(judgements), Scope.BOTH)
+
+
 def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruningGuard:
     """An intervention that sets that share of every layer's feed-forward neurons to zero."""
     generator = torch.Generator().manual_seed(0)
@@ -129,6 +152,7 @@ def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     entries: dict[type, Entry] = {
         CubeGuard: CUBE,
         PooledGuard: POOLED,
+        SpanGuard: SPANS,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,
     }

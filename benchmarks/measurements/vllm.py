@@ -9,6 +9,7 @@ GUARDS = {
     "1 cube, last layer": "one cube at the last layer",
     "16 cubes, every layer": "16 cubes at every layer",
     "1 pooled, 4 layers": "one pooled guard at four layers",
+    "1 over spans, 4 layers": "one guard over spans at four layers",
     "neuron adjust 3 %": "Neuron Adjust, 3 %",
     "selective pruning 3 %": "Selective Pruning, 3 %",
 }

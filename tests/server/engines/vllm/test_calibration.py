@@ -31,6 +31,8 @@ from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
+from guards.methods.spans.calibrate import calibrate as calibrate_spans
+from guards.methods.spans.options import SpanOptions
 from guards.model.sites import Site
 from server.cli.main import main
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -133,6 +135,25 @@ def test_ksd_is_the_same_on_both_engines_and_serves_on_either(
     assert readings == [Reading.INSIDE] * 4
     verified, _ = _serve(_on_transformers(*both))
     assert verified == {"embedded": None, "vllm": None}
+
+
+def test_spans_are_the_same_on_both_engines_answers_too(loaded: LoadedModel, tmp_path: Path) -> None:
+    """The model answers through the engine that serves, greedily: the same answers, and the same taus."""
+    options = SpanOptions(frames=("chat",), material="none", longest=100, answers=6, layer=4)
+    forget, retain = ([replace(each, texts=each.texts[:24]) for each in side] for side in _sources())
+    ours = calibrate_spans(loaded, forget, retain, options)
+    prompts = _prompts(loaded, "facts", 3)
+    with _activations(MODEL, [Site.KEY], *EAGER, *CHUNKED) as model:
+        assert model.write(prompts, 6) == loaded.write(prompts, 6)
+        theirs = calibrate_spans(model, forget, retain, options)
+    assert [each.label for each in theirs.judgements] == [each.label for each in ours.judgements]
+    assert len(theirs.judgements) == 4
+    for got, wanted in zip(theirs.judgements, ours.judgements, strict=True):
+        assert got.over_tokens == wanted.over_tokens
+        assert got.tau == pytest.approx(wanted.tau, rel=1e-3)
+    assert [each.token_ids for each in theirs.canaries] == [each.token_ids for each in ours.canaries]
+    theirs.save(tmp_path / "vllm", "mathematics")
+    assert _serve(_on_transformers(tmp_path / "vllm"))[0] == {"vllm": None}
 
 
 def test_neuron_adjust_from_the_command_line(loaded: LoadedModel, tmp_path: Path) -> None:
