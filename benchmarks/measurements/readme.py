@@ -47,7 +47,8 @@ def _real_text(results: Results) -> str:
         return f"{name} {share(caught['recall'])}, {share(kept['false_abstention'], 4)}, {share(kept['auroc'], 4)}"
 
     return (
-        f"Real text, a Llama of {parameters / 1e6:.0f} million parameters (recall, false abstention, AUROC): "
+        f"Real text, `--variant pooled`, a Llama of {parameters / 1e6:.0f} million parameters "
+        "(recall, false abstention, AUROC): "
         f"{skill('mathematics')}; {skill('code')}."
     )
 
@@ -60,7 +61,7 @@ def _reach(results: Results) -> str:
 
     told = max(row["recall"] for row in word_problems(rows, "pooled"))
     return (
-        f"Mathematics that was not calibrated, recall: other instruction {recall('gsm8k/solve')}, MMLU's high school "
+        f"There, uncalibrated mathematics, recall: other instruction {recall('gsm8k/solve')}, MMLU's high school "
         f"{recall('mmlu-high-school/qa')}, other languages {share(told, 2)}."
     )
 
@@ -72,8 +73,8 @@ def _evading(results: Results) -> str:
         return share(treated(rows, "pooled", "mathematics", treatment)["recall"], 2)
 
     return (
-        f"Mathematics that callers change, recall: typos {recall('typos')}, capitals {recall('upper-case')}, at the "
-        f"end of about 300 tokens {recall('long-end')}."
+        f"There, mathematics that callers change, recall: typos {recall('typos')}, capitals {recall('upper-case')}, "
+        f"at the end of about 300 tokens {recall('long-end')}."
     )
 
 

@@ -139,7 +139,7 @@ class Surroundings:
         texts: list[str] = []
         while tokens > 0:
             text = self._random.choice(of or self._retain)
-            words, size = text.split(), len(self._codec.encode_text(text))
+            words, size = text.split(), max(1, len(self._codec.encode_text(text)))
             kept = words[: max(1, round(len(words) * tokens / size))]
             texts.append(text if size <= tokens else " ".join(kept))
             tokens -= size

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Judge = Literal["turn", "conversation"]
 
 
-class EmbeddedOptions(BaseModel):
-    """Frozen; each default lives here and nowhere else."""
+class _GuardOptions(BaseModel):
+    """What every engine with guards takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -28,6 +28,11 @@ class EmbeddedOptions(BaseModel):
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
     )
+
+
+class EmbeddedOptions(_GuardOptions):
+    """Frozen; each default lives here and nowhere else."""
+
     device: str | None = Field(None, description="cpu, cuda or cuda:N; by default CUDA where there is one.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Number format; by default float32 on a CPU and the checkpoint's own on a GPU."
@@ -52,26 +57,9 @@ class EmbeddedOptions(BaseModel):
     )
 
 
-class VllmOptions(BaseModel):
+class VllmOptions(_GuardOptions):
     """Frozen. All else about vLLM is said in its own flags, which its own parser checks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: str = Field(description="Model folder, or a hub id.")
-    artifacts: tuple[Path, ...] = Field((), title="FOLDER", description="Artifact folders, one guard each.")
-    accept_template: bool = Field(
-        False,
-        description="Serves guards also where they were calibrated with another chat template or tokenizer "
-        "configuration. Their canaries are then verified as token ids only.",
-    )
-    judge: Judge = Field(
-        "turn",
-        description="What guards over spans judge: the newest turn and the answer, or the whole conversation, in which "
-        "a refused question has the next ones refused too.",
-    )
-    served_name: str | None = Field(
-        None, min_length=1, description="Name of the model in the API; by default its folder's name."
-    )
     max_waiting: int = Field(
         256, ge=0, description="Answers that may wait for a place; beyond them a request is refused with 429."
     )

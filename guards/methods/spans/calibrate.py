@@ -203,6 +203,11 @@ def _warnings(
                 f"{each.name}: false abstention {false.rate:.3f}, more than `max_false_abstention` "
                 f"{options.max_false_abstention}: its texts may need the skill"
             )
+    if answers is None and options.scope is not Scope.PROMPT:
+        found.append(
+            'answers are not judged by taus of their own: that needs `answers` above 0, the frame "chat" first, a '
+            "chat template whose special tokens tell answers from questions, and a model that answers"
+        )
     for of, what in ((one, "prompts"), (answers, "answers")):
         if of is not None and of.margin < 1:
             found.append(

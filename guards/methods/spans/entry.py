@@ -11,6 +11,6 @@ SPANS = Entry(
     package="guards.methods.spans",
     options=SpanOptions,
     summary="Key Space Detection: abstain on prompts whose key vectors are the skill's",
-    about="a direction in the key vectors of several layers, accumulated along the text: it holds whatever\n"
-    "stands beside the question, and in frames that were not calibrated",
+    about="a direction in the key vectors of several layers, accumulated along the text, which other text\n"
+    "beside a question does not dilute; prompts and answers are judged apart",
 )

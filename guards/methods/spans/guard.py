@@ -9,8 +9,8 @@ its diagonal (Ledoit and Wolf 2004), over the mean key vectors of short windows 
     v(x) = sum_l w_l . x_l - o_l
 
 is 0 at the mean of the skill's windows and 1 at the others'. A text holds the skill where some stretch of it has
-more evidence, 1 - v, than other text ever gathers (`guards.contract.spans.Rise`): whatever stands beside it. Short
-texts gather too little, so the mean of a message is judged as well (`MessageMean`).
+more evidence, 1 - v, than other text gathers (`guards.contract.spans.Rise`), which text beside it does not dilute.
+Short texts gather too little, so the mean of a message is judged as well (`MessageMean`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -39,7 +39,7 @@ class MeanRecord(Strict):
 
     over_tokens: Literal["mean"]
     written: bool
-    weight: Annotated[float, Field(ge=0)]
+    weight: Annotated[float, Field(gt=0)]
     tau: Annotated[float, Field(gt=0, lt=1)]
 
 

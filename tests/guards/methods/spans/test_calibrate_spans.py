@@ -104,6 +104,8 @@ def test_answers_that_are_not_judged_are_not_written(
     monkeypatch.setattr(LoadedModel, "write", write)
     prompts_only = calibrate(loaded, *sources(80), replace(OPTIONS, **change))  # type: ignore[arg-type]
     assert [each.label for each in prompts_only.judgements] == ["prompt, span", "prompt, mean"]
+    said = any("answers are not judged" in warning for warning in prompts_only.warnings)
+    assert said is ("answers" in change), "a guard whose scope leaves answers out says nothing new"
     with pytest.raises(AssertionError, match="was asked to answer"):
         calibrate(loaded, *sources(80), OPTIONS)
 

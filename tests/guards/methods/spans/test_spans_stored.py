@@ -58,6 +58,7 @@ def test_a_variant_with_the_others_parameters_is_refused(tmp_path: Path, given: 
         (("judgements", 0, "kappa"), 1.0, "judgements.0.span.kappa"),
         (("judgements", 0, "weight"), 1.0, "judgements.0.span.weight: Extra inputs"),
         (("judgements", 1, "weight"), -1.0, "judgements.1.mean.weight"),
+        (("judgements", 1, "weight"), 0.0, "judgements.1.mean.weight"),
         (("judgements", 1, "over_tokens"), "median", "parameters.judgements.1"),
         (
             ("judgements", 2, "written"),
