@@ -4,7 +4,7 @@
 
 Guards are calibrated first, by the project's own calibration: Key Space Detection as cubes of four skills and pooled of
 one, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a quarter
-each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.real_text.splits`), none of
+each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`), none of
 them used in calibration, as `Q: ...\\nA:`.
 
 A verdict of vLLM may differ from the embedded engine's only where the embedded score lies within the margin, relative
@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.prompts.splits import XQUAD, Split, data_folder, some
 from benchmarks.real_text import skills, splits
 from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
-from benchmarks.real_text.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
 from guards.calibration.finished import Calibration
 from guards.calibration.sources import Source

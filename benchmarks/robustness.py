@@ -8,8 +8,8 @@ The last line printed is one JSON object.
 """
 
 from benchmarks.detectors.run import Wanted, parse, run
+from benchmarks.prompts.splits import LANGUAGES
 from benchmarks.prompts.treatments import ANY_LANGUAGE, ENGLISH_ONLY
-from benchmarks.real_text.splits import LANGUAGES
 
 LIMIT, LONG_LIMIT = 40, 15
 """Prompts of a set, and of one whose prompts are long."""

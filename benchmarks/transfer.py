@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from benchmarks.detectors.run import Wanted, parse, run
 from benchmarks.prompts.formats import BARE, CHAT, CHAT_TURNS, FEW_SHOT, INSTRUCTED, QA, SOLVE
 from benchmarks.prompts.items import Format
+from benchmarks.prompts.splits import LANGUAGES
 from benchmarks.prompts.word_problems import TEMPLATES
-from benchmarks.real_text.splits import LANGUAGES
 
 LIMIT, LONG_LIMIT = 100, 40
 """Prompts of a set, and of one whose prompts are long."""

@@ -16,9 +16,9 @@ from benchmarks.prompts.formats import BARE, CHAT, INSTRUCTED, QA
 from benchmarks.prompts.items import Format, Item
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import PromptSet
+from benchmarks.prompts.splits import Split, normal_form
 from benchmarks.real_text.keys import CachedKeys
 from benchmarks.real_text.ratios import ratios
-from benchmarks.real_text.splits import Split, normal_form
 from guards.calibration.sources import Source
 from guards.inside.transformers.loading import LoadedModel
 from tests.guards.tiny import sums, tiny_loaded, words

@@ -14,9 +14,9 @@ from benchmarks.prompts.items import Around, Item, Material, Role, role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.paraphrase import question_first, with_synonyms, with_typos
 from benchmarks.prompts.sets import build, sample
+from benchmarks.prompts.splits import Split, normal_form
 from benchmarks.prompts.treatments import TREATMENTS
 from benchmarks.prompts.word_problems import ANSWERS, FILLINGS, TEMPLATES, word_problems
-from benchmarks.real_text.splits import Split, normal_form
 
 TASK = {
     "task_id": 7,

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.prompts.splits import LANGUAGES
 from benchmarks.real_text.skills import FRAME
-from benchmarks.real_text.splits import LANGUAGES
 from benchmarks.serving import running_server
 from server.cli.main import main
 

@@ -19,7 +19,7 @@ from benchmarks.prompts.formats import BARE, CHAT, QA
 from benchmarks.prompts.items import Format, Role, role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import sample
-from benchmarks.real_text.splits import LANGUAGES, XQUAD, Split
+from benchmarks.prompts.splits import LANGUAGES, XQUAD, Split
 from guards.calibration.sources import Source
 
 FORGET_LIMIT, RETAIN_LIMIT = 400, 200

@@ -16,10 +16,10 @@ from benchmarks.detectors.tables import print_tables
 from benchmarks.prompts.items import Format
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import PromptSet, build
+from benchmarks.prompts.splits import Split, data_folder
 from benchmarks.real_text.build import add_model_option, check_model
 from benchmarks.real_text.keys import CachedKeys
 from benchmarks.real_text.ratios import Detector, ratios
-from benchmarks.real_text.splits import Split, data_folder
 from benchmarks.report import keep, publish
 from guards.calibration.activations import TokenIds
 from guards.errors import CalibrationError, DataError

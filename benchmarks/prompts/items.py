@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from benchmarks.real_text.splits import Split
+from benchmarks.prompts.splits import Split
 from guards.model.encoding import BARE_FRAME
 
 NONE: frozenset[str] = frozenset()

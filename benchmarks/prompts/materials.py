@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.prompts import code, mathematics, texts
 from benchmarks.prompts.items import NONE, Item, Material
+from benchmarks.prompts.splits import LANGUAGES, SUBJECTS, Split, normal_form, rows
 from benchmarks.prompts.word_problems import TEMPLATES, word_problems
-from benchmarks.real_text.splits import LANGUAGES, SUBJECTS, Split, normal_form, rows
 
 Values = Mapping[str, Any]
 MATHEMATICS, CODE, ENGLISH = frozenset({"mathematics"}), frozenset({"code"}), frozenset({"language-en"})

@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 
-from benchmarks.real_text.splits import Split
+from benchmarks.prompts.splits import Split
 
 _CALCULATION = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 EQUATIONS = 400

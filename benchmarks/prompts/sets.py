@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.prompts.items import Around, Format, Item, Material, Role, role
 from benchmarks.prompts.materials import MATERIALS
-from benchmarks.real_text.splits import Split
+from benchmarks.prompts.splits import Split
 from guards.calibration.sources import Source, seeded_rank
 
 

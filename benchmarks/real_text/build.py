@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.prompts.splits import data_folder
 from benchmarks.real_text.corpus import documents
 from benchmarks.real_text.heldout import report
 from benchmarks.real_text.packing import pack, train_tokenizer
-from benchmarks.real_text.splits import data_folder
 from benchmarks.real_text.train import Recipe, new_model, train
 from guards.inside.transformers.loading import load_model
 

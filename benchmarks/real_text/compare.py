@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.prompts.splits import data_folder
 from benchmarks.real_text.build import MODEL
 from benchmarks.real_text.heldout import report
 from benchmarks.real_text.sheets import Sheet
-from benchmarks.real_text.splits import data_folder
 from benchmarks.report import publish
 from guards.inside.transformers.loading import load_model
 

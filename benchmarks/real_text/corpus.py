@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.prompts.splits import XQUAD, Split, Values, rows
 from benchmarks.real_text import formats
-from benchmarks.real_text.splits import XQUAD, Split, Values, rows
 
 Form = Callable[[random.Random, Values], str]
 

@@ -6,7 +6,7 @@ A form is drawn for every document, without regard to its skill: nothing here se
 import random
 import re
 
-from benchmarks.real_text.splits import Values
+from benchmarks.prompts.splits import Values
 
 ANSWERED = (
     "Q: {question}\nA: {answer}",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from benchmarks.prompts.splits import XQUAD, Split, Values, normal_form, rows
 from benchmarks.real_text.formats import worked_answer
 from benchmarks.real_text.skills import FRAME
-from benchmarks.real_text.splits import XQUAD, Split, Values, normal_form, rows
 from guards.calibration.activations import TokenIds
 from guards.calibration.sources import seeded_rank
 from guards.inside.transformers.capture import make_batch, plan_batches

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from benchmarks.real_text.splits import LANGUAGES, REST, SUBJECTS, XQUAD, Split, read, some
+from benchmarks.prompts.splits import LANGUAGES, REST, SUBJECTS, XQUAD, Split, read, some
 from guards.calibration.sources import Source
 
 FRAME = "Q: {text}\nA:"

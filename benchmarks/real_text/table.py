@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.prompts.splits import data_folder
 from benchmarks.real_text.build import add_model_option, check_model
 from benchmarks.real_text.heldout import ANSWERS, DOCUMENTS, Document, Predicted, documents, predict
 from benchmarks.real_text.keys import CachedKeys
@@ -27,7 +28,6 @@ from benchmarks.real_text.ratios import Detector, ratios
 from benchmarks.real_text.rows import Row, detection_rows, heldout_rows
 from benchmarks.real_text.sheets import Sheet, heldout_sheet, matrix, matrix_sheet, shortfalls, summary_sheet
 from benchmarks.real_text.skills import FRAME, MEASURED, SKILLS, forget_source, retain_sources
-from benchmarks.real_text.splits import data_folder
 from benchmarks.real_text.variants import VARIANTS, Variant
 from benchmarks.report import RESULTS, keep, publish
 from guards.calibration.activations import TokenIds

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real_text.splits import LANGUAGES, XQUAD_FIRST_TEST, XQUAD_LAST_TRAIN
+from benchmarks.prompts.splits import LANGUAGES, XQUAD_FIRST_TEST, XQUAD_LAST_TRAIN
 
 SHARED_QUESTION = "How many apples are left?"
 """In GSM8K's train and, written otherwise, in its test file."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.prompts.splits import DATA_SETS, Split, rows
 from benchmarks.real_text.corpus import PARTS, documents
 from benchmarks.real_text.formats import ANSWERED, mbpp, with_docstring, worked_answer
 from benchmarks.real_text.packing import pack, train_tokenizer
-from benchmarks.real_text.splits import DATA_SETS, Split, rows
 from guards.model.encoding import TextCodec
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.real_text.skills import MEASURED, SKILLS, Meaning, forget_source, meaning, retain_sources
-from benchmarks.real_text.splits import (
+from benchmarks.prompts.splits import (
     DATA_SETS,
     REST,
     SUBJECTS,
@@ -20,6 +19,7 @@ from benchmarks.real_text.splits import (
     source,
     subject_group,
 )
+from benchmarks.real_text.skills import MEASURED, SKILLS, Meaning, forget_source, meaning, retain_sources
 from tests.benchmarks.real_text.made_up import SHARED_QUESTION
 
 
