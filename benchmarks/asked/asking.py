@@ -25,7 +25,7 @@ class AskingError(RuntimeError):
 class Reply:
     """One answer as the API gave it. `stage`: where in the request a guard fired, None where none did.
 
-    `tokens`: drawn ones; of a withheld answer the sentinel's is one.
+    `tokens`: completion tokens as the API counts them.
     """
 
     finish_reason: str
