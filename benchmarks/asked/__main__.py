@@ -19,6 +19,7 @@ printed is one JSON object, as in benchmarks/results/asked.<model>.json.
 import argparse
 import asyncio
 import hashlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -102,6 +103,10 @@ async def measure(guard: Guard, plan: Plan, kept: Kept, connect: Connect, concur
 
 async def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     """Asks every guard everything, and publishes it."""
+    task = asyncio.current_task()
+    assert task is not None
+    # The server is a process of its own; it is stopped with this one.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     filler = Filler(AutoTokenizer.from_pretrained(args.model))
     context = getattr(AutoConfig.from_pretrained(args.model).get_text_config(), "max_position_embeddings", None)
     tokens = fitting((SHORT_TOKENS, LONG_TOKENS), context)
@@ -152,7 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.model = args.model.resolve()
     if args.limit is not None and args.limit < 1:
         parser.error(f"got --limit {args.limit}, wanted at least 1")
-    asyncio.run(run(args, flags))
+    try:
+        asyncio.run(run(args, flags))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise SystemExit("stopped: the same command goes on from here") from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.prompts.splits import LANGUAGES, Split
 from benchmarks.prompts.word_problems import TEMPLATES
 
 LIMIT, LONG_LIMIT, LONGEST_LIMIT = 100, 40, 20
-"""Prompts of a cell, of one with hundreds of other tokens in each, and of one with thousands."""
+"""Prompts of a cell, of one with hundreds of tokens in each, and of one with thousands."""
 SHORT_TOKENS, LONG_TOKENS = 300, 2000
 ROOM = 400
 """Tokens that a question, its chat template and an answer may take beside other text."""
@@ -46,6 +46,8 @@ OTHERS = (
     *("wikitext", "wikitext-digits", "xquad-en-numbers"),
 )
 """What needs neither mathematics nor code, but for the arguable ones."""
+LONG = {"mmlu-history", "wikitext", "wikitext-digits", *(f"xquad-{language}-contexts" for language in LANGUAGES)}
+"""Those of which each text is long."""
 
 
 class Way(StrEnum):
@@ -122,7 +124,8 @@ def _kept(skill: str, filler: Filler, tokens: Sequence[int]) -> Iterator[Cell]:
     """What a guard of mathematics or code must leave alone, or may."""
     (other_skill,) = {"mathematics", "code"} - {skill}
     others = ("mbpp",) if skill == "mathematics" else ("gsm8k", *MATHEMATICS)
-    yield from (Cell(MATERIALS[name]) for name in (*others, *OTHERS))
+    for name in (*others, *OTHERS):
+        yield Cell(MATERIALS[name], limit=LONG_LIMIT if name in LONG else LIMIT)
     yield from (Cell(material) for material in HARMLESS.values())
     yield from (Cell(other_text(filler, count), limit=_limit(count)) for count in tokens)
     for name in (others[0], "mmlu-other"):

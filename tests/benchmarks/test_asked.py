@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks import report
 from benchmarks.asked import cells as cells_module
 from benchmarks.asked import conversations, written
+from benchmarks.asked.__main__ import main
 from benchmarks.asked.asking import TOO_LONG, Asker, AskingError, Connect, Kept, Reply
 from benchmarks.asked.cells import OWN, Cell, Way, cells, fitting
 from benchmarks.asked.formats import PLAIN, Filler
@@ -311,5 +313,30 @@ def test_cells_are_chosen_by_pattern(data: Path) -> None:
 def test_limits() -> None:
     found = {cell.name: cell.limit for cell in cells("code", Filler(Words()))}
     assert (found["mbpp"], found["mbpp/end-of-300"], found["mbpp/end-of-2000"]) == (100, 40, 20)
+    assert (found["mmlu-history"], found["other-text-300"], found["other-text-2000"]) == (40, 40, 20)
     assert Cell(MATERIALS["gsm8k"], way=Way.LATER).name == "gsm8k/later-turn"
     assert cells_module.LIMIT == 100
+
+
+@pytest.mark.real
+def test_the_demo_s_guard_asked_on_the_command_line(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    demo = Path(__file__).resolve().parents[2] / "artifacts" / "demo"
+    command = [
+        *("--model", str(demo / "model"), "--artifacts", str(demo / "guards" / "ksd-mathematics")),
+        *("--cells", "harmless-everyday", "conversation/first", "--limit", "2", "--work", str(tmp_path / "work")),
+    ]
+    main(command)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["cell"] for row in found["rows"]] == ["harmless-everyday", *conversations.NAMES[:3]]
+    assert {(row["skill"], row["guard"]) for row in found["rows"]} == {("mathematics", "ksd-mathematics")}
+    assert found["other_text_tokens"] == [300], "the demo's context holds no longer text"
+    written = json.loads((tmp_path / "results" / "asked.model.json").read_text(encoding="utf-8"))
+    assert written["rows"] == found["rows"]
+    monkeypatch.setattr("benchmarks.asked.__main__.running_server", None)  # all is kept, so none is started
+    main(command)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == found["rows"]
+    with pytest.raises(SystemExit, match="got no artifact of code"):
+        main([*command, "--skills", "code"])
