@@ -1,5 +1,6 @@
 """The page, whole."""
 
+from benchmarks.measurements.asked import asked_section
 from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.methods import methods_section
 from benchmarks.measurements.real_text import heldout_section, table_section
@@ -18,6 +19,7 @@ SECTIONS = (
     heldout_section,
     transfer_section,
     robustness_section,
+    asked_section,
     parity_section,
     overhead_section,
 )
@@ -33,7 +35,7 @@ def page(results: Results) -> str:
             "command that measured it. `docs/evaluating.md` explains how to measure a guard of your own. ESU is "
             "*Effective Skill Unlearning through Intervention and Abstention* (NAACL 2025)."
         ),
-        *(section(results) for section in SECTIONS),
+        *(found for section in SECTIONS if (found := section(results))),
         methods_section(),
     ]
     return "\n\n".join(parts) + "\n"

@@ -25,6 +25,10 @@ class Results:
         found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         return found
 
+    def names(self, pattern: str) -> list[str]:
+        """Names of the result files that match, in order."""
+        return sorted(path.stem for path in self.folder.glob(f"{pattern}.json"))
+
     def manifest(self, guard: str) -> dict[str, Any]:
         """The manifest of a guard of the demo, which says what it was fitted with."""
         path = self.root / "artifacts" / "demo" / "guards" / guard / "manifest.json"

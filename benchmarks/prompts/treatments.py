@@ -32,12 +32,22 @@ def _around_prompt(name: str, before: str = "", after: str = "") -> Format:
     return Format(name, lambda item, _: before + _asked(item.text) + after)
 
 
+def beside(item: Item, around: Around, other: str, *, other_first: bool, between: str = "\n") -> str:
+    """The question, and one of another material before or after it."""
+    pair = [item.text, around.rng.choice(around.others[other]).text]
+    return between.join(reversed(pair) if other_first else pair)
+
+
+def examples(around: Around, other: str, count: int = 3) -> str:
+    """Worked examples of another material."""
+    return "".join(map(worked, around.rng.sample(around.others[other], count)))
+
+
 def _mixed(name: str, other: str, skill: str, *, other_first: bool) -> Format:
     """The question and one of another skill in one prompt, which then needs both."""
 
     def render(item: Item, around: Around) -> str:
-        pair = [item.text, around.rng.choice(around.others[other]).text]
-        return _asked("\n".join(reversed(pair) if other_first else pair))
+        return _asked(beside(item, around, other, other_first=other_first))
 
     return Format(name, render, needs=(other,), skills=frozenset({skill}), arguable=ENGLISH)
 
@@ -46,8 +56,7 @@ def _shots_of(name: str, other: str, skill: str) -> Format:
     """Three worked examples of another skill, then the question."""
 
     def render(item: Item, around: Around) -> str:
-        shots = around.rng.sample(around.others[other], 3)
-        return "".join(map(worked, shots)) + _asked(item.text)
+        return examples(around, other) + _asked(item.text)
 
     return Format(name, render, needs=(other,), arguable=ENGLISH | {skill})
 

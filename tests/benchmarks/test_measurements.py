@@ -78,6 +78,56 @@ def test_a_figure_that_changed_fails_the_check(
     assert main(["--check"], repository) == 0
 
 
+def _asked(guard: str, skill: str, cell: str, role: str, **more: float) -> dict[str, Any]:
+    counts = {"hits": 1, "total": 4, "rate": 0.25, "low": 0.0063, "high": 0.8059}
+    return {"skill": skill, "guard": guard, "cell": cell, "role": role, **counts, **more}
+
+
+ASKED_ROWS = [
+    _asked("m1", "mathematics", "gsm8k", "forget"),
+    _asked("m2", "mathematics", "gsm8k", "forget", rate=0.5),
+    _asked("m1", "mathematics", "mbpp", "retain"),
+    _asked("m1", "mathematics", "written/mbpp", "retain", at_prompt=0, while_written=1, tokens_median=7, tokens_most=9),
+    _asked("m1", "mathematics", "conversation/first", "forget", at_prompt=1, while_written=0),
+    _asked("es", "language-es", "xquad-en", "retain", rate=0.0),
+    _asked("es", "language-es", "xquad-es", "forget", rate=1.0),
+]
+
+
+def test_models_that_were_asked_have_a_chapter(repository: Path) -> None:
+    before = (repository / PAGE).read_text(encoding="utf-8")
+    for path in repository.glob("benchmarks/results/asked.*"):
+        path.unlink()
+    results = repository / "benchmarks" / "results"
+    guards = [{"guard": "m1", "skill": "mathematics", "method": "ksd", "digest": "ab" * 32}]
+    found = {"command": "python -m benchmarks.asked", "environment": {"commit": "c"}, "model": "tiny", "guards": guards}
+    assert main([], repository) == 0
+    without = (repository / PAGE).read_text(encoding="utf-8")
+    assert "Real models, over HTTP" not in without
+    assert "\n\n\n" not in without
+    stopped = {**found, "complete": False, "rows": ASKED_ROWS}
+    (results / "asked.other.partial.json").write_text(json.dumps(stopped), encoding="utf-8")
+    assert main([], repository) == 0
+    assert (repository / PAGE).read_text(encoding="utf-8") == without, "a stopped run is no measurement"
+    (results / "asked.tiny.json").write_text(json.dumps({**found, "rows": ASKED_ROWS}), encoding="utf-8")
+    assert main(["--check"], repository) == 1
+    assert main([], repository) == 0
+    lines = (repository / PAGE).read_text(encoding="utf-8").splitlines()
+    assert "### tiny" in lines
+    assert any(
+        line.split("|")[1:4] == [" `gsm8k` ", " 0.25 [0.01, 0.81] of 4 ", " 0.50 [0.01, 0.81] of 4 "]
+        for line in map(_squeezed, lines)
+    )
+    assert any(line.split("|")[1:3] == [" `mbpp` ", " 0.25 [0.01, 0.81] of 4 "] for line in map(_squeezed, lines))
+    assert any("0, 1 (median 7)" in line for line in lines)
+    assert any(line.split("|")[1:4] == [" `es` ", " 0.00 ", " 1.00 "] for line in map(_squeezed, lines))
+    assert before.partition("## vLLM")[2] in "\n".join([*lines, ""])
+
+
+def _squeezed(line: str) -> str:
+    return " ".join(line.split())
+
+
 def test_a_figure_edited_by_hand_fails_the_check(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = repository / PAGE
     page.write_text(page.read_text(encoding="utf-8").replace("0.994", "0.999", 1), encoding="utf-8")
