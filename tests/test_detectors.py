@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.real_text.keys import CachedKeys
+from benchmarks.real_text.ratios import ratios
 
 from benchmarks import robustness, transfer
 from benchmarks.detectors.plans import FRAMES, ONE_FRAME, RETAINED, SOURCES, make_fitting
@@ -17,8 +19,6 @@ from benchmarks.prompts.items import Format, Item
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import PromptSet
 from benchmarks.prompts.splits import Split, normal_form
-from benchmarks.real_text.keys import CachedKeys
-from benchmarks.real_text.ratios import ratios
 from guards.calibration.sources import Source
 from guards.inside.transformers.loading import LoadedModel
 from tests.guards.tiny import sums, tiny_loaded, words
