@@ -20,7 +20,7 @@ from benchmarks.detectors.ratios import Detector
 from guards.artifact.store import read_artifact
 from guards.calibration.activations import TokenIds
 from guards.calibration.finished import Calibration
-from guards.errors import CalibrationError
+from guards.errors import CalibrationError, DataError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import load_guard, method_of
 
@@ -75,7 +75,7 @@ class Work:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             calibrate().save(place, skill)
-        except CalibrationError as error:
+        except (CalibrationError, DataError) as error:
             _refusal(place).write_text(str(error), encoding="utf-8")
 
     def fitted(self, place: Path) -> Fitted:
