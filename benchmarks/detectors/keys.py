@@ -70,15 +70,16 @@ class CachedKeys:
             self.tokens += sum(map(len, examples))
             self.loaded.stream(wanted, examples, consume, advance)
             return
-        self._run([ids for ids in dict.fromkeys(examples) if ids not in self._rows], wanted.batch_tokens)
+        missing = [ids for ids in dict.fromkeys(examples) if ids not in self._rows]
+        self._run(missing, wanted.batch_tokens, advance)
         row_E = torch.tensor([self._rows[ids] for ids in examples], dtype=torch.long)
         for first in range(0, len(examples), CHUNK):
             part_T = torch.arange(first, min(first + CHUNK, len(examples)))
             for layer in sorted(set(wanted.layers)):
                 consume(layer, self._key_LEF[layer, row_E[part_T]].to(self.device), part_T.to(self.device))
-        advance(sum(map(len, examples)))
+        advance(sum(map(len, examples)) - sum(map(len, missing)))
 
-    def _run(self, missing: Sequence[TokenIds], batch_tokens: int | None) -> None:
+    def _run(self, missing: Sequence[TokenIds], batch_tokens: int | None, advance: Callable[[int], object]) -> None:
         if not missing:
             return
         known = len(self._rows)
@@ -88,7 +89,7 @@ class CachedKeys:
             self._key_LEF[layer, known + example_E.cpu()] = key_EF.float().cpu()
 
         every = tuple(range(self.identity.layers))
-        self.loaded.stream(Pass(Site.KEY, every, Tokens.LAST, batch_tokens=batch_tokens), missing, keep)
+        self.loaded.stream(Pass(Site.KEY, every, Tokens.LAST, batch_tokens=batch_tokens), missing, keep, advance)
         self.tokens += sum(map(len, missing))
         self._rows |= {ids: known + index for index, ids in enumerate(missing)}
 
