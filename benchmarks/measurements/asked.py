@@ -6,7 +6,6 @@ from typing import Any
 from benchmarks.measurements.results import Results, Row, matching
 from benchmarks.measurements.text import between, bullets, measured, paragraph, section, share, sizes, table
 
-PATTERN = "asked.*"
 LANGUAGE = "language-"
 HEADS = {
     "forget": "Of the skill: recall",
@@ -98,7 +97,7 @@ def _model(found: Mapping[str, Any]) -> list[str]:
 
 def asked_section(results: Results) -> str:
     """Every model that was asked; nothing where none was."""
-    files = [found for name in results.names(PATTERN) if (found := results.read(name)).get("complete", True)]
+    files = [results.read(f"asked.{model}") for model in results.models("asked")]
     if not files:
         return ""
     return section(

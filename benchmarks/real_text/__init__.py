@@ -1,1 +1,5 @@
-"""A small model of real text, what it is trained on, and what is only measured."""
+"""Former names of what `benchmarks.parity` takes from `benchmarks.prompts`; goes once it takes it from there."""
+
+from benchmarks.prompts import splits
+
+__all__ = ["splits"]
