@@ -142,8 +142,8 @@ def transfer_section(results: Results, model: str) -> str:
         table(("asked", *(f"`{name}`" for name in detectors)), _lines(rows, detectors)),
         paragraph(
             "All sets of a skill together, against all that is retained, in all formats. Detectors differ in what was "
-            "calibrated. Recall at a share of false abstention is read off the retained prompts, whatever tau is; a dash "
-            "says that they are too few."
+            "calibrated. Recall at a share of false abstention is read off the retained prompts, whatever tau is; a "
+            "dash says that they are too few."
         ),
         pools_table(rows, (ALL, FITTED, HELD_OUT)),
         paragraph(
