@@ -51,7 +51,9 @@ TIMEOUT_SECONDS = 1800
 async def serve(*arguments: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server of its own."""
     with running_server(*arguments) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS) as client:
+        # A connection that is kept between cells may be closed by the server just as the next request is sent.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits) as client:
             yield client
 
 
