@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
+UNFINISHED = Path(__file__).resolve().parent / "unfinished"
+"""What runs keep, so that the same command goes on after a stop."""
 
 
 def environment() -> dict[str, str]:

@@ -42,7 +42,7 @@ from benchmarks.serving import running_server
 from guards.artifact.manifest import Manifest
 from guards.artifact.store import read_artifact
 
-WORK = report.RESULTS / "asked.work"
+WORK = report.UNFINISHED / "asked"
 CONCURRENCY = 8
 TIMEOUT_SECONDS = 1800
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="PATTERN", help="only cells of these names")
     parser.add_argument("--limit", type=int, help="prompts a cell (default: 100, 40 and 20 of long ones)")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help=f"asked at a time (default {CONCURRENCY})")
-    parser.add_argument("--work", type=Path, default=WORK, help="keeps the answers (default: beside the results)")
+    parser.add_argument("--work", type=Path, default=WORK, help="keeps the answers (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the names of the cells and ask nothing")
     args, flags = parser.parse_known_args(arguments)
     args.model = args.model.resolve()

@@ -13,10 +13,9 @@ from benchmarks.asked.formats import (
     PLAIN,
     UPPER_CASE,
     Filler,
-    after,
     after_examples,
     amid,
-    before,
+    with_task,
 )
 from benchmarks.prompts.formats import BARE, QA
 from benchmarks.prompts.harmless import HARMLESS
@@ -113,8 +112,7 @@ def _own(skill: str, filler: Filler, tokens: Sequence[int]) -> Iterator[Cell]:
     yield Cell(material)
     yield from (Cell(material, frame, Way.TEXT) for frame in (BARE, QA))
     yield from _amid(material, filler, tokens)
-    yield Cell(material, after(other, other_skill))
-    yield Cell(material, before(other, other_skill))
+    yield from (Cell(material, with_task(other, other_skill, other_first=first)) for first in (True, False))
     yield Cell(material, after_examples(other, other_skill), limit=LONG_LIMIT)
     yield from (Cell(material, change) for change in CHANGES)
     yield Cell(material, way=Way.LATER)

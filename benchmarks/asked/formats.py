@@ -24,21 +24,11 @@ OTHER_TEXT = ("wikitext", "mmlu-other")
 """Materials of which other text is made."""
 
 
-def before(other: str, skill: str) -> Format:
-    """A task of another skill after the question."""
+def with_task(other: str, skill: str, *, other_first: bool) -> Format:
+    """The question before or after a task of another skill."""
     return Format(
-        f"before-{other}",
-        lambda item, around: beside(item, around, other, other_first=False, between="\n\n"),
-        needs=(other,),
-        skills=frozenset({skill}),
-    )
-
-
-def after(other: str, skill: str) -> Format:
-    """A task of another skill before the question."""
-    return Format(
-        f"after-{other}",
-        lambda item, around: beside(item, around, other, other_first=True, between="\n\n"),
+        f"{'after' if other_first else 'before'}-{other}",
+        lambda item, around: beside(item, around, other, other_first=other_first, between="\n\n"),
         needs=(other,),
         skills=frozenset({skill}),
     )

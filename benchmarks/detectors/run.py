@@ -21,7 +21,7 @@ from benchmarks.prompts.items import Format
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import PromptSet, build
 from benchmarks.prompts.splits import Split, data_folder
-from benchmarks.report import publish
+from benchmarks.report import UNFINISHED, publish
 from guards.calibration.activations import TokenIds
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel, load_model
@@ -29,7 +29,7 @@ from guards.inside.transformers.loading import LoadedModel, load_model
 Key = tuple[str, str]
 """Detector and skill."""
 USUAL_SKILLS = ("mathematics", "code")
-WORK = Path(__file__).resolve().parent.parent / "work"
+WORK = UNFINISHED / "detectors"
 _LOG = Console(file=sys.stderr, width=150)
 
 

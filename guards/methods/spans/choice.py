@@ -91,7 +91,7 @@ def margins(evidence_N2: Tensor, limits: Sequence[float]) -> Tensor:
 
 
 def retain_groups(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Examples for which the cap holds by themselves: of a source, of a surrounding, of a length."""
+    """Examples that may not contradict the cap by themselves: of a source, of a surrounding, of a length."""
     groups: dict[str, list[int]] = {}
     for index, each in enumerate(examples):
         longer = [length for length in LENGTHS if len(each.ids) > length]
