@@ -78,7 +78,7 @@ def test_the_table_has_the_standard_rows(calibration: SpanCalibration) -> None:
     shown = {row.name: (row.recall is not None, row.false_abstention is not None) for row in calibration.rows}
     assert shown[Kind.UPPER] == shown[Kind.TYPOS] == (True, True)
     assert shown[Kind.AMID] == shown[Kind.AFTER] == shown[Kind.LATER] == (True, False)
-    assert shown[Kind.LONG] == shown[Kind.WORKED] == (False, True)
+    assert shown[Kind.LONG] == shown[Kind.WORKED] == (True, True)
     assert shown[Kind.ANSWERS] == (True, True)
     assert shown["sums"] == (True, False)
     assert shown["words"] == (False, True)
