@@ -15,6 +15,7 @@ from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
+_MAX_SEED = 2**63 - 1
 _TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
 
 
@@ -56,7 +57,8 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body, ABC):
-    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out.
+    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out, and so are
+    a seed of -1 (vLLM's word for none) and a bias of 0.
 
     `user` and `safety_identifier` name the caller's own end user to OpenAI's abuse monitoring. They ask for nothing
     that could be honoured or not, SDKs send them by default, and they are neither stored nor logged.
@@ -80,7 +82,7 @@ class SamplingBody(Body, ABC):
     logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     bad_words: list[NonEmptyText] | None = None
-    seed: int | None = Field(None, ge=0, le=2**62)
+    seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
     stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
@@ -128,7 +130,7 @@ class SamplingBody(Body, ABC):
             max_tokens=max_tokens,
             temperature=Sampling.temperature if self.temperature is None else self.temperature,
             top_p=Sampling.top_p if self.top_p is None else self.top_p,
-            seed=None if self.seed is None else self.seed + answer,
+            seed=None if self.seed in (None, -1) else (self.seed + answer) & _MAX_SEED,
             stop=self.stop or (),
             logprobs=self.logprob_count,
             top_k=max(0, self.top_k or 0),
@@ -138,7 +140,7 @@ class SamplingBody(Body, ABC):
             repetition_penalty=Sampling.repetition_penalty
             if self.repetition_penalty is None
             else self.repetition_penalty,
-            logit_bias=self.logit_bias or {},
+            logit_bias={token: bias for token, bias in (self.logit_bias or {}).items() if bias},
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
             bad_words=tuple(self.bad_words or ()),
             min_tokens=self.min_tokens or 0,

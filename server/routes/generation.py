@@ -20,6 +20,7 @@ from server.openai import ChatRequest, CompletionRequest
 from server.openai.abstention import Abstention
 from server.openai.answers import AnswerJob
 from server.openai.common import SamplingBody
+from server.openai.history import log_dropped
 from server.openai.shapes import AnswerShape, ChatShape, CompletionShape
 from server.openai.streaming import StreamedResponse
 from server.readiness import Running
@@ -36,6 +37,7 @@ async def chat_completions(
     """Continues a conversation."""
     running = services.readiness.require_ready()
     require_model(body.model, running)
+    log_dropped(body.messages, context.request_id)
     use = body.tool_use(running.info)
     plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
     tools = () if use is None else use.tools
