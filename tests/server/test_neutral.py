@@ -212,7 +212,7 @@ async def test_a_bias_beside_one_of_nothing() -> None:
 @pytest.mark.parametrize("choice", ["required", CHOSEN])
 async def test_a_call_without_tools_cannot_be_had(choice: object) -> None:
     async with serving() as served:
-        for tools in (None, []):
-            error = await served.error(CHAT, chat(tools=tools, tool_choice=choice))
+        for body in (chat(), chat(tools=None), chat(tools=[])):
+            error = await served.error(CHAT, {**body, "tool_choice": choice})
             assert (error["status"], error["param"]) == (400, "tool_choice")
         assert ToolChoice.REQUIRED in served.engine.info.tool_choices
