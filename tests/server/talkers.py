@@ -150,7 +150,7 @@ def pydantic_ai(url: str, questions: list[str]) -> Iterator[str]:
 
 def _litellm() -> Any:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would fetch its price list
-    package = import_module("litellm")
+    package: Any = import_module("litellm")
     package.telemetry = False
     return package
 
