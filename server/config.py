@@ -38,8 +38,9 @@ class ServerConfig(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     abstain_style: AbstainStyle = Field(
         AbstainStyle.CONTENT_FILTER,
-        description="content_filter: 200 with finish_reason content_filter. refusal: 200 with finish_reason stop, "
-        "for SDK helpers that raise on content_filter. error: 400 with code skill_abstained.",
+        description="content_filter: 200 with finish_reason content_filter. refusal: 200 with finish_reason stop and "
+        "the text as the message's refusal, for SDK helpers that raise on content_filter. error: 400 with code "
+        "skill_abstained.",
     )
     abstain_text: _Line = Field(
         "I'm sorry, but I can't help with that here.",

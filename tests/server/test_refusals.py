@@ -152,7 +152,7 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(seed=-1.0), "seed", "valid integer"),
     (CHAT, chat(seed="x"), "seed", "valid integer"),
     (CHAT, chat(stop=5), "stop", "a string or a list of up to 4 strings; got 5."),
-    (CHAT, chat(stop=["a", "b", "c", "d", "e"]), "stop", "at most 4 items"),
+    (CHAT, chat(stop=["a", "b", "c", "d", "e"]), "stop", "'stop': it should have at most 4 items; got a list of 5."),
     (CHAT, chat(stop=["a", 1]), "stop[1]", "valid string"),
     (CHAT, chat(stop=""), "stop[0]", "at least 1 character"),
     (CHAT, chat(stream="yes"), "stream", "valid boolean"),
@@ -165,7 +165,7 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(frobnicate=1), "frobnicate", "'frobnicate' is not a field of this request; leave it out."),
     (CHAT, chat(frobnicate=[]), "frobnicate", "is not a field"),
     (CHAT, chat(user=5), "user", "valid string"),
-    (CHAT, {"model": MODEL, "messages": []}, "messages", "at least 1 item"),
+    (CHAT, {"model": MODEL, "messages": []}, "messages", "it should have at least 1 item; got a list of 0."),
     (CHAT, {"model": MODEL, "messages": "hi"}, "messages", "valid list; got the string 'hi'."),
     (CHAT, {"model": MODEL, "messages": ["hi"]}, "messages[0]", "it should be an object"),
     (
