@@ -24,7 +24,7 @@ from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
 from server.engines.embedded.processors import Steering, steers
 from server.engines.embedded.sampler import JudgingSampler
-from server.engines.errors import EngineStoppedError
+from server.engines.errors import EngineStoppedError, InvalidOptionError
 from server.engines.grammars import Grammars
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions
@@ -135,6 +135,11 @@ class EmbeddedEngine(GuardedEngine):
             self._close(request.request_id, finished=True)
             raise
         return stream
+
+    def prepare(self, sampling: Sampling) -> None:
+        super().prepare(sampling)
+        if sampling.allowed_token_ids and {*sampling.allowed_token_ids} <= {self._sentinel} - self._stop_ids:
+            raise InvalidOptionError(f"got only token {self._sentinel}, which no answer holds", "allowed_token_ids")
 
     def load(self) -> Load:
         running = min(len(self._streams), self._options.max_running)

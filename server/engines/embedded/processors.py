@@ -14,7 +14,6 @@ from transformers import (
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     TopKLogitsWarper,
@@ -32,6 +31,18 @@ class OccurrencePenalties(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         counts_V = torch.bincount(input_ids[0], minlength=scores.shape[-1]).to(scores.dtype)
         return scores - self._frequency * counts_V - self._presence * (counts_V > 0)
+
+
+class AllowedTokens(LogitsProcessor):  # type: ignore[misc]
+    """Nothing but some tokens. transformers' own of this kind makes tokens possible again that were ruled out."""
+
+    def __init__(self, allowed: Sequence[int]) -> None:
+        self._allowed = list(allowed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        only = torch.full_like(scores, -torch.inf)
+        only[:, self._allowed] = scores[:, self._allowed]
+        return only
 
 
 class Steering:
@@ -127,8 +138,7 @@ def _processors(sampling: Sampling, bad_words: Sequence[Sequence[int]]) -> list[
     """Those that say which tokens may come, and how much likelier each is."""
     found: list[LogitsProcessor] = []
     if sampling.allowed_token_ids:
-        allowed = list(sampling.allowed_token_ids)
-        found.append(PrefixConstrainedLogitsProcessor(lambda *_: allowed, num_beams=1))
+        found.append(AllowedTokens(sampling.allowed_token_ids))
     if bad_words:
         found.append(NoBadWordsLogitsProcessor([list(word) for word in bad_words]))
     if sampling.logit_bias:

@@ -132,6 +132,8 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         if steering is not None:
             logits_V = steering.constrain(logits_V)
             adjusted_V = steering.adjust(logits_V)
+            if self._mask_sentinel:  # again: no option brings it back
+                adjusted_V[self._sentinel] = -torch.inf
             greedy = int(adjusted_V.argmax())
             if not torch.isfinite(adjusted_V[greedy]):
                 raise ValueError("the request's options leave no token")
