@@ -32,7 +32,9 @@ def test_no_option_gets_a_forgotten_answer_out(engine: Live, name: str) -> None:
         assert answer.finish.abstained_on.score.guard == "ksd-mathematics"
         assert answer.finish.abstained_on.score.stage is Stage.PROMPT
         assert answer.finish.verified
-    assert guarded[3].finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
+    # Options can make the model calculate where nobody asked for it, and then the answer is withheld.
+    assert guarded[3].finish.reason is not FinishReason.ERROR
+    assert guarded[3].chunks
     assert guarded[3].finish.verified
     if sampling == greedy():
         assert guarded[3].text == calm.text
