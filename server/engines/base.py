@@ -90,6 +90,10 @@ class Sampling:
 
 COMMON_OPTIONS = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"})
 ALL_OPTIONS = frozenset(field.name for field in fields(Sampling))
+HONOURED: Mapping[str, frozenset[str]] = {"transformers": ALL_OPTIONS, "vllm": ALL_OPTIONS}
+"""Engines that serve models, and the fields of `Sampling` that each honours."""
+CALLS_TOOLS = frozenset({"vllm"})
+"""Those of them that honour tools, where the model's chat template shows them."""
 
 
 def require_honoured(

@@ -18,7 +18,7 @@ from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.inside.transformers.writing import stop_ids
-from server.engines.base import ALL_OPTIONS, EngineInfo, EngineRequest, FinishReason, Load, Sampling, SamplingDefaults
+from server.engines.base import HONOURED, EngineInfo, EngineRequest, FinishReason, Load, Sampling, SamplingDefaults
 from server.engines.defaults import NEUTRAL_FILE, read_defaults
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
@@ -217,6 +217,6 @@ class EmbeddedEngine(GuardedEngine):
             max_model_tokens=self._max_tokens,
             template_sha256=loaded.codec.template_sha256,
             guards=self._describe_guards(),
-            options=ALL_OPTIONS,
+            options=HONOURED["transformers"],
             defaults=self._defaults,
         )

@@ -35,6 +35,7 @@ from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
     ALL_OPTIONS,
+    HONOURED,
     EngineInfo,
     EngineRequest,
     FinishReason,
@@ -131,7 +132,7 @@ class VllmEngine(GuardedEngine):
             max_model_tokens=self._max_tokens,
             template_sha256=self._codec.template_sha256,
             guards=await asyncio.to_thread(self._describe_guards),
-            options=ALL_OPTIONS,
+            options=HONOURED["vllm"],
             defaults=self._defaults,
             tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )
