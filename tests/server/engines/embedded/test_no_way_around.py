@@ -34,11 +34,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[tuple[Live, int]]:
 
 def draw(live: Live, prompts: list[str], sampling: Sampling, policy: Policy) -> list[Answer]:
     """Answers under one policy."""
-    live.policy = lambda _: policy  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "policy", lambda _: policy)
         return live.draw(prompts, sampling)
-    finally:
-        del live.policy
 
 
 def impossible(sampling: Sampling, sentinel: int) -> bool:

@@ -62,7 +62,7 @@ def test_an_option_that_asks_for_nothing_needs_no_steering() -> None:
         {"bad_words": ("a",)},
         {"min_tokens": 1},
     ):
-        assert steers(Sampling(4, **asked))  # type: ignore[arg-type]
+        assert steers(Sampling(4, **asked))
 
 
 @pytest.mark.parametrize(
