@@ -73,10 +73,11 @@ class ServerConfig(BaseModel):
         description="Most answers one request may ask for: n times the number of prompts. Each takes a place in the "
         "engine's queue.",
     )
-    default_max_tokens: int = Field(
-        512,
+    default_max_tokens: int | None = Field(
+        None,
         ge=1,
-        description="Length of an answer where the caller gives none; cut to what the model's context leaves.",
+        description="Length of an answer where the caller gives none; by default the model's own (max_new_tokens of "
+        "its generation_config.json), and else what its context leaves.",
     )
 
     @property

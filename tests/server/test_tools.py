@@ -86,11 +86,11 @@ async def test_plan_of_the_engine() -> None:
     grammar = Grammar(GrammarKind.JSON_SCHEMA, "{}")
     scripted.tool_plan = ToolPlan(ScriptedToolParser, grammar, special_tokens=True)
     async with serving(scripted) as served:
-        await served.post(CHAT, chat(tools=TOOLS, tool_choice="required"))
-        await served.post(CHAT, chat())
+        await served.post(CHAT, chat(tools=TOOLS, tool_choice="required", max_tokens=9))
+        await served.post(CHAT, chat(max_tokens=9))
         with_tools, without = scripted.submitted
-        assert (with_tools.sampling, with_tools.special_tokens) == (Sampling(512, grammar=grammar), True)
-        assert (without.sampling, without.special_tokens) == (Sampling(512), False)
+        assert (with_tools.sampling, with_tools.special_tokens) == (Sampling(9, grammar=grammar), True)
+        assert (without.sampling, without.special_tokens) == (Sampling(9), False)
 
 
 async def test_history() -> None:
