@@ -12,8 +12,8 @@ from guards.core.verdict import Stage
 from server.engines.base import Message
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
+from tests.server import talkers
 from tests.server.harness import listening
-from tests.server.talkers import TALKERS
 
 pytestmark = pytest.mark.anyio
 
@@ -57,11 +57,15 @@ async def talk(name: str, url: str, questions: list[str]) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("style", ["content_filter", "refusal"])
-@pytest.mark.parametrize("name", [name for name in TALKERS if name != "pydantic_ai"])
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        *((name, "refusal") for name in talkers.TURNS),
+        # parse() raises on the other style's finish reason, and has no message to append
+        *((name, "content_filter") for name in talkers.TURNS if name != "openai_parse"),
+    ],
+)
 async def test_twenty_turns(name: str, style: str) -> None:
-    if name == "openai_parse" and style == "content_filter":
-        pytest.skip("it raises on this finish reason, and has no message to append")
     scripted = engine()
     async with listening(scripted, abstain_style=style, abstain_text=TEXT) as url:
         shown = await talk(name, url, TURNS)
@@ -94,7 +98,7 @@ async def test_calls_of_an_agent(style: str, kept: int) -> None:
         ]
     )
     async with listening(scripted, abstain_style=style, abstain_text=TEXT) as url:
-        shown = await talk("pydantic_ai", url, ["hi", "cook", "when?", "cook", "when?"])
+        shown = await talk("agent", url, ["hi", "cook", "when?", "cook", "when?"])
     assert [shown[index] for index in (0, 2, 4)] == ["Noon."] * 3
     assert [TEXT in shown[index] for index in (1, 3)] == [True, True]
     prompt = bytes(scripted.submitted[-1].prompt_token_ids).decode()
