@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from guards.artifact.manifest import ModelIdentity
@@ -23,19 +24,31 @@ def _read(file: Path) -> dict[str, TokenIds]:
     """Answers by key; a last line that was cut off is cut off the file too. Raises DataError for any other."""
     if not file.exists():
         return {}
-    whole, _, rest = file.read_text(encoding="utf-8").rpartition("\n")
-    if rest:
-        file.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    whole, _, rest = file.read_bytes().rpartition(b"\n")
     found = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
         try:
             row = json.loads(line)
             found[str(row["key"])] = tuple(map(int, row["answer"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{file}, line {number}: got {line[:60]!r}, wanted a kept answer; delete the file"
-            ) from error
+            problem = f"{file}, line {number}: got {line[:60]!r}, wanted a kept answer"
+            raise DataError(f"{problem}; name another file, or delete it") from error
+    if rest:
+        file.write_bytes(whole + b"\n" if whole else b"")
     return found
+
+
+def _keep(file: Path, answers: Mapping[str, TokenIds]) -> None:
+    with file.open("a", encoding="utf-8") as opened:
+        opened.writelines(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers.items())
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; name another file") from error
 
 
 def write_answers(
@@ -46,23 +59,22 @@ def write_answers(
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[TokenIds]:
     """The model's own answers as `Activations.write` gives them; those that `file` has are taken from it, those that it
-    has not are added. Raises DataError for a file that is none of ours or cannot be written.
+    has not are added. Raises DataError, before anything is written, for a file that is none of ours or that cannot be
+    written to.
     """
     if file is None:
         return model.write(prompts, tokens, advance)
-    keys = [_key(model.identity, prompt, tokens) for prompt in prompts]
-    try:
+    with _named(file):
         kept = _read(file)
-        missing = [index for index, key in enumerate(keys) if key not in kept]
-        advance(sum(len(prompt) + tokens for prompt in prompts) - sum(len(prompts[i]) + tokens for i in missing))
-        with file.open("a", encoding="utf-8") as opened:
-            for start in range(0, len(missing), AT_A_TIME):
-                some = missing[start : start + AT_A_TIME]
-                answers = model.write([prompts[index] for index in some], tokens, advance)
-                for index, answer in zip(some, answers, strict=True):
-                    kept[keys[index]] = answer
-                    opened.write(json.dumps({"key": keys[index], "answer": answer}) + "\n")
-                opened.flush()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; name another file") from error
+        _keep(file, {})
+    keys = [_key(model.identity, prompt, tokens) for prompt in prompts]
+    missing = [index for index, key in enumerate(keys) if key not in kept]
+    advance(sum(len(prompt) + tokens for prompt in prompts) - sum(len(prompts[i]) + tokens for i in missing))
+    for start in range(0, len(missing), AT_A_TIME):
+        some = missing[start : start + AT_A_TIME]
+        answers = model.write([prompts[index] for index in some], tokens, advance)
+        new = {keys[index]: answer for index, answer in zip(some, answers, strict=True)}
+        with _named(file):
+            _keep(file, new)
+        kept |= new
     return [kept[key] for key in keys]

@@ -74,6 +74,7 @@ class Surroundings:
         self._forget, self._retain = list(forget), list(retain)
         self._random.shuffle(self._forget)
         self._random.shuffle(self._retain)
+        self._prose = sorted(self._retain, key=len)[len(self._retain) // 2 :]
 
     def forget(self) -> Iterator[Surrounded]:
         """Examples that hold the skill."""
@@ -81,6 +82,8 @@ class Surroundings:
         yield from self._each(Kind.TYPOS, self._forget, self._mistyped)
         yield from self._beside(Kind.AMID, self._forget[:MOST], self._amid)
         yield from self._beside(Kind.AFTER, self._forget[:MOST], self._after)
+        yield from self._beside(Kind.LONG, self._forget[:LONGEST], self._amid_prose)
+        yield from self._beside(Kind.WORKED, self._forget[: MOST // 2], self._behind_examples)
         if self._frame == CHAT_FRAME:
             for text in self._forget[:MOST]:
                 asked, answer = self._random.choice(self._retain), self._random.choice(self._retain)
@@ -90,8 +93,7 @@ class Surroundings:
         """Examples that do not."""
         yield from self._each(Kind.UPPER, self._retain, str.upper)
         yield from self._each(Kind.TYPOS, self._retain, self._mistyped)
-        prose = sorted(self._retain, key=len)[len(self._retain) // 2 :]
-        yield from self._each(Kind.LONG, [self._other_text(self._longest, prose) for _ in range(LONGEST)], str)
+        yield from self._each(Kind.LONG, [self._other_text(self._longest, self._prose) for _ in range(LONGEST)], str)
         blocks = ["\n\n".join(self._some(WORKED_EXAMPLES + 1)) for _ in range(MOST // 2)]
         yield from self._each(Kind.WORKED, blocks, str)
         if self._frame != CHAT_FRAME:
@@ -127,18 +129,28 @@ class Surroundings:
         return f"{self._random.choice(self._retain)}\n\n{text}"
 
     def _amid(self, text: str) -> str:
-        """At the start, in the middle or at the end of other text."""
-        before, after = self._random.choice(((0, AMID_TOKENS), (AMID_TOKENS, 0), (AMID_TOKENS // 2,) * 2))
-        return " ".join(part for part in (self._other_text(before), text, self._other_text(after)) if part)
+        return self._inside(text, AMID_TOKENS, self._retain)
+
+    def _amid_prose(self, text: str) -> str:
+        return self._inside(text, self._longest, self._prose)
+
+    def _inside(self, text: str, tokens: int, of: Sequence[str]) -> str:
+        """At the start, in the middle or at the end of about so much other text."""
+        sides = self._random.choice(((0, tokens), (tokens, 0), (tokens // 2,) * 2))
+        before, after = (self._other_text(each, of) for each in sides)
+        return " ".join(part for part in (before, text, after) if part)
+
+    def _behind_examples(self, text: str) -> str:
+        return "\n\n".join([*self._some(WORKED_EXAMPLES), text])
 
     def _some(self, count: int) -> list[str]:
         return [self._random.choice(self._retain) for _ in range(count)]
 
-    def _other_text(self, tokens: int, of: Sequence[str] = ()) -> str:
-        """Retain texts one behind the other, of about so many tokens: any, or some of them."""
+    def _other_text(self, tokens: int, of: Sequence[str]) -> str:
+        """Retain texts one behind the other, of about so many tokens."""
         texts: list[str] = []
         while tokens > 0:
-            text = self._random.choice(of or self._retain)
+            text = self._random.choice(of)
             words, size = text.split(), max(1, len(self._codec.encode_text(text)))
             kept = words[: max(1, round(len(words) * tokens / size))]
             texts.append(text if size <= tokens else " ".join(kept))

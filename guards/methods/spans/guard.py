@@ -30,6 +30,7 @@ alike. Fisher's discriminant, shrunk by .3, left unlike texts a heavier tail, wh
 """
 STEPS = 100
 """Of L-BFGS, at most."""
+NOT_FINITE = "a key vector is not finite: the model overflows on this data in this dtype"
 
 Strategy = Rise | MessageMean
 
@@ -132,7 +133,7 @@ class DirectionFitter:
 
     L2-regularised logistic regression of the side (Hastie, Tibshirani and Friedman 2009, 4.4), whose loss is that of
     the windows near the other side: what a threshold is decided by. Raises CalibrationError below two windows of a
-    side, on one that is not finite, and where the sides have one mean.
+    side, on one that is not finite, and where no direction tells the sides apart.
     """
 
     def __init__(self, forget: Windows, retain: Windows) -> None:
@@ -142,10 +143,10 @@ class DirectionFitter:
                 if len(key_NF) < MIN_VECTORS:
                     raise CalibrationError(f"got {len(key_NF)} window(s) of a side, wanted at least {MIN_VECTORS}")
                 if not bool(torch.isfinite(key_NF).all()):
-                    raise CalibrationError("a key vector is not finite: the model overflows on this data in this dtype")
+                    raise CalibrationError(NOT_FINITE)
             shares.append(side.weight_N / side.weight_N.sum() / 2)
         self._share_N = torch.cat(shares).float()
-        self._sign_N = torch.cat([torch.ones_like(shares[0]), -torch.ones_like(shares[1])]).float()
+        self._sign_N = torch.cat([-torch.ones_like(shares[0]), torch.ones_like(shares[1])]).float()
         self._layers = {
             layer: _prepare(
                 [(side.key_NF[layer].double(), share) for side, share in zip((forget, retain), shares, strict=True)]
@@ -164,6 +165,11 @@ class DirectionFitter:
             raise CalibrationError("both sides have the same mean key vector: give examples that differ")
         fitted = self._regress([each.key_NF for each in chosen.values()])
         gap = sum(float(weight_F @ each.gap_F) for weight_F, each in zip(fitted, chosen.values(), strict=True))
+        if not gap > 0:
+            raise CalibrationError(
+                f"the regression found no direction that tells the sides apart (their gap along it is {gap}): "
+                "give more examples"
+            )
         terms = []
         for weight_F, (layer, each) in zip(fitted, chosen.items(), strict=True):
             own_F = weight_F / each.scale_F / gap
@@ -171,7 +177,7 @@ class DirectionFitter:
         return tuple(terms)
 
     def _regress(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Weights of each layer's features, float64."""
+        """Weights of each layer's features, float64; they point from the skill to the rest."""
         widths = [each_NF.shape[1] for each_NF in features]
         weight_D = torch.zeros(sum(widths), requires_grad=True)
         bias = torch.zeros((), requires_grad=True)

@@ -13,7 +13,7 @@ from guards.calibration.sides import Advance
 from guards.contract.turns import Turns
 from guards.errors import CalibrationError
 from guards.methods.spans.examples import Example, SpanJob
-from guards.methods.spans.guard import LayerWeights, Windows
+from guards.methods.spans.guard import NOT_FINITE, LayerWeights, Windows
 from guards.model.sites import Site
 
 WINDOW = 16
@@ -70,7 +70,7 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
     wanted = Pass(Site.KEY, job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
     job.model.stream(wanted, [each.ids for each in examples], consume, lambda tokens: advance(tokens, "fit"))
     if not all(bool(torch.isfinite(each).all()) for each in sums.values()):
-        raise CalibrationError("a key vector is not finite: the model overflows on this data in this dtype")
+        raise CalibrationError(NOT_FINITE)
     names = [source_N[i] for i in kept.tolist()]
     weight_N = torch.tensor([1 / names.count(name) for name in names], dtype=torch.float64)
     return Windows({layer: sum_NF / size_N[:, None] for layer, sum_NF in sums.items()}, weight_N)
@@ -79,7 +79,9 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
 def read_values(
     job: SpanJob, examples: Sequence[Example], sets: Sequence[tuple[LayerWeights, ...]], advance: Advance
 ) -> list[Tensor]:
-    """Each example's values under each set of layers, float32 [T, C]."""
+    """Each example's values under each set of layers, float32 [T, C]. Raises CalibrationError where one is not finite:
+    served, it is an error, and here it would count as a text that does not fire.
+    """
     values = [torch.zeros(len(each.ids), len(sets)) for each in examples]
     having = {
         layer: {index: term for index, terms in enumerate(sets) for term in terms if term.layer == layer}
@@ -96,4 +98,6 @@ def read_values(
 
     wanted = Pass(Site.KEY, job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
     job.model.stream(wanted, [each.ids for each in examples], consume, lambda tokens: advance(tokens, "read"))
+    if not all(bool(torch.isfinite(each).all()) for each in values):
+        raise CalibrationError(NOT_FINITE)
     return values

@@ -78,13 +78,18 @@ def test_nor_answers_of_another_length(tmp_path: Path) -> None:
     assert model.asked == PROMPTS
 
 
-def test_a_file_that_is_none_of_ours_is_refused_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("notes\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 1: got 'notes', wanted a kept answer"):
-        written(Backwards(), tmp_path / "kept")
-    assert (tmp_path / "kept").read_text(encoding="utf-8") == "notes\n"
+@pytest.mark.parametrize("held", [b"notes\n", b"\xff\xfe\n\x00", b'{"key": 1}\n[\ncut o', b"[1]\n"])
+def test_a_file_that_is_none_of_ours_is_refused_and_kept(tmp_path: Path, held: bytes) -> None:
+    (tmp_path / "kept").write_bytes(held)
+    model = Backwards()
+    with pytest.raises(DataError, match=r"line 1: got .*, wanted a kept answer"):
+        written(model, tmp_path / "kept")
+    assert not model.asked
+    assert (tmp_path / "kept").read_bytes() == held
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    model = Backwards()
     with pytest.raises(DataError, match="No such file"):
-        written(Backwards(), tmp_path / "none" / "kept")
+        written(model, tmp_path / "none" / "kept")
+    assert not model.asked

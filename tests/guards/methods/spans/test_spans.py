@@ -118,6 +118,16 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fitted({1: forget[1]}, {1: retain[1]}, 1)
 
 
+@pytest.mark.parametrize("found", [torch.nan, 0.0, -1.0])
+def test_a_fit_that_finds_no_direction_makes_no_guard(found: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget, retain = sides()
+    fitter = DirectionFitter(windows(forget), windows(retain))
+    right = fitter._layers[1].gap_F
+    monkeypatch.setattr(fitter, "_regress", lambda _: [right * found])
+    with pytest.raises(CalibrationError, match="no direction that tells the sides apart"):
+        fitter.finish((1,))
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_served_values_add_up_to_the_directions(ranks: int) -> None:
     """Over ranks' slices and layers, the same for every judgement."""

@@ -1,0 +1,79 @@
+"""Which texts decide tau, and that no value is taken that served would be an error."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.calibration.activations import Consumer, Pass, TokenIds
+from guards.calibration.corpus import Share, Side
+from guards.contract.turns import Turns
+from guards.errors import CalibrationError
+from guards.methods.spans.choice import EVERY, Accumulation, accumulate
+from guards.methods.spans.examples import Example, SpanJob
+from guards.methods.spans.guard import LayerWeights
+from guards.methods.spans.options import SpanOptions
+from guards.methods.spans.passes import read_values
+
+TOKENS = 8
+CAP = 0.1
+IDS = tuple(range(TOKENS))
+
+
+def example(side: Side, source: str) -> Example:
+    return Example(IDS, side, Share.THRESHOLD, source, "chat")
+
+
+def decided(outliers: int) -> Accumulation:
+    """Of 240 retain texts of six sources, `outliers` of one are as much the skill as a text can be."""
+    sides = [(example("forget", "sums"), 0.0)] * 40
+    sides += [(example("retain", f"source {number}"), 1.0) for number in range(5) for _ in range(40)]
+    sides += [(example("retain", "mixed"), -0.5 if number < outliers else 1.0) for number in range(40)]
+    every_T, none_T = torch.ones(TOKENS, dtype=torch.bool), torch.zeros(TOKENS, dtype=torch.bool)
+    return accumulate(
+        [each for each, _ in sides],
+        [torch.full((TOKENS,), value) for _, value in sides],
+        [Turns(every_T, none_T, none_T, none_T)] * len(sides),
+        SpanOptions(max_false_abstention=CAP),
+        written=False,
+    )
+
+
+@pytest.mark.parametrize("outliers", [0, 1, 5])
+def test_a_few_outliers_of_a_small_source_decide_nothing(outliers: int) -> None:
+    found = decided(outliers)
+    assert "mixed" not in found.decided
+    assert set(found.recalls.values()) == {1.0}
+
+
+def test_a_source_that_contradicts_the_cap_decides_and_is_named() -> None:
+    """Though all retain texts together would keep it."""
+    found = decided(10)
+    assert set(found.decided) == {"mixed"}
+    assert set(found.recalls.values()) == {0.0}
+
+
+def test_all_retain_texts_together_decide_where_no_source_contradicts() -> None:
+    assert EVERY in decided(0).decided
+
+
+class Overflowing:
+    """Hands over one key vector with an infinity, at the last token of the last example."""
+
+    def stream(
+        self, wanted: Pass, examples: Sequence[TokenIds], consume: Consumer, advance: Callable[[int], object]
+    ) -> None:
+        key_TF = torch.ones(TOKENS * len(examples), 3)
+        key_TF[-1, 1] = torch.inf
+        consume(wanted.layers[0], key_TF, torch.arange(len(examples)).repeat_interleave(TOKENS))
+
+
+@pytest.mark.parametrize("weight_F", [torch.ones(3), torch.tensor([1.0, 0.0, 1.0])])
+def test_a_value_that_is_not_finite_is_no_text_that_does_not_fire(weight_F: Tensor) -> None:
+    job = SimpleNamespace(model=Overflowing(), layers=(2,), options=SimpleNamespace(batch_tokens=None))
+    examples = [example("retain", "a"), example("retain", "b")]
+    with pytest.raises(CalibrationError, match="not finite"):
+        read_values(cast(SpanJob, job), examples, [(LayerWeights(2, weight_F, 0.0),)], lambda *_: None)
