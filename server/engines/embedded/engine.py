@@ -22,10 +22,10 @@ from server.engines.base import HONOURED, EngineInfo, EngineRequest, FinishReaso
 from server.engines.defaults import NEUTRAL_FILE, read_defaults
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
+from server.engines.embedded.grammars import Grammars
 from server.engines.embedded.processors import Steering, steers
 from server.engines.embedded.sampler import JudgingSampler
 from server.engines.errors import EngineStoppedError, InvalidOptionError
-from server.engines.grammars import Grammars
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions
 from server.engines.stream import AnswerStream, Drawn
@@ -87,7 +87,7 @@ class EmbeddedEngine(GuardedEngine):
         assert self._attachment is not None
         limit = int(model.config.max_position_embeddings)
         self._stop_ids = stop_ids(model, tokenizer)
-        self._grammars = Grammars(tokenizer, self._vocabulary, self._stop_ids)
+        self._grammars = Grammars(self._codec, self._vocabulary, self._stop_ids)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
         self._take_guards(self._attachment.bound)
@@ -151,20 +151,16 @@ class EmbeddedEngine(GuardedEngine):
 
     def _steering(self, request: EngineRequest) -> Steering | None:
         """Raises InvalidOptionError like `prepare`, which compiled the grammar before."""
-        sampling, matcher = request.sampling, None
+        sampling = request.sampling
         if not steers(sampling):
             return None
         stops = self._stop_ids.union(sampling.stop_token_ids)  # also where they are ignored, as in vLLM
-        if sampling.grammar is not None:
-            import xgrammar
-
-            compiled = self._grammars.compile(sampling.grammar)
-            matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=sorted(stops))
-        return Steering(request, self._bad_word_ids(sampling), stops, matcher, self._loaded.device)
+        match = None if sampling.grammar is None else self._grammars.match(sampling.grammar, stops)
+        return Steering(request, self._bad_word_ids(sampling), stops, match, self._loaded.device)
 
     def _require_grammar(self, sampling: Sampling) -> None:
         assert sampling.grammar is not None
-        self._grammars.compile(sampling.grammar)
+        self._grammars.check(sampling.grammar)
 
     def _queue(self, answer: EmbeddedAnswerState) -> None:
         """Gives a request to the batcher. Raises EngineStoppedError where that will not run it."""

@@ -5,7 +5,6 @@ Whether a token may be drawn at all was decided before: a row that a guard withh
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from server.engines.base import EngineRequest, Sampling
+from server.engines.embedded.grammars import Match
 
 
 class OccurrencePenalties(LogitsProcessor):  # type: ignore[misc]
@@ -48,7 +48,7 @@ class AllowedTokens(LogitsProcessor):  # type: ignore[misc]
 class Steering:
     """The options of one answer that look at what was drawn before, or at single tokens.
 
-    `matcher` is xgrammar's, of the answer's grammar. `stops` are all ids that may end the answer.
+    `stops` are all ids that may end the answer.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Steering:
         request: EngineRequest,
         bad_words: Sequence[Sequence[int]],
         stops: frozenset[int],
-        matcher: Any,
+        match: Match | None,
         device: torch.device,
     ) -> None:
         sampling, prompt = request.sampling, request.prompt_token_ids
-        self._matcher = matcher
+        self._match = match
         self._ids_L = torch.empty(len(prompt) + sampling.max_tokens, dtype=torch.int64, device=device)
         self._ids_L[: len(prompt)] = torch.tensor(prompt)
         self._prompt = self._length = len(prompt)
@@ -83,15 +83,7 @@ class Steering:
 
     def constrain(self, logits_V: Tensor) -> Tensor:
         """The logits of what the grammar allows; log-probabilities are of these, as vLLM's are."""
-        if self._matcher is None or self._matcher.is_terminated():
-            return logits_V
-        import xgrammar
-
-        mask = xgrammar.allocate_token_bitmask(1, logits_V.shape[-1])
-        self._matcher.fill_next_token_bitmask(mask)
-        logits_1V = logits_V.clone().unsqueeze(0)
-        xgrammar.apply_token_bitmask_inplace(logits_1V, mask.to(logits_V.device), vocab_size=logits_V.shape[-1])
-        return logits_1V[0]
+        return logits_V if self._match is None else self._match.constrain(logits_V)
 
     def adjust(self, logits_V: Tensor) -> Tensor:
         """The logits to draw from. All are minus infinity where the options leave no token."""
@@ -103,7 +95,7 @@ class Steering:
         if self._minimum is not None:
             longer_1V = self._minimum(drawn_1L, scores_1V)
             # A grammar that is complete allows nothing but an end.
-            if self._matcher is None or not bool(torch.isneginf(longer_1V).all()):
+            if self._match is None or not bool(torch.isneginf(longer_1V).all()):
                 scores_1V = longer_1V
         if self._repetition is not None:
             scores_1V = self._repetition(ids_1L, scores_1V)
@@ -116,8 +108,8 @@ class Steering:
         if self._length < len(self._ids_L):
             self._ids_L[self._length] = token
             self._length += 1
-        if self._matcher is not None and not self._matcher.is_terminated() and not self._matcher.accept_token(token):
-            raise ValueError(f"the grammar does not allow token {token}")
+        if self._match is not None:
+            self._match.accept(token)
 
 
 def steers(sampling: Sampling) -> bool:

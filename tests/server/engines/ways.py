@@ -42,6 +42,7 @@ def ways(sentinel: int) -> dict[str, Sampling]:
         "regex": greedy(grammar=Grammar(GrammarKind.REGEX, "[0-9]{1,3}")),
         "choice": greedy(grammar=Grammar(GrammarKind.CHOICE, json.dumps(["81", "18"]))),
         "grammar": greedy(grammar=Grammar(GrammarKind.EBNF, 'root ::= "81" | "18"')),
+        "grammar over lines": greedy(grammar=Grammar(GrammarKind.EBNF, 'start: "8" TEXT\nTEXT: /[^x]*/')),
         "all together": Sampling(
             max_tokens=24,
             temperature=1.5,
