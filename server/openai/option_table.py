@@ -25,6 +25,8 @@ _OPTION_OF = {
 }
 """Request fields that are called otherwise in Sampling."""
 _TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
+_BUT = {("grammar", "transformers"): "yes, but what llguidance cannot keep"}
+"""Options that an engine honours in part, and refuses by name for the rest."""
 _ENGINES = {"transformers": "embedded", "vllm": "vLLM"}
 
 
@@ -37,7 +39,9 @@ def rows() -> list[tuple[str, ...]]:
     for name in {**chat, **text}:
         option = _OPTION_OF.get(name, name if name in options else None)
         engines = [
-            "yes" if option in honoured or (option is None and (name not in _TOOLS or engine in CALLS_TOOLS)) else "no"
+            _BUT.get((str(option), engine), "yes")
+            if option in honoured or (option is None and (name not in _TOOLS or engine in CALLS_TOOLS))
+            else "no"
             for engine, honoured in HONOURED.items()
         ]
         values = [_value(of[name]) if name in of else "-" for of in (chat, text)]
