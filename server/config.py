@@ -38,8 +38,9 @@ class ServerConfig(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     abstain_style: AbstainStyle = Field(
         AbstainStyle.CONTENT_FILTER,
-        description="content_filter: 200 with finish_reason content_filter. refusal: 200 with finish_reason stop, "
-        "for SDK helpers that raise on content_filter. error: 400 with code skill_abstained.",
+        description="content_filter: 200 with finish_reason content_filter. refusal: 200 with finish_reason stop and "
+        "the text as the message's refusal, for SDK helpers that raise on content_filter. error: 400 with code "
+        "skill_abstained.",
     )
     abstain_text: _Line = Field(
         "I'm sorry, but I can't help with that here.",
@@ -72,10 +73,11 @@ class ServerConfig(BaseModel):
         description="Most answers one request may ask for: n times the number of prompts. Each takes a place in the "
         "engine's queue.",
     )
-    default_max_tokens: int = Field(
-        512,
+    default_max_tokens: int | None = Field(
+        None,
         ge=1,
-        description="Length of an answer where the caller gives none; cut to what the model's context leaves.",
+        description="Length of an answer where the caller gives none; by default the model's own (max_new_tokens of "
+        "its generation_config.json), and else what its context leaves.",
     )
 
     @property

@@ -24,6 +24,8 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
     """None until the key was checked."""
+    error: Exception | None = None
+    """What the request was answered with, where that is an error."""
     client_gone: bool = False
     """Set where a stream ended because its reader hung up: its status was already sent as 200."""
 

@@ -30,6 +30,7 @@ from server.engines.errors import (
     EngineBusyError,
     EngineError,
     EngineStoppedError,
+    InvalidOptionError,
     PromptError,
     PromptTooLongError,
     UnsupportedOptionError,
@@ -152,6 +153,7 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     PromptError: ErrorReply(400, "invalid_request_error", "invalid_prompt"),
     PromptTooLongError: ErrorReply(400, "invalid_request_error", "context_length_exceeded"),
     UnsupportedOptionError: ErrorReply(400, "invalid_request_error", "unsupported_parameter"),
+    InvalidOptionError: ErrorReply(400, "invalid_request_error", "invalid_value"),
     # 429, not 503: the server works, and OpenAI's clients and load balancers back off on 429 where a 503
     # makes a balancer take the whole server out.
     EngineBusyError: ErrorReply(429, "rate_limit_error", "engine_busy"),

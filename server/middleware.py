@@ -17,6 +17,7 @@ from server.auth import KeyRing
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, reply_of
 from server.metrics import Metrics
+from server.openai.body import known_path
 from server.openai.responses import error_response
 
 logger = logging.getLogger("skillguard.server")
@@ -61,7 +62,7 @@ class RequestMiddleware:
                 raise
             if not reply_of(error).tells:
                 logger.error("%s failed", context.request_id, exc_info=error)
-            await error_response(error, context.request_id)(scope, receive, send_with_id)
+            await error_response(error, context)(scope, receive, send_with_id)
         finally:
             self._record(context, scope["method"], _CLIENT_GONE_STATUS if context.client_gone else status or 500)
 
@@ -69,7 +70,8 @@ class RequestMiddleware:
         seconds = time.monotonic() - context.started
         self._metrics.observe_request(context.route, method, status, seconds)
         name = context.caller.name if context.caller else "-"
-        logger.info("%s %s %d %.3fs key=%s", context.request_id, context.route, status, seconds, name)
+        why = _why(context)
+        logger.info("%s %s %d %.3fs key=%s%s", context.request_id, context.route, status, seconds, name, why)
 
     def _label(self, scope: Scope) -> str:
         for route in self._routes:
@@ -138,6 +140,16 @@ class BodyMiddleware:
     def _check(self, size: int) -> None:
         if size > self._max_bytes:
             raise BodyTooLargeError(f"The body is larger than {self._max_bytes} bytes; send less.")
+
+
+def _why(context: RequestContext) -> str:
+    """The code and the field of an error, as the caller was told them, but for what the caller wrote."""
+    error = ClientGoneError("") if context.client_gone else context.error
+    if error is None:
+        return ""
+    shape = reply_of(error)
+    param = getattr(error, "param", None) if shape.tells else None
+    return f" code={shape.code} param={'-' if param is None else known_path(param)}"
 
 
 def _request_id(headers: Headers) -> str:

@@ -16,7 +16,7 @@ from server.cli.engine import engine_options, own_flags, split_flags
 from server.cli.fields import build_settings
 from server.cli.main import build_parser, main, parse
 from server.config import ServerConfig
-from server.engines.options import VllmOptions
+from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
 
 OWN = own_flags(build_parser(), "serve")
@@ -198,6 +198,16 @@ def test_the_demo_is_served_on_vllm_in_its_number_format(given: list[str], wante
     assert isinstance(options, VllmOptions)
     assert options.flags == ("--dtype", wanted, "--enforce-eager")
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
+
+
+def test_the_models_own_defaults_have_vllms_flag_on_both_engines() -> None:
+    own = engine_options(parse(["serve", "--generation-config", "vllm"]))
+    assert isinstance(own, EmbeddedOptions)
+    assert (own.generation_config, EmbeddedOptions(model="m").generation_config) == ("vllm", "auto")
+    theirs = engine_options(
+        parse(["serve", "--engine=vllm", "--model", "m", "--unguarded", "--generation-config=vllm"])
+    )
+    assert theirs == VllmOptions(model="m", flags=("--generation-config", "vllm"))
 
 
 def test_another_model_is_served_in_vllms_number_format() -> None:

@@ -106,6 +106,10 @@ class TextCodec:
             encoded = self.tokenizer(text, split_special_tokens=True, return_attention_mask=False)
         return tuple(encoded["input_ids"])
 
+    def encode_part(self, text: str) -> tuple[int, ...]:
+        """A piece of an answer, of which special tokens may be part. Not for a prompt: nobody's text makes turns."""
+        return self._encode_trusted(text)
+
     def encode_frame(self, frame: str, text: str) -> tuple[int, ...]:
         """A text in a frame. Raises DataError (PromptRefusedError for "chat" without a template)."""
         if frame == CHAT_FRAME:

@@ -27,7 +27,9 @@ _ON_VLLM = {
     "max_batch_tokens": "--max-num-batched-tokens",
     "kv_cache_tokens": "--kv-cache-memory-bytes",
 }
-"""Our options for the embedded engine -> vLLM's flag of that meaning. `dtype` is called the same on both."""
+"""Our options for the embedded engine -> vLLM's flag of that meaning."""
+_SAME_ON_VLLM = ("dtype", "generation_config")
+"""Those that vLLM calls the same."""
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)
 
 
@@ -48,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, may_be_unguarded: bool = T
         )
     add_fields(parser.add_argument_group("engine transformers"), EmbeddedOptions, *_ONLY_EMBEDDED)
     flags = (
-        "--dtype, and every flag that is not listed here, goes to vLLM. `skillguard serve --engine vllm --help=all` "
-        "lists vLLM's flags, `--help=max-num-seqs` explains one."
+        "--dtype, --generation-config, and every flag that is not listed here, go to vLLM. `skillguard serve --engine "
+        "vllm --help=all` lists vLLM's flags, `--help=max-num-seqs` explains one."
     )
     add_fields(parser.add_argument_group("engine vllm", flags), VllmOptions, *_ONLY_VLLM)
 
@@ -116,10 +118,13 @@ def engine_options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
                 raise EngineFlagError(f"--{name.replace('_', '-')}: needs --engine vllm")
         return build_settings(EmbeddedOptions, args, **fixed)
     for name in _ONLY_EMBEDDED:
-        if hasattr(args, name) and name != "dtype":
+        if hasattr(args, name) and name not in _SAME_ON_VLLM:
             instead = f"; vLLM calls it {_ON_VLLM[name]}" if name in _ON_VLLM else ""
             raise EngineFlagError(f"--{name.replace('_', '-')}: belongs to engine transformers{instead}")
     # vLLM's own default is a 16-bit format even for a float32 model, which the demo's artifacts would not fit.
-    if dtype := getattr(args, "dtype", None if hasattr(args, "model") else DEMO_DTYPE):
-        flags = ("--dtype", dtype, *flags)
+    if not (hasattr(args, "model") or hasattr(args, "dtype")):
+        flags = ("--dtype", DEMO_DTYPE, *flags)
+    for name in _SAME_ON_VLLM:
+        if hasattr(args, name):
+            flags = (f"--{name.replace('_', '-')}", getattr(args, name), *flags)
     return build_settings(VllmOptions, args, **fixed, flags=flags)

@@ -82,6 +82,7 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     """What runs, what is not covered, and a line to paste."""
     from guards.core.version import tool_name
     from server.coverage import accepted, uncovered
+    from server.engines.defaults import shown
 
     running = readiness.require_running()
     info, rules = running.info, running.policy.rules
@@ -94,6 +95,8 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
         lines.append(f"  guard  {guard.name}: {guard.method}, skill {guard.skill}, {rules[guard.name].mode}, {state}")
     if not info.guards:
         lines.append("  guard  NONE: every skill is served (--unguarded)")
+    if defaults := shown(info.defaults):
+        lines.append(f"  draws  {defaults}, where a request does not say (--generation-config vllm leaves this out)")
     lines += [f"  note   {sentence}" for sentence in [*accepted(info), *uncovered(info)]]
     if not readiness.ready:
         return "\n".join([*lines, f"  NOT READY: nothing is generated. {url}/ready says why."])

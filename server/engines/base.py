@@ -42,6 +42,23 @@ class Grammar:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """How answers are drawn where a request does not say. Every default here asks for nothing."""
+
+    max_tokens: int | None = None
+    """Length of an answer; None for all that the context leaves."""
+    most_tokens: int | None = None
+    """Longest answer, whatever a request asks for."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How to draw tokens. Temperature 0 is greedy. Every default asks for nothing.
 
@@ -49,17 +66,17 @@ class Sampling:
     """
 
     max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float = SamplingDefaults.temperature
+    top_p: float = SamplingDefaults.top_p
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """None: none. 0: of the drawn token. n: of the n most likely tokens as well."""
-    top_k: int = 0
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    top_k: int = SamplingDefaults.top_k
+    min_p: float = SamplingDefaults.min_p
+    frequency_penalty: float = SamplingDefaults.frequency_penalty
+    presence_penalty: float = SamplingDefaults.presence_penalty
+    repetition_penalty: float = SamplingDefaults.repetition_penalty
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
@@ -73,6 +90,10 @@ class Sampling:
 
 COMMON_OPTIONS = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"})
 ALL_OPTIONS = frozenset(field.name for field in fields(Sampling))
+HONOURED: Mapping[str, frozenset[str]] = {"transformers": ALL_OPTIONS, "vllm": ALL_OPTIONS}
+"""Engines that serve models, and the fields of `Sampling` that each honours."""
+CALLS_TOOLS = frozenset({"vllm"})
+"""Those of them that honour tools, where the model's chat template shows them."""
 
 
 def require_honoured(
@@ -278,6 +299,8 @@ class EngineInfo:
     guards: tuple[GuardInfo, ...]
     options: frozenset[str] = COMMON_OPTIONS
     """Fields of `Sampling` that this engine honours."""
+    defaults: SamplingDefaults = SamplingDefaults()
+    """What the model itself asks for where a request does not say."""
     tool_choices: frozenset[ToolChoice] = frozenset()
     """How tools may be asked for; empty where neither they nor their results can be shown to the model."""
 
@@ -304,8 +327,8 @@ class Message:
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. Called from one event loop; the two `encode` methods and `plan_tools` from
-    any thread."""
+    """What the server needs of an engine. Called from one event loop; the two `encode` methods, `plan_tools` and
+    `prepare` from any thread."""
 
     @property
     def info(self) -> EngineInfo:
@@ -349,12 +372,19 @@ class Engine(Protocol):
         """
         ...
 
+    def prepare(self, sampling: Sampling) -> None:
+        """Checks the options against the model, and compiles a grammar, which may take a while: `submit` then does not.
+
+        Raises InvalidOptionError.
+        """
+        ...
+
     def submit(self, request: EngineRequest) -> EventStream:
         """Queues a request and returns its events.
 
         Raises EngineBusyError, PromptTooLongError, PromptError (empty, or a token id outside the vocabulary),
-        UnsupportedOptionError, EngineStoppedError, or PolicyError (a policy that does not fit the guards) at the call
-        itself, before anything is queued.
+        UnsupportedOptionError, InvalidOptionError, EngineStoppedError, or PolicyError (a policy that does not fit the
+        guards) at the call itself, before anything is queued.
         """
         ...
 

@@ -31,6 +31,14 @@ class UnsupportedOptionError(EngineError):
         self.param = param
 
 
+class InvalidOptionError(EngineError):
+    """An option's value is nothing that this model or engine can work with. `param` is the field of `Sampling`."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class EngineFlagError(EngineError):
     """A flag is unknown to the engine, malformed, or asks for what guards do not stand. Raised before anything runs."""
 

@@ -33,13 +33,18 @@ from server.engines.errors import (
     EngineBusyError,
     EngineError,
     EngineStoppedError,
+    InvalidOptionError,
     PromptError,
     PromptTooLongError,
     UnsupportedOptionError,
 )
+from server.engines.grammars import require_bounded
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
 from server.engines.tools import Tool, ToolUse
+
+MAX_BAD_WORDS = 128
+"""As in vLLM: each is looked for at every token."""
 
 
 class GuardedEngine(ABC):
@@ -153,6 +158,45 @@ class GuardedEngine(ABC):
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         raise UnsupportedOptionError(f"The {self.info.engine} engine does not honour 'tools'; leave it out.", "tools")
 
+    def prepare(self, sampling: Sampling) -> None:
+        """See `Engine.prepare`."""
+        if sampling.min_tokens > sampling.max_tokens:
+            raise InvalidOptionError(
+                f"got {sampling.min_tokens}, wanted at most the token limit, {sampling.max_tokens}", "min_tokens"
+            )
+        for option in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            if wrong := [token for token in getattr(sampling, option) if not 0 <= token < self._vocabulary]:
+                raise InvalidOptionError(
+                    f"got token id {wrong[0]}, wanted ids below the vocabulary's {self._vocabulary}", option
+                )
+        self._bad_word_ids(sampling)
+        if sampling.grammar is not None:
+            require_bounded(sampling.grammar)
+            self._require_grammar(sampling)
+
+    @abstractmethod
+    def _require_grammar(self, sampling: Sampling) -> None:
+        """Raises InvalidOptionError where this engine cannot keep the grammar, which is not None."""
+
+    def _bad_word_ids(self, sampling: Sampling) -> list[tuple[int, ...]]:
+        """The tokens of each bad word at an answer's start and after a space, as vLLM takes them.
+
+        Raises InvalidOptionError for a word without tokens, or for more of them than MAX_BAD_WORDS.
+        """
+        found: list[tuple[int, ...]] = []
+        for word in sampling.bad_words:
+            plain, spaced = (self._codec.encode_part(space + word.lstrip()) for space in ("", " "))
+            if not plain:
+                raise InvalidOptionError("every word should have at least one token", "bad_words")
+            found.append(plain)
+            if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
+                found.append(spaced)
+        if len(found) > MAX_BAD_WORDS:
+            raise InvalidOptionError(
+                f"got {len(found)} words, with and without a space; wanted at most {MAX_BAD_WORDS}", "bad_words"
+            )
+        return found
+
     def _admit(self, request: EngineRequest) -> EngineRequest:
         """The request with a rule for every guard. Raises what `Engine.submit` raises for one that cannot be run."""
         if not self.healthy():
@@ -172,6 +216,7 @@ class GuardedEngine(ABC):
             raise EngineBusyError(f"got {self._capacity} requests already, the queue is full: try again")
         if request.request_id in self._streams:
             raise EngineError(f"request id {request.request_id!r} is in use")
+        self.prepare(request.sampling)
         return replace(request, policy=request.policy.over(self._rules))
 
     def _describe_guards(self) -> tuple[GuardInfo, ...]:

@@ -52,6 +52,13 @@ class EmbeddedOptions(_GuardOptions):
         description="Tokens of one forward pass. Raising it shortens the prefill of long prompts and lengthens the "
         "pauses of the answers that run beside it.",
     )
+    generation_config: str = Field(
+        "auto",
+        min_length=1,
+        title="auto|vllm|FOLDER",
+        description="How answers are drawn where a request does not say: as the model's generation_config.json has it, "
+        "by neutral defaults (vllm), or as another folder's file has it.",
+    )
     kv_cache_tokens: int = Field(
         32768, ge=32, description="Tokens whose keys and values are kept. Raising it costs memory."
     )

@@ -5,11 +5,12 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tqdm import tqdm
 
+from server.engines.base import SamplingDefaults
 from server.errors import EvaluationError
 from server.evaluation.arms import Arm
 from server.evaluation.client import TOO_LONG, Client, Prompt, Reply
@@ -19,6 +20,10 @@ from server.evaluation.options import EvaluationOptions
 from server.evaluation.rouge import rouge1_recall
 from server.evaluation.suites import Item, Suite
 
+NEUTRAL = {
+    each.name: each.default for each in fields(SamplingDefaults) if each.name not in ("max_tokens", "most_tokens")
+}
+"""Sent with every request, so that a model's own defaults change nothing of what is measured."""
 TOO_MANY_FAILURES = 20
 """After so many an arm is given up: its server is gone, or no prompt fits."""
 
@@ -120,7 +125,7 @@ async def _one(work: _Work, client: Client, suite: Suite, item: Item, key: str, 
 
 async def _ask(work: _Work, client: Client, suite: Suite, item: Item) -> Record:
     prompt = Prompt(item.prompt, chat=work.options.frame == "chat")
-    reply = await client.ask(prompt, sampling_of(suite, item, work.options), suite.kind.traits.letters)
+    reply = await client.ask(prompt, NEUTRAL | sampling_of(suite, item, work.options), suite.kind.traits.letters)
     too_long = reply.finish_reason == TOO_LONG
     if too_long and work.options.too_long == "fail":
         raise EvaluationError(f"{reply.text}; or say --too-long leave-out")

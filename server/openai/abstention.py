@@ -5,10 +5,10 @@
     refusal          200    stop             the operator's text          as really spent
     error            400    none: code skill_abstained, whole response    not shown
 
-The operator's text is both `content` and `refusal` of a chat message, so that it is read by clients that know only one
-of them, and `text` of a completion. An abstained choice carries no logprobs and nothing that the model wrote, except
-what a stream had already sent. With several answers each has its own outcome, only under `error` the first abstention
-ends the whole request, since a status belongs to all of them.
+Of a chat message the operator's text is `content`, or under `refusal` its `refusal`, with `content` null: never both,
+since clients show one behind the other. Of a completion it is `text`. An abstained choice carries no logprobs and
+nothing that the model wrote, except what a stream had already sent. With several answers each has its own outcome, only
+under `error` the first abstention ends the whole request, since a status belongs to all of them.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,11 @@ class Abstention:
     style: AbstainStyle
     text: str
     for_operator: bool
+
+    @property
+    def as_refusal(self) -> bool:
+        """Whether a chat message holds the text as `refusal`."""
+        return self.style is AbstainStyle.REFUSAL
 
     def guard(self, hit: Hit) -> dict[str, object]:
         """The `guard` object. Scores and thresholds would tell a user how far a prompt is from passing."""

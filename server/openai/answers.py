@@ -80,5 +80,6 @@ class AnswerJob:
         else:
             parsed = self.parser().whole(answer.text)
             logprobs = answer.logprobs if self.wants_logprobs else None
-        body = self.shape.whole(parsed, logprobs=logprobs, withheld=hit is not None)
+        as_refusal = hit is not None and self.abstention.as_refusal
+        body = self.shape.whole(parsed, logprobs=logprobs, as_refusal=as_refusal)
         return {"index": index, **body, **self.ending(answer.finish, called=bool(parsed.calls))}

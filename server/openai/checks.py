@@ -5,8 +5,8 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.openai.body import Body, NonEmptyText
-from server.openai.chat import ChatMessage
 from server.openai.completions import Prompt, to_prompt
+from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
 
 

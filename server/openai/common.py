@@ -2,12 +2,13 @@
 
 import re
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.base import EngineInfo, Grammar, Sampling, require_honoured
+from server.engines.base import EngineInfo, Grammar, Sampling, SamplingDefaults, require_honoured
+from server.engines.defaults import MinP, Penalty, RepetitionPenalty, Temperature, TokenLimit, TopK, TopP
 from server.openai.body import MAX_INT, Body, NonEmptyText, TokenId
 from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs
@@ -15,6 +16,7 @@ from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
+_MAX_SEED = 2**63 - 1
 _TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
 
 
@@ -44,7 +46,6 @@ def _biases(value: object) -> object:
 StopText = Annotated[NonEmptyText, Field(max_length=_MAX_STOP_CHARACTERS)]
 Stops = Annotated[tuple[StopText, ...], Field(max_length=_MAX_STOPS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class StreamOptions(Body):
@@ -56,7 +57,8 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body, ABC):
-    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out.
+    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out, and so are
+    a seed of -1 (vLLM's word for none) and a bias of 0.
 
     `user` and `safety_identifier` name the caller's own end user to OpenAI's abuse monitoring. They ask for nothing
     that could be honoured or not, SDKs send them by default, and they are neither stored nor logged.
@@ -68,19 +70,19 @@ class SamplingBody(Body, ABC):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_INT)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    max_tokens: TokenLimit | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=MAX_INT)
-    min_p: float | None = Field(None, ge=0, le=1)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     bad_words: list[NonEmptyText] | None = None
-    seed: int | None = Field(None, ge=0, le=2**62)
+    seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
     stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
@@ -122,23 +124,26 @@ class SamplingBody(Body, ABC):
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling(self, max_tokens: int, answer: int) -> Sampling:
+    def sampling(self, max_tokens: int, answer: int, defaults: SamplingDefaults) -> Sampling:
         """For the answer-th answer to one prompt. With a seed each of them draws from its own."""
+
+        def drawn(name: str) -> Any:
+            asked = getattr(self, name)
+            return getattr(defaults, name) if asked is None else asked
+
         return Sampling(
             max_tokens=max_tokens,
-            temperature=Sampling.temperature if self.temperature is None else self.temperature,
-            top_p=Sampling.top_p if self.top_p is None else self.top_p,
-            seed=None if self.seed is None else self.seed + answer,
+            temperature=drawn("temperature"),
+            top_p=drawn("top_p"),
+            seed=None if self.seed in (None, -1) else (self.seed + answer) & _MAX_SEED,
             stop=self.stop or (),
             logprobs=self.logprob_count,
-            top_k=max(0, self.top_k or 0),
-            min_p=self.min_p or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            repetition_penalty=Sampling.repetition_penalty
-            if self.repetition_penalty is None
-            else self.repetition_penalty,
-            logit_bias=self.logit_bias or {},
+            top_k=max(0, drawn("top_k")),
+            min_p=drawn("min_p"),
+            frequency_penalty=drawn("frequency_penalty"),
+            presence_penalty=drawn("presence_penalty"),
+            repetition_penalty=drawn("repetition_penalty"),
+            logit_bias={token: bias for token, bias in (self.logit_bias or {}).items() if bias},
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
             bad_words=tuple(self.bad_words or ()),
             min_tokens=self.min_tokens or 0,
@@ -150,11 +155,15 @@ class SamplingBody(Body, ABC):
 
     def require_honoured(self, sampling: Sampling, info: EngineInfo) -> None:
         """Raises UnsupportedOptionError naming the field of this request that the engine does not honour."""
+        require_honoured(sampling, info.engine, info.options, self.field_of)
+
+    def field_of(self, option: str) -> str:
+        """The field of this request that a field of its Sampling comes from."""
         names = {
             "include_stop": "include_stop_str_in_output",
             "grammar": "response_format" if self.structured_outputs is None else "structured_outputs",
         }
-        require_honoured(sampling, info.engine, info.options, lambda option: names.get(option, option))
+        return names.get(option, option)
 
     def _grammar(self) -> Grammar | None:
         asked = self.structured_outputs or self.response_format

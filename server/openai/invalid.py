@@ -45,6 +45,10 @@ def invalid_request(findings: Sequence[Mapping[str, Any]]) -> SkillguardError:
             return InvalidRequestError(f"{param!r} is not a field of this request; leave it out.", param)
         case "model_type" | "model_attributes_type" | "dict_type":
             wanted = "it should be an object"
+        case "too_short" | "too_long" as kind:
+            bound, name = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+            count = finding["ctx"][name]
+            wanted = f"it should have at {bound} {count} {'item' if count == 1 else 'items'}"
         case _:
             wanted = finding["msg"].rstrip(".").replace("Input should", "it should")
     place = repr(param) if param else "The body"
@@ -71,7 +75,7 @@ def _describe(value: object) -> str:
             return "true" if value else "false"
         case dict():
             return "an object"
-        case list():
+        case list() | tuple():
             return f"a list of {len(value)}"
         case str() if len(value) > _SHOWN_CHARACTERS:
             return f"a string of {len(value)} characters"

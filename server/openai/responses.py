@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from server.context import context_of
+from server.context import RequestContext, context_of
 from server.errors import (
     InvalidRequestError,
     NoSuchRouteError,
@@ -19,10 +19,11 @@ from server.errors import (
 from server.openai.invalid import invalid_request
 
 
-def error_response(error: Exception, request_id: str) -> Response:
+def error_response(error: Exception, context: RequestContext) -> Response:
     """Any error as OpenAI's error object. Pure ASCII: a message may quote half a surrogate pair of the caller's."""
+    context.error = error
     return Response(
-        json.dumps(error_body(error, request_id)),
+        json.dumps(error_body(error, context.request_id)),
         status_code=reply_of(error).status,
         headers=error_headers(error),
         media_type="application/json",
@@ -59,7 +60,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _respond(request: Request, error: Exception) -> Response:
-    return error_response(error, context_of(request.scope).request_id)
+    return error_response(error, context_of(request.scope))
 
 
 def _is_json(content_type: str) -> bool:

@@ -17,20 +17,20 @@ class AnswerShape(Protocol):
     whole_object: str
     chunk_object: str
 
-    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
-        """A choice that is not streamed. `withheld`: the text is the operator's, not the model's."""
+    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, as_refusal: bool) -> dict[str, object]:
+        """A choice that is not streamed. `as_refusal`: its text is a refusal, where there is a field for that."""
         ...
 
-    def opening(self) -> dict[str, object] | None:
-        """What a streamed choice begins with, if anything."""
+    def opening(self, may_refuse: bool) -> dict[str, object] | None:
+        """What a streamed choice begins with, if anything. `may_refuse`: a refusal may follow, with no content."""
         ...
 
     def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
         """More of a streamed choice, of which `offset` characters were sent before."""
         ...
 
-    def withheld(self, text: str, separator: str) -> dict[str, object]:
-        """The operator's text in a streamed choice; `separator` sets it off from what was sent before."""
+    def withheld(self, text: str, separator: str, as_refusal: bool) -> dict[str, object]:
+        """The operator's text in a streamed choice; `separator` sets it off from what was sent before it as content."""
         ...
 
     def closing(self) -> dict[str, object]:
@@ -45,9 +45,11 @@ class ChatShape:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
+    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, as_refusal: bool) -> dict[str, object]:
         text = None if answer.calls and not answer.content else answer.content
-        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": text if withheld else None}
+        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+        if as_refusal:
+            message |= {"content": None, "refusal": text}
         if answer.calls:
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -55,8 +57,9 @@ class ChatShape:
             ]
         return {"message": message, "logprobs": self._logprobs(logprobs)}
 
-    def opening(self) -> dict[str, object]:
-        return {"delta": {"role": "assistant", "content": "", "refusal": None}, "logprobs": None}
+    def opening(self, may_refuse: bool) -> dict[str, object]:
+        content = None if may_refuse else ""
+        return {"delta": {"role": "assistant", "content": content, "refusal": None}, "logprobs": None}
 
     def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
         delta: dict[str, object] = {}
@@ -66,8 +69,8 @@ class ChatShape:
             delta["tool_calls"] = [_call_piece(call) for call in piece.calls]
         return {"delta": delta, "logprobs": self._logprobs(logprobs)}
 
-    def withheld(self, text: str, separator: str) -> dict[str, object]:
-        return {"delta": {"content": separator + text, "refusal": text}, "logprobs": None}
+    def withheld(self, text: str, separator: str, as_refusal: bool) -> dict[str, object]:
+        return {"delta": {"refusal": text} if as_refusal else {"content": separator + text}, "logprobs": None}
 
     def closing(self) -> dict[str, object]:
         return {"delta": {}, "logprobs": None}
@@ -92,16 +95,16 @@ class CompletionShape:
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, withheld: bool) -> dict[str, object]:
+    def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, as_refusal: bool) -> dict[str, object]:
         return {"text": answer.content, "logprobs": self._logprobs(logprobs, offset=0)}
 
-    def opening(self) -> None:
+    def opening(self, may_refuse: bool) -> None:
         return None
 
     def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
         return {"text": piece.content, "logprobs": self._logprobs(logprobs, offset)}
 
-    def withheld(self, text: str, separator: str) -> dict[str, object]:
+    def withheld(self, text: str, separator: str, as_refusal: bool) -> dict[str, object]:
         return {"text": separator + text, "logprobs": None}
 
     def closing(self) -> dict[str, object]:

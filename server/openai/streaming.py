@@ -5,8 +5,8 @@
 - A choice: its opening (chat: the role), pieces of text and of tool calls, a closing with `finish_reason`. Then, if
   asked for, one chunk with usage and no choices. Then `data: [DONE]`, which means that every choice is complete.
 - Abstention: pieces not yet sent are dropped, tool calls and what their parser holds back alike; the operator's text is
-  sent as content, after a blank line where text of the model went before it; the closing carries `finish_reason`, which
-  is never `tool_calls`, and `guard`. Other choices go on.
+  sent as content, after a blank line where text of the model went before it, or as a refusal (`abstention.py`); the
+  closing carries `finish_reason`, which is never `tool_calls`, and `guard`. Other choices go on.
 - Abstention under `error`, or any error, after the first byte: one object `{"error": …}` of the same shape as an error
   body, and the stream ends without `[DONE]`: OpenAI's SDKs raise on it, and anyone else sees an unfinished stream.
 - Disconnect: nothing more is sent, and every request of this stream is cancelled.
@@ -105,7 +105,7 @@ class _Choice:
         parts: list[dict[str, object]] = []
         if not self._opened:
             self._opened = True
-            if (opening := shape.opening()) is not None:
+            if (opening := shape.opening(self._job.abstention.as_refusal)) is not None:
                 parts.append(opening)
         if isinstance(event, Chunk):
             self._held.append(event)
@@ -116,7 +116,8 @@ class _Choice:
         if (hit := event.abstained_on) is not None:
             abstention = self._job.abstention
             abstention.refuse_if_error_style(hit)
-            parts.append(shape.withheld(abstention.text, "\n\n" if self._sent_characters else ""))
+            separator = "\n\n" if self._sent_characters else ""
+            parts.append(shape.withheld(abstention.text, separator, abstention.as_refusal))
         else:
             parts.extend(self._release(keep_tokens=0))
             parts.extend(self._parse(Chunk("", tokens=0), final=True))

@@ -1,16 +1,16 @@
-"""Tools in a chat request: which there are, whether the model calls them, and calls and results in its history."""
+"""Tools in a chat request: which there are, and whether the model calls them."""
 
-import json
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.tools import Tool, ToolCall, ToolChoice
-from server.openai.body import Body, NonEmptyText, Text
+from server.engines.tools import Tool, ToolChoice
+from server.openai.body import Body, Text
 from server.openai.invalid import conflict
 from server.openai.structure import object_text
+from server.openai.unsupported import IN_TOOL, Neutral
 
 _NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
 MAX_TOOLS = 128
@@ -29,21 +29,13 @@ def _schema(parameters: object) -> object:
     return parameters
 
 
-def _arguments(arguments: str) -> str:
-    """Templates look into arguments. Clients put together from a stream that had none send an empty text."""
-    try:
-        parsed = json.loads(arguments) if arguments else {}
-        object_text(parsed)
-    except (ValueError, RecursionError):
-        raise PydanticCustomError("arguments", "it should be a JSON object as text") from None
-    return arguments or "{}"
-
-
 FunctionName = Annotated[str, AfterValidator(_function_name)]
 
 
 class FunctionBody(Body):
     """What a function is called, what it does and what it takes."""
+
+    not_honoured: ClassVar[Neutral] = IN_TOOL
 
     name: FunctionName
     description: Text | None = None
@@ -53,6 +45,8 @@ class FunctionBody(Body):
 
 class ToolBody(Body):
     """One tool. OpenAI's other kinds run on its own machines."""
+
+    not_honoured: ClassVar[Neutral] = IN_TOOL
 
     type: Literal["function"]
     function: FunctionBody
@@ -103,24 +97,6 @@ class ChoiceBody(Body):
 
 
 Choice = Annotated[ChoiceBody | None, BeforeValidator(lambda value: None if value is None else _choice(value))]
-
-
-class CalledFunction(Body):
-    """What was called, with what."""
-
-    name: FunctionName
-    arguments: Annotated[Text, AfterValidator(_arguments)]
-
-
-class CallBody(Body):
-    """One call that an assistant made."""
-
-    id: NonEmptyText
-    type: Literal["function"]
-    function: CalledFunction
-
-    def to_engine(self) -> ToolCall:
-        return ToolCall(self.id, self.function.name, self.function.arguments)
 
 
 Tools = Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)]

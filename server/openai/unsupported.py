@@ -1,20 +1,22 @@
 """Fields of OpenAI's and vLLM's requests that this server knows and does not honour.
 
-A field that were accepted and ignored would let a caller believe in it, so each is a 400 that names it. Null, and a
-value that asks for what happens anyway, is let through: clients send those by default.
+A field that were accepted and ignored would let a caller believe in it, so each is a 400 that names it. One rule says
+what is let through: a value that asks for what happens anyway, or that asks nothing of the answer. So does null, of
+whatever field. Clients send those by default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from server.openai.invalid import refused_option
 
-Neutral = Mapping[str, tuple[object, ...]]
-"""Field -> the values besides null that change nothing."""
+Neutral = Mapping[str, tuple[object, ...] | None]
+"""Field -> the values besides null that change nothing; None where no value does."""
+ANY_VALUE = None
 
 IN_GENERATION: Neutral = {
     # what tools were once called
     "functions": ([],),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     # the shape of the answer
     "guided_json": (),
     "guided_regex": (),
@@ -24,64 +26,92 @@ IN_GENERATION: Neutral = {
     "guided_whitespace_pattern": (),
     "modalities": (["text"],),
     "audio": (),
-    "prediction": (),
-    "verbosity": (),
-    "reasoning_effort": (),
-    "include_reasoning": (),
+    "prediction": ANY_VALUE,
+    "verbosity": ("medium",),
+    "reasoning_effort": ("none",),
+    "include_reasoning": (True,),
     "thinking_token_budget": (),
     "web_search_options": (),
     # how tokens are drawn
-    "typical_p": (1, 1.0),
-    "length_penalty": (1, 1.0),
+    "typical_p": (1,),
+    "length_penalty": (1,),
     "use_beam_search": (False,),
+    "early_stopping": (False,),
+    "watermarking": (),
+    "repetition_detection": (),
     "logits_processors": ([],),
     # the prompt, and what would be shown of it
     "echo": (False,),
     "suffix": ("",),
     "prompt_logprobs": (),
+    "prompt_embeds": (),
     "truncate_prompt_tokens": (),
+    "truncation_side": (),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
-    "add_special_tokens": (),
     "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (),
+    "spaces_between_special_tokens": (True,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
-    "documents": (),
-    "mm_processor_kwargs": (),
+    "documents": ([],),
+    "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
+    "mm_payload": ("tensors",),
+    "return_mm_kwargs": (False,),
+    "return_prompt_text": (False,),
     "return_token_ids": (False,),
+    "return_token_offsets": (False,),
     "return_tokens_as_token_ids": (False,),
+    "logprob_token_ids": ([],),
+    "routed_experts_prompt_start": (0,),
     # storage, accounts and scheduling
-    "store": (False,),
-    "metadata": (),
+    "store": ANY_VALUE,
+    "metadata": ANY_VALUE,
+    "request_id": ANY_VALUE,
     "moderation": (),
-    "service_tier": ("auto",),
-    "prompt_cache_key": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": (),
+    "service_tier": ("auto", "default"),
+    "cache_control": ANY_VALUE,
+    "prompt_cache_key": ANY_VALUE,
+    "prompt_cache_options": ANY_VALUE,
+    "prompt_cache_retention": ANY_VALUE,
     "cache_salt": (),
     "priority": (0,),
-    "kv_transfer_params": (),
-    "vllm_xargs": (),
+    "session_id": (),
+    "stream_interval": (),
+    "ec_transfer_params": ({},),
+    "kv_transfer_params": ({},),
+    "vllm_xargs": ({},),
+}
+
+IN_CHAT: Neutral = {
+    **IN_GENERATION,
+    "add_special_tokens": (False,),
+    "best_of": (1,),
 }
 
 IN_COMPLETION: Neutral = {
     **IN_GENERATION,
+    "add_special_tokens": (True,),
     "tools": ([],),
-    "tool_choice": ("none",),
-    "parallel_tool_calls": (),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": ANY_VALUE,
 }
 
+IN_TOOL: Neutral = {"cache_control": ANY_VALUE}
+
 IN_MESSAGE: Neutral = {
-    "name": (),
+    # what the model would have to be shown beside the text
     "audio": (),
-    "annotations": ([],),
-    "function_call": (),
+    "images": ([],),
+    "videos": ([],),
+    # the beginning of the answer
+    "prefix": (False,),
+    "partial": (False,),
 }
 
 _INSTEAD = {
     "functions": "use 'tools' instead",
-    "function_call": "use 'tools' and 'tool_choice' instead, and in messages 'tool_calls'",
+    "function_call": "use 'tools' and 'tool_choice' instead",
     **{name: "use 'structured_outputs' instead" for name in IN_GENERATION if name.startswith("guided_")},
 }
 
@@ -95,17 +125,22 @@ IN_STRUCTURED_OUTPUTS: Neutral = {
 IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
 
 
-def drop_neutral(body: object, known: Neutral) -> object:
-    """The body without those fields that are not honoured; one that asks for something is refused by name."""
+def drop_neutral(body: object, known: Neutral, fields: Collection[str]) -> object:
+    """The body without what asks for nothing: of `known`, neutral values, and null of what is no field of it.
+
+    A field of `known` that asks for something is refused by name.
+    """
     if not isinstance(body, dict):
         return body
     for name in body:
         if name in known and not _is_neutral(body[name], known[name]):
             instead = _INSTEAD.get(name, "leave it out")
             raise refused_option(name, f"This server does not honour '{{field}}'; {instead}.")
-    return {name: value for name, value in body.items() if name not in known}
+    return {name: value for name, value in body.items() if name in fields or (name not in known and value is not None)}
 
 
-def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+def _is_neutral(value: object, neutral: tuple[object, ...] | None) -> bool:
+    if value is None or neutral is None:
+        return True
     # Python's False == 0, JSON's is not.
-    return value is None or any(type(value) is type(other) and value == other for other in neutral)
+    return any(isinstance(value, bool) == isinstance(other, bool) and value == other for other in neutral)

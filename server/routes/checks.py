@@ -8,24 +8,27 @@ from fastapi import APIRouter, Request
 
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, Reading, Verdict, decide
-from server.context import CallerDep, ServicesDep
+from server.context import CallerDep, ContextDep, ServicesDep
 from server.engines.base import GuardInfo, GuardScore
 from server.errors import UnverifiedError
 from server.generation import while_connected
 from server.openai import CheckRequest
-from server.openai.chat import require_shown
+from server.openai.history import log_dropped, require_shown
 from server.routes.generation import require_model
 
 router = APIRouter()
 
 
 @router.post("/v1/checks")
-async def checks(body: CheckRequest, request: Request, services: ServicesDep, caller: CallerDep) -> dict[str, object]:
+async def checks(
+    body: CheckRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
+) -> dict[str, object]:
     """The caller's own verdicts for everybody; scores, thresholds and places for operators."""
     running = services.readiness.require_ready()
     require_model(body.model, running)
     engine = services.engine
     if body.messages is not None:
+        log_dropped(body.messages, context.request_id)
         require_shown(body.messages, running.info)
         prompt = await asyncio.to_thread(engine.encode_chat, [message.to_engine() for message in body.messages])
     elif isinstance(body.prompt, str):

@@ -13,6 +13,7 @@ from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
 from server.engines.base import EngineRequest, Event, ToolPlan
+from server.engines.errors import InvalidOptionError
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
 from server.generation import Observer, collect, while_connected
@@ -20,6 +21,7 @@ from server.openai import ChatRequest, CompletionRequest
 from server.openai.abstention import Abstention
 from server.openai.answers import AnswerJob
 from server.openai.common import SamplingBody
+from server.openai.history import log_dropped
 from server.openai.shapes import AnswerShape, ChatShape, CompletionShape
 from server.openai.streaming import StreamedResponse
 from server.readiness import Running
@@ -36,11 +38,13 @@ async def chat_completions(
     """Continues a conversation."""
     running = services.readiness.require_ready()
     require_model(body.model, running)
+    log_dropped(body.messages, context.request_id)
     use = body.tool_use(running.info)
     plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
     tools = () if use is None else use.tools
     prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools)
     job = _job(body, [prompt], ChatShape(), services, running, caller, plan)
+    await _prepare(job, body, services, plan)
     return await _respond(job, bool(body.stream), request, services, context, caller)
 
 
@@ -54,6 +58,7 @@ async def completions(
     encode = services.engine.encode_text
     prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
+    await _prepare(job, body, services)
     return await _respond(job, bool(body.stream), request, services, context, caller)
 
 
@@ -79,8 +84,10 @@ def _job(
         raise InvalidRequestError(
             f"'n' times the number of prompts: got {answers}, wanted at most {config.max_answers}.", "n"
         )
-    limit = body.token_limit or config.default_max_tokens
-    if (least := body.min_tokens or 0) > limit:
+    defaults, least = running.info.defaults, body.min_tokens or 0
+    limits = [body.token_limit or config.default_max_tokens or defaults.max_tokens, defaults.most_tokens]
+    limit = min((each for each in limits if each is not None), default=None)
+    if limit is not None and least > limit:
         raise InvalidRequestError(f"'min_tokens': got {least}, wanted at most the token limit, {limit}.", "min_tokens")
     # The engine's ids are made here: a caller may send one x-request-id twice at a time.
     job_id = shape.id_prefix + secrets.token_hex(16)
@@ -88,10 +95,12 @@ def _job(
     requests: list[EngineRequest] = []
     for prompt in prompts:
         room = running.info.max_model_tokens - len(prompt)
-        # A prompt without room is left to the engine, whose error says how long it is.
-        max_tokens = body.token_limit or max(1, least, min(limit, room))
+        if limit is not None and body.token_limit is not None:
+            max_tokens = limit
+        else:  # a prompt without room is left to the engine, whose error says how long it is
+            max_tokens = max(1, least, room if limit is None else min(limit, room))
         for answer in range(body.answers_per_prompt):
-            sampling = body.sampling(max_tokens, answer)
+            sampling = body.sampling(max_tokens, answer, defaults)
             body.require_honoured(sampling, running.info)
             if plan is not None and plan.grammar is not None:
                 sampling = replace(sampling, grammar=plan.grammar)
@@ -109,6 +118,16 @@ def _job(
         abstention=Abstention(config.abstain_style, config.abstain_text, caller.is_operator),
         parser=PlainText if plan is None else plan.parser,
     )
+
+
+async def _prepare(job: AnswerJob, body: SamplingBody, services: Services, plan: ToolPlan | None = None) -> None:
+    """Raises InvalidRequestError naming the field whose value the engine cannot work with."""
+    try:  # the answers to one request differ in their seeds only
+        await asyncio.to_thread(services.engine.prepare, job.requests[0].sampling)
+    except InvalidOptionError as error:
+        of_tools = error.param == "grammar" and plan is not None and plan.grammar is not None
+        field = "tools" if of_tools else body.field_of(error.param)
+        raise InvalidRequestError(f"'{field}': {error}", field) from error
 
 
 async def _respond(

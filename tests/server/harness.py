@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
@@ -94,6 +96,24 @@ async def serving(
         if settled:
             await served.readiness.settled.wait()
         yield served
+
+
+@asynccontextmanager
+async def listening(engine: ScriptedEngine, **settings: Any) -> AsyncIterator[str]:
+    """The API's address of an app at a socket of this machine, in this event loop, once its start is over.
+
+    The socket listens before it serves, so that nobody has to wait for it.
+    """
+    app = create_app(engine, ServerConfig(**settings))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await app.state.services.readiness.settled.wait()
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            await running
 
 
 @dataclass

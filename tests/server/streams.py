@@ -9,6 +9,8 @@ def delta(finish_reason: str | None = None, **fields: object) -> dict[str, objec
 
 
 ROLE = delta(role="assistant", content="", refusal=None)
+ROLE_THAT_MAY_REFUSE = delta(role="assistant", content=None, refusal=None)
+"""Under the style `refusal`, so that a refused answer has no content."""
 
 
 def choices_of(events: list[Any]) -> list[Any]:

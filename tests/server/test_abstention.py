@@ -41,15 +41,16 @@ def engine() -> ScriptedEngine:
     )
 
 
-@pytest.mark.parametrize("style", FINISH_REASONS)
-async def test_chat(style: str) -> None:
+@pytest.mark.parametrize(("style", "shown_as"), [("content_filter", "content"), ("refusal", "refusal")])
+async def test_chat(style: str, shown_as: str) -> None:
+    """The text is there once: clients show content and refusal one behind the other."""
     async with serving(engine(), abstain_style=style, abstain_text=TEXT) as served:
         body = (await served.post(CHAT, chat("cook"))).json()
         ChatCompletion.model_validate(body, strict=True)
         assert body["choices"] == [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": TEXT, "refusal": TEXT},
+                "message": {"role": "assistant", "content": None, "refusal": None, shown_as: TEXT},
                 "logprobs": None,
                 "finish_reason": FINISH_REASONS[style],
                 "guard": OPERATOR_GUARD,

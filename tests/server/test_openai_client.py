@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import Any
 import openai
 import pydantic
 import pytest
-import uvicorn
 
 from guards.core.verdict import Stage
-from server.app import create_app
 from server.auth import Role, new_key
-from server.config import ServerConfig
 from server.engines.base import COMMON_OPTIONS, Chunk, Finish, FinishReason, Grammar, GrammarKind
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
+from tests.server.harness import listening
 
 pytestmark = pytest.mark.anyio
 
@@ -45,19 +42,11 @@ def engine() -> ScriptedEngine:
 async def client_of(
     engine: ScriptedEngine, api_key: str = "none", **settings: object
 ) -> AsyncIterator[openai.AsyncOpenAI]:
-    """uvicorn in this event loop. The socket listens before it serves, so that nobody has to wait for it."""
-    app = create_app(engine, ServerConfig.model_validate({"abstain_text": TEXT, **settings}))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        try:
-            async with openai.AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0) as client:
-                await app.state.services.readiness.settled.wait()
-                yield client
-        finally:
-            server.should_exit = True
-            await serving
+    async with (
+        listening(engine, **{"abstain_text": TEXT, **settings}) as base_url,
+        openai.AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0) as client,
+    ):
+        yield client
 
 
 async def ask(client: openai.AsyncOpenAI, content: str) -> openai.types.chat.ChatCompletion:
@@ -105,7 +94,7 @@ async def test_abstention() -> None:
     async with client_of(engine()) as client:
         choice = (await ask(client, "cook")).choices[0]
         assert (choice.finish_reason, choice.message.content) == ("content_filter", TEXT)
-        assert choice.message.refusal == TEXT
+        assert choice.message.refusal is None
         assert choice.model_extra is not None
         assert choice.model_extra["guard"]["skill"] == "cooking"
         assert await stream_of(client, "cook") == ["", TEXT, "content_filter"]
@@ -127,7 +116,8 @@ async def test_parse_raises_on_content_filter_and_not_on_refusal() -> None:
             await client.chat.completions.parse(model="scripted", messages=[{"role": "user", "content": "cook"}])
     async with client_of(engine(), abstain_style="refusal") as client:
         parsed = await client.chat.completions.parse(model="scripted", messages=[{"role": "user", "content": "cook"}])
-        assert parsed.choices[0].message.refusal == TEXT
+        message = parsed.choices[0].message
+        assert (message.content, message.refusal) == (None, TEXT)
 
 
 class Dish(pydantic.BaseModel):
@@ -183,6 +173,29 @@ async def test_tool_calls() -> None:
         again = await client.chat.completions.create(model="scripted", messages=history, tools=[dish])
         assert again.choices[0].message.content == "Ah."
         assert again.choices[0].message.tool_calls is None
+
+
+@pytest.mark.parametrize("written", ['{"name": "so', "{", "true", ""])
+async def test_calls_cut_short_can_be_sent_back(written: str) -> None:
+    """What an answer that met its limit had written, as each of the client's ways puts it together."""
+    steps = answer("[[Dish|", written, reason=FinishReason.LENGTH)
+    scripted = ScriptedEngine([Script(steps, when=lambda prompt: "tool " not in prompt), Script(answer("Ah."))])
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    dish = {"type": "function", "function": {"name": "Dish"}}
+    asked: dict[str, Any] = {"model": "scripted", "tools": [dish]}
+    async with client_of(scripted) as client:
+        created = (await client.chat.completions.create(messages=messages, **asked)).choices[0].message
+        async with client.chat.completions.stream(messages=messages, **asked) as stream:
+            async for _ in stream:
+                pass
+            streamed = stream.current_completion_snapshot.choices[0].message
+        for message in created, streamed, created.model_dump(), streamed.model_dump():
+            history = [*messages, message, {"role": "tool", "tool_call_id": "call_0", "content": "none"}]
+            again = await client.chat.completions.create(messages=history, **asked)
+            assert again.choices[0].message.content == "Ah."
+        prompts = {request.prompt_token_ids for request in scripted.submitted[2:]}
+        assert len(prompts) == 1
+        assert json.dumps(written)[1:-1] in bytes(prompts.pop()).decode()
 
 
 async def test_abstention_in_the_middle_of_a_tool_call() -> None:

@@ -76,7 +76,7 @@ def bodies(**fields: object) -> tuple[tuple[str, dict[str, object]], ...]:
 @pytest.mark.parametrize(("field", "value", "asked"), OPTIONS)
 async def test_option_reaches_the_engine(field: str, value: object, asked: dict[str, Any]) -> None:
     async with serving() as served:
-        for path, body in bodies(**{field: value}):
+        for path, body in bodies(max_tokens=512, **{field: value}):
             response = await served.post(path, body)
             assert response.status_code == 200, response.text
             assert served.engine.submitted[-1].sampling == Sampling(512, **asked)
@@ -99,7 +99,7 @@ async def test_engine_that_does_not_honour_it(field: str, value: object, asked: 
 @pytest.mark.parametrize(("field", "value"), NEUTRAL)
 async def test_what_asks_for_nothing_is_taken_by_every_engine(field: str, value: object) -> None:
     async with serving(ScriptedEngine(options=COMMON_OPTIONS)) as served:
-        for path, body in bodies(**{field: value}):
+        for path, body in bodies(max_tokens=512, **{field: value}):
             response = await served.post(path, body)
             assert response.status_code == 200, response.text
             assert served.engine.submitted[-1].sampling == Sampling(512)

@@ -10,7 +10,7 @@ from server.engines.base import Chunk, Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, Exchange, chat, completion, serving
-from tests.server.streams import ROLE, choices_of, delta
+from tests.server.streams import ROLE, ROLE_THAT_MAY_REFUSE, choices_of, delta
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def test_hit_at_the_prompt() -> None:
     async with serving(engine(*abstention(hit(guard()))), abstain_text=TEXT) as served:
         assert choices_of(await served.stream(CHAT, chat())) == [
             ROLE,
-            delta(content=TEXT, refusal=TEXT),
+            delta(content=TEXT),
             {**delta("content_filter"), "guard": {**GUARD, "stage": "prompt"}},
             "[DONE]",
         ]
@@ -61,7 +61,7 @@ async def test_hit_during_generation_follows_what_was_sent() -> None:
             ROLE,
             delta(content="Take"),
             delta(content=" eggs"),
-            delta(content=f"\n\n{TEXT}", refusal=TEXT),
+            delta(content=f"\n\n{TEXT}"),
             {**delta("content_filter"), "guard": GUARD},
             "[DONE]",
         ]
@@ -71,11 +71,10 @@ async def test_hit_during_generation_follows_what_was_sent() -> None:
 async def test_held_back_tokens_are_dropped_at_a_hit(hold_back: int, sent: str) -> None:
     settings: dict[str, Any] = {"hold_back_tokens": hold_back, "abstain_text": TEXT, "abstain_style": "refusal"}
     async with serving(engine(*abstention(LATE_HIT, *"abcd")), **settings) as served:
-        separator = "\n\n" if sent else ""
         assert choices_of(await served.stream(CHAT, chat())) == [
-            ROLE,
+            ROLE_THAT_MAY_REFUSE,
             *(delta(content=letter) for letter in sent),
-            delta(content=separator + TEXT, refusal=TEXT),
+            delta(refusal=TEXT),
             {**delta("stop"), "guard": GUARD},
             "[DONE]",
         ]

@@ -12,7 +12,7 @@ from server.engines.scripted.scripts import Script, Step, abstention, answer, gu
 from server.engines.scripted.tools import ScriptedToolParser
 from server.engines.tools import Parsed, ToolCall
 from tests.server.harness import CHAT, chat, serving
-from tests.server.streams import ROLE, choices_of, delta
+from tests.server.streams import ROLE, ROLE_THAT_MAY_REFUSE, choices_of, delta
 from tests.server.test_tools import CALLS, TOOLS
 
 pytestmark = pytest.mark.anyio
@@ -94,8 +94,9 @@ async def test_what_was_not_sent_at_a_hit_is_dropped(written: int, hold_back: in
         events = choices_of(await served.stream(CHAT, chat(tools=TOOLS)))
         sent = SENT[: SENT_AFTER[max(0, written - hold_back)]]
         separator = "\n\n" if len(sent) > 1 else ""
-        assert events[: len(sent)] == sent
-        assert events[len(sent)] == delta(content=separator + TEXT, refusal=TEXT)
+        refused = style == "refusal"
+        assert events[: len(sent)] == [ROLE_THAT_MAY_REFUSE if refused else ROLE, *sent[1:]]
+        assert events[len(sent)] == (delta(refusal=TEXT) if refused else delta(content=separator + TEXT))
         reason = {"content_filter": "content_filter", "refusal": "stop"}[style]
         assert [event["finish_reason"] for event in events[len(sent) + 1 : -1]] == [reason]
         assert events[-1] == "[DONE]"

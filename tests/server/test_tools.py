@@ -86,11 +86,11 @@ async def test_plan_of_the_engine() -> None:
     grammar = Grammar(GrammarKind.JSON_SCHEMA, "{}")
     scripted.tool_plan = ToolPlan(ScriptedToolParser, grammar, special_tokens=True)
     async with serving(scripted) as served:
-        await served.post(CHAT, chat(tools=TOOLS, tool_choice="required"))
-        await served.post(CHAT, chat())
+        await served.post(CHAT, chat(tools=TOOLS, tool_choice="required", max_tokens=9))
+        await served.post(CHAT, chat(max_tokens=9))
         with_tools, without = scripted.submitted
-        assert (with_tools.sampling, with_tools.special_tokens) == (Sampling(512, grammar=grammar), True)
-        assert (without.sampling, without.special_tokens) == (Sampling(512), False)
+        assert (with_tools.sampling, with_tools.special_tokens) == (Sampling(9, grammar=grammar), True)
+        assert (without.sampling, without.special_tokens) == (Sampling(9), False)
 
 
 async def test_history() -> None:
@@ -154,10 +154,8 @@ INVALID: list[tuple[dict[str, object], str, str]] = [
     (named("f", defer_loading=True), f"{FUNCTION}.defer_loading", "is not a field"),
     (chat(tools=[CLOCK, CLOCK]), "tools", "one name"),
     (chat(tools=[CLOCK] * 129), "tools", "at most 128 items"),
-    (chat(tool_choice="auto"), "tool_choice", "only allowed together with 'tools'."),
     (chat(tools=[], tool_choice="required"), "tool_choice", "only allowed together with 'tools'."),
     (chat(tool_choice=NAMED), "tool_choice", "only allowed together with 'tools'."),
-    (chat(parallel_tool_calls=False), "parallel_tool_calls", "only allowed together with 'tools'."),
     (chat(tools=TOOLS, parallel_tool_calls="no"), "parallel_tool_calls", "valid boolean"),
     (chat(tools=TOOLS, tool_choice="any"), "tool_choice", "\"none\", \"auto\", \"required\" or {"),
     (chat(tools=TOOLS, tool_choice=True), "tool_choice", "\"required\" or {"),
@@ -174,18 +172,14 @@ INVALID: list[tuple[dict[str, object], str, str]] = [
     (saying(role="tool", tool_call_id="a"), "messages[0].content", "Each message needs 'content'"),
     (saying(role="tool", content="x", tool_call_id=""), "messages[0].tool_call_id", "at least 1 character"),
     (saying(role="user", content="x", tool_calls=[CALL]), "messages[0].tool_calls", "Only an assistant's message"),
-    (saying(role="assistant", tool_calls=[]), "messages[0].content", "Each message needs 'content'"),
-    (saying(role="assistant", tool_calls=[{}]), f"{CALLED}.id", "is missing"),
-    (saying(role="assistant", tool_calls=[{**CALL, "index": 0}]), f"{CALLED}.index", "is not a field"),
+    (saying(role="function", content="x"), "messages[0].name", "needs 'name', the function's"),
+    (saying(role="function", content="x", name=""), "messages[0].name", "at least 1 character"),
+    (saying(role="user", content="x", function_call={"name": "f"}), "messages[0].function_call", "Only an assistant's"),
+    (saying(role="assistant", function_call={}), "messages[0].function_call.name", "is missing"),
+    (saying(role="assistant", function_call={"name": "f"}, tool_calls=[CALL]), "messages[0].function_call", "older"),
+    (saying(role="assistant", tool_calls=[{}]), f"{CALLED}.function", "is missing"),
     (saying(role="assistant", tool_calls=[{**CALL, "type": "custom"}]), f"{CALLED}.type", "it should be 'function'"),
-    (calling(name="a b"), f"{CALLED}.function.name", "1 to 64 letters"),
-    (calling(arguments={}), f"{CALLED}.function.arguments", "valid string; got an object."),
-    (calling(arguments="{"), f"{CALLED}.function.arguments", "it should be a JSON object as text; got the string '{'."),
-    (calling(arguments="[]"), f"{CALLED}.function.arguments", "a JSON object as text"),
-    (calling(arguments='{"a": NaN}'), f"{CALLED}.function.arguments", "a JSON object as text"),
-    (calling(arguments='{"a":' * 65 + "1" + "}" * 65), f"{CALLED}.function.arguments", "a JSON object as text"),
-    (calling(arguments='{"a":' * 9999), f"{CALLED}.function.arguments", "a JSON object as text"),
-    (calling(parsed_arguments={}), f"{CALLED}.function.parsed_arguments", "is not a field"),
+    (calling(name=3), f"{CALLED}.function.name", "valid string; got 3."),
 ]  # fmt: skip
 
 
@@ -260,15 +254,19 @@ async def test_logprobs_cover_calls() -> None:
         assert [each["token"] for each in choice["logprobs"]["content"]] == ["[[", "clock|{}", "]]"]
 
 
-@pytest.mark.parametrize(("style", "reason"), [("content_filter", "content_filter"), ("refusal", "stop")])
+@pytest.mark.parametrize(
+    ("style", "reason", "shown_as"), [("content_filter", "content_filter", "content"), ("refusal", "stop", "refusal")]
+)
 @pytest.mark.parametrize("written", [(), ("[[clo",), ("Look: ", "[[clock|{}]]"), ("[[clock|{}]]", "[[clock|")])
-async def test_an_abstained_answer_calls_nothing(written: tuple[str, ...], style: str, reason: str) -> None:
+async def test_an_abstained_answer_calls_nothing(
+    written: tuple[str, ...], style: str, reason: str, shown_as: str
+) -> None:
     stage = Stage.GENERATION if written else Stage.PROMPT
     scripted = ScriptedEngine([Script(abstention(hit(guard(), stage), *written))])
     async with serving(scripted, abstain_style=style, abstain_text=TEXT) as served:
         response = await served.post(CHAT, chat(tools=TOOLS))
         choice = response.json()["choices"][0]
-        assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": TEXT}
+        assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, shown_as: TEXT}
         assert choice["finish_reason"] == reason
         assert "clo" not in response.text
         # Positive control: without a hit the same text calls.

@@ -14,13 +14,15 @@ BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text token ids. Raises UnsupportedModelError when the model names none."""
-    found = model.generation_config.eos_token_id
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
+    """End-of-text token ids, the model's and the tokenizer's, as in vLLM.
+
+    Raises UnsupportedModelError when neither names one.
+    """
+    named = (model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    found = {token for each in named for token in (each if isinstance(each, list | tuple) else [each])} - {None}
+    if not found:
         raise UnsupportedModelError("the model names no end-of-text token (eos_token_id); set one in its configuration")
-    return frozenset(int(token) for token in (found if isinstance(found, list | tuple) else [found]))
+    return frozenset(int(token) for token in found)
 
 
 @torch.no_grad()

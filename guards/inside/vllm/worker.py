@@ -1,14 +1,10 @@
 """vLLM's workers with sites: one that serves guards, and the base it shares with calibration's.
 
 What they add is installed when the model is loaded, before anything is traced or run. vLLM imports a worker by name in
-its own processes. What a worker cannot install it refuses, and the reason reaches the operator through a file that the
-engine named, since vLLM's own report only says that a process died.
+its own processes. What a worker cannot install it refuses, and the reason reaches the operator (`failures.py`).
 """
 
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,10 @@ from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
+from guards.inside.vllm.failures import tell_of_core, told
 from guards.inside.vllm.sampler import Judged, WithholdingSampler
 from guards.inside.vllm.sequences import finder, slots_of
-from guards.inside.vllm.settings import FAILURE_FILE, SETTINGS
+from guards.inside.vllm.settings import SETTINGS
 from guards.inside.vllm.sites import find_local_sites
 from guards.methods.loaded import read_guards
 from guards.model.openings import Opening
@@ -52,21 +49,20 @@ WEIGHT_CHANGES = (
 """The methods by which vLLM's worker changes what it runs. Here each of them refuses."""
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Writes the reason of a refusal where the engine looks for it."""
-    try:
-        yield
-    except SkillguardError as error:
-        if path := os.environ.get(FAILURE_FILE):
-            Path(path).write_text(str(error))
-        raise
-
-
 class SiteWorker(PlatformWorker):  # type: ignore[misc]
     """A worker that puts something on the model's sites, and says why where it cannot."""
 
     _sites: ModelSites
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        tell_of_core()
+        with told():
+            super().__init__(*args, **options)
+
+    def init_device(self) -> None:
+        """As vLLM's worker, which looks here whether there is room enough on a GPU, and on CPUs when it is made."""
+        with told():
+            super().init_device()
 
     def _install(self, config: VllmConfig) -> None:
         """Puts it there, and sets `_sites`."""
@@ -76,7 +72,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
         """Loads the model and installs. Raises SkillguardError, naming the reason."""
         # Ctrl-C reaches every process of a terminal. A worker that died of it by itself would look like a failure.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _told():
+        with told():
             self._refuse_untested()
             super().load_model(**options)
             self._install(self.vllm_config)
@@ -84,7 +80,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
 
     def determine_available_memory(self) -> Any:
         """Traces the model on its way, which is when a site finds that it cannot see what it reads."""
-        with _told():
+        with told():
             return super().determine_available_memory()
 
     def _make_intermediate_tensors(self, config: VllmConfig) -> None:

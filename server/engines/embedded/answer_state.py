@@ -6,6 +6,7 @@ import torch
 
 from server.engines.answer_state import AnswerState
 from server.engines.base import TokenLogprob
+from server.engines.embedded.processors import Steering
 
 
 @dataclass
@@ -14,6 +15,10 @@ class EmbeddedAnswerState(AnswerState):
 
     generator: torch.Generator | None = None
     """Where draws take their numbers from; None for torch's own."""
+    steering: Steering | None = None
+    """Where the request asks for more than temperature and nuclei."""
+    stops: frozenset[int] = frozenset()
+    """The ids that end this answer."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     delivered: int = 0
     """Tokens handed to the answer's stream, the sentinel included."""

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 from guards.errors import UnsupportedModelError
@@ -62,6 +63,10 @@ def make_manager(
     if not model._supports_logits_to_keep():
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no logits_to_keep: guards cannot tell which rows count"
+        )
+    if "_eos_token_ids" not in RequestState.__dataclass_fields__:
+        raise UnsupportedModelError(
+            "this transformers keeps end tokens elsewhere: a withheld answer could not be ended"
         )
     SCHEDULER_MAPPING[_SCHEDULER] = _Scheduler
     manager = model.init_continuous_batching(

@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import GenerationConfig
 
 from guards.artifact.identity import refuse_mismatch
+from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.inside.transformers.writing import stop_ids
-from server.engines.base import COMMON_OPTIONS, EngineInfo, EngineRequest, FinishReason, Load, require_honoured
+from server.engines.base import HONOURED, EngineInfo, EngineRequest, FinishReason, Load, Sampling, SamplingDefaults
+from server.engines.defaults import NEUTRAL_FILE, read_defaults
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
+from server.engines.embedded.grammars import Grammars
+from server.engines.embedded.processors import Steering, steers
 from server.engines.embedded.sampler import JudgingSampler
-from server.engines.errors import EngineStoppedError
+from server.engines.errors import EngineStoppedError, InvalidOptionError
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions
 from server.engines.stream import AnswerStream, Drawn
@@ -47,6 +52,7 @@ class EmbeddedEngine(GuardedEngine):
         options = self._options
         self._loaded = await asyncio.to_thread(load_model, options.model, options.device, options.dtype)
         self._codec = self._loaded.codec
+        self._defaults = self._read_defaults()
         self._vocabulary = int(self._loaded.model.config.vocab_size)
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, self._loaded.identity)
@@ -61,11 +67,27 @@ class EmbeddedEngine(GuardedEngine):
             raise
         self._info = await asyncio.to_thread(self._describe)
 
+    def _read_defaults(self) -> SamplingDefaults:
+        """Of the model's generation_config.json, or of the one that takes its place, end tokens included."""
+        wanted, model = self._options.generation_config, self._loaded.model
+        if wanted == NEUTRAL_FILE:
+            return SamplingDefaults()
+        if wanted != "auto":
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(wanted, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise UnsupportedModelError(
+                    f"--generation-config: got {wanted!r}, wanted auto, {NEUTRAL_FILE} or a folder with a "
+                    "generation_config.json"
+                ) from error
+        return read_defaults(model.generation_config.to_diff_dict())
+
     def _start_batching(self) -> None:
         options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
         assert self._attachment is not None
         limit = int(model.config.max_position_embeddings)
         self._stop_ids = stop_ids(model, tokenizer)
+        self._grammars = Grammars(self._codec, self._vocabulary, self._stop_ids)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
         self._take_guards(self._attachment.bound)
@@ -97,9 +119,8 @@ class EmbeddedEngine(GuardedEngine):
         return not self._stopped and self._manager is not None and bool(self._manager.is_running())
 
     def submit(self, request: EngineRequest) -> AnswerStream:
-        require_honoured(request.sampling, "transformers", COMMON_OPTIONS)
         request = self._admit(request)
-        answer = EmbeddedAnswerState(request)
+        answer = EmbeddedAnswerState(request, stops=self._stops(request), steering=self._steering(request))
         if request.sampling.seed is not None:
             answer.generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
         stream = AnswerStream(
@@ -109,24 +130,47 @@ class EmbeddedEngine(GuardedEngine):
         self._answers[request.request_id] = answer
         self._sampler.add(answer)
         try:
-            self._queue(request)
+            self._queue(answer)
         except BaseException:
             self._close(request.request_id, finished=True)
             raise
         return stream
 
+    def prepare(self, sampling: Sampling) -> None:
+        super().prepare(sampling)
+        if sampling.allowed_token_ids and {*sampling.allowed_token_ids} <= {self._sentinel} - self._stop_ids:
+            raise InvalidOptionError(f"got only token {self._sentinel}, which no answer holds", "allowed_token_ids")
+
     def load(self) -> Load:
         running = min(len(self._streams), self._options.max_running)
         return Load(running=running, waiting=len(self._streams) - running)
 
-    def _queue(self, request: EngineRequest) -> None:
+    def _stops(self, request: EngineRequest) -> frozenset[int]:
+        ends = frozenset() if request.sampling.ignore_eos else self._stop_ids
+        return ends.union(request.sampling.stop_token_ids)
+
+    def _steering(self, request: EngineRequest) -> Steering | None:
+        """Raises InvalidOptionError like `prepare`, which compiled the grammar before."""
+        sampling = request.sampling
+        if not steers(sampling):
+            return None
+        stops = self._stop_ids.union(sampling.stop_token_ids)  # also where they are ignored, as in vLLM
+        match = None if sampling.grammar is None else self._grammars.match(sampling.grammar, stops)
+        return Steering(request, self._bad_word_ids(sampling), stops, match, self._loaded.device)
+
+    def _require_grammar(self, sampling: Sampling) -> None:
+        assert sampling.grammar is not None
+        self._grammars.check(sampling.grammar)
+
+    def _queue(self, answer: EmbeddedAnswerState) -> None:
         """Gives a request to the batcher. Raises EngineStoppedError where that will not run it."""
+        request = answer.request
         accepted = self._manager.add_request(
             list(request.prompt_token_ids),
             request_id=request.request_id,
             max_new_tokens=request.sampling.max_tokens,
             streaming=True,
-            eos_token_id=sorted(self._stop_ids | {self._sentinel}),
+            eos_token_id=sorted(answer.stops),
         )
         # A batcher that dies drains its queue after it stopped accepting: still accepting means that it will see this.
         if accepted is None or self._manager.background_thread_status.can_accept_new_requests() is not None:
@@ -145,7 +189,7 @@ class EmbeddedEngine(GuardedEngine):
         new = slice(answer.delivered, len(tokens))
         answer.delivered = len(tokens)
         if output.is_finished():
-            ended = FinishReason.STOP if tokens and tokens[-1] in self._stop_ids else FinishReason.LENGTH
+            ended = FinishReason.STOP if tokens and tokens[-1] in answer.stops else FinishReason.LENGTH
         error = None if output.error is None else f"the forward pass failed: {output.error}"
         return Drawn(tuple(tokens[new]), tuple(answer.logprobs[new]), ended, error)
 
@@ -169,4 +213,6 @@ class EmbeddedEngine(GuardedEngine):
             max_model_tokens=self._max_tokens,
             template_sha256=loaded.codec.template_sha256,
             guards=self._describe_guards(),
+            options=HONOURED["transformers"],
+            defaults=self._defaults,
         )

@@ -2,9 +2,9 @@
 
 The batcher calls its list of logits processors once per step, with the logits of every position it is about to
 sample. This list does the whole step itself: it takes the guards' readings of that forward pass, judges each row
-under its request's policy, draws a token for the rows that may go on, puts the sentinel in the place of the others',
-and hands back scores that leave the batcher's argmax nothing to choose. Nothing runs after it that a request could
-influence.
+under its request's policy, draws a token for the rows that may go on, as their own options say, puts the sentinel in
+the place of the others', and hands back scores that leave the batcher's argmax nothing to choose. Nothing runs after it
+that a request could influence.
 """
 
 import threading
@@ -20,8 +20,9 @@ from guards.contract.columns import Columns
 from guards.core.verdict import Verdict
 from guards.inside.transformers.attach import Rows
 from server.engines.answer_state import GuardFacts
-from server.engines.base import Sampling, TokenLogprob
+from server.engines.base import TokenLogprob
 from server.engines.embedded.answer_state import EmbeddedAnswerState
+from server.engines.embedded.processors import draw_token
 
 TokenText = Callable[[int], tuple[str, bytes]]
 
@@ -53,6 +54,8 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         self._answers: dict[str, EmbeddedAnswerState] = {}
         self._lock = threading.Lock()
         self._batch: list[EmbeddedAnswerState | None] = []
+        self._states: list[Any] = []
+        """The batcher's own state of each row's request."""
 
     def add(self, answer: EmbeddedAnswerState) -> None:
         """Makes a request known; must happen before it is queued."""
@@ -66,10 +69,9 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: Tensor) -> Tensor:
         """Called before each forward pass with the batch's requests; remembers which will be sampled, in order."""
+        self._states = [future.state for future in requests_in_batch if future.has_new_token]
         with self._lock:
-            self._batch = [
-                self._answers.get(future.state.request_id) for future in requests_in_batch if future.has_new_token
-            ]
+            self._batch = [self._answers.get(state.request_id) for state in self._states]
         return arg_storage
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
@@ -106,30 +108,45 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         tokens = []
         for index, answer in enumerate(batch):
             if answer is None or not allowed[index]:
-                tokens.append(self._sentinel)
+                tokens.append(self._withhold(index))
                 continue
             if not finite[index]:
                 answer.fail("the model's logits are not finite")
-                tokens.append(self._sentinel)
+                tokens.append(self._withhold(index))
                 continue
             try:
                 tokens.append(self._draw_for(answer, logits[index], greedy[index]))
             except Exception as error:  # one request's numbers must not end the batch of everybody
                 answer.fail(f"drawing a token failed: {error!r}")
-                tokens.append(self._sentinel)
+                tokens.append(self._withhold(index))
         return tokens
 
+    def _withhold(self, row: int) -> int:
+        """The sentinel. It ends the row's request in the batcher, also where the request ignores what else ends it."""
+        self._states[row]._eos_token_ids.add(self._sentinel)
+        return self._sentinel
+
     def _draw_for(self, answer: EmbeddedAnswerState, logits_V: Tensor, greedy: int) -> int:
-        """Draws one row's token and keeps its log-probabilities."""
-        sampling = answer.request.sampling
-        token = greedy if sampling.temperature == 0 else draw_token(logits_V, sampling, answer.generator)
+        """Draws one row's token and keeps its log-probabilities. Raises ValueError where none may be drawn."""
+        sampling, steering, adjusted_V = answer.request.sampling, answer.steering, logits_V
+        if steering is not None:
+            logits_V = steering.constrain(logits_V)
+            adjusted_V = steering.adjust(logits_V)
+            if self._mask_sentinel:  # again: no option brings it back
+                adjusted_V[self._sentinel] = -torch.inf
+            greedy = int(adjusted_V.argmax())
+            if not torch.isfinite(adjusted_V[greedy]):
+                raise ValueError("the request's options leave no token")
+        token = greedy if sampling.temperature == 0 else draw_token(adjusted_V, sampling, answer.generator)
+        if steering is not None:
+            steering.take(token)
         if sampling.logprobs is not None:
             answer.logprobs.append(self._logprobs(logits_V, token, sampling.logprobs))
         answer.generated += 1
         return token
 
     def _logprobs(self, logits_V: Tensor, token: int, count: int) -> TokenLogprob:
-        """Log-probabilities before temperature and top-p, of the drawn token and the `count` most likely."""
+        """Log-probabilities before all but a grammar, of the drawn token and the `count` most likely."""
         logprobs_V = logits_V.log_softmax(dim=-1)
         text, raw = self._token_text(token)
         top = []
@@ -138,15 +155,3 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 top.append((*self._token_text(index), value))
         return TokenLogprob(text, raw, float(logprobs_V[token]), tuple(top))
-
-
-def draw_token(logits_V: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """Draws from one row's logits with temperature and top-p (nucleus). The most likely token always stays."""
-    probabilities = (logits_V / max(sampling.temperature, 1e-5)).softmax(dim=-1)
-    if sampling.top_p >= 1.0:
-        return int(torch.multinomial(probabilities, 1, generator=generator))
-    ordered, order = probabilities.sort(descending=True)
-    outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-    outside[0] = False
-    ordered[outside] = 0.0
-    return int(order[torch.multinomial(ordered, 1, generator=generator)])

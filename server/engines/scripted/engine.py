@@ -21,10 +21,12 @@ from server.engines.base import (
     GuardScore,
     Load,
     Message,
+    Sampling,
+    SamplingDefaults,
     ToolPlan,
     require_honoured,
 )
-from server.engines.errors import EngineError, EngineStoppedError, PromptError, PromptTooLongError
+from server.engines.errors import EngineError, EngineStoppedError, InvalidOptionError, PromptError, PromptTooLongError
 from server.engines.scripted.scripts import Script, Step, answer, guard, score
 from server.engines.scripted.tools import ScriptedToolParser
 from server.engines.tools import Tool, ToolChoice, ToolUse
@@ -43,6 +45,7 @@ class ScriptedEngine:
         guards: Sequence[GuardInfo] = (guard(),),
         max_model_tokens: int = 4096,
         options: frozenset[str] = ALL_OPTIONS,
+        defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008
         tool_choices: frozenset[ToolChoice] = frozenset(ToolChoice),
     ) -> None:
         self.scripts = list(scripts)
@@ -55,6 +58,8 @@ class ScriptedEngine:
         self.alive = True
         self.refusal: EngineError | None = None
         """Raised by `submit` and `check` where set, such as an EngineBusyError."""
+        self.invalid: InvalidOptionError | None = None
+        """Raised by `prepare` where set."""
         self.start_error: Exception | None = None
         self.may_start = _already_set()
         self.may_verify = _already_set()
@@ -74,6 +79,7 @@ class ScriptedEngine:
             template_sha256=None,
             guards=tuple(guards),
             options=options,
+            defaults=defaults,
             tool_choices=tool_choices,
         )
         self.tool_plan = ToolPlan(ScriptedToolParser)
@@ -112,6 +118,10 @@ class ScriptedEngine:
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         self.tool_uses.append(use)
         return self.tool_plan
+
+    def prepare(self, sampling: Sampling) -> None:
+        if self.invalid is not None:
+            raise self.invalid
 
     def submit(self, request: EngineRequest) -> EventStream:
         require_honoured(request.sampling, self._info.engine, self._info.options)

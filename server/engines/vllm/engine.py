@@ -25,6 +25,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.artifact.identity import refuse_mismatch
 from guards.contract.columns import Columns
+from guards.core.policy import Policy
 from guards.core.verdict import Verdict
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_tokenizer, resolve_folder
@@ -34,23 +35,26 @@ from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
     ALL_OPTIONS,
+    HONOURED,
     EngineInfo,
     EngineRequest,
     FinishReason,
     Grammar,
     GrammarKind,
     Load,
+    Sampling,
+    SamplingDefaults,
     TokenLogprob,
     ToolPlan,
 )
-from server.engines.errors import UnsupportedOptionError
+from server.engines.defaults import read_defaults
+from server.engines.errors import InvalidOptionError
 from server.engines.guarded import GuardedEngine
 from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import token_text
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags
-from server.engines.vllm.grammars import require_bounded
 from server.engines.vllm.launch import launch, live_identity, make_config
 from server.engines.vllm.tools import VllmTools
 
@@ -102,6 +106,8 @@ class VllmEngine(GuardedEngine):
         self._max_tokens = int(config.model_config.max_model_len)
         self._max_running = int(config.scheduler_config.max_num_seqs)
         self._capacity = self._max_running + self._options.max_waiting
+        self._defaults = _defaults(config.model_config)
+        self._model_config, self._structured_config = config.model_config, config.structured_outputs_config
         return config
 
     async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
@@ -126,7 +132,8 @@ class VllmEngine(GuardedEngine):
             max_model_tokens=self._max_tokens,
             template_sha256=self._codec.template_sha256,
             guards=await asyncio.to_thread(self._describe_guards),
-            options=ALL_OPTIONS,
+            options=HONOURED["vllm"],
+            defaults=self._defaults,
             tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )
 
@@ -194,18 +201,23 @@ class VllmEngine(GuardedEngine):
             prepared = llm.input_processor.process_inputs(
                 request.request_id,
                 tokens_input(list(request.prompt_token_ids)),
-                _sampling_params(request, self._codec.tokenizer),
+                _sampling_params(request.sampling, request.policy),
                 self._tasks,
             )
-        except (ValueError, VLLMClientError) as error:  # vLLM's own checks of options, grammars and token ids
-            # A message may end in the whole value that was refused.
-            parameter = str(getattr(error, "parameter", None) or "sampling")
-            raise UnsupportedOptionError(str(error.args[0] if error.args else error)[:500], parameter) from error
+        except (ValueError, VLLMClientError) as error:
+            raise _refused(error, request.sampling) from error
         close = partial(self._close, request.request_id)
         stream = AnswerStream(AnswerState(request), self._codec.tokenizer, self._stop_ids, close)
         self._streams[request.request_id] = stream
         self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
         return stream
+
+    def _require_grammar(self, sampling: Sampling) -> None:
+        parameters = _sampling_params(sampling, Policy())
+        try:
+            parameters.verify(self._model_config, None, self._structured_config, self._codec.tokenizer)
+        except (ValueError, VLLMClientError) as error:
+            raise _refused(error, sampling) from error
 
     async def _pump(self, llm: AsyncLLM, prepared: Any, stream: AnswerStream) -> None:
         """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
@@ -260,9 +272,24 @@ def stop_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(token) for token in found)
 
 
-def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
+def _defaults(model_config: Any) -> SamplingDefaults:
+    """As vLLM's own server has them; a length that the operator sets is also the longest there."""
+    values = model_config.get_diff_sampling_param()
+    own = model_config.generation_config in ("auto", "vllm")
+    most = model_config.override_generation_config.get("max_new_tokens") if own else values.get("max_tokens")
+    return read_defaults({**values, "most_tokens": most})
+
+
+def _refused(error: Exception, sampling: Sampling) -> InvalidOptionError:
+    """Of vLLM's own checks. A message may end in the whole value that was refused."""
+    parameter = getattr(error, "parameter", None)
+    if parameter not in ALL_OPTIONS:
+        parameter = "grammar" if sampling.grammar is not None else "sampling"
+    return InvalidOptionError(str(error.args[0] if error.args else error)[:300], parameter)
+
+
+def _sampling_params(sampling: Sampling, policy: Policy) -> SamplingParams:
     """Stop strings and text are ours, as on every engine; vLLM draws token ids."""
-    sampling = request.sampling
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -283,7 +310,7 @@ def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
         structured_outputs=_structured(sampling.grammar),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args={POLICY: request.policy.text},
+        extra_args={POLICY: policy.text},
         skip_clone=True,
     )
 
@@ -291,7 +318,6 @@ def _sampling_params(request: EngineRequest, tokenizer: Any) -> SamplingParams:
 def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
     if grammar is None:
         return None
-    require_bounded(grammar)
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
             return StructuredOutputsParams(json=grammar.text)

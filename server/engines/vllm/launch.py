@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from guards.artifact.manifest import ModelIdentity
 from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.settings import FAILURE_FILE
 from server.engines.vllm.config import prefer_piecewise_graphs, quantisation_scheme, refuse_unguardable
+
+_KILLED = re.compile(r"Failed core proc.*: -9\b")
+_ROOM = "lower --gpu-memory-utilization (on CPUs the part of their memory), --max-model-len or --max-num-seqs"
 
 
 def make_config(arguments: Any, folder: Path, worker: str) -> Any:
@@ -29,7 +33,7 @@ def make_config(arguments: Any, folder: Path, worker: str) -> Any:
 
 
 def launch(config: Any, disable_log_stats: bool = True) -> AsyncLLM:
-    """Starts vLLM's processes and waits for them. Raises AttachError with a worker's own reason where it has one."""
+    """Starts vLLM's processes and waits for them. Raises AttachError with the reason in one line."""
     with tempfile.TemporaryDirectory() as scratch:
         failure = Path(scratch) / "failure"
         os.environ[FAILURE_FILE] = str(failure)
@@ -37,9 +41,20 @@ def launch(config: Any, disable_log_stats: bool = True) -> AsyncLLM:
             return AsyncLLM.from_vllm_config(config, disable_log_stats=disable_log_stats)
         except Exception as error:
             reason = failure.read_text() if failure.is_file() else f"{error}"
-            raise AttachError(f"vLLM did not start: {reason}") from error
+            raise AttachError(f"vLLM did not start: {with_flags(reason)}") from error
         finally:
             del os.environ[FAILURE_FILE]
+
+
+def with_flags(reason: str) -> str:
+    """A reason in one line, which names flags as the command line has them, and one where vLLM names none."""
+    line = re.sub(r"`([a-z]+(?:_[a-z]+)+)`", lambda name: f"--{name[1].replace('_', '-')}", " ".join(reason.split()))
+    line = re.sub("GPU memory utilization", "--gpu-memory-utilization", line)
+    if _KILLED.search(line):
+        line = f"a process was killed, as systems do that are short of memory ({line})"
+    if "memory" in line and "--" not in line:
+        line += f"; {_ROOM}"
+    return line
 
 
 async def live_identity(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdentity:

@@ -16,7 +16,8 @@ from guards.model.shard import WHOLE
 from server.engines.answer_state import GuardFacts
 from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.answer_state import EmbeddedAnswerState
-from server.engines.embedded.sampler import JudgingSampler, draw_token
+from server.engines.embedded.processors import draw_token
+from server.engines.embedded.sampler import JudgingSampler
 from tests.guards.samples import cube, cubes
 
 SENTINEL, VOCABULARY = 3, 16
@@ -42,9 +43,13 @@ def make(
     ]
     for answer in answers:
         sampler.add(answer)
-    states = [SimpleNamespace(state=SimpleNamespace(request_id=f"r{i}"), has_new_token=True) for i in range(len(said))]
-    sampler.prepare_tensor_args(states, torch.zeros(0))
+    sampler.prepare_tensor_args([row(i) for i in range(len(said))], torch.zeros(0))
     return sampler, answers
+
+
+def row(index: int) -> SimpleNamespace:
+    """A row of the batcher's step."""
+    return SimpleNamespace(state=SimpleNamespace(request_id=f"r{index}", _eos_token_ids=set()), has_new_token=True)
 
 
 def drawn(sampler: JudgingSampler, logits: torch.Tensor) -> list[int]:
@@ -102,10 +107,10 @@ def test_an_answer_that_cannot_be_drawn_ends_itself_only() -> None:
 def test_a_request_nobody_knows_any_more_draws_the_sentinel() -> None:
     sampler, _ = make([ALLOW], [GREEDY])
     sampler.discard("r0")
-    sampler.prepare_tensor_args(
-        [SimpleNamespace(state=SimpleNamespace(request_id="r0"), has_new_token=True)], torch.zeros(0)
-    )
+    of_nobody = row(0)
+    sampler.prepare_tensor_args([of_nobody], torch.zeros(0))
     assert drawn(sampler, torch.zeros(1, VOCABULARY)) == [SENTINEL]
+    assert of_nobody.state._eos_token_ids == {SENTINEL}, "which ends it"
 
 
 @pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-9, 0.1])

@@ -1,60 +1,13 @@
 """Nothing that a request can ask for gets a token past a guard."""
 
-import json
-
 import pytest
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import FinishReason, Grammar, GrammarKind, Sampling
+from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
+from tests.server.engines.ways import ways
 
-EOS = 2  # also the sentinel's id, on this model
-SCHEMA = json.dumps({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]})
-
-OPTIONS: dict[str, Sampling] = {
-    "nothing": greedy(),
-    "one token": greedy(max_tokens=1),
-    "min_tokens": greedy(min_tokens=20),
-    "min_tokens and ignore_eos": greedy(min_tokens=20, ignore_eos=True),
-    "ignore_eos": greedy(ignore_eos=True),
-    "bias against the sentinel": greedy(logit_bias={EOS: -100.0}),
-    "bias for another token": greedy(logit_bias={300: 100.0}),
-    "sentinel not allowed": greedy(allowed_token_ids=(300, 301, 302)),
-    "only the sentinel allowed": greedy(allowed_token_ids=(EOS,)),
-    "bad words": greedy(bad_words=("Compute", "81")),
-    "repetition penalty": greedy(repetition_penalty=2.0),
-    "negative repetition": greedy(repetition_penalty=0.1),
-    "presence penalty": greedy(presence_penalty=2.0),
-    "frequency penalty": greedy(frequency_penalty=-2.0),
-    "hot": Sampling(max_tokens=24, temperature=2.0),
-    "seeded": Sampling(max_tokens=24, temperature=1.0, seed=7),
-    "top_k": Sampling(max_tokens=24, temperature=1.0, top_k=1),
-    "top_p": Sampling(max_tokens=24, temperature=1.0, top_p=0.01),
-    "min_p": Sampling(max_tokens=24, temperature=1.0, min_p=1.0),
-    "stop string": greedy(stop=("=",)),
-    "stop string included": greedy(stop=("=",), include_stop=True),
-    "stop token": greedy(stop_token_ids=(300,)),
-    "sentinel as stop token, included": greedy(stop_token_ids=(EOS,), include_stop=True),
-    "log-probabilities": greedy(logprobs=5),
-    "schema": greedy(grammar=Grammar(GrammarKind.JSON_SCHEMA, SCHEMA)),
-    "any object": greedy(grammar=Grammar(GrammarKind.JSON_OBJECT)),
-    "regex": greedy(grammar=Grammar(GrammarKind.REGEX, "[0-9]{1,3}")),
-    "choice": greedy(grammar=Grammar(GrammarKind.CHOICE, json.dumps(["81", "18"]))),
-    "grammar": greedy(grammar=Grammar(GrammarKind.EBNF, 'root ::= "81" | "18"')),
-    "all together": Sampling(
-        max_tokens=24,
-        temperature=1.5,
-        seed=1,
-        min_tokens=20,
-        ignore_eos=True,
-        logit_bias={EOS: -100.0},
-        presence_penalty=2.0,
-        frequency_penalty=2.0,
-        repetition_penalty=1.5,
-        logprobs=5,
-        stop_token_ids=(EOS,),
-    ),
-}
+OPTIONS = ways(sentinel=2)  # the end-of-text token
 MATHEMATICS_ONLY = {"ksd-en": GuardMode.SHADOW, "ksd-code": GuardMode.SHADOW}
 NOTHING_ENFORCED = {**MATHEMATICS_ONLY, "ksd-mathematics": GuardMode.SHADOW}
 
@@ -79,7 +32,9 @@ def test_no_option_gets_a_forgotten_answer_out(engine: Live, name: str) -> None:
         assert answer.finish.abstained_on.score.guard == "ksd-mathematics"
         assert answer.finish.abstained_on.score.stage is Stage.PROMPT
         assert answer.finish.verified
-    assert guarded[3].finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
+    # Options can make the model calculate where nobody asked for it, and then the answer is withheld.
+    assert guarded[3].finish.reason is not FinishReason.ERROR
+    assert guarded[3].chunks
     assert guarded[3].finish.verified
     if sampling == greedy():
         assert guarded[3].text == calm.text

@@ -9,7 +9,7 @@ import pytest
 
 from guards.core.verdict import GuardMode, Stage
 from server.engines.base import Chunk, EngineRequest, FinishReason, Message, Sampling, ToolPlan
-from server.engines.errors import UnsupportedOptionError
+from server.engines.errors import InvalidOptionError
 from server.engines.options import VllmOptions
 from server.engines.tools import Tool, ToolChoice, ToolUse
 from tests.server.engines.vllm.live import MODEL, OTHERS, SUMS, Live, live, on_vllm
@@ -117,5 +117,5 @@ def test_strict_tools_have_a_grammar_that_vllm_takes(engine: Live) -> None:
 def test_a_schema_that_cannot_be_compiled_is_refused(engine: Live) -> None:
     impossible = Tool("weather", None, {"type": "object", "properties": {"x": {"type": "nonsense"}}})
     plan = engine.engine.plan_tools(use(ToolChoice.NAMED, tools=(impossible,)))
-    with pytest.raises(UnsupportedOptionError):
+    with pytest.raises(InvalidOptionError):
         engine.draw([engine.chat(OTHERS[0])], sampling(engine, plan))

@@ -1,11 +1,11 @@
-"""What a grammar may cost before anything tries to compile it.
+"""What a grammar that an answer must match may cost, on any engine.
 
 Compilers of patterns recurse: 30,000 nested parentheses in a JSON schema's pattern overflow the stack of the process
 that compiles them, which ends the server for everybody; and a long pattern holds up the event loop while it is read.
 """
 
 from server.engines.base import Grammar
-from server.engines.errors import UnsupportedOptionError
+from server.engines.errors import InvalidOptionError
 
 MAX_CHARACTERS = 1 << 16
 MAX_DEPTH = 500
@@ -13,18 +13,18 @@ MAX_DEPTH = 500
 
 
 def require_bounded(grammar: Grammar) -> None:
-    """Raises UnsupportedOptionError for a grammar that is too long, or nested too deeply anywhere in its text."""
+    """Raises InvalidOptionError for a grammar that is too long, or nested too deeply anywhere in its text."""
     if len(grammar.text) > MAX_CHARACTERS:
-        raise UnsupportedOptionError(
-            f"The {grammar.kind} has {len(grammar.text)} characters; wanted at most {MAX_CHARACTERS}.", "grammar"
+        raise InvalidOptionError(
+            f"the {grammar.kind} has {len(grammar.text)} characters; wanted at most {MAX_CHARACTERS}", "grammar"
         )
     depth = 0
     for character in grammar.text:
         if character in "([{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise UnsupportedOptionError(
-                    f"The {grammar.kind} nests more than {MAX_DEPTH} brackets; use fewer.", "grammar"
+                raise InvalidOptionError(
+                    f"the {grammar.kind} nests more than {MAX_DEPTH} brackets; use fewer", "grammar"
                 )
         elif character in ")]}":
             depth = max(0, depth - 1)

@@ -1,0 +1,43 @@
+"""Why a process of vLLM could not start, told to the engine that waits for it: vLLM itself only says that one died."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from guards.inside.vllm.settings import FAILURE_FILE
+
+_CORE = "vllm.v1.engine.core"
+"""The logger of the process that makes the cache, after the workers loaded the model."""
+_LONGEST = 600
+
+
+def tell(error: BaseException) -> None:
+    """Writes the reason in one line where the engine looks for it. The first one counts: others follow from it."""
+    path = Path(os.environ.get(FAILURE_FILE, ""))
+    if path.name and path.parent.is_dir() and not path.exists():  # the engine that started does not look any more
+        path.write_text(" ".join(f"{error}".split())[:_LONGEST] or type(error).__name__)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tells what is raised within."""
+    try:
+        yield
+    except Exception as error:
+        tell(error)
+        raise
+
+
+class _Teller(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            tell(record.exc_info[1])
+
+
+def tell_of_core() -> None:
+    """Tells what the engine's core logs from now on, where it runs in this process: it does so with one worker."""
+    logger = logging.getLogger(_CORE)
+    if not any(isinstance(handler, _Teller) for handler in logger.handlers):
+        logger.addHandler(_Teller(logging.ERROR))

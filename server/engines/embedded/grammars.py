@@ -1,0 +1,113 @@
+"""Grammars that answers must match, as llguidance compiles and follows them over one model's tokens.
+
+Suffix: V vocabulary.
+"""
+
+import threading
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guards.model.encoding import TextCodec
+from server.engines.base import Grammar
+from server.engines.embedded.dialects import to_llguidance
+from server.engines.errors import InvalidOptionError
+
+KEPT = 32
+"""Compiled grammars: a request's is compiled where that holds nobody up, and taken again when its answers start."""
+_NOTHING = "NoExtension"
+"""llguidance's word for a beginning that nothing can follow."""
+
+
+class Match:
+    """One answer's way through a grammar.
+
+    `stops` end the answer: they may come where the grammar is complete, and nowhere else. `control` tokens never come:
+    Lark's notation can name them, and what they open would be taken for another turn.
+    """
+
+    def __init__(self, matcher: Any, stops: Iterable[int], control: Iterable[int]) -> None:
+        self._matcher = matcher
+        self._stops = frozenset(stops)
+        self._stop_ids, self._control_ids = sorted(self._stops), sorted(control)
+        self._ended = False
+
+    def constrain(self, logits_V: Tensor) -> Tensor:
+        """The logits of what may come next; once the answer has ended, of anything.
+
+        Raises ValueError where llguidance gives the grammar up, because following it costs too much.
+        """
+        if self._ended:
+            return logits_V
+        allowed_V = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        if said := self._matcher.get_error():
+            raise ValueError(f"the grammar cannot be followed: {said[:300]}")
+        allowed_V = allowed_V[: logits_V.shape[-1]].bool()
+        allowed_V[self._control_ids] = False
+        allowed_V[self._stop_ids] = self._matcher.is_accepting()
+        return logits_V.masked_fill(~allowed_V.to(logits_V.device), -torch.inf)
+
+    def accept(self, token: int) -> None:
+        """What was drawn. Raises ValueError where the grammar does not allow it."""
+        if self._ended:
+            return
+        self._ended = token in self._stops
+        if not (self._matcher.is_accepting() if self._ended else self._matcher.consume_token(token)):
+            raise ValueError(f"the grammar does not allow token {token}")
+
+
+class Grammars:
+    """llguidance's compiler for one model, which keeps what it compiled. Safe to call from several threads."""
+
+    def __init__(self, codec: TextCodec, vocabulary: int, stop_ids: frozenset[int]) -> None:
+        self._codec, self._vocabulary, self._stop_ids = codec, vocabulary, stop_ids
+        self._lock = threading.Lock()
+        self._tokens: Any = None
+        self._compiled = lru_cache(maxsize=KEPT)(self._compile)
+
+    def check(self, grammar: Grammar) -> None:
+        """Raises InvalidOptionError where it cannot be kept in full, or is none."""
+        self._compiled(grammar)
+
+    def match(self, grammar: Grammar, stops: frozenset[int]) -> Match:
+        """The beginning of an answer. Raises like `check`."""
+        return Match(self._compiled(grammar).deep_copy(), stops, self._codec.special_ids)
+
+    def _compile(self, grammar: Grammar) -> Any:
+        """An LLMatcher at its beginning."""
+        import llguidance
+
+        tokens = self._tokenizer()
+        try:
+            limits = llguidance.LLParserLimits(verbose_errors=False)
+            matcher = llguidance.LLMatcher(tokens, to_llguidance(grammar), log_level=0, limits=limits)
+            matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
+            said = matcher.get_error()
+        except Exception as error:  # the converters raise what they like
+            said = str(error)
+        if said.startswith(_NOTHING):
+            raise InvalidOptionError(f"the {grammar.kind} matches no text", "grammar")
+        if said:
+            short = " ".join(said.split())[:300]
+            raise InvalidOptionError(f"the {grammar.kind} cannot be compiled: {short}", "grammar")
+        return matcher
+
+    def _tokenizer(self) -> Any:
+        """llguidance's view of the tokenizer, made when a request first asks for it: it may take a second."""
+        with self._lock:
+            if self._tokens is None:
+                from llguidance.hf import from_tokenizer
+
+                tokenizer = self._codec.tokenizer
+                size = max(self._vocabulary, len(tokenizer))
+                try:
+                    self._tokens = from_tokenizer(tokenizer, n_vocab=size, eos_token=sorted(self._stop_ids))
+                except ValueError as error:
+                    raise InvalidOptionError(
+                        f"llguidance cannot read this model's tokenizer ({str(error)[:100]}); leave the option out",
+                        "grammar",
+                    ) from error
+            return self._tokens

@@ -1,0 +1,162 @@
+"""Other people's clients, each in a process of its own: long conversations with nothing but what they say to append.
+
+    python -m tests.server.talkers NAME URL < QUESTIONS
+
+QUESTIONS is a JSON list. The answer is one as well: what the client shows for each question. In a process, since some
+of these packages leave threads, tasks and warnings behind.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import reduce
+from importlib import import_module
+from operator import add
+from typing import Any
+
+MODEL = "scripted"
+Turn = Callable[[list[Any]], tuple[Any, str]]
+"""Takes the messages so far; gives the one to append, and what is shown of it."""
+
+
+def _openai(url: str) -> Any:
+    return import_module("openai").OpenAI(base_url=url, api_key="x", max_retries=0).chat.completions
+
+
+def openai_create(url: str) -> Turn:
+    return lambda messages: _as_shown(_openai(url).create(model=MODEL, messages=messages).choices[0].message)
+
+
+def openai_dumped(url: str) -> Turn:
+    """With every field of the message, whatever it is."""
+
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        message, shown = openai_create(url)(messages)
+        return message.model_dump(), shown
+
+    return turn
+
+
+def openai_parse(url: str) -> Turn:
+    return lambda messages: _as_shown(_openai(url).parse(model=MODEL, messages=messages).choices[0].message)
+
+
+def openai_stream(url: str) -> Turn:
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        with _openai(url).stream(model=MODEL, messages=messages) as stream:
+            for _ in stream:
+                pass
+            return _as_shown(stream.current_completion_snapshot.choices[0].message)
+
+    return turn
+
+
+def openai_chunks(url: str) -> Turn:
+    """Put together by hand, as many programs do."""
+
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        said: dict[str, Any] = {}
+        for chunk in _openai(url).create(model=MODEL, messages=messages, stream=True):
+            for key, value in chunk.choices[0].delta.model_dump().items():
+                both = isinstance(value, str) and bool(said.get(key))
+                said[key] = said[key] + value if both else value or said.get(key)
+        return said, (said["content"] or "") + (said["refusal"] or "")
+
+    return turn
+
+
+def _langchain(url: str) -> Any:
+    return import_module("langchain_openai").ChatOpenAI(base_url=url, api_key="x", model=MODEL, max_retries=0)
+
+
+def langchain(url: str) -> Turn:
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        answer = _langchain(url).invoke(messages)
+        return answer, (answer.content or "") + (answer.additional_kwargs.get("refusal") or "")
+
+    return turn
+
+
+def langchain_stream(url: str) -> Turn:
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        answer: Any = reduce(add, _langchain(url).stream(messages))
+        return answer, answer.content
+
+    return turn
+
+
+def _litellm(url: str, messages: list[Any], provider: str = "hosted_vllm", **options: Any) -> Any:
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would fetch its price list
+    asked = {"model": f"{provider}/{MODEL}", "api_base": url, "api_key": "x", "messages": messages}
+    return import_module("litellm").completion(**asked, **options)
+
+
+def litellm(url: str) -> Turn:
+    return lambda messages: _as_shown(_litellm(url, messages).choices[0].message)
+
+
+def litellm_openai(url: str) -> Turn:
+    return lambda messages: _as_shown(_litellm(url, messages, "openai").choices[0].message)
+
+
+def litellm_stream(url: str) -> Turn:
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        chunks = list(_litellm(url, messages, stream=True))
+        return _as_shown(import_module("litellm").stream_chunk_builder(chunks, messages=messages).choices[0].message)
+
+    return turn
+
+
+def _as_shown(message: Any) -> tuple[Any, str]:
+    """As a client shows it that knows both fields."""
+    return message, (message.content or "") + (getattr(message, "refusal", None) or "")
+
+
+TURNS: dict[str, Callable[[str], Turn]] = {
+    client.__name__: client
+    for client in (
+        *(openai_create, openai_dumped, openai_parse, openai_stream, openai_chunks),
+        *(langchain, langchain_stream),
+        *(litellm, litellm_openai, litellm_stream),
+    )
+}
+
+
+def talk(turn: Turn, questions: list[str]) -> Iterator[str]:
+    """A conversation to which every answer is appended."""
+    messages: list[Any] = []
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        message, shown = turn(messages)
+        messages.append(message)
+        yield shown
+
+
+def agent(url: str, questions: list[str]) -> Iterator[str]:
+    """pydantic-ai with a tool. A run that ends in an error leaves nothing in its history."""
+    package, models = import_module("pydantic_ai"), import_module("pydantic_ai.models.openai")
+    provider = import_module("pydantic_ai.providers.openai").OpenAIProvider(base_url=url, api_key="x")
+
+    def clock(city: str = "here") -> str:
+        """What time it is."""
+        return f"noon in {city}"
+
+    asked = package.Agent(models.OpenAIChatModel(MODEL, provider=provider), tools=[clock])
+    history: list[Any] = []
+    with asyncio.Runner() as runner:
+        for question in questions:
+            try:
+                result = runner.run(asked.run(question, message_history=history))
+            except package.exceptions.ContentFilterError as error:
+                yield str(error)
+                continue
+            history = result.all_messages()
+            yield result.output
+
+
+if __name__ == "__main__":
+    name, at = sys.argv[1:]
+    questions = json.load(sys.stdin)
+    print(json.dumps(list(agent(at, questions) if name == agent.__name__ else talk(TURNS[name](at), questions))))
