@@ -18,7 +18,7 @@ from typing import Any
 
 MODEL = "scripted"
 Turn = Callable[[list[Any]], tuple[Any, str]]
-"""Takes the messages so far; gives the one to append, and what is shown of it."""
+"""Takes the messages so far; gives the one to append, or a list of items to append, and what is shown of it."""
 
 
 def _openai(url: str) -> Any:
@@ -65,6 +65,44 @@ def openai_chunks(url: str) -> Turn:
         return said, (said["content"] or "") + (said["refusal"] or "")
 
     return turn
+
+
+def _responses(url: str) -> Any:
+    return import_module("openai").OpenAI(base_url=url, api_key="x", max_retries=0).responses
+
+
+def responses_create(url: str) -> Turn:
+    return lambda items: _items_as_shown(_responses(url).create(model=MODEL, input=items))
+
+
+def responses_parse(url: str) -> Turn:
+    return lambda items: _items_as_shown(_responses(url).parse(model=MODEL, input=items, store=False))
+
+
+def responses_stream(url: str) -> Turn:
+    """By the helper. The events of an answer that is not complete have it too."""
+
+    def turn(items: list[Any]) -> tuple[Any, str]:
+        with _responses(url).stream(model=MODEL, input=items) as stream:
+            *_, last = stream
+            return _items_as_shown(last.response)
+
+    return turn
+
+
+def responses_dumped(url: str) -> Turn:
+    """With every field of each item, whatever it is."""
+
+    def turn(items: list[Any]) -> tuple[Any, str]:
+        said, shown = responses_create(url)(items)
+        return [item.model_dump() for item in said], shown
+
+    return turn
+
+
+def _items_as_shown(response: Any) -> tuple[Any, str]:
+    parts = [part for item in response.output for part in item.content]
+    return response.output, "".join(part.refusal if part.type == "refusal" else part.text for part in parts)
 
 
 def _langchain(url: str) -> Any:
@@ -118,6 +156,7 @@ TURNS: dict[str, Callable[[str], Turn]] = {
     client.__name__: client
     for client in (
         *(openai_create, openai_dumped, openai_parse, openai_stream, openai_chunks),
+        *(responses_create, responses_dumped, responses_parse, responses_stream),
         *(langchain, langchain_stream),
         *(litellm, litellm_openai, litellm_stream),
     )
@@ -129,8 +168,8 @@ def talk(turn: Turn, questions: list[str]) -> Iterator[str]:
     messages: list[Any] = []
     for question in questions:
         messages.append({"role": "user", "content": question})
-        message, shown = turn(messages)
-        messages.append(message)
+        said, shown = turn(messages)
+        messages.extend(said if isinstance(said, list) else [said])
         yield shown
 
 
