@@ -253,7 +253,12 @@ async def test_tools(fields: dict[str, object], choice: ToolChoice, name: str | 
 
 async def test_where_nothing_may_be_called_no_tool_is_shown() -> None:
     async with serving(engine("[[clock|{}]]")) as served:
-        for fields in {"tools": [CLOCK], "tool_choice": "none"}, {"tools": []}, {"tool_choice": "none"}:
+        nothing: list[dict[str, object]] = [
+            {"tools": [CLOCK], "tool_choice": "none"},
+            {"tools": []},
+            {"tool_choice": "none"},
+        ]
+        for fields in nothing:
             body = (await served.post(RESPONSES, responses(**fields))).json()
             assert said(body) == [message(text("[[clock|{}]]"))]
             assert served.engine.submitted[-1].prompt_token_ids == served.engine.encode_chat([HI])
@@ -378,7 +383,12 @@ async def test_logprobs() -> None:
         Response.model_validate(body, strict=True)
         assert body["output"][0]["content"][0]["logprobs"] == [{**shown, "top_logprobs": [shown]}]
         assert served.engine.submitted[0].sampling.logprobs == 1
-        for fields in {"include": []}, {"include": ["reasoning.encrypted_content"]}, {"top_logprobs": 0}:
+        without: list[dict[str, object]] = [
+            {"include": []},
+            {"include": ["reasoning.encrypted_content"]},
+            {"top_logprobs": 0},
+        ]
+        for fields in without:
             await served.post(RESPONSES, responses(**fields))
             assert served.engine.submitted[-1].sampling.logprobs is None
         await served.post(RESPONSES, responses(include=[LOGPROBS]))

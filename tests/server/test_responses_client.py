@@ -24,8 +24,10 @@ async def stream_of(client: openai.AsyncOpenAI, question: str, **fields: Any) ->
 
 async def test_create() -> None:
     async with client_of(engine()) as client:
-        strict = client.with_options(_strict_response_validation=True)  # type: ignore[call-arg]
-        response = await strict.responses.create(model="scripted", input="hi", metadata={"a": "b"}, store=False)
+        async with openai.AsyncOpenAI(
+            api_key="none", base_url=client.base_url, max_retries=0, _strict_response_validation=True
+        ) as strict:
+            response = await strict.responses.create(model="scripted", input="hi", metadata={"a": "b"}, store=False)
         assert (response.output_text, response.status, response.error) == ("Hello there.", "completed", None)
         assert response.metadata == {"a": "b"}
         assert response.usage is not None
@@ -87,12 +89,11 @@ async def test_failing_stream() -> None:
 
 
 async def test_parse_sends_a_schema() -> None:
-    scripted = ScriptedEngine(
-        [
-            Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt),
-            Script(answer('{"name": ', '"soup"}')),
-        ]
-    )
+    scripts = [
+        Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt),
+        Script(answer('{"name": ', '"soup"}')),
+    ]
+    scripted = ScriptedEngine(scripts)
     async with client_of(scripted, abstain_style="refusal") as client:
         parsed = await client.responses.parse(model="scripted", input="hi", text_format=Dish)
         assert parsed.output_parsed == Dish(name="soup")
@@ -103,7 +104,7 @@ async def test_parse_sends_a_schema() -> None:
             assert (await stream.get_final_response()).output_parsed == Dish(name="soup")
         refused = await client.responses.parse(model="scripted", input="cook", text_format=Dish)
         assert (refused.output_parsed, refused.status) == (None, "completed")
-    async with client_of(scripted) as client:  # why the style `refusal` exists
+    async with client_of(ScriptedEngine(scripts)) as client:  # why the style `refusal` exists
         with pytest.raises(pydantic.ValidationError):
             await client.responses.parse(model="scripted", input="cook", text_format=Dish)
 
@@ -169,7 +170,7 @@ async def test_errors_have_the_clients_classes() -> None:
     async with client_of(engine()) as client:
         for fields in {"store": True}, {"previous_response_id": "resp_1"}, {"background": True}, {"conversation": "c"}:
             with pytest.raises(openai.BadRequestError) as caught:
-                await client.responses.create(model="scripted", input="hi", **fields)  # type: ignore[call-overload]
+                await client.responses.create(model="scripted", input="hi", **fields)
             assert (caught.value.param, caught.value.code) == (next(iter(fields)), "unsupported_parameter")
         with pytest.raises(openai.NotFoundError, match="not served here"):
             await client.responses.create(model="gpt-4", input="hi")
