@@ -105,14 +105,23 @@ def _items_as_shown(response: Any) -> tuple[Any, str]:
     return response.output, "".join(part.refusal if part.type == "refusal" else part.text for part in parts)
 
 
-def _langchain(url: str) -> Any:
-    return import_module("langchain_openai").ChatOpenAI(base_url=url, api_key="x", model=MODEL, max_retries=0)
+def _langchain(url: str, **options: Any) -> Any:
+    chat = import_module("langchain_openai").ChatOpenAI
+    return chat(base_url=url, api_key="x", model=MODEL, max_retries=0, **options)
 
 
 def langchain(url: str) -> Turn:
     def turn(messages: list[Any]) -> tuple[Any, str]:
         answer = _langchain(url).invoke(messages)
         return answer, (answer.content or "") + (answer.additional_kwargs.get("refusal") or "")
+
+    return turn
+
+
+def langchain_responses(url: str) -> Turn:
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        answer = _langchain(url, use_responses_api=True).invoke(messages)
+        return answer, "".join(part[part["type"]] for part in answer.content)
 
     return turn
 
@@ -157,7 +166,7 @@ TURNS: dict[str, Callable[[str], Turn]] = {
     for client in (
         *(openai_create, openai_dumped, openai_parse, openai_stream, openai_chunks),
         *(responses_create, responses_dumped, responses_parse, responses_stream),
-        *(langchain, langchain_stream),
+        *(langchain, langchain_stream, langchain_responses),
         *(litellm, litellm_openai, litellm_stream),
     )
 }
@@ -173,7 +182,11 @@ def talk(turn: Turn, questions: list[str]) -> Iterator[str]:
         yield shown
 
 
-def agent(url: str, questions: list[str]) -> Iterator[str]:
+AGENTS = {"agent": "OpenAIChatModel", "agent_responses": "OpenAIResponsesModel"}
+"""pydantic-ai's models, by endpoint."""
+
+
+def agent(url: str, questions: list[str], model: str) -> Iterator[str]:
     """pydantic-ai with a tool. A run that ends in an error leaves nothing in its history."""
     package, models = import_module("pydantic_ai"), import_module("pydantic_ai.models.openai")
     provider = import_module("pydantic_ai.providers.openai").OpenAIProvider(base_url=url, api_key="x")
@@ -182,7 +195,7 @@ def agent(url: str, questions: list[str]) -> Iterator[str]:
         """What time it is."""
         return f"noon in {city}"
 
-    asked = package.Agent(models.OpenAIChatModel(MODEL, provider=provider), tools=[clock])
+    asked = package.Agent(getattr(models, model)(MODEL, provider=provider), tools=[clock])
     history: list[Any] = []
     with asyncio.Runner() as runner:
         for question in questions:
@@ -198,4 +211,5 @@ def agent(url: str, questions: list[str]) -> Iterator[str]:
 if __name__ == "__main__":
     name, at = sys.argv[1:]
     questions = json.load(sys.stdin)
-    print(json.dumps(list(agent(at, questions) if name == agent.__name__ else talk(TURNS[name](at), questions))))
+    shown = agent(at, questions, AGENTS[name]) if name in AGENTS else talk(TURNS[name](at), questions)
+    print(json.dumps(list(shown)))

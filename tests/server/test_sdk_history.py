@@ -89,7 +89,8 @@ async def test_twenty_turns(name: str, style: str) -> None:
 
 
 @pytest.mark.parametrize(("style", "kept"), [("content_filter", 2), ("refusal", 0)])
-async def test_calls_of_an_agent(style: str, kept: int) -> None:
+@pytest.mark.parametrize("name", talkers.AGENTS)
+async def test_calls_of_an_agent(name: str, style: str, kept: int) -> None:
     """Its calls and their results, and refused runs in between: a `refusal` is an error to it, not history."""
     call = '[[clock|{"city": "Rome"}]]'
     scripted = ScriptedEngine(
@@ -100,7 +101,7 @@ async def test_calls_of_an_agent(style: str, kept: int) -> None:
         ]
     )
     async with listening(scripted, abstain_style=style, abstain_text=TEXT) as url:
-        shown = await talk("agent", url, ["hi", "cook", "when?", "cook", "when?"])
+        shown = await talk(name, url, ["hi", "cook", "when?", "cook", "when?"])
     assert [shown[index] for index in (0, 2, 4)] == ["Noon."] * 3
     assert [TEXT in shown[index] for index in (1, 3)] == [True, True]
     prompt = bytes(scripted.submitted[-1].prompt_token_ids).decode()
