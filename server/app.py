@@ -14,7 +14,7 @@ from server.context import Services
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.middleware import BodyMiddleware, KeyMiddleware, RequestMiddleware
-from server.openai.responses import install_error_handlers
+from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
 from server.routes import checks, descriptions, generation, operations
 

@@ -18,7 +18,7 @@ from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, reply_of
 from server.metrics import Metrics
 from server.openai.body import known_path
-from server.openai.responses import error_response
+from server.openai.error_responses import error_response
 
 logger = logging.getLogger("skillguard.server")
 

@@ -1,4 +1,4 @@
-"""What chat and completion requests share: the fields by which a caller says how to draw an answer."""
+"""What requests for answers share: the fields by which a caller says how to draw one."""
 
 import re
 from abc import ABC, abstractmethod
@@ -57,8 +57,8 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body, ABC):
-    """Ranges are vLLM's, and OpenAI's where both have the field. Null is the same as leaving a field out, and so are
-    a seed of -1 (vLLM's word for none) and a bias of 0.
+    """What every request for an answer may say. Ranges are vLLM's, and OpenAI's where both have the field. Null is the
+    same as leaving a field out, and so are a seed of -1 (vLLM's word for none) and a bias of 0.
 
     `user` and `safety_identifier` name the caller's own end user to OpenAI's abuse monitoring. They ask for nothing
     that could be honoured or not, SDKs send them by default, and they are neither stored nor logged.
@@ -68,9 +68,6 @@ class SamplingBody(Body, ABC):
 
     model: NonEmptyText
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MAX_INT)
-    max_tokens: TokenLimit | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -87,32 +84,42 @@ class SamplingBody(Body, ABC):
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     user: str | None = None
     safety_identifier: str | None = None
 
+    format_field: ClassVar[str]
+    """OpenAI's field for what the answer must match."""
+
     @model_validator(mode="after")
-    def _options_go_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise conflict("stream_options", "'{field}' is only allowed together with 'stream': true.")
-        as_json = self.response_format is not None and self.response_format.to_engine() is not None
-        if as_json and self.structured_outputs is not None:
+    def _one_form_of_answer(self) -> Self:
+        if self.format_asked() is not None and self.structured_outputs is not None:
             raise conflict(
                 "structured_outputs",
-                "'{field}' and 'response_format' both say what the answer must match; send one of them.",
+                f"'{{field}}' and '{self.format_field}' both say what the answer must match; send one of them.",
             )
         return self
 
     @property
-    def answers_per_prompt(self) -> int:
-        """`n`, with OpenAI's default."""
-        return self.n or 1
+    def form_field(self) -> str | None:
+        """The field that says what the answer must match, if one does."""
+        if self.structured_outputs is not None:
+            return "structured_outputs"
+        return None if self.format_asked() is None else self.format_field
+
+    @abstractmethod
+    def format_asked(self) -> Grammar | None:
+        """What `format_field` asks for."""
 
     @property
+    def answers_per_prompt(self) -> int:
+        """How many answers each prompt gets."""
+        return 1
+
+    @property
+    @abstractmethod
     def token_limit(self) -> int | None:
         """Length asked for, if any."""
-        return self.max_tokens
 
     @property
     @abstractmethod
@@ -122,7 +129,7 @@ class SamplingBody(Body, ABC):
     @property
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        return False
 
     def sampling(self, max_tokens: int, answer: int, defaults: SamplingDefaults) -> Sampling:
         """For the answer-th answer to one prompt. With a seed each of them draws from its own."""
@@ -159,12 +166,41 @@ class SamplingBody(Body, ABC):
 
     def field_of(self, option: str) -> str:
         """The field of this request that a field of its Sampling comes from."""
-        names = {
-            "include_stop": "include_stop_str_in_output",
-            "grammar": "response_format" if self.structured_outputs is None else "structured_outputs",
-        }
+        names = {"include_stop": "include_stop_str_in_output", "grammar": self.form_field or self.format_field}
         return names.get(option, option)
 
     def _grammar(self) -> Grammar | None:
-        asked = self.structured_outputs or self.response_format
-        return asked.to_engine() if asked is not None else None
+        return self.format_asked() if self.structured_outputs is None else self.structured_outputs.to_engine()
+
+
+class CompletionBody(SamplingBody, ABC):
+    """What chat and text completions share beyond that."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_INT)
+    max_tokens: TokenLimit | None = None
+    response_format: ResponseFormat | None = None
+
+    format_field = "response_format"
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise conflict("stream_options", "'{field}' is only allowed together with 'stream': true.")
+        return self
+
+    def format_asked(self) -> Grammar | None:
+        return None if self.response_format is None else self.response_format.to_engine()
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """`n`, with OpenAI's default."""
+        return self.n or 1
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.openai.body import MAX_INT, encodable
-from server.openai.common import SamplingBody
+from server.openai.common import CompletionBody
 from server.openai.invalid import refused_option
 from server.openai.unsupported import IN_COMPLETION, Neutral
 
@@ -30,7 +30,7 @@ def _to_prompts(value: object) -> tuple[Prompt, ...]:
     return (to_prompt(value),)
 
 
-class CompletionRequest(SamplingBody):
+class CompletionRequest(CompletionBody):
     """One or several texts to continue."""
 
     not_honoured: ClassVar[Neutral] = IN_COMPLETION

@@ -108,7 +108,7 @@ class Part(HistoryBody):
         return (self.refusal if self.type == "refusal" else self.text) or ""
 
 
-def _parts(content: object) -> object:
+def as_parts(content: object) -> object:
     """A text as its only part."""
     if isinstance(content, str):
         return [{"type": "text", "text": encodable(content)}]
@@ -179,7 +179,7 @@ class ChatMessage(HistoryBody):
     )  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[list[Part] | None, BeforeValidator(_parts)] = None
+    content: Annotated[list[Part] | None, BeforeValidator(as_parts)] = None
     refusal: Text | None = None
     tool_calls: list[CallBody] | None = None
     tool_call_id: NonEmptyText | None = None
@@ -249,7 +249,7 @@ def require_shown(messages: Sequence[ChatMessage], info: EngineInfo) -> None:
         message.require_honoured(info, f"messages[{index}]")
 
 
-def log_dropped(messages: Sequence[ChatMessage], request_id: str) -> None:
+def log_dropped(messages: Sequence[HistoryBody], request_id: str) -> None:
     """Counts for the debug log what a conversation held and nobody read: known keys by name, never a caller's text."""
     if logger.isEnabledFor(logging.DEBUG):
         counted: Counter[str] = sum((message.dropped() for message in messages), Counter())

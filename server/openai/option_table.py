@@ -10,7 +10,8 @@ from typing import Any
 
 from server.engines.base import CALLS_TOOLS, HONOURED, Sampling, SamplingDefaults
 from server.openai import ChatRequest, CompletionRequest
-from server.openai.body import MAX_INT
+from server.openai.body import MAX_INT, Body
+from server.openai.responses.request import ResponsesRequest
 
 BEGIN = "<!-- options: written by `python -m server.openai.option_table` -->"
 END = "<!-- end of options -->"
@@ -18,25 +19,29 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
 
 _OPTION_OF = {
     "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
     "top_logprobs": "logprobs",
     "include_stop_str_in_output": "include_stop",
     "response_format": "grammar",
+    "text": "grammar",
+    "include": "logprobs",
     "structured_outputs": "grammar",
 }
 """Request fields that are called otherwise in Sampling."""
 _TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 _BUT = {("grammar", "transformers"): "yes, but what llguidance cannot keep"}
 """Options that an engine honours in part, and refuses by name for the rest."""
+_ENDPOINTS: Mapping[str, type[Body]] = {"chat": ChatRequest, "text": CompletionRequest, "responses": ResponsesRequest}
 _ENGINES = {"transformers": "embedded", "vllm": "vLLM"}
 
 
 def rows() -> list[tuple[str, ...]]:
-    """A row for each field: name, values in chat and text completions, engines, and what holds where it is left out."""
-    chat, text = (body.model_json_schema()["properties"] for body in (ChatRequest, CompletionRequest))
+    """A row for each field: name, values at each endpoint, engines, and what holds where it is left out."""
+    fields_of = [body.model_json_schema()["properties"] for body in _ENDPOINTS.values()]
     options = {each.name for each in fields(Sampling)}
     own = {each.name for each in fields(SamplingDefaults)}
     found = []
-    for name in {**chat, **text}:
+    for name in dict.fromkeys(name for of in fields_of for name in of):
         option = _OPTION_OF.get(name, name if name in options else None)
         engines = [
             _BUT.get((str(option), engine), "yes")
@@ -44,14 +49,14 @@ def rows() -> list[tuple[str, ...]]:
             else "no"
             for engine, honoured in HONOURED.items()
         ]
-        values = [_value(of[name]) if name in of else "-" for of in (chat, text)]
+        values = [_value(of[name]) if name in of else "-" for of in fields_of]
         found.append((f"`{name}`", *values, *engines, "the model's" if option in own else ""))
     return found
 
 
 def table() -> str:
     """All rows as Markdown."""
-    head = ("field", "chat", "text", *(f"{_ENGINES[engine]} engine" for engine in HONOURED), "default")
+    head = ("field", *_ENDPOINTS, *(f"{_ENGINES[engine]} engine" for engine in HONOURED), "default")
     lines = [head, ("---",) * len(head), *rows()]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 

@@ -9,26 +9,26 @@
   closing carries `finish_reason`, which is never `tool_calls`, and `guard`. Other choices go on.
 - Abstention under `error`, or any error, after the first byte: one object `{"error": …}` of the same shape as an error
   body, and the stream ends without `[DONE]`: OpenAI's SDKs raise on it, and anyone else sees an unfinished stream.
+- The Responses API has events of its own for all of these, which `responses/wire.py` makes of the chunks.
 - Disconnect: nothing more is sent, and every request of this stream is cancelled.
 """
 
-import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.context import context_of
 from server.engines.base import Chunk, Engine, Event, Finish
-from server.errors import ClientGoneError, error_body
+from server.errors import ClientGoneError
 from server.generation import Observer, require_sound, run_all, while_connected
 from server.openai.answers import AnswerJob
+from server.openai.wire import Wire
 
 logger = logging.getLogger("skillguard.server")
 
-_DONE = b"data: [DONE]\n\n"
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -39,13 +39,16 @@ _HEADERS = {
 class StreamedResponse(Response):
     """Runs a job and sends it as it comes. Cancels it when the reader leaves."""
 
-    def __init__(self, engine: Engine, job: AnswerJob, hold_back_tokens: int, observe: Callable[[], Observer]) -> None:
+    def __init__(
+        self, engine: Engine, job: AnswerJob, wire: Wire, hold_back_tokens: int, observe: Callable[[], Observer]
+    ) -> None:
         # Not Response.__init__: it would promise an empty body.
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
         self._engine = engine
         self._job = job
+        self._wire = wire
         self._observe = observe
         self._choices = [_Choice(index, job, hold_back_tokens) for index in range(len(job.requests))]
         self._started = False
@@ -62,20 +65,17 @@ class StreamedResponse(Response):
             if not self._started:
                 raise
             logger.error("%s the stream ended by an error", context.request_id, exc_info=error)
-            await self._send(send, _event(error_body(error, context.request_id)), last=True)
+            await self._send(send, self._wire.failed(error, context.request_id), last=True)
 
     async def _run(self, send: Send) -> None:
         finishes: dict[int, Finish] = {}
         async with run_all(self._engine, self._job.requests, self._observe) as events:
             async for index, event in events:
                 chunks = [self._job.chunk(choice) for choice in self._choices[index].advance(event)]
-                await self._send(send, b"".join(map(_event, chunks)))
+                await self._send(send, self._wire.chunks(chunks))
                 if isinstance(event, Finish):
                     finishes[index] = event
-        ending = b""
-        if self._job.wants_usage_chunk:
-            ending = _event(self._job.usage_chunk([finishes[index] for index in sorted(finishes)]))
-        await self._send(send, ending + _DONE, last=True)
+        await self._send(send, self._wire.end([finishes[index] for index in sorted(finishes)]), last=True)
 
     async def _send(self, send: Send, body: bytes, last: bool = False) -> None:
         if not self._started:
@@ -143,7 +143,3 @@ class _Choice:
 
     def _choice(self, part: dict[str, object]) -> dict[str, object]:
         return {"index": self._index, **part, "finish_reason": None}
-
-
-def _event(data: Mapping[str, object]) -> bytes:
-    return b"data: " + json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from server.openai.history import CallBody, CalledFunction, ChatMessage, HistoryBody, Part
-from server.openai.unsupported import IN_CHAT, IN_COMPLETION
+from server.openai.responses.items import CallItem, ReasoningItem, ResultItem
+from server.openai.unsupported import IN_CHAT, IN_COMPLETION, IN_RESPONSES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
 _PLACES: Mapping[str, type[HistoryBody]] = {
@@ -16,6 +17,9 @@ _PLACES: Mapping[str, type[HistoryBody]] = {
     "part of `content`": Part,
     "call in `tool_calls`": CallBody,
     "function called": CalledFunction,
+    "item `function_call`": CallItem,
+    "item `function_call_output`": ResultItem,
+    "item `reasoning`": ReasoningItem,
 }
 
 
@@ -31,11 +35,12 @@ def history_table() -> str:
 def neutral_table() -> str:
     """Fields that are not honoured, with the values that are let through. Null is, of every field."""
     rows = []
-    for name in {**IN_CHAT, **IN_COMPLETION}:
-        chat, text = (_values(of[name]) if name in of else None for of in (IN_CHAT, IN_COMPLETION))
-        if chat or text:
-            rows.append((f"`{name}`", *("-" if each is None else each or "null only" for each in (chat, text))))
-    return _markdown(("field", "chat", "text"), rows)
+    endpoints = {"chat": IN_CHAT, "text": IN_COMPLETION, "responses": IN_RESPONSES}
+    for name in {**IN_CHAT, **IN_COMPLETION, **IN_RESPONSES}:
+        values = [_values(of[name]) if name in of else None for of in endpoints.values()]
+        if any(values):
+            rows.append((f"`{name}`", *("-" if each is None else each or "null only" for each in values)))
+    return _markdown(("field", *endpoints), rows)
 
 
 def written(page: str) -> str:

@@ -97,6 +97,43 @@ IN_COMPLETION: Neutral = {
     "parallel_tool_calls": ANY_VALUE,
 }
 
+IN_RESPONSES: Neutral = {
+    # `metadata` is honoured there: it is given back
+    **{name: neutral for name, neutral in IN_GENERATION.items() if name != "metadata"},
+    "add_special_tokens": (False,),
+    # answers are not stored, so none can be continued, read later or written while nobody waits
+    "store": (False,),
+    "previous_response_id": (),
+    "conversation": (),
+    "background": (False,),
+    "prompt": (),
+    "previous_input_messages": ([],),
+    "context_management": ([],),
+    "truncation": ("disabled",),
+    "max_tool_calls": ANY_VALUE,
+    "enable_response_messages": (False,),
+    "access_programs": (),
+    "image": ({},),
+    # other endpoints' names
+    "messages": (),
+    "n": (1,),
+    "best_of": (1,),
+    "max_tokens": (),
+    "max_completion_tokens": (),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+}
+
+IN_REASONING: Neutral = {
+    "effort": ("none",),
+    "summary": (),
+    "generate_summary": (),
+    "context": ("auto",),
+    "mode": ("standard",),
+}
+
+IN_TEXT_OPTIONS: Neutral = {"verbosity": ("medium",)}
+
 IN_TOOL: Neutral = {"cache_control": ANY_VALUE}
 
 IN_MESSAGE: Neutral = {
@@ -110,6 +147,13 @@ IN_MESSAGE: Neutral = {
 }
 
 _INSTEAD = {
+    "previous_response_id": "answers are not stored here: send the whole conversation as 'input'",
+    "conversation": "conversations are not stored here: send the whole conversation as 'input'",
+    "store": "answers are not stored here: leave it out, or send false",
+    "messages": "use 'input' instead",
+    "max_tokens": "use 'max_output_tokens' instead",
+    "max_completion_tokens": "use 'max_output_tokens' instead",
+    "response_format": "use 'text' instead",
     "functions": "use 'tools' instead",
     "function_call": "use 'tools' and 'tool_choice' instead",
     **{name: "use 'structured_outputs' instead" for name in IN_GENERATION if name.startswith("guided_")},
@@ -123,6 +167,14 @@ IN_STRUCTURED_OUTPUTS: Neutral = {
 }
 
 IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+IN_RESPONSES_STREAM_OPTIONS: Neutral = {**IN_STREAM_OPTIONS, "include_usage": ANY_VALUE}
+IN_RESPONSES_TOOL: Neutral = {
+    **IN_TOOL,
+    "allowed_callers": (["direct"],),
+    "async": (False,),
+    "defer_loading": (False,),
+    "output_schema": (),
+}
 
 
 def drop_neutral(body: object, known: Neutral, fields: Collection[str]) -> object:

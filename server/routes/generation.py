@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and POST /v1/completions."""
+"""POST /v1/chat/completions, POST /v1/responses and POST /v1/completions."""
 
 import asyncio
 import secrets
@@ -22,8 +22,11 @@ from server.openai.abstention import Abstention
 from server.openai.answers import AnswerJob
 from server.openai.common import SamplingBody
 from server.openai.history import log_dropped
+from server.openai.responses.request import ResponsesRequest
+from server.openai.responses.wire import ResponseShape, ResponsesWire
 from server.openai.shapes import AnswerShape, ChatShape, CompletionShape
 from server.openai.streaming import StreamedResponse
+from server.openai.wire import CompletionWire, Wire
 from server.readiness import Running
 
 router = APIRouter()
@@ -36,16 +39,17 @@ async def chat_completions(
     body: ChatRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Continues a conversation."""
-    running = services.readiness.require_ready()
-    require_model(body.model, running)
-    log_dropped(body.messages, context.request_id)
-    use = body.tool_use(running.info)
-    plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
-    tools = () if use is None else use.tools
-    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools)
-    job = _job(body, [prompt], ChatShape(), services, running, caller, plan)
-    await _prepare(job, body, services, plan)
-    return await _respond(job, bool(body.stream), request, services, context, caller)
+    job = await _converse(body, ChatShape(), services, context, caller)
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
+
+
+@router.post("/v1/responses")
+async def responses(
+    body: ResponsesRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
+) -> Response:
+    """Continues a conversation, in the words of OpenAI's Responses API."""
+    job = await _converse(body, ResponseShape(), services, context, caller)
+    return await _respond(job, ResponsesWire(job, body), bool(body.stream), request, services, context, caller)
 
 
 @router.post("/v1/completions")
@@ -59,7 +63,7 @@ async def completions(
     prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
     await _prepare(job, body, services)
-    return await _respond(job, bool(body.stream), request, services, context, caller)
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
 
 
 def require_model(asked: str, running: Running) -> None:
@@ -67,6 +71,26 @@ def require_model(asked: str, running: Running) -> None:
     served = running.info.model
     if asked != served:
         raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", "model")
+
+
+async def _converse(
+    body: ChatRequest | ResponsesRequest,
+    shape: AnswerShape,
+    services: Services,
+    context: RequestContext,
+    caller: Caller,
+) -> AnswerJob:
+    """The job of a conversation. There is no other way from one to the engine."""
+    running = services.readiness.require_ready()
+    require_model(body.model, running)
+    log_dropped(body.history, context.request_id)
+    use = body.tool_use(running.info)
+    plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
+    tools = () if use is None else use.tools
+    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools)
+    job = _job(body, [prompt], shape, services, running, caller, plan)
+    await _prepare(job, body, services, plan)
+    return job
 
 
 def _job(
@@ -131,7 +155,13 @@ async def _prepare(job: AnswerJob, body: SamplingBody, services: Services, plan:
 
 
 async def _respond(
-    job: AnswerJob, stream: bool, request: Request, services: Services, context: RequestContext, caller: Caller
+    job: AnswerJob,
+    wire: Wire,
+    stream: bool,
+    request: Request,
+    services: Services,
+    context: RequestContext,
+    caller: Caller,
 ) -> Response:
     def observer() -> Observer:
         measure = services.metrics.answer_observer(context.started)
@@ -144,6 +174,6 @@ async def _respond(
         return observe
 
     if stream:
-        return StreamedResponse(services.engine, job, services.config.hold_back_tokens, observer)
+        return StreamedResponse(services.engine, job, wire, services.config.hold_back_tokens, observer)
     answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))
-    return JSONResponse(job.whole(answers))
+    return JSONResponse(wire.whole(job.whole(answers)))

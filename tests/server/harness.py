@@ -20,6 +20,7 @@ from server.readiness import Readiness
 MODEL = "scripted"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
 CHECKS = "/v1/checks"
 _TIMEOUT_SECONDS = 30
 """No test takes a second; what would wait for ever fails instead."""
@@ -33,6 +34,11 @@ def chat(content: object = "hi", **fields: object) -> dict[str, object]:
 def completion(prompt: object = "hi", **fields: object) -> dict[str, object]:
     """A completion request."""
     return {"model": MODEL, "prompt": prompt, **fields}
+
+
+def responses(input: object = "hi", **fields: object) -> dict[str, object]:
+    """A request of the Responses API."""
+    return {"model": MODEL, "input": input, **fields}
 
 
 @dataclass
@@ -73,9 +79,11 @@ class Served:
 
 
 def events_of(text: str) -> list[Any]:
-    """Server-sent events as their parsed data."""
+    """Server-sent events as their parsed data. Those of the Responses API have a name too, which their data repeat."""
     assert text.endswith("\n\n")
-    datas = [event.removeprefix("data: ") for event in text[:-2].split("\n\n")]
+    named = [event.rpartition("data: ")[::2] for event in text[:-2].split("\n\n")]
+    datas = [data for _, data in named]
+    assert all(not name or name == f"event: {json.loads(data)['type']}\n" for name, data in named)
     return [data if data == "[DONE]" else json.loads(data) for data in datas]
 
 

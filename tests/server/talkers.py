@@ -18,7 +18,7 @@ from typing import Any
 
 MODEL = "scripted"
 Turn = Callable[[list[Any]], tuple[Any, str]]
-"""Takes the messages so far; gives the one to append, and what is shown of it."""
+"""Takes the messages so far; gives the one to append, or a list of items to append, and what is shown of it."""
 
 
 def _openai(url: str) -> Any:
@@ -67,14 +67,61 @@ def openai_chunks(url: str) -> Turn:
     return turn
 
 
-def _langchain(url: str) -> Any:
-    return import_module("langchain_openai").ChatOpenAI(base_url=url, api_key="x", model=MODEL, max_retries=0)
+def _responses(url: str) -> Any:
+    return import_module("openai").OpenAI(base_url=url, api_key="x", max_retries=0).responses
+
+
+def responses_create(url: str) -> Turn:
+    return lambda items: _items_as_shown(_responses(url).create(model=MODEL, input=items))
+
+
+def responses_parse(url: str) -> Turn:
+    return lambda items: _items_as_shown(_responses(url).parse(model=MODEL, input=items, store=False))
+
+
+def responses_stream(url: str) -> Turn:
+    """By the helper. The events of an answer that is not complete have it too."""
+
+    def turn(items: list[Any]) -> tuple[Any, str]:
+        with _responses(url).stream(model=MODEL, input=items) as stream:
+            *_, last = stream
+            return _items_as_shown(last.response)
+
+    return turn
+
+
+def responses_dumped(url: str) -> Turn:
+    """With every field of each item, whatever it is."""
+
+    def turn(items: list[Any]) -> tuple[Any, str]:
+        said, shown = responses_create(url)(items)
+        return [item.model_dump() for item in said], shown
+
+    return turn
+
+
+def _items_as_shown(response: Any) -> tuple[Any, str]:
+    parts = [part for item in response.output for part in item.content]
+    return response.output, "".join(part.refusal if part.type == "refusal" else part.text for part in parts)
+
+
+def _langchain(url: str, **options: Any) -> Any:
+    chat = import_module("langchain_openai").ChatOpenAI
+    return chat(base_url=url, api_key="x", model=MODEL, max_retries=0, **options)
 
 
 def langchain(url: str) -> Turn:
     def turn(messages: list[Any]) -> tuple[Any, str]:
         answer = _langchain(url).invoke(messages)
         return answer, (answer.content or "") + (answer.additional_kwargs.get("refusal") or "")
+
+    return turn
+
+
+def langchain_responses(url: str) -> Turn:
+    def turn(messages: list[Any]) -> tuple[Any, str]:
+        answer = _langchain(url, use_responses_api=True).invoke(messages)
+        return answer, "".join(part[part["type"]] for part in answer.content)
 
     return turn
 
@@ -118,7 +165,8 @@ TURNS: dict[str, Callable[[str], Turn]] = {
     client.__name__: client
     for client in (
         *(openai_create, openai_dumped, openai_parse, openai_stream, openai_chunks),
-        *(langchain, langchain_stream),
+        *(responses_create, responses_dumped, responses_parse, responses_stream),
+        *(langchain, langchain_stream, langchain_responses),
         *(litellm, litellm_openai, litellm_stream),
     )
 }
@@ -129,12 +177,16 @@ def talk(turn: Turn, questions: list[str]) -> Iterator[str]:
     messages: list[Any] = []
     for question in questions:
         messages.append({"role": "user", "content": question})
-        message, shown = turn(messages)
-        messages.append(message)
+        said, shown = turn(messages)
+        messages.extend(said if isinstance(said, list) else [said])
         yield shown
 
 
-def agent(url: str, questions: list[str]) -> Iterator[str]:
+AGENTS = {"agent": "OpenAIChatModel", "agent_responses": "OpenAIResponsesModel"}
+"""pydantic-ai's models, by endpoint."""
+
+
+def agent(url: str, questions: list[str], model: str) -> Iterator[str]:
     """pydantic-ai with a tool. A run that ends in an error leaves nothing in its history."""
     package, models = import_module("pydantic_ai"), import_module("pydantic_ai.models.openai")
     provider = import_module("pydantic_ai.providers.openai").OpenAIProvider(base_url=url, api_key="x")
@@ -143,7 +195,7 @@ def agent(url: str, questions: list[str]) -> Iterator[str]:
         """What time it is."""
         return f"noon in {city}"
 
-    asked = package.Agent(models.OpenAIChatModel(MODEL, provider=provider), tools=[clock])
+    asked = package.Agent(getattr(models, model)(MODEL, provider=provider), tools=[clock])
     history: list[Any] = []
     with asyncio.Runner() as runner:
         for question in questions:
@@ -159,4 +211,5 @@ def agent(url: str, questions: list[str]) -> Iterator[str]:
 if __name__ == "__main__":
     name, at = sys.argv[1:]
     questions = json.load(sys.stdin)
-    print(json.dumps(list(agent(at, questions) if name == agent.__name__ else talk(TURNS[name](at), questions))))
+    shown = agent(at, questions, AGENTS[name]) if name in AGENTS else talk(TURNS[name](at), questions)
+    print(json.dumps(list(shown)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.auth import Role, new_key
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, chat, completion, serving
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, chat, completion, responses, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -16,6 +16,8 @@ GUARDED = [
     ("POST", CHAT, chat()),
     ("POST", CHAT, chat(stream=True)),
     ("POST", COMPLETIONS, completion()),
+    ("POST", RESPONSES, responses()),
+    ("POST", RESPONSES, responses(stream=True)),
     ("POST", CHECKS, completion()),
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/scripted", None),

@@ -8,7 +8,7 @@ from server.engines.base import Chunk
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Exchange, completion, serving
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, Exchange, completion, responses, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -37,14 +37,18 @@ async def test_every_answer_is_cancelled(stream: bool, begins: tuple[Chunk, ...]
         assert await served.metric(sample) == 1
 
 
-async def test_nothing_is_sent_after_the_caller_left() -> None:
+@pytest.mark.parametrize(
+    ("path", "body"), [(COMPLETIONS, completion(stream=True)), (RESPONSES, responses(stream=True))]
+)
+async def test_nothing_is_sent_after_the_caller_left(path: str, body: dict[str, object]) -> None:
     async with serving(never_ends(Chunk("a", 1))) as served:
-        exchange = Exchange.of(served.app, COMPLETIONS, completion(stream=True))
+        exchange = Exchange.of(served.app, path, body)
         running = asyncio.create_task(exchange.run())
         await exchange.next_data()
         exchange.hang_up.set()
         await running
         assert exchange.sent.empty()
+        assert served.engine.cancelled == [served.engine.submitted[0].request_id]
 
 
 async def test_check_is_cancelled() -> None:

@@ -11,7 +11,18 @@ from server.engines.base import COMMON_OPTIONS
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, guard, hit
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, Exchange, chat, completion, serving
+from tests.server.harness import (
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    MODEL,
+    RESPONSES,
+    Exchange,
+    chat,
+    completion,
+    responses,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +87,15 @@ LOGGED: list[tuple[str, object, str]] = [
     (COMPLETIONS, completion([7, 256]), "400 code=invalid_prompt param=-"),
     (COMPLETIONS, completion(best_of=2), "400 code=unsupported_parameter param=best_of"),
     (COMPLETIONS, completion({"a": SECRET}), "400 code=invalid_value param=prompt"),
+    (RESPONSES, responses(store=True), "400 code=unsupported_parameter param=store"),
+    (RESPONSES, responses(metadata={SECRET: 1}), "400 code=invalid_value param=metadata.?"),
+    (RESPONSES, responses([{"type": SECRET}]), "400 code=invalid_value param=input[0].type"),
+    (RESPONSES, responses(**{SECRET: 1}), "400 code=invalid_value param=?"),
+    (
+        RESPONSES,
+        responses(text={"format": {"type": "json_object"}}),
+        "400 code=unsupported_parameter param=text.format",
+    ),
     (CHECKS, {"model": MODEL}, "400 code=invalid_value param=prompt"),
     (f"/{SECRET}", {}, "404 code=unknown_url param=-"),
     ("/health", {}, "405 code=method_not_allowed param=-"),

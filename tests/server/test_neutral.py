@@ -15,8 +15,20 @@ from server.engines.tools import ToolChoice
 from server.openai import ChatRequest, CheckRequest, CompletionRequest
 from server.openai.body import Body
 from server.openai.history import ChatMessage
-from server.openai.unsupported import IN_CHAT, IN_COMPLETION, IN_TOOL, Neutral
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, Served, chat, completion, serving
+from server.openai.responses.request import ResponsesRequest
+from server.openai.unsupported import IN_CHAT, IN_COMPLETION, IN_RESPONSES, IN_TOOL, Neutral
+from tests.server.harness import (
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    MODEL,
+    RESPONSES,
+    Served,
+    chat,
+    completion,
+    responses,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -79,10 +91,36 @@ ONLY_CHAT: list[tuple[str, object]] = [
     ("max_completion_tokens", None),
     ("prompt", None),
 ]
+ONLY_RESPONSES: list[tuple[str, object]] = [
+    ("store", False),
+    ("instructions", ""),
+    ("instructions", None),
+    ("metadata", {}),
+    ("metadata", {"a": "b"}),
+    ("text", {}),
+    ("text", {"format": None, "verbosity": "medium"}),
+    ("text", {"format": {"type": "text"}}),
+    ("reasoning", {}),
+    ("reasoning", {"effort": "none", "summary": None}),
+    ("include", []),
+    ("include", ["reasoning.encrypted_content", "file_search_call.results"]),
+    ("max_output_tokens", None),
+    *(each for each in ONLY_CHAT if each[0] not in ("max_completion_tokens", "prompt")),
+]
 ASKS_NOTHING = [
     *((CHAT, name, value) for name, value in (*of_table(IN_CHAT), *BOTH, *ONLY_CHAT)),
     *((COMPLETIONS, name, value) for name, value in (*of_table(IN_COMPLETION), *BOTH, ("messages", None))),
+    *(
+        (RESPONSES, name, value)
+        for name, value in (*of_table(IN_RESPONSES), *BOTH, *ONLY_RESPONSES)
+        if not (isinstance(value, dict) and "json_schema" in value)
+    ),
 ]
+
+
+def answered(body: dict[str, Any]) -> Any:
+    """What a response says, without its ids."""
+    return body.get("choices") or [item["content"] for item in body["output"]]
 
 
 def asked(served: Served) -> EngineRequest:
@@ -90,11 +128,11 @@ def asked(served: Served) -> EngineRequest:
     return replace(served.engine.submitted[-1], request_id="")
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
 async def test_the_engine_is_asked_as_without_them(path: str) -> None:
     """Even by an engine that honours next to nothing; in one answer and in a stream, alone and all together."""
     fields = [(name, value) for at, name, value in ASKS_NOTHING if at == path]
-    body = chat() if path == CHAT else completion()
+    body = {CHAT: chat(), COMPLETIONS: completion(), RESPONSES: responses()}[path]
     async with serving(ScriptedEngine(options=COMMON_OPTIONS, tool_choices=frozenset())) as served:
         plain_answer = (await served.post(path, body)).json()
         plain = asked(served)
@@ -102,7 +140,7 @@ async def test_the_engine_is_asked_as_without_them(path: str) -> None:
             response = await served.post(path, {**body, name: value})
             assert response.status_code == 200, (name, value, response.text)
             assert asked(served) == plain, (name, value)
-            assert response.json()["choices"] == plain_answer["choices"]
+            assert answered(response.json()) == answered(plain_answer)
         assert (await served.post(path, {**body, **dict(fields), "stream": True})).status_code == 200
         assert asked(served) == plain
         assert len(served.engine.submitted) == len(fields) + 3
@@ -114,7 +152,7 @@ def _objects(body: type[Body]) -> list[type[Body]]:
 
 def test_no_field_is_both_honoured_and_not() -> None:
     assert all(not (of.field_names() & of.not_honoured.keys()) for of in _objects(Body))
-    assert {*_objects(Body)} >= {ChatRequest, CompletionRequest, CheckRequest, ChatMessage}
+    assert {*_objects(Body)} >= {ChatRequest, CompletionRequest, ResponsesRequest, CheckRequest, ChatMessage}
 
 
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
@@ -129,6 +167,16 @@ NESTED: list[tuple[str, dict[str, object], list[str | int]]] = [
     (CHAT, chat(tools=[TOOL]), ["tools", 0, "function"]),
     (CHAT, chat(tools=[TOOL], tool_choice=CHOSEN), ["tool_choice"]),
     (CHAT, chat(tools=[TOOL], tool_choice=CHOSEN), ["tool_choice", "function"]),
+    (RESPONSES, responses(stream=True, stream_options={"include_usage": True}), ["stream_options"]),
+    (RESPONSES, responses(text={}), ["text"]),
+    (RESPONSES, responses(text={"format": {"type": "json_schema", **SCHEMA}}), ["text", "format"]),
+    (RESPONSES, responses(reasoning={"effort": "none"}), ["reasoning"]),
+    (RESPONSES, responses(tools=[{"type": "function", "name": "clock"}]), ["tools", 0]),
+    (
+        RESPONSES,
+        responses(tools=[{"type": "function", "name": "f"}], tool_choice={"type": "function", "name": "f"}),
+        ["tool_choice"],
+    ),
     (CHECKS, completion(), []),
     (CHECKS, {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}, []),
 ]
@@ -152,7 +200,7 @@ async def test_an_unknown_null_is_nothing_in_any_object(
         assert (await served.post(route, body)).status_code == 200
         response = await served.post(route, changed(body, path, "frobnicate", None))
         assert response.status_code == 200, response.text
-        if route == CHAT:
+        if route != CHECKS:
             assert asked(served) == replace(served.engine.submitted[0], request_id="")
         error = await served.error(route, changed(body, path, "frobnicate", 0))
         assert (error["status"], error["param"].rpartition(".")[2]) == (400, "frobnicate")

@@ -3,6 +3,7 @@
 from server.engines.base import CALLS_TOOLS, HONOURED
 from server.openai import ChatRequest, CompletionRequest
 from server.openai.option_table import PAGE, rows, written
+from server.openai.responses.request import ResponsesRequest
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -13,9 +14,11 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_field_of_a_request_has_a_row() -> None:
     found = {row[0].strip("`"): row for row in rows()}
-    assert found.keys() == ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
-    assert found["temperature"][1:] == ("0 to 2", "0 to 2", "yes", "yes", "the model's")
+    bodies = (ChatRequest, CompletionRequest, ResponsesRequest)
+    assert found.keys() == {name for body in bodies for name in body.model_fields}
+    assert found["temperature"][1:] == ("0 to 2", "0 to 2", "0 to 2", "yes", "yes", "the model's")
+    assert found["max_output_tokens"][1:] == ("-", "-", "from 1", "yes", "yes", "the model's")
     assert found["logprobs"][1:3] == ("true or false", "0 to 5")
     assert found["prompt"][1] == "-"
     assert HONOURED.keys() > CALLS_TOOLS
-    assert found["tools"][3:5] == ("no", "yes")
+    assert found["tools"][4:6] == ("no", "yes")

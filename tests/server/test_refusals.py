@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.engines.scripted.engine import ScriptedEngine
-from server.openai.unsupported import IN_CHAT, IN_COMPLETION, IN_GENERATION
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, chat, completion, serving
+from server.openai.unsupported import IN_CHAT, IN_COMPLETION, IN_GENERATION, IN_RESPONSES
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, RESPONSES, chat, completion, responses, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -230,6 +230,7 @@ async def test_invalid_field(path: str, body: dict[str, object], param: str | No
 UNSUPPORTED: list[tuple[str, dict[str, object], str]] = [
     *((CHAT, chat(**{name: "other"}), name) for name, neutral in IN_CHAT.items() if neutral is not None),
     *((COMPLETIONS, completion(**{name: "x"}), name) for name, neutral in IN_COMPLETION.items() if neutral is not None),
+    *((RESPONSES, responses(**{name: "x"}), name) for name, neutral in IN_RESPONSES.items() if neutral is not None),
     (COMPLETIONS, completion(tools=[{"type": "function"}]), "tools"),
     (COMPLETIONS, completion(tool_choice="required"), "tool_choice"),
     (COMPLETIONS, completion(add_special_tokens=False), "add_special_tokens"),
@@ -314,10 +315,11 @@ async def test_body_that_is_not_a_json_object(content: bytes, content_type: str,
         assert served.engine.submitted == []
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, CHECKS])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, CHECKS])
 async def test_other_model(path: str) -> None:
     async with serving() as served:
-        body = {**(chat() if path == CHAT else completion()), "model": "gpt-4"}
+        bodies = {CHAT: chat(), RESPONSES: responses()}
+        body = {**bodies.get(path, completion()), "model": "gpt-4"}
         error = await served.error(path, body)
         assert (error["status"], error["code"], error["param"]) == (404, "model_not_found", "model")
         assert "'gpt-4'" in error["message"]
@@ -330,6 +332,7 @@ async def test_other_model(path: str) -> None:
         (COMPLETIONS, completion("x" * 65), "context_length_exceeded"),
         (COMPLETIONS, completion("x" * 60, max_tokens=5), "context_length_exceeded"),
         (CHAT, chat("x" * 60), "context_length_exceeded"),
+        (RESPONSES, responses("x" * 60), "context_length_exceeded"),
         (CHECKS, completion("x" * 65), "context_length_exceeded"),
         (COMPLETIONS, completion([7, 256]), "invalid_prompt"),
     ],

@@ -12,10 +12,11 @@ import pytest
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
 from server.openai.history import ChatMessage, Part
-from server.openai.unsupported import IN_CHAT
+from server.openai.responses.items import ReasoningItem
+from server.openai.unsupported import IN_CHAT, IN_RESPONSES
 from tests.served import forget_prompt, retain_prompt
 from tests.server.engines.embedded.tiny_engine import Served
-from tests.server.harness import CHAT, CHECKS, serving
+from tests.server.harness import CHAT, CHECKS, RESPONSES, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +107,66 @@ async def test_no_field_without_effect_lets_a_forgotten_prompt_out(showing_all: 
             answered = await served.post(CHAT, chat(FORGOTTEN["text"], **each))
             assert answered.status_code == 200, answered.text
             assert answered.json()["choices"][0]["finish_reason"] == "content_filter", each
+
+
+def respond(input: object, **fields: object) -> dict[str, object]:
+    return {"model": "model", "input": input, "max_output_tokens": 4, **fields}
+
+
+THOUGHT = {"type": "reasoning", **dict.fromkeys(ReasoningItem.bookkeeping - {"type"}, RETAIN)}
+HALVES = halves("input_text", "text")
+
+
+def _item(message: dict[str, object]) -> dict[str, object]:
+    """An item is read by its type, which is nothing in a message of a chat."""
+    return {key: value for key, value in message.items() if key != "type"}
+
+
+FORGOTTEN_ITEMS: dict[str, tuple[object, dict[str, object]]] = {
+    "text": (FORGET, {}),
+    **{f"message, {name}": ([_item(each) for each in messages], {}) for name, messages in FORGOTTEN.items()},
+    "between thoughts": ([THOUGHT, {"type": "message", "role": "user", "content": FORGET}, THOUGHT], {}),
+    "instructions": ([{"role": "assistant", "content": ""}], {"instructions": FORGET}),
+    "half of it in the instructions": (HALVES[1]["text"], {"instructions": HALVES[0]["text"]}),
+    "a part of refusal": ([{"role": "assistant", "content": [{"type": "refusal", "refusal": FORGET}]}], {}),
+    "streamed": (FORGET, {"stream": True}),
+}
+
+
+async def test_a_forgotten_prompt_stays_refused_as_items(showing_all: tuple[Path, Path]) -> None:
+    """What is judged is the prompt of a chat, whichever way the words of it were sent."""
+    async with serving(engine(showing_all)) as served:
+        harmless = (await served.post(RESPONSES, respond([THOUGHT, {"role": "user", "content": RETAIN}]))).json()
+        assert "guard" not in harmless, "the positive control"
+        assert harmless["usage"]["input_tokens"] == len(retain_prompt(0)), "no thought is shown"
+        for name, (given, fields) in FORGOTTEN_ITEMS.items():
+            answered = await served.post(RESPONSES, respond(given, **fields))
+            assert answered.status_code == 200, answered.text
+            assert '"reason":"content_filter"' in answered.text, name
+            assert f'"input_tokens":{len(forget_prompt(0))}' in answered.text, name
+
+
+async def test_no_field_without_effect_lets_forgotten_items_out(showing_all: tuple[Path, Path]) -> None:
+    fields = {name: RETAIN if neutral is None else neutral[0] for name, neutral in IN_RESPONSES.items() if neutral}
+    fields |= {name: RETAIN for name, neutral in IN_RESPONSES.items() if neutral is None}
+    own = {
+        "seed": -1,
+        "logit_bias": {"3": 0},
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "top_logprobs": 0,
+        "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
+        "metadata": {"mode": "shadow"},
+        "instructions": "",
+        "reasoning": {"effort": "none"},
+        "text": {"format": {"type": "json_object"}, "verbosity": "medium"},
+        "temperature": 2,
+        "top_p": 0.01,
+    }
+    async with serving(engine(showing_all)) as served:
+        asked = [{name: value} for name, value in {**fields, **own, "frobnicate": None}.items()]
+        for each in [*asked, {**fields, **own}]:
+            answered = await served.post(RESPONSES, respond(FORGET, **each))
+            assert answered.status_code == 200, answered.text
+            assert answered.json()["incomplete_details"] == {"reason": "content_filter"}, each
+            assert [part["logprobs"] for item in answered.json()["output"] for part in item["content"]] == [[]]

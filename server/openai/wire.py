@@ -1,0 +1,55 @@
+"""How an answer of a job goes out: whole, or piece by piece as server-sent events."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from server.engines.base import Finish
+from server.errors import error_body
+from server.openai.answers import AnswerJob
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class Wire(Protocol):
+    """An endpoint's way to send one response. It is given completions and chunks of them, and shows nothing else."""
+
+    def whole(self, completion: Mapping[str, Any]) -> Mapping[str, object]:
+        """The body of a response that is not streamed."""
+        ...
+
+    def chunks(self, chunks: Sequence[Mapping[str, Any]]) -> bytes:
+        """The events of the chunks that one event of the engine came to."""
+        ...
+
+    def end(self, finishes: Sequence[Finish]) -> bytes:
+        """The events behind the last chunk of a stream in which every answer is complete."""
+        ...
+
+    def failed(self, error: Exception, request_id: str) -> bytes:
+        """The events that end a stream by an error."""
+        ...
+
+
+class CompletionWire:
+    """Completions as they are, an event for each chunk."""
+
+    def __init__(self, job: AnswerJob) -> None:
+        self._job = job
+
+    def whole(self, completion: Mapping[str, Any]) -> Mapping[str, object]:
+        return completion
+
+    def chunks(self, chunks: Sequence[Mapping[str, Any]]) -> bytes:
+        return b"".join(b"data: " + dumped(chunk) + b"\n\n" for chunk in chunks)
+
+    def end(self, finishes: Sequence[Finish]) -> bytes:
+        return (self.chunks([self._job.usage_chunk(finishes)]) if self._job.wants_usage_chunk else b"") + _DONE
+
+    def failed(self, error: Exception, request_id: str) -> bytes:
+        return self.chunks([error_body(error, request_id)])
+
+
+def dumped(data: Mapping[str, object]) -> bytes:
+    """An event's data: JSON on one line."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
