@@ -100,11 +100,21 @@ class TextCodec:
         """Digest of the chat template's source."""
         return template_sha256(self.tokenizer.chat_template)
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        """A bare text, with the opening token where the tokenizer adds one."""
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        """A bare text; `opened`: with the opening token where the tokenizer adds one."""
         with self._lock:
-            encoded = self.tokenizer(text, split_special_tokens=True, return_attention_mask=False)
+            encoded = self.tokenizer(
+                text, add_special_tokens=opened, split_special_tokens=True, return_attention_mask=False
+            )
         return tuple(encoded["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as the vocabulary writes it; empty for an id that it does not use."""
+        return tuple(token or "" for token in self.tokenizer.convert_ids_to_tokens(list(token_ids)))
 
     def encode_part(self, text: str) -> tuple[int, ...]:
         """A piece of an answer, of which special tokens may be part. Not for a prompt: nobody's text makes turns."""
@@ -139,8 +149,10 @@ class TextCodec:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] = _NO_VARIABLES,
+        *,
+        answered: bool = True,
     ) -> tuple[int, ...]:
-        """A conversation in the chat template, with the opening of the assistant's turn.
+        """A conversation in the chat template. `answered`: with the opening of the assistant's turn.
 
         Messages and tools are what transformers' templates take; calls' arguments are objects. `variables` are what the
         template sees beside them, in the place of its globals of the same name. Raises PromptRefusedError when the
@@ -148,7 +160,7 @@ class TextCodec:
         """
         if not self.has_chat_template:
             raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
-        render = partial(self._render, variables=variables)
+        render = partial(self._render, variables=variables, answered=answered)
         marks = Marks(self._special_texts)
         inner, contents = [_marked(message, marks) for message in messages], []
         for message in inner:
@@ -186,13 +198,14 @@ class TextCodec:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any] = _NO_VARIABLES,
+        answered: bool = True,
     ) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=answered,
                 **variables,
             )
         except Exception as error:  # a template is a program: it raises what it likes

@@ -327,8 +327,8 @@ class Message:
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. Called from one event loop; the two `encode` methods, `plan_tools` and
-    `prepare` from any thread."""
+    """What the server needs of an engine. Called from one event loop; `encode_text`, `encode_chat`, `decode`, `spell`,
+    `plan_tools` and `prepare` from any thread."""
 
     @property
     def info(self) -> EngineInfo:
@@ -354,15 +354,28 @@ class Engine(Protocol):
         """False once the loop died; the server is then no longer ready."""
         ...
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of a bare prompt. Special tokens spelled out in the text are taken as plain text."""
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        """Token ids of a bare prompt. Special tokens spelled out in the text are taken as plain text.
+
+        `opened`: with the tokens that the tokenizer adds around a text, such as the one that opens it.
+        """
         ...
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """Token ids of a conversation in the chat template, with the opening of the assistant's turn.
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, answered: bool = True
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation in the chat template. `answered`: with the opening of the assistant's turn.
 
         Raises PromptError when the template refuses the conversation.
         """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included. Raises PromptError on an id outside the vocabulary."""
+        ...
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as the tokenizer's vocabulary writes it. Raises like `decode`."""
         ...
 
     def plan_tools(self, use: ToolUse) -> ToolPlan:

@@ -146,14 +146,25 @@ class GuardedEngine(ABC):
             raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
         return answer
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        return self._codec.encode_text(text)
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        return self._codec.encode_text(text, opened=opened)
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+    def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, answered: bool = True
+    ) -> tuple[int, ...]:
+        said, shown = [*map(template_message, messages)], [*map(template_tool, tools)]
         try:
-            return self._codec.encode_chat([*map(template_message, messages)], [*map(template_tool, tools)])
+            return self._codec.encode_chat(said, shown, answered=answered)
         except PromptRefusedError as error:
             raise PromptError(str(error)) from error
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self._require_known(token_ids)
+        return self._codec.decode(token_ids)
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        self._require_known(token_ids)
+        return self._codec.spell(token_ids)
 
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         raise UnsupportedOptionError(f"The {self.info.engine} engine does not honour 'tools'; leave it out.", "tools")
@@ -197,6 +208,11 @@ class GuardedEngine(ABC):
             )
         return found
 
+    def _require_known(self, token_ids: Sequence[int]) -> None:
+        wrong = [token for token in token_ids if not 0 <= token < self._vocabulary]
+        if wrong:
+            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {self._vocabulary}")
+
     def _admit(self, request: EngineRequest) -> EngineRequest:
         """The request with a rule for every guard. Raises what `Engine.submit` raises for one that cannot be run."""
         if not self.healthy():
@@ -204,9 +220,7 @@ class GuardedEngine(ABC):
         prompt = len(request.prompt_token_ids)
         if prompt == 0:
             raise PromptError("got an empty prompt, wanted at least one token")
-        wrong = [token for token in request.prompt_token_ids if not 0 <= token < self._vocabulary]
-        if wrong:
-            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {self._vocabulary}")
+        self._require_known(request.prompt_token_ids)
         if prompt + request.sampling.max_tokens > self._max_tokens:
             raise PromptTooLongError(
                 f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "

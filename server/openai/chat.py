@@ -11,7 +11,7 @@ from server.openai.body import MAX_INT
 from server.openai.common import SamplingBody
 from server.openai.history import ChatMessage, require_shown
 from server.openai.invalid import conflict
-from server.openai.tools import Choice, Tools
+from server.openai.tools import Choice, Tools, require_tools
 from server.openai.unsupported import IN_CHAT, Neutral
 
 
@@ -81,8 +81,7 @@ class ChatRequest(SamplingBody):
 
         Raises UnsupportedOptionError naming the field of this request that the engine does not honour.
         """
-        if self.tools and not info.tool_choices:
-            raise UnsupportedOptionError(f"The {info.engine} engine does not honour 'tools'; leave it out.", "tools")
+        require_tools(self.tools, info)
         require_shown(self.messages, info)
         choice = self._choice
         if not self.tools or choice is None:

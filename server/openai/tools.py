@@ -1,11 +1,14 @@
 """Tools in a chat request: which there are, and whether the model calls them."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.engines.base import EngineInfo
+from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolChoice
 from server.openai.body import Body, Text
 from server.openai.invalid import conflict
@@ -94,6 +97,12 @@ class ChoiceBody(Body):
         if self.function is not None:
             return ToolChoice.NAMED
         return None if self.type == "none" else ToolChoice(self.type)
+
+
+def require_tools(tools: Sequence[ToolBody] | None, info: EngineInfo) -> None:
+    """Raises UnsupportedOptionError where the model could not be shown these."""
+    if tools and not info.tool_choices:
+        raise UnsupportedOptionError(f"The {info.engine} engine does not honour 'tools'; leave it out.", "tools")
 
 
 Choice = Annotated[ChoiceBody | None, BeforeValidator(lambda value: None if value is None else _choice(value))]

@@ -122,6 +122,12 @@ IN_STRUCTURED_OUTPUTS: Neutral = {
     "disable_additional_properties": (False,),
 }
 
+IN_TOKENIZE: Neutral = {
+    "continue_final_message": (False,),
+    **{name: IN_GENERATION[name] for name in ("chat_template", "chat_template_kwargs", "documents")},
+    **{name: IN_GENERATION[name] for name in ("media_io_kwargs", "mm_processor_kwargs")},
+}
+
 IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
 
 

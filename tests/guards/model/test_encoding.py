@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from guards.errors import DataError, PromptRefusedError
@@ -225,6 +225,26 @@ def test_bare_text_holds_no_special_token(text: str) -> None:
     ids = TextCodec(core).encode_text(text)
     assert specials(core, ids) == []
     assert core.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_a_text_without_what_opens_it() -> None:
+    core = tokenizer()
+    opening = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", special_ids(core)[0])])
+    core.backend_tokenizer.post_processor = opening
+    codec = TextCodec(core)
+    opened, bare = codec.encode_text("ab"), codec.encode_text("ab", opened=False)
+    assert (specials(core, opened), specials(core, bare)) == ([opened[0]], [])
+    assert opened[1:] == bare
+    assert codec.decode(opened) == "<|bos|>ab"
+    assert codec.spell(opened)[0] == "<|bos|>"
+
+
+def test_a_conversation_without_the_opening_of_an_answer() -> None:
+    codec = TextCodec(tokenizer())
+    messages = chat("be kind", "a <|end|> b")
+    whole, asked = codec.encode_chat(messages), codec.encode_chat(messages, answered=False)
+    assert whole[: len(asked)] == asked
+    assert len(whole) > len(asked)
 
 
 def test_frames() -> None:
