@@ -8,7 +8,7 @@ from server.engines.base import EngineInfo, Message
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import ToolChoice, ToolUse
 from server.openai.body import MAX_INT
-from server.openai.common import SamplingBody
+from server.openai.common import MAX_LOGPROBS, SamplingBody
 from server.openai.history import ChatMessage, require_shown
 from server.openai.invalid import conflict
 from server.openai.tools import Choice, Tools, require_tools
@@ -23,7 +23,7 @@ class ChatRequest(SamplingBody):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: Tools | None = None
     tool_choice: Choice = None
     parallel_tool_calls: bool | None = None

@@ -14,6 +14,8 @@ from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs
 from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
+MAX_LOGPROBS = 20
+"""As in vLLM, and in OpenAI's chats: alternatives told of each token."""
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
 _MAX_SEED = 2**63 - 1
@@ -82,6 +84,7 @@ class SamplingBody(Body, ABC):
     logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     bad_words: list[NonEmptyText] | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
     stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
     stop_token_ids: list[TokenId] | None = None
@@ -96,6 +99,8 @@ class SamplingBody(Body, ABC):
     def _options_go_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise conflict("stream_options", "'{field}' is only allowed together with 'stream': true.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise conflict("prompt_logprobs", "'{field}' is told of whole answers only; leave out 'stream'.")
         as_json = self.response_format is not None and self.response_format.to_engine() is not None
         if as_json and self.structured_outputs is not None:
             raise conflict(
@@ -120,6 +125,11 @@ class SamplingBody(Body, ABC):
         """As `Sampling.logprobs` has it."""
 
     @property
+    def prompt_logprob_count(self) -> int | None:
+        """As `Sampling.prompt_logprobs` has it."""
+        return self.prompt_logprobs
+
+    @property
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -138,6 +148,7 @@ class SamplingBody(Body, ABC):
             seed=None if self.seed in (None, -1) else (self.seed + answer) & _MAX_SEED,
             stop=self.stop or (),
             logprobs=self.logprob_count,
+            prompt_logprobs=self.prompt_logprob_count,
             top_k=max(0, drawn("top_k")),
             min_p=drawn("min_p"),
             frequency_penalty=drawn("frequency_penalty"),

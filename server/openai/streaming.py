@@ -4,6 +4,8 @@
   engine error, a hit at the prompt under `abstain_style: error`) still gets its own status.
 - A choice: its opening (chat: the role), pieces of text and of tool calls, a closing with `finish_reason`. Then, if
   asked for, one chunk with usage and no choices. Then `data: [DONE]`, which means that every choice is complete.
+- With `echo` the prompt comes first, with its log-probabilities as far as they may be told (`prompts.py`), once the
+  first token may be sent.
 - Abstention: pieces not yet sent are dropped, tool calls and what their parser holds back alike; the operator's text is
   sent as content, after a blank line where text of the model went before it, or as a refusal (`abstention.py`); the
   closing carries `finish_reason`, which is never `tool_calls`, and `guard`. Other choices go on.
@@ -15,16 +17,17 @@
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.context import context_of
-from server.engines.base import Chunk, Engine, Event, Finish
+from server.engines.base import Chunk, Engine, Event, Finish, PromptToken
 from server.errors import ClientGoneError, error_body
 from server.generation import Observer, require_sound, run_all, while_connected
 from server.openai.answers import AnswerJob
+from server.openai.shapes import CompletionShape
 
 logger = logging.getLogger("skillguard.server")
 
@@ -97,7 +100,8 @@ class _Choice:
         self._parser = job.parser()
         self._opened = False
         self._called = False
-        self._sent_characters = 0
+        self._echoed = False
+        self._prompt_characters = self._sent_characters = 0
 
     def advance(self, event: Event) -> list[dict[str, object]]:
         """What to send for this event, as choices of one chunk each. Raises where the stream must end."""
@@ -116,7 +120,8 @@ class _Choice:
         if (hit := event.abstained_on) is not None:
             abstention = self._job.abstention
             abstention.refuse_if_error_style(hit)
-            separator = "\n\n" if self._sent_characters else ""
+            parts.extend(self._echo(()))
+            separator = "\n\n" if self._sent_characters > self._prompt_characters else ""
             parts.append(shape.withheld(abstention.text, separator, abstention.as_refusal))
         else:
             parts.extend(self._release(keep_tokens=0))
@@ -130,10 +135,21 @@ class _Choice:
         while self._held and self._held_tokens - self._held[0].tokens >= keep_tokens:
             chunk = self._held.popleft()
             self._held_tokens -= chunk.tokens
+            yield from self._echo(chunk.prompt)
             yield from self._parse(chunk, final=False)
+
+    def _echo(self, prompt: Sequence[PromptToken]) -> Iterator[dict[str, object]]:
+        """The prompt, once, before all else that is sent as text."""
+        if not self._echoed and isinstance(self._job.shape, CompletionShape) and self._job.echoes:
+            text, rows = self._job.echo(self._index, prompt)
+            yield self._job.shape.text(text, rows)
+            self._prompt_characters = self._sent_characters = len(text)
+        self._echoed = True
 
     def _parse(self, chunk: Chunk, *, final: bool) -> Iterator[dict[str, object]]:
         """Only what may be sent reaches the parser: what it holds back never was ahead of the guards."""
+        if self._job.only_prompts:
+            return
         piece = self._parser.push(chunk.text, chunk.token_ids, final=final)
         logprobs = chunk.logprobs if self._job.wants_logprobs else None
         if piece.content or piece.calls or logprobs:

@@ -41,9 +41,7 @@ IN_GENERATION: Neutral = {
     "repetition_detection": (),
     "logits_processors": ([],),
     # the prompt, and what would be shown of it
-    "echo": (False,),
     "suffix": ("",),
-    "prompt_logprobs": (),
     "prompt_embeds": (),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
@@ -85,6 +83,7 @@ IN_GENERATION: Neutral = {
 
 IN_CHAT: Neutral = {
     **IN_GENERATION,
+    "echo": (False,),
     "add_special_tokens": (False,),
     "best_of": (1,),
 }

@@ -15,7 +15,7 @@ def test_every_field_of_a_request_has_a_row() -> None:
     found = {row[0].strip("`"): row for row in rows()}
     assert found.keys() == ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
     assert found["temperature"][1:] == ("0 to 2", "0 to 2", "yes", "yes", "the model's")
-    assert found["logprobs"][1:3] == ("true or false", "0 to 5")
+    assert found["logprobs"][1:3] == ("true or false", "0 to 20")
     assert found["prompt"][1] == "-"
     assert HONOURED.keys() > CALLS_TOOLS
     assert found["tools"][3:5] == ("no", "yes")

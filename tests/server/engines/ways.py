@@ -37,6 +37,8 @@ def ways(sentinel: int) -> dict[str, Sampling]:
         "stop token": greedy(stop_token_ids=(300,)),
         "sentinel as stop token, included": greedy(stop_token_ids=(sentinel,), include_stop=True),
         "log-probabilities": greedy(logprobs=5),
+        "log-probabilities of the prompt": greedy(prompt_logprobs=5),
+        "both of one token": greedy(max_tokens=1, logprobs=1, prompt_logprobs=1),
         "schema": greedy(grammar=Grammar(GrammarKind.JSON_SCHEMA, SCHEMA)),
         "any object": greedy(grammar=Grammar(GrammarKind.JSON_OBJECT)),
         "regex": greedy(grammar=Grammar(GrammarKind.REGEX, "[0-9]{1,3}")),
