@@ -4,6 +4,7 @@ Nothing heavy is imported before `run`, so that `--help` is instant.
 """
 
 import argparse
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
@@ -72,6 +73,13 @@ def _add_common(parser: argparse.ArgumentParser, entries: Mapping[str, Entry]) -
         default="transformers",
         help="what runs the model: calibrate on what serves it (default %(default)s). With vllm, every flag that\n"
         "is not listed here is vLLM's own, such as --tensor-parallel-size 2 or --enforce-eager",
+    )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}': those that it is served with",
     )
     parser.add_argument("--batch-tokens", type=int, help="tokens per forward pass (default: what suits the device)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -182,7 +190,12 @@ def vllm_options(args: argparse.Namespace) -> VllmOptions:
         if value is not None:
             raise EngineFlagError(f"{flag}: not with --engine vllm; {instead}")
     flags = [*args.engine_flags, *(("--dtype", args.dtype) if args.dtype else ())]
-    return VllmOptions(model=args.model, flags=tuple(flags), allow_untested_runner=args.allow_untested_runner)
+    return VllmOptions(
+        model=args.model,
+        flags=tuple(flags),
+        allow_untested_runner=args.allow_untested_runner,
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
 
 
 def _open_model(
@@ -192,7 +205,7 @@ def _open_model(
     from guards.inside.transformers.loading import load_model
 
     if args.engine == "transformers":
-        return nullcontext(load_model(args.model, args.device, args.dtype))
+        return nullcontext(load_model(args.model, args.device, args.dtype, args.chat_template_kwargs))
     engine = vllm_options(args)
     try:
         from server.engines.vllm.capture import VllmActivations

@@ -8,12 +8,15 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
+
+NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -342,6 +345,8 @@ class EngineInfo:
     max_model_tokens: int
     template_sha256: str | None
     guards: tuple[GuardInfo, ...]
+    template_names: frozenset[str] = frozenset()
+    """What the chat template reads of its surroundings."""
     options: frozenset[str] = COMMON_OPTIONS
     """Fields of `Sampling` that this engine honours."""
     defaults: SamplingDefaults = SamplingDefaults()
@@ -372,8 +377,8 @@ class Message:
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. Called from one event loop; `encode_text`, `encode_chat`, `decode`, `spell`,
-    `plan_tools` and `prepare` from any thread."""
+    """What the server needs of an engine. Called from one event loop; `encode_text`, `encode_chat`, `decode`, `texts`,
+    `spell`, `plan_tools` and `prepare` from any thread."""
 
     @property
     def info(self) -> EngineInfo:
@@ -407,16 +412,28 @@ class Engine(Protocol):
         ...
 
     def encode_chat(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, answered: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = NO_VARIABLES,
+        *,
+        answered: bool = True,
     ) -> tuple[int, ...]:
         """Token ids of a conversation in the chat template. `answered`: with the opening of the assistant's turn.
 
-        Raises PromptError when the template refuses the conversation.
+        `variables` are what a request gives the template besides. Guards were calibrated without them: where they would
+        change the token ids, the request is refused, unless there are no guards or another template was accepted.
+
+        Raises PromptError when the template refuses the conversation, UnsupportedOptionError for the variables.
         """
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included. Raises PromptError on an id outside the vocabulary."""
+        ...
+
+    def texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token's own text, as beside log-probabilities. Raises like `decode`."""
         ...
 
     def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ class AnswerJob:
     prompt_logprobs: int | None
     """Alternatives told of each token of a prompt, in vLLM's form; None where that is not asked for."""
     wants_usage_chunk: bool
+    wants_usage_everywhere: bool
     shape: AnswerShape
     abstention: Abstention
     parser: Callable[[], ToolCallParser] = PlainText
@@ -48,16 +49,18 @@ class AnswerJob:
         """Token counts as really spent, withheld answers too. A prompt counts once, however many answers it has."""
         prompt = sum(finish.prompt_tokens for finish in finishes[:: self.answers_per_prompt])
         completion = sum(finish.completion_tokens for finish in finishes)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        }
+        return _counts(prompt, completion)
 
-    def chunk(self, choice: dict[str, object]) -> dict[str, object]:
-        """One chunk of a stream. A caller who asked for usage finds the key in every chunk, null until the last."""
+    def chunk(self, choice: dict[str, object], index: int, tokens: int) -> dict[str, object]:
+        """One chunk of a stream: of the index-th choice, of which so many tokens were sent.
+
+        A caller who asked for usage finds the key in every chunk: null until the last, or what the choice spent so far.
+        """
         chunk = self.envelope(self.shape.chunk_object, [choice])
-        return {**chunk, "usage": None} if self.wants_usage_chunk else chunk
+        if not self.wants_usage_chunk:
+            return chunk
+        prompt = len(self.requests[index].prompt_token_ids)
+        return {**chunk, "usage": _counts(prompt, tokens) if self.wants_usage_everywhere else None}
 
     def usage_chunk(self, finishes: Sequence[Finish]) -> dict[str, object]:
         """The chunk without choices that ends a stream whose caller asked for usage."""
@@ -115,3 +118,7 @@ class AnswerJob:
         if self.prompt_logprobs is not None and self.shape.prompt_of_each:
             body["prompt_logprobs"] = self._prompt_logprobs(answer)
         return {"index": index, **body, **self.ending(answer.finish, called=bool(parsed.calls))}
+
+
+def _counts(prompt: int, completion: int) -> dict[str, object]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from server.openai.body import MAX_INT
 from server.openai.common import MAX_LOGPROBS, SamplingBody
 from server.openai.history import ChatMessage, require_shown
 from server.openai.invalid import conflict
+from server.openai.template import Effort, Variables, template_variables
 from server.openai.tools import Choice, Tools, require_tools
 from server.openai.unsupported import IN_CHAT, Neutral
 
@@ -27,6 +28,8 @@ class ChatRequest(SamplingBody):
     tools: Tools | None = None
     tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: Variables = None
+    reasoning_effort: Effort | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -75,6 +78,10 @@ class ChatRequest(SamplingBody):
     def to_engine(self) -> list[Message]:
         """The conversation as the chat template takes it."""
         return [message.to_engine() for message in self.messages]
+
+    def template_variables(self, info: EngineInfo) -> dict[str, Any]:
+        """What the chat template is given besides. Raises UnsupportedOptionError."""
+        return template_variables(self.chat_template_kwargs, self.reasoning_effort, info)
 
     def tool_use(self, info: EngineInfo) -> ToolUse | None:
         """What may be called; None where nothing may, and then the model is shown no tools.

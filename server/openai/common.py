@@ -56,6 +56,8 @@ class StreamOptions(Body):
     not_honoured: ClassVar[Neutral] = IN_STREAM_OPTIONS
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: with `include_usage`, every chunk says the counts so far."""
 
 
 class SamplingBody(Body, ABC):
@@ -133,6 +135,11 @@ class SamplingBody(Body, ABC):
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_usage_everywhere(self) -> bool:
+        """Whether every chunk of a stream says its choice's token counts so far."""
+        return self.wants_usage_chunk and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling(self, max_tokens: int, answer: int, defaults: SamplingDefaults) -> Sampling:
         """For the answer-th answer to one prompt. With a seed each of them draws from its own."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from server.openai.body import Body, NonEmptyText, Text, TokenId
 from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
+from server.openai.template import Variables
 from server.openai.tools import Tools
 from server.openai.unsupported import IN_TOKENIZE, Neutral
 
@@ -24,6 +25,7 @@ class TokenizeRequest(Body):
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     tools: Tools | None = None
+    chat_template_kwargs: Variables = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -33,7 +35,7 @@ class TokenizeRequest(Body):
         if (self.prompt is None) == (self.messages is None):
             raise conflict("prompt", "Send either '{field}' or 'messages'.")
         if self.messages is None:
-            for field in "tools", "add_generation_prompt":
+            for field in "tools", "chat_template_kwargs", "add_generation_prompt":
                 if getattr(self, field) is not None:
                     raise conflict(field, "'{field}' goes with 'messages'.")
         elif self.add_special_tokens:

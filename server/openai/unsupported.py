@@ -28,7 +28,6 @@ IN_GENERATION: Neutral = {
     "audio": (),
     "prediction": ANY_VALUE,
     "verbosity": ("medium",),
-    "reasoning_effort": ("none",),
     "include_reasoning": (True,),
     "thinking_token_budget": (),
     "web_search_options": (),
@@ -50,7 +49,6 @@ IN_GENERATION: Neutral = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "documents": ([],),
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
@@ -90,6 +88,8 @@ IN_CHAT: Neutral = {
 
 IN_COMPLETION: Neutral = {
     **IN_GENERATION,
+    "chat_template_kwargs": ({},),
+    "reasoning_effort": ("none",),
     "add_special_tokens": (True,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -123,11 +123,11 @@ IN_STRUCTURED_OUTPUTS: Neutral = {
 
 IN_TOKENIZE: Neutral = {
     "continue_final_message": (False,),
-    **{name: IN_GENERATION[name] for name in ("chat_template", "chat_template_kwargs", "documents")},
+    **{name: IN_GENERATION[name] for name in ("chat_template", "documents")},
     **{name: IN_GENERATION[name] for name in ("media_io_kwargs", "mm_processor_kwargs")},
 }
 
-IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 
 
 def drop_neutral(body: object, known: Neutral, fields: Collection[str]) -> object:

@@ -43,7 +43,8 @@ async def chat_completions(
     use = body.tool_use(running.info)
     plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
     tools = () if use is None else use.tools
-    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools)
+    variables = body.template_variables(running.info)
+    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools, variables)
     job = _job(body, [prompt], ChatShape(), services, running, caller, plan)
     await _prepare(job, body, services, plan)
     return await _respond(job, bool(body.stream), request, services, context, caller)
@@ -69,7 +70,7 @@ async def completions(
 
 def _echo(engine: Engine, prompt: TokenIds, logprobs: int | None) -> Echo:
     """Raises PromptError on an id outside the vocabulary."""
-    tokens = () if logprobs is None else tuple(engine.decode([token]) for token in prompt)
+    tokens = () if logprobs is None else engine.texts(prompt)
     return Echo(engine.decode(prompt), tokens, logprobs)
 
 
@@ -126,6 +127,7 @@ def _job(
         wants_logprobs=body.logprob_count is not None,
         prompt_logprobs=body.prompt_logprobs,
         wants_usage_chunk=body.wants_usage_chunk,
+        wants_usage_everywhere=body.wants_usage_everywhere,
         shape=shape,
         abstention=Abstention(config.abstain_style, config.abstain_text, caller.is_operator),
         parser=PlainText if plan is None else plan.parser,

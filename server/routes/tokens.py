@@ -25,7 +25,9 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep, context: Contex
         require_tools(body.tools, running.info)
         said, shown = [each.to_engine() for each in body.messages], [each.to_engine() for each in body.tools or ()]
         answered = body.add_generation_prompt is not False
-        tokens = await asyncio.to_thread(engine.encode_chat, said, shown, answered=answered)
+        tokens = await asyncio.to_thread(
+            engine.encode_chat, said, shown, body.chat_template_kwargs or {}, answered=answered
+        )
     else:
         assert body.prompt is not None, "the protocol model holds one of the two"
         tokens = await asyncio.to_thread(engine.encode_text, body.prompt, opened=body.add_special_tokens is not False)

@@ -80,7 +80,8 @@ READ = ("/v1/models", "/v1/models/scripted", "/v1/guards", "/version", "/health"
 
 async def test_head_is_served_wherever_get_is() -> None:
     async with serving() as served:
-        paths = {route.path for route in served.app.routes if "GET" in getattr(route, "methods", ())}
+        routes = [(getattr(route, "path", ""), getattr(route, "methods", ())) for route in served.app.routes]
+        paths = {path for path, methods in routes if "GET" in methods}
         assert paths == {*READ, "/v1/models/{model_id:path}"} - {"/v1/models/scripted"}
     async with listening(ScriptedEngine()) as url, httpx.AsyncClient() as client:
         for path in READ:

@@ -39,7 +39,6 @@ from server.engines.grammars import Grammars
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions
 from server.engines.stream import AnswerStream, Drawn
-from server.engines.text import token_text
 
 SENTINEL = "<|abstain|>"
 """A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
@@ -61,7 +60,9 @@ class EmbeddedEngine(GuardedEngine):
 
     async def start(self) -> None:
         options = self._options
-        self._loaded = await asyncio.to_thread(load_model, options.model, options.device, options.dtype)
+        self._loaded = await asyncio.to_thread(
+            load_model, options.model, options.device, options.dtype, options.chat_template_kwargs
+        )
         self._codec = self._loaded.codec
         self._defaults = self._read_defaults()
         self._vocabulary = int(self._loaded.model.config.vocab_size)
@@ -107,7 +108,7 @@ class EmbeddedEngine(GuardedEngine):
             self._facts,
             self._attachment.columns,
             self._attachment.take,
-            lambda token_id: token_text(tokenizer, token_id),
+            self._token_texts,
             self._sentinel,
             self._stop_ids,
             self._prompts,
@@ -237,6 +238,7 @@ class EmbeddedEngine(GuardedEngine):
             dtype=loaded.identity.dtype,
             max_model_tokens=self._max_tokens,
             template_sha256=loaded.codec.template_sha256,
+            template_names=loaded.codec.template_names,
             guards=self._describe_guards(),
             options=HONOURED["transformers"],
             defaults=self._defaults,

@@ -12,6 +12,7 @@ from prometheus_client import Metric
 
 from server.engines.base import (
     ALL_OPTIONS,
+    NO_VARIABLES,
     EngineInfo,
     EngineRequest,
     Event,
@@ -47,6 +48,7 @@ class ScriptedEngine:
         options: frozenset[str] = ALL_OPTIONS,
         defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008
         tool_choices: frozenset[ToolChoice] = frozenset(ToolChoice),
+        template_names: frozenset[str] = frozenset({"enable_thinking", "reasoning_effort"}),
     ) -> None:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
@@ -79,6 +81,7 @@ class ScriptedEngine:
             dtype="none",
             max_model_tokens=max_model_tokens,
             template_sha256=None,
+            template_names=template_names,
             guards=tuple(guards),
             options=options,
             defaults=defaults,
@@ -86,6 +89,8 @@ class ScriptedEngine:
         )
         self.tool_plan = ToolPlan(ScriptedToolParser)
         """What `plan_tools` answers."""
+        self.variables: list[dict[str, object]] = []
+        """What the chat template was given, by conversation."""
         self.tool_uses: list[ToolUse] = []
 
     @property
@@ -114,8 +119,14 @@ class ScriptedEngine:
         return (*([0] * (opened and self.opens)), *text.encode())
 
     def encode_chat(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, answered: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = NO_VARIABLES,
+        *,
+        answered: bool = True,
     ) -> tuple[int, ...]:
+        self.variables.append(dict(variables))
         shown = "".join(f"tool: {tool.name}\n" for tool in tools)
         opening = "assistant: " if answered else ""
         return self.encode_text(shown + "".join(map(_turn, messages)) + opening, opened=False)
@@ -123,6 +134,9 @@ class ScriptedEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         self._require_known(token_ids)
         return bytes(token_ids).decode(errors="replace")
+
+    def texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.decode([token]) for token in token_ids)
 
     def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         self._require_known(token_ids)

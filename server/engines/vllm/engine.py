@@ -55,7 +55,6 @@ from server.engines.errors import InvalidOptionError
 from server.engines.guarded import GuardedEngine
 from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream, Drawn
-from server.engines.text import token_text
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import launch, live_identity, make_config
@@ -80,7 +79,9 @@ class VllmEngine(GuardedEngine):
 
     async def start(self) -> None:
         folder = resolve_folder(self._options.model)
-        self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        self._codec = await asyncio.to_thread(
+            lambda: TextCodec(load_tokenizer(folder), self._options.chat_template_kwargs)
+        )
         self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
         llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
@@ -134,6 +135,7 @@ class VllmEngine(GuardedEngine):
             dtype=identity.dtype,
             max_model_tokens=self._max_tokens,
             template_sha256=self._codec.template_sha256,
+            template_names=self._codec.template_names,
             guards=await asyncio.to_thread(self._describe_guards),
             options=HONOURED["vllm"],
             defaults=self._defaults,
@@ -252,7 +254,7 @@ class VllmEngine(GuardedEngine):
         prompt, count = answer.request.prompt_token_ids, answer.request.sampling.prompt_logprobs
         if not found or count is None:
             return ()
-        text, tokens = partial(token_text, self._codec.tokenizer), []
+        text, tokens = self._token_texts, []
         for token, of in zip(prompt, found, strict=True):
             if of is None or token not in of or math.isnan(of[token].logprob):
                 tokens.append(PromptToken())
@@ -271,17 +273,17 @@ class VllmEngine(GuardedEngine):
             ended = FinishReason(output.finish_reason)
         elif output.finish_reason is not None:
             ended, error = FinishReason.ERROR, f"vLLM ended the answer: {output.finish_reason}"
+        count = answer.request.sampling.logprobs or 0
         logprobs = tuple(
-            self._logprob(token, of_token) for token, of_token in zip(tokens, output.logprobs or (), strict=False)
+            self._logprob(token, found, count) for token, found in zip(tokens, output.logprobs or (), strict=False)
         )
         return Drawn(tokens, logprobs, prompt, ended, error)
 
-    def _logprob(self, token: int, found: Any) -> TokenLogprob:
+    def _logprob(self, token: int, found: Any, count: int) -> TokenLogprob:
         """vLLM lists the drawn token first and then the most likely ones, by rank."""
-        tokenizer = self._codec.tokenizer
-        text, raw = token_text(tokenizer, token)
-        ranked = sorted(found.items(), key=lambda item: item[1].rank)
-        top = tuple((*token_text(tokenizer, each), float(of.logprob)) for each, of in ranked)
+        text, raw = self._token_texts(token)
+        ranked = sorted(found.items(), key=lambda item: item[1].rank)[:count]
+        top = tuple((*self._token_texts(each), float(of.logprob)) for each, of in ranked)
         return TokenLogprob(text, raw, float(found[token].logprob), top)
 
     def _close(self, request_id: str, finished: bool) -> None:

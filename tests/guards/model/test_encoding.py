@@ -306,3 +306,26 @@ def test_variables_take_the_place_of_the_templates_globals() -> None:
     ids = codec.encode_chat(messages, variables={"strftime_now": lambda form: f"a year by {form}"})
     assert ids == codec.encode_text("a year by %Y hi")
     assert codec.encode_chat(messages) != ids, "positive control: today's"
+
+
+VARIED = TURNS.replace("{% if add", "{% if note %}{{ note }}{% endif %}{% if add", 1)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *HOSTILE])
+def test_a_variable_spells_no_special_token(text: str) -> None:
+    core = tokenizer(VARIED)
+    codec, messages = TextCodec(core), chat("be kind", "hi")
+    ids = codec.encode_chat(messages, variables={"note": text})
+    assert specials(core, ids) == specials(core, codec.encode_chat(messages))
+    wanted = core.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, note=text)
+    assert core.decode(ids, clean_up_tokenization_spaces=False) == wanted
+    assert codec.template_names == {"note", "messages", "bos_token", "add_generation_prompt"}
+
+
+def test_variables_of_every_conversation() -> None:
+    core, messages = tokenizer(VARIED), chat("be kind", "hi")
+    always, once = TextCodec(core, {"note": "x"}), TextCodec(core)
+    assert always.encode_chat(messages) == once.encode_chat(messages, variables={"note": "x"})
+    assert always.encode_chat(messages, variables={"note": "y"}) == once.encode_chat(messages, variables={"note": "y"})
+    with pytest.raises(PromptRefusedError, match="'messages' is not the caller's to set"):
+        TextCodec(core, {"messages": []})

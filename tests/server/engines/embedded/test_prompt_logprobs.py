@@ -10,6 +10,7 @@ import torch
 from guards.core.verdict import Reading
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, PromptToken, Sampling
 from server.engines.embedded import sampler as module
+from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.engine import EmbeddedEngine
 from tests.server.engines import insides
 from tests.server.engines.embedded.tiny_engine import Served, guarded, run, unguarded, watching
@@ -43,11 +44,9 @@ def test_they_are_the_models_own(served: Served, batch: int) -> None:
         wanted = expected(engine, PROMPT)
         async for _ in engine.submit(EngineRequest("before", PROMPT, Sampling(max_tokens=1, temperature=0))):
             pass
-        plain = engine.submit(EngineRequest("beside", PROMPT[:20], Sampling(max_tokens=9, temperature=0)))
-        beside = asyncio.create_task(anext(plain.__aiter__()))
+        beside = engine.submit(EngineRequest("beside", PROMPT[:20], Sampling(max_tokens=9, temperature=0)))
         both = await asyncio.gather(*(prompt_of(engine, PROMPT, f"r{index}") for index in range(2)))
-        await beside
-        await plain.aclose()
+        assert getattr([event async for event in beside][-1], "reason", None) is FinishReason.LENGTH
         for told in both:
             assert (len(told), told[0]) == (len(PROMPT), PromptToken())
             for at, each in enumerate(told[1:]):
@@ -76,13 +75,13 @@ def test_a_place_without_a_reading_is_an_error(served: Served, monkeypatch: pyte
     async def work(engine: EmbeddedEngine) -> None:
         policy = watching(engine)
         assert len(await prompt_of(engine, PROMPT, "control", policy=policy)) == len(PROMPT)
-        judge = module.EmbeddedAnswerState.judge_prompt
+        judge = EmbeddedAnswerState.judge_prompt
 
         def forget(self: Any, facts: Any, position: int, readings: Any) -> bool:
             lost = dict.fromkeys(facts, (Reading.MISSING, ())) if position == 7 else readings
             return judge(self, facts, position, lost)
 
-        monkeypatch.setattr(module.EmbeddedAnswerState, "judge_prompt", forget)
+        monkeypatch.setattr(EmbeddedAnswerState, "judge_prompt", forget)
         sampling = Sampling(max_tokens=1, temperature=0, prompt_logprobs=2)
         events = [event async for event in engine.submit(EngineRequest("r", PROMPT, sampling, policy))]
         (finish,) = events

@@ -8,7 +8,7 @@ import pytest
 from guards.inside.vllm.events import PromptReport, StepReport, load_prompt, load_report
 from server.engines.base import FinishReason
 from tests.server.engines import insides
-from tests.server.engines.vllm.live import OTHERS, Live, greedy
+from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
 
 NOTHING = {**insides.WATCHED}
 
@@ -36,6 +36,15 @@ def test_both_engines_tell_the_same(engine: Live, reference: Live) -> None:
             assert [each.rank for each in a.top] == [1, 2, 3]
 
 
+def test_no_alternatives_where_none_are_asked_for(engine: Live, reference: Live) -> None:
+    for live in engine, reference:
+        sampling = greedy(max_tokens=1, logprobs=0, prompt_logprobs=0)
+        (answer,) = live.draw([OTHERS[0]], sampling, [NOTHING])
+        (drawn,) = answer.chunks[0].logprobs
+        assert drawn.top == ()
+        assert all(each.top == () for each in insides.told(answer))
+
+
 def test_a_prompt_of_one_token(engine: Live) -> None:
     (answer,) = engine.draw([(300,)], insides.ASKS, [NOTHING])
     assert len(insides.told(answer)) == 1
@@ -56,7 +65,7 @@ def test_a_report_that_leaves_a_place_out_is_an_error(engine: Live, monkeypatch:
 def test_no_report_is_an_error_where_anything_is_withheld(engine: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """The front does not hear which places are withheld: what the worker sends then contradicts it."""
     monkeypatch.setattr(engine.engine, "_take_prompt", lambda *_: None)
-    ids = sum(map(engine.chat, (insides.SUMS[0], *OTHERS, *OTHERS)), ())
+    ids = sum(map(engine.chat, (SUMS[0], *OTHERS, *OTHERS)), ())
     (answer,) = engine.draw([ids], insides.ASKS, [insides.MATHEMATICS_ONLY])
     assert (answer.finish.reason, answer.chunks) == (FinishReason.ERROR, ())
     assert engine.draw([ids], greedy(), [insides.MATHEMATICS_ONLY])[0].chunks
