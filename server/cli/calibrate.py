@@ -35,6 +35,17 @@ hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads
 """
 
 
+def _variables(text: str) -> dict[str, Any]:
+    """A JSON object, as argparse reads it."""
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a JSON object ({error})") from error
+    if not isinstance(read, dict):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a JSON object")
+    return read
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -76,7 +87,7 @@ def _add_common(parser: argparse.ArgumentParser, entries: Mapping[str, Entry]) -
     )
     parser.add_argument(
         "--chat-template-kwargs",
-        type=json.loads,
+        type=_variables,
         default={},
         metavar="JSON",
         help="variables of the chat template, such as '{\"enable_thinking\": false}': those that it is served with",
@@ -244,6 +255,8 @@ def run(args: argparse.Namespace) -> int:
     digest = result.save(args.output, args.skill)
     write_report(beside, report_of(result, args.skill, entry.report(result)), plots)
     engine = ("--engine", "vllm", *vllm_options(args).flags) if args.engine == "vllm" else ()
+    given = args.chat_template_kwargs
+    variables = ("--chat-template-kwargs", json.dumps(given)) if given else ()
     print_summary(
         result,
         entry.table(result),
@@ -252,6 +265,6 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         report=beside,
         digest=digest,
-        flags=engine,
+        flags=(*engine, *variables),
     )
     return 0

@@ -62,6 +62,10 @@ class CompletionRequest(SamplingBody):
     def logprob_count(self) -> int | None:
         return self.logprobs
 
+    def field_of(self, option: str) -> str:
+        echoed = option == "prompt_logprobs" and self.prompt_logprobs is None
+        return "echo" if echoed else super().field_of(option)
+
     @property
     def prompt_logprob_count(self) -> int | None:
         asked = [self.prompt_logprobs, self.logprobs if self.echo else None]

@@ -6,7 +6,16 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import Chunk, Finish, FinishReason, PromptHits, PromptToken, RankedToken, TokenLogprob
+from server.engines.base import (
+    COMMON_OPTIONS,
+    Chunk,
+    Finish,
+    FinishReason,
+    PromptHits,
+    PromptToken,
+    RankedToken,
+    TokenLogprob,
+)
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving
@@ -203,6 +212,13 @@ async def test_a_stream_of_nothing_but_the_prompt() -> None:
     async with serving(played(FIRST)) as served:
         events = await served.stream(COMPLETIONS, completion("abc", echo=True, max_tokens=0))
         assert [event["choices"][0]["text"] for event in events[:-1]] == ["abc", ""]
+
+
+async def test_an_engine_that_tells_nothing_of_prompts() -> None:
+    async with serving(ScriptedEngine(options=COMMON_OPTIONS)) as served:
+        for fields in {"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}:
+            error = await served.error(COMPLETIONS, completion("abc", **fields))
+            assert (error["code"], error["param"]) == ("unsupported_parameter", next(iter(fields)))
 
 
 @pytest.mark.parametrize(
