@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from server.auth import KeyRing, Role, load_keys
 from server.collectors import StateCollector
@@ -16,7 +17,7 @@ from server.metrics import Metrics
 from server.middleware import BodyMiddleware, KeyMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
-from server.routes import checks, descriptions, generation, operations
+from server.routes import checks, descriptions, generation, operations, tokens
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
@@ -60,7 +61,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    routers = [module.router for module in (generation, checks, descriptions, operations)]
+    routers = [module.router for module in (generation, checks, tokens, descriptions, operations)]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
@@ -68,4 +69,12 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
     app.add_middleware(KeyMiddleware, keys=services.keys)
     app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics)
+    if config.allowed_origins:  # outside all else: a browser asks first, without a key, and reads errors too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=("retry-after", "x-request-id", "x-should-retry"),
+        )
     return app

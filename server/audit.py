@@ -14,10 +14,11 @@ def audit_observer(request_id: str, caller: str) -> Callable[[Event], None]:
     def observe(event: Event) -> None:
         if not isinstance(event, Finish):
             return
-        for hit in event.hits:
+        inside = [(hits.first, f" prompt_positions={hits.positions}") for hits in event.prompt_hits]
+        for hit, more in [*((hit, "") for hit in event.hits), *inside]:
             score = hit.score
             logger.info(
-                "%s key=%s guard=%s skill=%s mode=%s stage=%s layers=%s position=%d score=%.6g tau=%s",
+                "%s key=%s guard=%s skill=%s mode=%s stage=%s layers=%s position=%d score=%.6g tau=%s%s",
                 request_id,
                 caller,
                 score.guard,
@@ -28,6 +29,7 @@ def audit_observer(request_id: str, caller: str) -> Callable[[Event], None]:
                 score.position,
                 score.score,
                 score.tau,
+                more,
             )
 
     return observe

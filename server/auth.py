@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from server.config import GuardNames
 from server.errors import ConfigError, ForbiddenError, InvalidKeyError
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
 """What an orchestrator's probes need: they hold no secrets and answer without a key."""
 
 METRICS_PATH = "/metrics"

@@ -4,6 +4,7 @@ What belongs to an engine (model path, artifacts, device, dtype, queue length) i
 """
 
 import ipaddress
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,15 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin}: wanted * or an origin such as https://chat.example.org, without a path")
+    return origins
+
+
 GuardNames = Annotated[tuple[str, ...], AfterValidator(_each_once)]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
@@ -62,6 +71,11 @@ class ServerConfig(BaseModel):
         None,
         description="JSON file of hashed API keys. Without one every route is open; callers then count as operators "
         "where the server listens on loopback only, and as users elsewhere.",
+    )
+    allowed_origins: Annotated[tuple[str, ...], AfterValidator(_origins)] = Field(
+        (),
+        title="ORIGIN",
+        description="Web origins whose pages may call this server from a browser (CORS), * for all; none by default.",
     )
     max_body_bytes: int = Field(
         1 << 20, ge=1024, description="Largest request body; a larger one is refused with 413 while it arrives."

@@ -8,7 +8,17 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from server.engines.base import Chunk, Engine, EngineRequest, Event, EventStream, Finish, FinishReason, TokenLogprob
+from server.engines.base import (
+    Chunk,
+    Engine,
+    EngineRequest,
+    Event,
+    EventStream,
+    Finish,
+    FinishReason,
+    PromptToken,
+    TokenLogprob,
+)
 from server.errors import ClientGoneError, GenerationError, UnverifiedError
 
 T = TypeVar("T")
@@ -28,6 +38,8 @@ class Answer:
     text: str
     logprobs: tuple[TokenLogprob, ...]
     finish: Finish
+    prompt: tuple[PromptToken, ...] = ()
+    """As `Chunk.prompt`."""
 
 
 def require_sound(finish: Finish) -> None:
@@ -118,6 +130,7 @@ def _answer(chunks: list[Chunk], finish: Finish) -> Answer:
         text="".join(chunk.text for chunk in chunks),
         logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
         finish=finish,
+        prompt=chunks[0].prompt if chunks else (),
     )
 
 

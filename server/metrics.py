@@ -38,6 +38,11 @@ class Metrics:
         self._requests = counter("requests", "HTTP requests.", ("route", "method", "status"))
         self._abstentions = counter("abstentions", "Answers withheld by an enforced guard.", _HIT_LABELS)
         self._shadow_hits = counter("shadow_hits", "Hits of guards in shadow mode.", _HIT_LABELS)
+        self._prompt_hits = counter(
+            "prompt_logprob_hits",
+            "Prompts with hits inside, where log-probabilities were asked for; they are withheld where enforced.",
+            ("skill", "method", "mode"),
+        )
         self._verified = counter("verified_requests", "Answers with a reading of every guard at every position.")
         self._unverified = counter(
             "unverified_requests", "Answers that lacked a reading. Must stay at zero: a guard does not work."
@@ -94,6 +99,9 @@ class Metrics:
             if hit.mode is GuardMode.SHADOW:
                 labels = (hit.score.skill, hit.score.method, hit.score.stage.value)
                 self._shadow_hits.labels(*labels).inc()
+        for hits in finish.prompt_hits:
+            score = hits.first.score
+            self._prompt_hits.labels(score.skill, score.method, hits.first.mode.value).inc()
         if (ended_by := finish.abstained_on) is not None:
             labels = (ended_by.score.skill, ended_by.score.method, ended_by.score.stage.value)
             self._abstentions.labels(*labels).inc()

@@ -55,6 +55,8 @@ def text_difference(manifest: Manifest, codec: TextCodec) -> str | None:
             return f"canary {index}: its {kind} gave {_first_difference(got, canary.token_ids)}"
     record = manifest.calibration
     messages = any(canary.messages is not None for canary in manifest.canaries)
+    if CHAT_FRAME in record.frames and not messages and codec.variables:
+        return "got variables of the chat template, wanted none: no canary has messages, which would show what they do"
     if CHAT_FRAME in record.frames and not messages and codec.template_sha256 != record.template_sha256:
         return f"got chat template {_short(codec.template_sha256)}, wanted {_short(record.template_sha256)} (SHA-256)"
     return None

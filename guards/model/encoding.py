@@ -11,8 +11,11 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from inspect import signature
 from types import MappingProxyType
 from typing import Any
+
+from jinja2.meta import find_undeclared_variables
 
 from guards.errors import DataError, PromptRefusedError
 from guards.model.marks import Marks, Piece, SpecialTexts
@@ -20,6 +23,7 @@ from guards.model.openings import Opening, Rendered, find_openings
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
+_TEMPLATE_GLOBALS = frozenset({"messages", "raise_exception", "strftime_now"})
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -47,8 +51,11 @@ class TextCodec:
     calls must not overlap.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, variables: Mapping[str, Any] = _NO_VARIABLES) -> None:
+        """`variables` are what the chat template sees besides, in every conversation. Raises PromptRefusedError."""
         self.tokenizer = tokenizer
+        self.variables = dict(variables)
+        self.require_free(self.variables)
         self._lock = threading.Lock()
         special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special: dict[str, Any] = special  # more than all_special_tokens, which leaves out Llama 3's headers
@@ -62,6 +69,23 @@ class TextCodec:
     def openings(self) -> tuple[Opening, ...]:
         """How the chat template opens messages, see `guards.model.openings`."""
         return find_openings(self) if self.has_chat_template else ()
+
+    @cached_property
+    def template_names(self) -> frozenset[str]:
+        """What the chat template reads of its surroundings, such as `enable_thinking`."""
+        source = self.tokenizer.chat_template
+        if not isinstance(source, str):
+            return frozenset()
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        template = _compile_jinja_template(source)
+        return frozenset(find_undeclared_variables(template.environment.parse(source)))
+
+    def require_free(self, variables: Mapping[str, Any]) -> None:
+        """Raises PromptRefusedError for a variable by whose name something else goes to the template."""
+        taken = {*signature(self.tokenizer.apply_chat_template).parameters, *self.tokenizer.special_tokens_map}
+        if found := sorted((taken | _TEMPLATE_GLOBALS) & variables.keys()):
+            raise PromptRefusedError(f"the chat template's {found[0]!r} is not the caller's to set: leave it out")
 
     def locate(self, frame: str, text: str, part: str) -> tuple[int, int] | None:
         """The tokens of a text in a frame, first to past the last, that lie within a part of the text.
@@ -100,11 +124,21 @@ class TextCodec:
         """Digest of the chat template's source."""
         return template_sha256(self.tokenizer.chat_template)
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        """A bare text, with the opening token where the tokenizer adds one."""
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        """A bare text; `opened`: with the opening token where the tokenizer adds one."""
         with self._lock:
-            encoded = self.tokenizer(text, split_special_tokens=True, return_attention_mask=False)
+            encoded = self.tokenizer(
+                text, add_special_tokens=opened, split_special_tokens=True, return_attention_mask=False
+            )
         return tuple(encoded["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as the vocabulary writes it; empty for an id that it does not use."""
+        return tuple(token or "" for token in self.tokenizer.convert_ids_to_tokens(list(token_ids)))
 
     def encode_part(self, text: str) -> tuple[int, ...]:
         """A piece of an answer, of which special tokens may be part. Not for a prompt: nobody's text makes turns."""
@@ -139,8 +173,10 @@ class TextCodec:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] = _NO_VARIABLES,
+        *,
+        answered: bool = True,
     ) -> tuple[int, ...]:
-        """A conversation in the chat template, with the opening of the assistant's turn.
+        """A conversation in the chat template. `answered`: with the opening of the assistant's turn.
 
         Messages and tools are what transformers' templates take; calls' arguments are objects. `variables` are what the
         template sees beside them, in the place of its globals of the same name. Raises PromptRefusedError when the
@@ -148,26 +184,30 @@ class TextCodec:
         """
         if not self.has_chat_template:
             raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
-        render = partial(self._render, variables=variables)
+        render = partial(self._render, variables=variables, answered=answered)
         marks = Marks(self._special_texts)
         inner, contents = [_marked(message, marks) for message in messages], []
         for message in inner:
             copied = message["role"] != "tool"  # results are often written as JSON, which a whole mark would escape
             contents.append({**message, "content": marks.whole(message["content"])} if copied else message)
         marked_tools = marks.inside(tools)
-        pieces = marks.pieces(template := render(contents, marked_tools))
+        # What a variable spells is a caller's text, like a tool's: its special tokens are none.
+        render_marked = partial(self._render, variables=marks.inside(variables), answered=answered)
+        pieces = marks.pieces(template := render_marked(contents, marked_tools))
         ids = self._encode_trusted(rendered := render(messages, tools))
         spelled = self._unknown is not None and any(self._unknown in message["content"] for message in messages)
         if not spelled and not marks.any_inside:
-            structured = bool(tools) or any(message.keys() - {"role", "content"} for message in messages)
+            given = any(not callable(each) for each in variables.values())
+            structured = bool(tools) or given or any(message.keys() - {"role", "content"} for message in messages)
             safe = self._encode_pieces(pieces) if structured else self._encode_trusted(template)
             if self._specials(ids) == self._specials(safe):
                 return ids
         if marks.any_inside:
-            filled = "".join(text for text, _ in marks.pieces(render(inner, marked_tools)))
+            filled = "".join(text for text, _ in marks.pieces(render_marked(inner, marked_tools)))
             if filled != rendered:
                 raise PromptRefusedError(
-                    "tools or their calls spell a special token where the chat template does not copy it: reword them"
+                    "tools, their calls or template variables spell a special token where the chat template does not "
+                    "copy it: reword them"
                 )
         return self._encode_pieces(pieces)
 
@@ -186,14 +226,15 @@ class TextCodec:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any] = _NO_VARIABLES,
+        answered: bool = True,
     ) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
-                add_generation_prompt=True,
-                **variables,
+                add_generation_prompt=answered,
+                **{**self.variables, **variables},
             )
         except Exception as error:  # a template is a program: it raises what it likes
             raise PromptRefusedError(f"the model's chat template refuses these messages: {error}") from error

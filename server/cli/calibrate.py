@@ -4,6 +4,7 @@ Nothing heavy is imported before `run`, so that `--help` is instant.
 """
 
 import argparse
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
@@ -32,6 +33,17 @@ hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads
   'mmlu.csv?subject=abstract_algebra' rows of one subject
   hf:openai/gsm8k:main@train          a hub data set (needs the extra: skillguard[datasets])
 """
+
+
+def _variables(text: str) -> dict[str, Any]:
+    """A JSON object, as argparse reads it."""
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a JSON object ({error})") from error
+    if not isinstance(read, dict):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a JSON object")
+    return read
 
 
 def _flag(name: str) -> str:
@@ -72,6 +84,13 @@ def _add_common(parser: argparse.ArgumentParser, entries: Mapping[str, Entry]) -
         default="transformers",
         help="what runs the model: calibrate on what serves it (default %(default)s). With vllm, every flag that\n"
         "is not listed here is vLLM's own, such as --tensor-parallel-size 2 or --enforce-eager",
+    )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=_variables,
+        default={},
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}': those that it is served with",
     )
     parser.add_argument("--batch-tokens", type=int, help="tokens per forward pass (default: what suits the device)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -182,7 +201,12 @@ def vllm_options(args: argparse.Namespace) -> VllmOptions:
         if value is not None:
             raise EngineFlagError(f"{flag}: not with --engine vllm; {instead}")
     flags = [*args.engine_flags, *(("--dtype", args.dtype) if args.dtype else ())]
-    return VllmOptions(model=args.model, flags=tuple(flags), allow_untested_runner=args.allow_untested_runner)
+    return VllmOptions(
+        model=args.model,
+        flags=tuple(flags),
+        allow_untested_runner=args.allow_untested_runner,
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
 
 
 def _open_model(
@@ -192,7 +216,7 @@ def _open_model(
     from guards.inside.transformers.loading import load_model
 
     if args.engine == "transformers":
-        return nullcontext(load_model(args.model, args.device, args.dtype))
+        return nullcontext(load_model(args.model, args.device, args.dtype, args.chat_template_kwargs))
     engine = vllm_options(args)
     try:
         from server.engines.vllm.capture import VllmActivations
@@ -231,6 +255,8 @@ def run(args: argparse.Namespace) -> int:
     digest = result.save(args.output, args.skill)
     write_report(beside, report_of(result, args.skill, entry.report(result)), plots)
     engine = ("--engine", "vllm", *vllm_options(args).flags) if args.engine == "vllm" else ()
+    given = args.chat_template_kwargs
+    variables = ("--chat-template-kwargs", json.dumps(given)) if given else ()
     print_summary(
         result,
         entry.table(result),
@@ -239,6 +265,6 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         report=beside,
         digest=digest,
-        flags=engine,
+        flags=(*engine, *variables),
     )
     return 0

@@ -26,7 +26,7 @@ def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: 
             )
             continue
         many = get_origin(field.annotation) is tuple
-        default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
+        default = "" if field.is_required() or field.default in (None, (), {}) else f" (default: {field.default})"
         parser.add_argument(
             option,
             dest=name,

@@ -1,6 +1,6 @@
 """One running answer's state, and what its readings mean under its policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from guards.contract.columns import GuardReading
@@ -42,6 +42,10 @@ class AnswerState:
     verified: bool = True
     """False from the first token on that no valid reading of every guard stands for."""
     judged: bool = False
+    prompt_hits: dict[str, dict[int, Hit]] = field(default_factory=dict)
+    """By guard and position, inside a prompt whose log-probabilities are asked for."""
+    withheld: set[int] = field(default_factory=set)
+    """Those positions of which nothing may be told."""
 
     def fail(self, message: str) -> None:
         """Turns the answer into an error; the first reason is kept."""
@@ -68,6 +72,38 @@ class AnswerState:
         stage = Stage.PROMPT if self.generated == 0 else Stage.GENERATION
         position = len(self.request.prompt_token_ids) - 1 + self.generated
         scores = []
+        for name, score, verdict in self._judge(facts, readings, position, stage):
+            scores.append(score)
+            if (unit := facts[name].unit) is not None:
+                self.acted.append((position, Acted(name, unit, score.score)))
+            if verdict is not Verdict.ALLOW:
+                self.hits.setdefault(name, Hit(score, self.request.policy.rules[name].mode))
+            if verdict is Verdict.ABSTAIN and self.outcome is not Verdict.ERROR:
+                self.outcome = Verdict.ABSTAIN
+        if stage is Stage.PROMPT:
+            self.prompt_scores, self.prompt_parts = tuple(scores), dict(readings)
+        self.judged = True
+        return self.outcome
+
+    def judge_prompt(
+        self, facts: Mapping[str, GuardFacts], position: int, readings: Mapping[str, GuardReading]
+    ) -> bool:
+        """Whether it may be told what the model would have drawn after a token of the prompt.
+
+        As if the prompt ended there, under the same policy; but the answer goes on, unless there is an error.
+        """
+        for name, score, verdict in self._judge(facts, readings, position, Stage.PROMPT):
+            if verdict is not Verdict.ALLOW:
+                hit = Hit(score, self.request.policy.rules[name].mode)
+                self.prompt_hits.setdefault(name, {})[position] = hit
+            if verdict is Verdict.ABSTAIN:
+                self.withheld.add(position)
+        return position not in self.withheld and self.outcome is not Verdict.ERROR
+
+    def _judge(
+        self, facts: Mapping[str, GuardFacts], readings: Mapping[str, GuardReading], position: int, stage: Stage
+    ) -> Iterator[tuple[str, GuardScore, Verdict]]:
+        """Each guard's score and verdict at a position; one without a valid reading turns the answer into an error."""
         for name, fact in facts.items():
             reading, parts = readings.get(name, (Reading.MISSING, ()))
             rule = self.request.policy.rules[name]
@@ -75,18 +111,7 @@ class AnswerState:
             if verdict is Verdict.ERROR:
                 self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
-            score = _summary(name, fact, rule.taus, reading, parts, position, stage)
-            scores.append(score)
-            if fact.unit is not None:
-                self.acted.append((position, Acted(name, fact.unit, score.score)))
-            if verdict is not Verdict.ALLOW:
-                self.hits.setdefault(name, Hit(score, rule.mode))
-            if verdict is Verdict.ABSTAIN and self.outcome is not Verdict.ERROR:
-                self.outcome = Verdict.ABSTAIN
-        if stage is Stage.PROMPT:
-            self.prompt_scores, self.prompt_parts = tuple(scores), dict(readings)
-        self.judged = True
-        return self.outcome
+            yield name, _summary(name, fact, rule.taus, reading, parts, position, stage), verdict
 
 
 def _summary(

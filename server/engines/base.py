@@ -8,12 +8,15 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
+
+NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -63,6 +66,9 @@ class Sampling:
     """How to draw tokens. Temperature 0 is greedy. Every default asks for nothing.
 
     An engine honours the fields up to `logprobs`; of the rest those that its `EngineInfo.options` names.
+
+    A log-probability in a prompt tells what the model would have drawn there. So guards judge the place as if the
+    prompt ended there, and it is told where a token would have been: nothing that other requests would not be told.
     """
 
     max_tokens: int
@@ -72,6 +78,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """None: none. 0: of the drawn token. n: of the n most likely tokens as well."""
+    prompt_logprobs: int | None = None
+    """The same of every token of the prompt but the first, where a guard does not withhold it."""
     top_k: int = SamplingDefaults.top_k
     min_p: float = SamplingDefaults.min_p
     frequency_penalty: float = SamplingDefaults.frequency_penalty
@@ -147,17 +155,40 @@ class TokenLogprob:
     top: tuple[tuple[str, bytes, float], ...] = ()
 
 
+class RankedToken(NamedTuple):
+    """A token that could have come at a position, and how likely it was; rank 1 is the likeliest."""
+
+    token_id: int
+    token: str
+    token_bytes: bytes
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """One token of a prompt as the model, given those before it, saw it come.
+
+    `itself` is None for the first token, and where a guard withholds it; `top` are the likeliest, in order.
+    """
+
+    itself: RankedToken | None = None
+    top: tuple[RankedToken, ...] = ()
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A piece of answer: `tokens` newly drawn tokens and the text they complete (may be empty).
 
-    `token_ids` are those tokens, where the engine tells; some tool-call parsers look at them.
+    `token_ids` are those tokens, where the engine tells; some tool-call parsers look at them. `prompt` has an entry for
+    each token of the prompt, in an answer's first chunk, where `Sampling.prompt_logprobs` asks for it.
     """
 
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     token_ids: tuple[int, ...] = ()
+    prompt: tuple[PromptToken, ...] = ()
 
 
 class FinishReason(StrEnum):
@@ -198,6 +229,17 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class PromptHits:
+    """A detector fired inside a prompt whose log-probabilities were asked for: `first`, and at how many positions.
+
+    Where its mode is enforced, nothing is told of the tokens after these.
+    """
+
+    first: Hit
+    positions: int
+
+
+@dataclass(frozen=True)
 class Acted:
     """What an intervention did to an answer: how much of its unit, over all positions."""
 
@@ -222,6 +264,7 @@ class Finish:
     hits: tuple[Hit, ...] = ()
     prompt_scores: tuple[GuardScore, ...] = ()
     acted: tuple[Acted, ...] = ()
+    prompt_hits: tuple[PromptHits, ...] = ()
     error: str | None = None
 
     def __post_init__(self) -> None:
@@ -236,6 +279,11 @@ class Finish:
         if self.reason is not FinishReason.ABSTAIN:
             return None
         return next(hit for hit in self.hits if hit.mode is GuardMode.ENFORCE)
+
+    @property
+    def withheld_in_prompt(self) -> PromptHits | None:
+        """The first guard that withholds log-probabilities of this prompt, if one does."""
+        return next((hits for hits in self.prompt_hits if hits.first.mode is GuardMode.ENFORCE), None)
 
 
 Event = Chunk | Finish
@@ -297,6 +345,8 @@ class EngineInfo:
     max_model_tokens: int
     template_sha256: str | None
     guards: tuple[GuardInfo, ...]
+    template_names: frozenset[str] = frozenset()
+    """What the chat template reads of its surroundings."""
     options: frozenset[str] = COMMON_OPTIONS
     """Fields of `Sampling` that this engine honours."""
     defaults: SamplingDefaults = SamplingDefaults()
@@ -327,8 +377,8 @@ class Message:
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. Called from one event loop; the two `encode` methods, `plan_tools` and
-    `prepare` from any thread."""
+    """What the server needs of an engine. Called from one event loop; `encode_text`, `encode_chat`, `decode`, `texts`,
+    `spell`, `plan_tools` and `prepare` from any thread."""
 
     @property
     def info(self) -> EngineInfo:
@@ -354,15 +404,40 @@ class Engine(Protocol):
         """False once the loop died; the server is then no longer ready."""
         ...
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of a bare prompt. Special tokens spelled out in the text are taken as plain text."""
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        """Token ids of a bare prompt. Special tokens spelled out in the text are taken as plain text.
+
+        `opened`: with the tokens that the tokenizer adds around a text, such as the one that opens it.
+        """
         ...
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """Token ids of a conversation in the chat template, with the opening of the assistant's turn.
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = NO_VARIABLES,
+        *,
+        answered: bool = True,
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation in the chat template. `answered`: with the opening of the assistant's turn.
 
-        Raises PromptError when the template refuses the conversation.
+        `variables` are what a request gives the template besides. Guards were calibrated without them: where they would
+        change the token ids, the request is refused, unless there are no guards or another template was accepted.
+
+        Raises PromptError when the template refuses the conversation, UnsupportedOptionError for the variables.
         """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included. Raises PromptError on an id outside the vocabulary."""
+        ...
+
+    def texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token's own text, as beside log-probabilities. Raises like `decode`."""
+        ...
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as the tokenizer's vocabulary writes it. Raises like `decode`."""
         ...
 
     def plan_tools(self, use: ToolUse) -> ToolPlan:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from prometheus_client import Metric
@@ -17,6 +18,7 @@ from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import (
+    NO_VARIABLES,
     EngineInfo,
     EngineRequest,
     Finish,
@@ -41,6 +43,7 @@ from server.engines.errors import (
 from server.engines.grammars import require_bounded
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
+from server.engines.text import TokenTexts
 from server.engines.tools import Tool, ToolUse
 
 MAX_BAD_WORDS = 128
@@ -71,6 +74,10 @@ class GuardedEngine(ABC):
         if self._info is None:
             raise EngineStoppedError("the engine has not started")
         return self._info
+
+    @cached_property
+    def _token_texts(self) -> TokenTexts:
+        return TokenTexts(self._codec.tokenizer)
 
     @abstractmethod
     def healthy(self) -> bool:
@@ -146,14 +153,44 @@ class GuardedEngine(ABC):
             raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
         return answer
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
-        return self._codec.encode_text(text)
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        return self._codec.encode_text(text, opened=opened)
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = NO_VARIABLES,
+        *,
+        answered: bool = True,
+    ) -> tuple[int, ...]:
+        said, shown = [*map(template_message, messages)], [*map(template_tool, tools)]
+        encode = partial(self._codec.encode_chat, said, shown, answered=answered)
         try:
-            return self._codec.encode_chat([*map(template_message, messages)], [*map(template_tool, tools)])
+            self._codec.require_free(variables)
+            ids = encode(variables)
+            usual = encode() if variables and self._guards and not self._accept_template else ids
         except PromptRefusedError as error:
             raise PromptError(str(error)) from error
+        if ids != usual:
+            raise UnsupportedOptionError(
+                f"'chat_template_kwargs' ({', '.join(sorted(variables))}): the chat template would write what guards "
+                "were not calibrated for; leave it out. The operator's --chat-template-kwargs holds for every request.",
+                "chat_template_kwargs",
+            )
+        return ids
+
+    def texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        self._require_known(token_ids)
+        return tuple(self._token_texts(token)[0] for token in token_ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self._require_known(token_ids)
+        return self._codec.decode(token_ids)
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        self._require_known(token_ids)
+        return self._codec.spell(token_ids)
 
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         raise UnsupportedOptionError(f"The {self.info.engine} engine does not honour 'tools'; leave it out.", "tools")
@@ -197,6 +234,11 @@ class GuardedEngine(ABC):
             )
         return found
 
+    def _require_known(self, token_ids: Sequence[int]) -> None:
+        wrong = [token for token in token_ids if not 0 <= token < self._vocabulary]
+        if wrong:
+            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {self._vocabulary}")
+
     def _admit(self, request: EngineRequest) -> EngineRequest:
         """The request with a rule for every guard. Raises what `Engine.submit` raises for one that cannot be run."""
         if not self.healthy():
@@ -204,9 +246,7 @@ class GuardedEngine(ABC):
         prompt = len(request.prompt_token_ids)
         if prompt == 0:
             raise PromptError("got an empty prompt, wanted at least one token")
-        wrong = [token for token in request.prompt_token_ids if not 0 <= token < self._vocabulary]
-        if wrong:
-            raise PromptError(f"got token id {wrong[0]}, wanted ids below the vocabulary's {self._vocabulary}")
+        self._require_known(request.prompt_token_ids)
         if prompt + request.sampling.max_tokens > self._max_tokens:
             raise PromptTooLongError(
                 f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "

@@ -1,11 +1,17 @@
 """The engines' settings. Light to import: the command line reads its defaults here before torch is loaded."""
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Judge = Literal["turn", "conversation"]
+
+
+def _parsed(value: object) -> object:
+    """JSON as text, as a command line has it."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 class _GuardOptions(BaseModel):
@@ -24,6 +30,12 @@ class _GuardOptions(BaseModel):
         "turn",
         description="What guards over spans judge: the newest turn and the answer, or the whole conversation, in which "
         "a refused question has the next ones refused too.",
+    )
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_parsed)] = Field(
+        {},
+        title="JSON",
+        description="Variables of the chat template, such as '{\"enable_thinking\": false}', for every conversation. "
+        "Guards must have been calibrated with the same, or --accept-template takes them.",
     )
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."

@@ -7,16 +7,30 @@ from typing import Any
 
 from guards.core.verdict import Verdict
 from server.engines.answer_state import AnswerState
-from server.engines.base import Acted, Chunk, Event, EventStream, Finish, FinishReason, TokenLogprob
+from server.engines.base import (
+    Acted,
+    Chunk,
+    Event,
+    EventStream,
+    Finish,
+    FinishReason,
+    PromptHits,
+    PromptToken,
+    TokenLogprob,
+)
 from server.engines.text import Detokenizer, StopFinder
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tokens drawn since the last one of these, a log-probability for each or none, and how the answer ended."""
+    """Tokens drawn since the last one of these, a log-probability for each or none, and how the answer ended.
+
+    `prompt`: with the first token, all of the prompt's, where they were asked for.
+    """
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt: tuple[PromptToken, ...] = ()
     ended: FinishReason | None = None
     """STOP (a stop token), LENGTH or ERROR; the verdict of the answer's row decides over it."""
     error: str | None = None
@@ -70,13 +84,16 @@ class AnswerStream(EventStream):
             answer.fail(drawn.error)
         if drawn.tokens and not answer.judged:
             answer.fail_unverified("a token was drawn that no guard judged")
+        if self._seen == 0 and drawn.tokens and (lacks := self._lacks(drawn)):
+            answer.fail_unverified(lacks)
+            drawn = Drawn(ended=FinishReason.ERROR)
         ended, allowed = drawn.ended is not None, answer.outcome is Verdict.ALLOW
         # Outputs may come several at a time: what was drawn before a token was withheld is good, what follows is not.
         tokens = drawn.tokens if allowed else drawn.tokens[: max(0, answer.generated - self._seen)]
         for index, token in enumerate(tokens):
             self._seen += 1
             final = ended and index == len(tokens) - 1
-            if self._push(token, drawn.logprobs[index : index + 1], final=final):
+            if self._push(token, drawn.logprobs[index : index + 1], drawn.prompt, final=final):
                 self._finish(FinishReason.STOP, self._seen, ended=ended)
                 return
         if not allowed and (ended or not answer.judged):
@@ -85,14 +102,27 @@ class AnswerStream(EventStream):
         elif drawn.ended is not None:
             self._finish(drawn.ended, self._seen, ended=True)
 
-    def _push(self, token: int, logprobs: tuple[TokenLogprob, ...], *, final: bool) -> bool:
+    def _lacks(self, drawn: Drawn) -> str | None:
+        """What is wrong with what is told of the prompt."""
+        asked = self.answer.request.sampling.prompt_logprobs is not None
+        wanted = len(self.answer.request.prompt_token_ids) if asked else 0
+        if len(drawn.prompt) != wanted:
+            return f"got {len(drawn.prompt)} tokens of the prompt, wanted {wanted}"
+        told = {at for at, each in enumerate(drawn.prompt[1:]) if each.itself is not None}
+        if told != set(range(wanted - 1)) - self.answer.withheld:
+            return "what is told of the prompt is not what guards let through"
+        return None
+
+    def _push(
+        self, token: int, logprobs: tuple[TokenLogprob, ...], prompt: tuple[PromptToken, ...], *, final: bool
+    ) -> bool:
         """Adds one drawn token; True when it completed a stop string."""
         piece, stopped = "" if token in self._hidden else self._text.push(token), False
         if self._seen > self.answer.request.sampling.min_tokens:
             piece, stopped = self._stops.push(piece)
         if final and not stopped:
             piece += self._stops.flush()
-        self._pending.append(Chunk(piece, 1, logprobs, (token,)))
+        self._pending.append(Chunk(piece, 1, logprobs, (token,), prompt if self._seen == 1 else ()))
         return stopped
 
     def _finish(self, reason: FinishReason, tokens: int, *, ended: bool) -> None:
@@ -108,6 +138,9 @@ class AnswerStream(EventStream):
                 verified=answer.verified,
                 hits=tuple(hit for hit in hits if hit.score.position <= last),
                 prompt_scores=answer.prompt_scores,
+                prompt_hits=tuple(
+                    PromptHits(at[min(at)], len(at)) for at in map(dict, tuple(answer.prompt_hits.values()))
+                ),
                 acted=_sums(each for position, each in tuple(answer.acted) if position <= last),
                 error=answer.error,
             )

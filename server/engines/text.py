@@ -1,9 +1,15 @@
 """Token ids back to text, as they come: whole characters only, and nothing past a stop string."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class StopFinder:
@@ -64,7 +70,49 @@ class Detokenizer:
         return self._stream.step(self._backend, token_id) or ""
 
 
-def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes]:
-    """One token as shown beside log-probabilities: its text and its UTF-8 bytes."""
-    text = str(tokenizer.decode([token_id]))
-    return text, text.encode()
+class TokenTexts:
+    """What each token is, as shown beside log-probabilities: its text, and the bytes that it is.
+
+    The bytes of an answer's tokens joined are the answer's, also where a character is of several tokens. The text of a
+    token that is no whole character holds a replacement character, as vLLM's does.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._added = {int(token): str(of.content) for token, of in tokenizer.added_tokens_decoder.items()}
+        kinds = set(_decoders(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder")))
+        self._letters = {letter: byte for byte, letter in bytes_to_unicode().items()} if "ByteLevel" in kinds else None
+        self._pieces = "ByteFallback" in kinds  # SentencePiece's, with a mark for a space
+        self._known = lru_cache(maxsize=65536)(self._read)
+
+    def __call__(self, token_id: int) -> tuple[str, bytes]:
+        return self._known(token_id)
+
+    def _read(self, token_id: int) -> tuple[str, bytes]:
+        raw = self._bytes(token_id)
+        if raw is None:
+            text = str(self._tokenizer.decode([token_id]))
+            return text, text.encode()
+        return raw.decode(errors="replace"), raw
+
+    def _bytes(self, token_id: int) -> bytes | None:
+        """None where the vocabulary does not tell."""
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        spelled = self._tokenizer.convert_ids_to_tokens(token_id)
+        if spelled is None:
+            return b""
+        if self._letters is not None and all(letter in self._letters for letter in spelled):
+            return bytes(self._letters[letter] for letter in spelled)
+        if self._pieces:
+            byte = _BYTE.fullmatch(spelled)
+            return bytes([int(byte[1], 16)]) if byte else spelled.replace("\u2581", " ").encode()
+        return None
+
+
+def _decoders(decoder: Any) -> Iterator[str]:
+    """The kinds in a tokenizer's decoder, as its file has it."""
+    if isinstance(decoder, dict):
+        yield str(decoder.get("type"))
+        for inner in decoder.get("decoders", ()):
+            yield from _decoders(inner)

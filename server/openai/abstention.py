@@ -6,15 +6,16 @@
     error            400    none: code skill_abstained, whole response    not shown
 
 Of a chat message the operator's text is `content`, or under `refusal` its `refusal`, with `content` null: never both,
-since clients show one behind the other. Of a completion it is `text`. An abstained choice carries no logprobs and
-nothing that the model wrote, except what a stream had already sent. With several answers each has its own outcome, only
+since clients show one behind the other. Of a completion it is `text`, behind the prompt where that is echoed. An
+abstained choice carries no logprobs (`prompts.py` says what stands there for an echoed prompt) and nothing that the
+model wrote, except what a stream had already sent. With several answers each has its own outcome, only
 under `error` the first abstention ends the whole request, since a status belongs to all of them.
 """
 
 from dataclasses import dataclass
 
 from server.config import AbstainStyle
-from server.engines.base import FinishReason, Hit
+from server.engines.base import FinishReason, Hit, PromptHits
 from server.errors import AbstainedError
 
 _FINISH_REASONS = {
@@ -55,6 +56,10 @@ class Abstention:
                 "position": score.position,
             }
         return shown
+
+    def withheld(self, hits: PromptHits) -> dict[str, object]:
+        """The `guard` object of an answer that goes out without some log-probabilities of its prompt."""
+        return {**self.guard(hits.first), "action": "withhold_logprobs", "positions": hits.positions}
 
     def refuse_if_error_style(self, hit: Hit) -> None:
         """Raises AbstainedError where the style is `error`."""

@@ -1,5 +1,6 @@
 """What a request says of its tools, however its endpoint spells that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engines.base import EngineInfo
@@ -42,8 +43,7 @@ class Calling:
         """
         if not self.tools:
             return None
-        if not info.tool_choices:
-            raise UnsupportedOptionError(f"The {info.engine} engine does not honour 'tools'; leave it out.", "tools")
+        require_tools(self.tools, info)
         if self.choice is None:
             return None
         if self.choice not in info.tool_choices:
@@ -53,3 +53,9 @@ class Calling:
                 "tool_choice",
             )
         return ToolUse(self.tools, self.choice, self.name, self.parallel)
+
+
+def require_tools(tools: Sequence[Tool], info: EngineInfo) -> None:
+    """Raises UnsupportedOptionError where the model could not be shown these."""
+    if tools and not info.tool_choices:
+        raise UnsupportedOptionError(f"The {info.engine} engine does not honour 'tools'; leave it out.", "tools")

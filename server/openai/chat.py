@@ -1,7 +1,7 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -9,9 +9,10 @@ from server.engines.base import EngineInfo, Message
 from server.engines.tools import ToolChoice, ToolUse
 from server.openai.body import MAX_INT
 from server.openai.calling import Calling
-from server.openai.common import CompletionBody
+from server.openai.common import MAX_LOGPROBS, CompletionBody
 from server.openai.history import ChatMessage, require_shown
 from server.openai.invalid import conflict
+from server.openai.template import Effort, Variables, template_variables
 from server.openai.tools import Choice, Tools
 from server.openai.unsupported import IN_CHAT, Neutral
 
@@ -24,10 +25,12 @@ class ChatRequest(CompletionBody):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: Tools | None = None
     tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: Variables = None
+    reasoning_effort: Effort | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -63,6 +66,12 @@ class ChatRequest(CompletionBody):
     def to_engine(self) -> list[Message]:
         """The conversation as the chat template takes it."""
         return [message.to_engine() for message in self.messages]
+
+    def template_variables(self, info: EngineInfo) -> dict[str, Any]:
+        """What the chat template is given besides. Raises UnsupportedOptionError."""
+        return template_variables(
+            self.chat_template_kwargs, self.reasoning_effort, info, effort_field="reasoning_effort"
+        )
 
     def tool_use(self, info: EngineInfo) -> ToolUse | None:
         """What may be called; None where nothing may, and then the model is shown no tools.

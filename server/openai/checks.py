@@ -8,6 +8,7 @@ from server.openai.body import Body, NonEmptyText
 from server.openai.completions import Prompt, to_prompt
 from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
+from server.openai.template import Variables
 
 
 class CheckRequest(Body):
@@ -16,9 +17,12 @@ class CheckRequest(Body):
     model: NonEmptyText
     prompt: Annotated[Prompt | None, BeforeValidator(lambda value: None if value is None else to_prompt(value))] = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
+    chat_template_kwargs: Variables = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise conflict("prompt", "Send either '{field}' or 'messages'.")
+        if self.messages is None and self.chat_template_kwargs:
+            raise conflict("chat_template_kwargs", "'{field}' goes with 'messages'.")
         return self

@@ -14,6 +14,8 @@ from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs
 from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
+MAX_LOGPROBS = 20
+"""As in vLLM, and in OpenAI's chats: alternatives told of each token."""
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
 _MAX_SEED = 2**63 - 1
@@ -54,6 +56,8 @@ class StreamOptions(Body):
     not_honoured: ClassVar[Neutral] = IN_STREAM_OPTIONS
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: with `include_usage`, every chunk says the counts so far."""
 
 
 class SamplingBody(Body, ABC):
@@ -127,8 +131,23 @@ class SamplingBody(Body, ABC):
         """As `Sampling.logprobs` has it."""
 
     @property
+    def prompt_alternatives(self) -> int | None:
+        """Alternatives told of each token of the prompt, in vLLM's form; None where that is not asked for."""
+        return None
+
+    @property
+    def prompt_logprob_count(self) -> int | None:
+        """As `Sampling.prompt_logprobs` has it."""
+        return self.prompt_alternatives
+
+    @property
     def wants_usage_chunk(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
+        return False
+
+    @property
+    def wants_usage_everywhere(self) -> bool:
+        """Whether every chunk of a stream says its choice's token counts so far."""
         return False
 
     def sampling(self, max_tokens: int, answer: int, defaults: SamplingDefaults) -> Sampling:
@@ -145,6 +164,7 @@ class SamplingBody(Body, ABC):
             seed=None if self.seed in (None, -1) else (self.seed + answer) & _MAX_SEED,
             stop=self.stop or (),
             logprobs=self.logprob_count,
+            prompt_logprobs=self.prompt_logprob_count,
             top_k=max(0, drawn("top_k")),
             min_p=drawn("min_p"),
             frequency_penalty=drawn("frequency_penalty"),
@@ -179,6 +199,7 @@ class CompletionBody(SamplingBody, ABC):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_INT)
     max_tokens: TokenLimit | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
 
     format_field = "response_format"
@@ -187,6 +208,8 @@ class CompletionBody(SamplingBody, ABC):
     def _options_of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise conflict("stream_options", "'{field}' is only allowed together with 'stream': true.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise conflict("prompt_logprobs", "'{field}' is told of whole answers only; leave out 'stream'.")
         return self
 
     def format_asked(self) -> Grammar | None:
@@ -202,5 +225,13 @@ class CompletionBody(SamplingBody, ABC):
         return self.max_tokens
 
     @property
+    def prompt_alternatives(self) -> int | None:
+        return self.prompt_logprobs
+
+    @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_usage_everywhere(self) -> bool:
+        return self.wants_usage_chunk and bool(self.stream_options and self.stream_options.continuous_usage_stats)

@@ -6,8 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.openai.body import MAX_INT, encodable
-from server.openai.common import CompletionBody
-from server.openai.invalid import refused_option
+from server.openai.common import MAX_LOGPROBS, CompletionBody
+from server.openai.invalid import conflict, refused_option
 from server.openai.unsupported import IN_COMPLETION, Neutral
 
 Prompt = str | tuple[int, ...]
@@ -36,7 +36,9 @@ class CompletionRequest(CompletionBody):
     not_honoured: ClassVar[Neutral] = IN_COMPLETION
 
     prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_to_prompts)]
-    logprobs: int | None = Field(None, ge=0, le=5)
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: bool | None = None
     best_of: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -45,6 +47,26 @@ class CompletionRequest(CompletionBody):
             raise refused_option("best_of", "Answers are not ranked here: '{field}' must equal 'n', or be left out.")
         return self
 
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise conflict("max_tokens", "'{field}': 0 asks for nothing, unless together with 'echo': true.")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Where only the prompt is asked for, one token is drawn all the same, since guards judge where one is."""
+        return 1 if self.max_tokens == 0 else self.max_tokens
+
     @property
     def logprob_count(self) -> int | None:
         return self.logprobs
+
+    def field_of(self, option: str) -> str:
+        echoed = option == "prompt_logprobs" and self.prompt_logprobs is None
+        return "echo" if echoed else super().field_of(option)
+
+    @property
+    def prompt_logprob_count(self) -> int | None:
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((each for each in asked if each is not None), default=None)

@@ -5,9 +5,7 @@ from typing import Protocol
 
 from server.engines.base import TokenLogprob
 from server.engines.tools import Parsed, ParsedPiece, ToolCallPiece
-
-_LEAST_LOGPROB = -9999.0
-"""OpenAI's stand-in for minus infinity, which JSON cannot hold."""
+from server.openai.prompts import TokenRow, finite
 
 
 class AnswerShape(Protocol):
@@ -16,6 +14,8 @@ class AnswerShape(Protocol):
     id_prefix: str
     whole_object: str
     chunk_object: str
+    prompt_of_each: bool
+    """Whether every choice has the log-probabilities of its prompt, or the answer has them once."""
 
     def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, as_refusal: bool) -> dict[str, object]:
         """A choice that is not streamed. `as_refusal`: its text is a refusal, where there is a field for that."""
@@ -44,6 +44,7 @@ class ChatShape:
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    prompt_of_each = False
 
     def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, as_refusal: bool) -> dict[str, object]:
         text = None if answer.calls and not answer.content else answer.content
@@ -94,15 +95,20 @@ class CompletionShape:
     id_prefix = "cmpl-"
     whole_object = "text_completion"
     chunk_object = "text_completion"
+    prompt_of_each = True
 
     def whole(self, answer: Parsed, logprobs: Sequence[TokenLogprob] | None, as_refusal: bool) -> dict[str, object]:
-        return {"text": answer.content, "logprobs": self._logprobs(logprobs, offset=0)}
+        return self.text(answer.content, None if logprobs is None else token_rows(logprobs))
+
+    def text(self, text: str, rows: Sequence[TokenRow] | None, offset: int = 0) -> dict[str, object]:
+        """Any text with the log-probabilities of its tokens, `offset` characters after the beginning."""
+        return {"text": text, "logprobs": _spelled(rows, offset)}
 
     def opening(self, may_refuse: bool) -> None:
         return None
 
     def piece(self, piece: ParsedPiece, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object]:
-        return {"text": piece.content, "logprobs": self._logprobs(logprobs, offset)}
+        return self.text(piece.content, None if logprobs is None else token_rows(logprobs), offset)
 
     def withheld(self, text: str, separator: str, as_refusal: bool) -> dict[str, object]:
         return {"text": separator + text, "logprobs": None}
@@ -110,22 +116,32 @@ class CompletionShape:
     def closing(self) -> dict[str, object]:
         return {"text": "", "logprobs": None}
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, object] | None:
-        if logprobs is None:
-            return None
-        offsets = []
-        for drawn in logprobs:
-            offsets.append(offset)
-            offset += len(drawn.token)
-        return {
-            "tokens": [drawn.token for drawn in logprobs],
-            "token_logprobs": [_finite(drawn.logprob) for drawn in logprobs],
-            "top_logprobs": [
-                {token: _finite(logprob) for token, _, logprob in drawn.top} | {drawn.token: _finite(drawn.logprob)}
-                for drawn in logprobs
-            ],
-            "text_offset": offsets,
-        }
+
+def token_rows(logprobs: Sequence[TokenLogprob] | None) -> list[TokenRow]:
+    """Drawn tokens as rows; none without log-probabilities."""
+    return [
+        TokenRow(
+            drawn.token,
+            finite(drawn.logprob),
+            {token: finite(logprob) for token, _, logprob in drawn.top} | {drawn.token: finite(drawn.logprob)},
+        )
+        for drawn in logprobs or ()
+    ]
+
+
+def _spelled(rows: Sequence[TokenRow] | None, offset: int) -> dict[str, object] | None:
+    if rows is None:
+        return None
+    offsets = []
+    for row in rows:
+        offsets.append(offset)
+        offset += len(row.token)
+    return {
+        "tokens": [row.token for row in rows],
+        "token_logprobs": [row.logprob for row in rows],
+        "top_logprobs": [row.top for row in rows],
+        "text_offset": offsets,
+    }
 
 
 def _call_piece(call: ToolCallPiece) -> dict[str, object]:
@@ -137,8 +153,4 @@ def _call_piece(call: ToolCallPiece) -> dict[str, object]:
 
 
 def _token(token: str, token_bytes: bytes, logprob: float) -> dict[str, object]:
-    return {"token": token, "logprob": _finite(logprob), "bytes": list(token_bytes)}
-
-
-def _finite(logprob: float) -> float:
-    return logprob if logprob > _LEAST_LOGPROB else _LEAST_LOGPROB  # a NaN too
+    return {"token": token, "logprob": finite(logprob), "bytes": list(token_bytes)}

@@ -4,6 +4,8 @@
   engine error, a hit at the prompt under `abstain_style: error`) still gets its own status.
 - A choice: its opening (chat: the role), pieces of text and of tool calls, a closing with `finish_reason`. Then, if
   asked for, one chunk with usage and no choices. Then `data: [DONE]`, which means that every choice is complete.
+- With `echo` the prompt comes first, with its log-probabilities as far as they may be told (`prompts.py`), once the
+  first token may be sent.
 - Abstention: pieces not yet sent are dropped, tool calls and what their parser holds back alike; the operator's text is
   sent as content, after a blank line where text of the model went before it, or as a refusal (`abstention.py`); the
   closing carries `finish_reason`, which is never `tool_calls`, and `guard`. Other choices go on.
@@ -15,16 +17,17 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.context import context_of
-from server.engines.base import Chunk, Engine, Event, Finish
+from server.engines.base import Chunk, Engine, Event, Finish, PromptToken
 from server.errors import ClientGoneError
 from server.generation import Observer, require_sound, run_all, while_connected
 from server.openai.answers import AnswerJob
+from server.openai.shapes import CompletionShape
 from server.openai.wire import Wire
 
 logger = logging.getLogger("skillguard.server")
@@ -71,7 +74,8 @@ class StreamedResponse(Response):
         finishes: dict[int, Finish] = {}
         async with run_all(self._engine, self._job.requests, self._observe) as events:
             async for index, event in events:
-                chunks = [self._job.chunk(choice) for choice in self._choices[index].advance(event)]
+                choice = self._choices[index]
+                chunks = [self._job.chunk(part, index, choice.sent_tokens) for part in choice.advance(event)]
                 await self._send(send, self._wire.chunks(chunks))
                 if isinstance(event, Finish):
                     finishes[index] = event
@@ -94,52 +98,66 @@ class _Choice:
         self._hold_back_tokens = hold_back_tokens
         self._held: deque[Chunk] = deque()
         self._held_tokens = 0
+        self.sent_tokens = 0
+        """Drawn tokens whose text was given out."""
         self._parser = job.parser()
         self._opened = False
         self._called = False
-        self._sent_characters = 0
+        self._echoed = False
+        self._prompt_characters = self._sent_characters = 0
 
-    def advance(self, event: Event) -> list[dict[str, object]]:
+    def advance(self, event: Event) -> Iterator[dict[str, object]]:
         """What to send for this event, as choices of one chunk each. Raises where the stream must end."""
+        for part in self._parts(event):
+            yield {"index": self._index, "finish_reason": None, **part}
+
+    def _parts(self, event: Event) -> Iterator[dict[str, object]]:
         shape = self._job.shape
-        parts: list[dict[str, object]] = []
         if not self._opened:
             self._opened = True
             if (opening := shape.opening(self._job.abstention.as_refusal)) is not None:
-                parts.append(opening)
+                yield opening
         if isinstance(event, Chunk):
             self._held.append(event)
             self._held_tokens += event.tokens
-            parts.extend(self._release(keep_tokens=self._hold_back_tokens))
-            return [self._choice(part) for part in parts]
+            yield from self._release(keep_tokens=self._hold_back_tokens)
+            return
         require_sound(event)
         if (hit := event.abstained_on) is not None:
             abstention = self._job.abstention
             abstention.refuse_if_error_style(hit)
-            separator = "\n\n" if self._sent_characters else ""
-            parts.append(shape.withheld(abstention.text, separator, abstention.as_refusal))
+            yield from self._echo(())
+            separator = "\n\n" if self._sent_characters > self._prompt_characters else ""
+            yield shape.withheld(abstention.text, separator, abstention.as_refusal)
         else:
-            parts.extend(self._release(keep_tokens=0))
-            parts.extend(self._parse(Chunk("", tokens=0), final=True))
-        return [
-            *(self._choice(part) for part in parts),
-            {**self._choice(shape.closing()), **self._job.ending(event, self._called)},
-        ]
+            yield from self._release(keep_tokens=0)
+            yield from self._parse(Chunk("", tokens=0), final=True)
+        self.sent_tokens = event.completion_tokens
+        yield {**shape.closing(), **self._job.ending(event, self._called)}
 
     def _release(self, keep_tokens: int) -> Iterator[dict[str, object]]:
         while self._held and self._held_tokens - self._held[0].tokens >= keep_tokens:
             chunk = self._held.popleft()
             self._held_tokens -= chunk.tokens
+            yield from self._echo(chunk.prompt)
+            self.sent_tokens += chunk.tokens
             yield from self._parse(chunk, final=False)
+
+    def _echo(self, prompt: Sequence[PromptToken]) -> Iterator[dict[str, object]]:
+        """The prompt, once, before all else that is sent as text."""
+        if not self._echoed and isinstance(self._job.shape, CompletionShape) and self._job.echoes:
+            text, rows = self._job.echo(self._index, prompt)
+            yield self._job.shape.text(text, rows)
+            self._prompt_characters = self._sent_characters = len(text)
+        self._echoed = True
 
     def _parse(self, chunk: Chunk, *, final: bool) -> Iterator[dict[str, object]]:
         """Only what may be sent reaches the parser: what it holds back never was ahead of the guards."""
+        if self._job.only_prompts:
+            return
         piece = self._parser.push(chunk.text, chunk.token_ids, final=final)
         logprobs = chunk.logprobs if self._job.wants_logprobs else None
         if piece.content or piece.calls or logprobs:
             yield self._job.shape.piece(piece, logprobs, offset=self._sent_characters)
             self._sent_characters += len(piece.content)
             self._called = self._called or bool(piece.calls)
-
-    def _choice(self, part: dict[str, object]) -> dict[str, object]:
-        return {"index": self._index, **part, "finish_reason": None}

@@ -28,7 +28,6 @@ IN_GENERATION: Neutral = {
     "audio": (),
     "prediction": ANY_VALUE,
     "verbosity": ("medium",),
-    "reasoning_effort": ("none",),
     "include_reasoning": (True,),
     "thinking_token_budget": (),
     "web_search_options": (),
@@ -41,9 +40,7 @@ IN_GENERATION: Neutral = {
     "repetition_detection": (),
     "logits_processors": ([],),
     # the prompt, and what would be shown of it
-    "echo": (False,),
     "suffix": ("",),
-    "prompt_logprobs": (),
     "prompt_embeds": (),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
@@ -52,7 +49,6 @@ IN_GENERATION: Neutral = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "documents": ([],),
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
@@ -85,12 +81,15 @@ IN_GENERATION: Neutral = {
 
 IN_CHAT: Neutral = {
     **IN_GENERATION,
+    "echo": (False,),
     "add_special_tokens": (False,),
     "best_of": (1,),
 }
 
 IN_COMPLETION: Neutral = {
     **IN_GENERATION,
+    "chat_template_kwargs": ({},),
+    "reasoning_effort": ("none",),
     "add_special_tokens": (True,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -121,11 +120,13 @@ IN_RESPONSES: Neutral = {
     "max_tokens": (),
     "max_completion_tokens": (),
     "response_format": ({"type": "text"},),
+    "reasoning_effort": ("none",),
     "logprobs": (False,),
+    "prompt_logprobs": (),
+    "echo": (False,),
 }
 
 IN_REASONING: Neutral = {
-    "effort": ("none",),
     "summary": (),
     "generate_summary": (),
     "context": ("auto",),
@@ -166,8 +167,18 @@ IN_STRUCTURED_OUTPUTS: Neutral = {
     "disable_additional_properties": (False,),
 }
 
-IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
-IN_RESPONSES_STREAM_OPTIONS: Neutral = {**IN_STREAM_OPTIONS, "include_usage": ANY_VALUE}
+IN_TOKENIZE: Neutral = {
+    "continue_final_message": (False,),
+    **{name: IN_GENERATION[name] for name in ("chat_template", "documents")},
+    **{name: IN_GENERATION[name] for name in ("media_io_kwargs", "mm_processor_kwargs")},
+}
+
+IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
+IN_RESPONSES_STREAM_OPTIONS: Neutral = {
+    **IN_STREAM_OPTIONS,
+    "include_usage": ANY_VALUE,
+    "continuous_usage_stats": (False,),
+}
 IN_RESPONSES_TOOL: Neutral = {
     **IN_TOOL,
     "allowed_callers": (["direct"],),

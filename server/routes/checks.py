@@ -30,7 +30,8 @@ async def checks(
     if body.messages is not None:
         log_dropped(body.messages, context.request_id)
         require_shown(body.messages, running.info)
-        prompt = await asyncio.to_thread(engine.encode_chat, [message.to_engine() for message in body.messages])
+        said = [message.to_engine() for message in body.messages]
+        prompt = await asyncio.to_thread(engine.encode_chat, said, (), body.chat_template_kwargs or {})
     elif isinstance(body.prompt, str):
         prompt = await asyncio.to_thread(engine.encode_text, body.prompt)
     else:

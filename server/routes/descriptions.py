@@ -1,24 +1,26 @@
-"""What is served: GET /v1/models and GET /v1/guards."""
+"""What is served: GET /v1/models, GET /v1/guards and GET /version."""
 
 from fastapi import APIRouter
 
 from guards.core.policy import Rule
+from guards.core.version import version
 from server.context import CallerDep, Services, ServicesDep
 from server.engines.base import GuardInfo
 from server.readiness import Running
 from server.routes.generation import require_model
+from server.routes.reading import reads
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@reads(router, "/v1/models")
 async def models(services: ServicesDep) -> dict[str, object]:
     """The one model, in OpenAI's list shape."""
     running = services.readiness.require_running()
     return {"object": "list", "data": [_model(running, services.created)]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@reads(router, "/v1/models/{model_id:path}")
 async def model(model_id: str, services: ServicesDep) -> dict[str, object]:
     """The one model, if that is the one asked for; its name may contain slashes."""
     running = services.readiness.require_running()
@@ -26,7 +28,14 @@ async def model(model_id: str, services: ServicesDep) -> dict[str, object]:
     return _model(running, services.created)
 
 
-@router.get("/v1/guards")
+@reads(router, "/version")
+async def server_version(services: ServicesDep) -> dict[str, str]:
+    """This program's version, and that of what runs the model."""
+    info = services.readiness.require_running().info
+    return {"version": version(), "engine": info.engine, "engine_version": info.engine_version}
+
+
+@reads(router, "/v1/guards")
 async def guards(services: ServicesDep, caller: CallerDep) -> dict[str, object]:
     """Every attached guard, in the mode that holds for this caller.
 
@@ -39,7 +48,13 @@ async def guards(services: ServicesDep, caller: CallerDep) -> dict[str, object]:
 
 
 def _model(running: Running, created: int) -> dict[str, object]:
-    return {"id": running.info.model, "object": "model", "created": created, "owned_by": "skillguard"}
+    return {
+        "id": running.info.model,
+        "object": "model",
+        "created": created,
+        "owned_by": "skillguard",
+        "max_model_len": running.info.max_model_tokens,
+    }
 
 
 def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool) -> dict[str, object]:

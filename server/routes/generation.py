@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import EngineRequest, Event, ToolPlan
+from server.engines.base import Engine, EngineRequest, Event, ToolPlan
 from server.engines.errors import InvalidOptionError
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
@@ -22,6 +22,7 @@ from server.openai.abstention import Abstention
 from server.openai.answers import AnswerJob
 from server.openai.common import SamplingBody
 from server.openai.history import log_dropped
+from server.openai.prompts import Echo
 from server.openai.responses.request import ResponsesRequest
 from server.openai.responses.wire import ResponseShape, ResponsesWire
 from server.openai.shapes import AnswerShape, ChatShape, CompletionShape
@@ -62,8 +63,18 @@ async def completions(
     encode = services.engine.encode_text
     prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
+    if body.echo:
+        echoes = [await asyncio.to_thread(_echo, services.engine, prompt, body.logprobs) for prompt in prompts]
+        echoes = [echo for echo in echoes for _ in range(body.answers_per_prompt)]
+        job = replace(job, echoes=tuple(echoes), only_prompts=body.max_tokens == 0)
     await _prepare(job, body, services)
     return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
+
+
+def _echo(engine: Engine, prompt: TokenIds, logprobs: int | None) -> Echo:
+    """Raises PromptError on an id outside the vocabulary."""
+    tokens = () if logprobs is None else engine.texts(prompt)
+    return Echo(engine.decode(prompt), tokens, logprobs)
 
 
 def require_model(asked: str, running: Running) -> None:
@@ -87,7 +98,8 @@ async def _converse(
     use = body.tool_use(running.info)
     plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
     tools = () if use is None else use.tools
-    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools)
+    variables = body.template_variables(running.info)
+    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools, variables)
     job = _job(body, [prompt], shape, services, running, caller, plan)
     await _prepare(job, body, services, plan)
     return job
@@ -137,7 +149,9 @@ def _job(
         requests=tuple(requests),
         answers_per_prompt=body.answers_per_prompt,
         wants_logprobs=body.logprob_count is not None,
+        prompt_logprobs=body.prompt_alternatives,
         wants_usage_chunk=body.wants_usage_chunk,
+        wants_usage_everywhere=body.wants_usage_everywhere,
         shape=shape,
         abstention=Abstention(config.abstain_style, config.abstain_text, caller.is_operator),
         parser=PlainText if plan is None else plan.parser,

@@ -1,22 +1,23 @@
-"""For orchestrators: GET /health, GET /ready and GET /metrics."""
+"""For orchestrators: GET /health, GET /ready, GET and POST /ping, and GET /metrics."""
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from server.context import ServicesDep
+from server.routes.reading import reads
 
 router = APIRouter()
 
 
-@router.get("/health")
+@reads(router, "/health")
 async def health(services: ServicesDep) -> JSONResponse:
     """Alive, also while the model loads. 503 once a running engine has died, since only a restart mends that."""
     dead = services.readiness.engine_died
     return JSONResponse({"status": "dead" if dead else "ok"}, status_code=503 if dead else 200)
 
 
-@router.get("/ready")
+@reads(router, "/ready")
 async def ready(services: ServicesDep) -> JSONResponse:
     """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards."""
     readiness = services.readiness
@@ -29,7 +30,13 @@ async def ready(services: ServicesDep) -> JSONResponse:
     return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 
-@router.get("/metrics")
+@router.api_route("/ping", methods=["GET", "HEAD", "POST"])
+async def ping(services: ServicesDep) -> Response:
+    """As SageMaker asks, and sends requests from the first 200 on: so 200 only while `/ready` says so."""
+    return Response(status_code=200 if services.readiness.ready else 503)
+
+
+@reads(router, "/metrics")
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(services.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})

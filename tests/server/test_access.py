@@ -11,7 +11,7 @@ from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, chat, com
 pytestmark = pytest.mark.anyio
 
 KEYS = {role: new_key(role.value, role) for role in Role}
-OPEN = [("GET", "/health", None), ("GET", "/ready", None)]
+OPEN = [("GET", "/health", None), ("GET", "/ready", None), ("GET", "/ping", None), ("POST", "/ping", None)]
 GUARDED = [
     ("POST", CHAT, chat()),
     ("POST", CHAT, chat(stream=True)),
@@ -19,6 +19,9 @@ GUARDED = [
     ("POST", RESPONSES, responses()),
     ("POST", RESPONSES, responses(stream=True)),
     ("POST", CHECKS, completion()),
+    ("POST", "/tokenize", {"prompt": "a"}),
+    ("POST", "/detokenize", {"tokens": [97]}),
+    ("GET", "/version", None),
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/scripted", None),
     ("GET", "/v1/guards", None),

@@ -22,6 +22,8 @@ def test_config_is_frozen() -> None:
         ("abstain_text", "  "),
         ("hold_back_tokens", -1),
         ("shadow", ("a", "b", "a")),
+        ("allowed_origins", ("chat.example.org",)),
+        ("allowed_origins", ("https://chat.example.org/",)),
         ("max_body_bytes", 0),
         ("max_answers", 0),
         ("default_max_tokens", 0),

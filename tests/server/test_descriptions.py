@@ -1,11 +1,13 @@
 """What the server says of its model and guards."""
 
+import httpx
 import pytest
 from openai.types import Model
 
+from guards.core.version import version
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
-from tests.server.harness import serving
+from tests.server.harness import listening, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +30,7 @@ async def test_models() -> None:
         assert listed["object"] == "list"
         (model,) = listed["data"]
         Model.model_validate(model, strict=True)
-        assert (model["id"], model["owned_by"]) == ("scripted", "skillguard")
+        assert (model["id"], model["owned_by"], model["max_model_len"]) == ("scripted", "skillguard", 4096)
         assert (await served.client.get("/v1/models/scripted")).json() == model
         missing = await served.client.get("/v1/models/gpt-4")
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
@@ -54,3 +56,35 @@ async def test_guards_for_operators() -> None:
             "detail": {"cubes": 4},
             "reason": None,
         }
+
+
+async def test_version() -> None:
+    async with serving() as served:
+        told = (await served.client.get("/version")).json()
+        assert told == {"version": version(), "engine": "scripted", "engine_version": "1"}
+
+
+async def test_ping_is_good_once_requests_are_answered() -> None:
+    engine = ScriptedEngine()
+    engine.may_verify.clear()
+    async with serving(engine, settled=False) as served:
+        assert (await served.client.get("/ping")).status_code == 503
+        engine.may_verify.set()
+        await served.readiness.settled.wait()
+        for method in "GET", "HEAD", "POST":
+            assert (await served.client.request(method, "/ping")).status_code == 200
+
+
+READ = ("/v1/models", "/v1/models/scripted", "/v1/guards", "/version", "/health", "/ready", "/ping", "/metrics")
+
+
+async def test_head_is_served_wherever_get_is() -> None:
+    async with serving() as served:
+        routes = [(getattr(route, "path", ""), getattr(route, "methods", ())) for route in served.app.routes]
+        paths = {path for path, methods in routes if "GET" in methods}
+        assert paths == {*READ, "/v1/models/{model_id:path}"} - {"/v1/models/scripted"}
+    async with listening(ScriptedEngine()) as url, httpx.AsyncClient() as client:
+        for path in READ:
+            told, asked = [await client.request(method, url.removesuffix("/v1") + path) for method in ("GET", "HEAD")]
+            assert (asked.status_code, asked.content) == (told.status_code, b"") == (200, b"")
+            assert asked.headers["content-type" if path != "/ping" else "content-length"]

@@ -58,7 +58,7 @@ LOGGED: list[tuple[str, object, str]] = [
     (
         CHAT,
         chat(stream=True, stream_options={"continuous_usage_stats": SECRET}),
-        "400 code=unsupported_parameter param=stream_options.continuous_usage_stats",
+        "400 code=invalid_value param=stream_options.continuous_usage_stats",
     ),
     (CHAT, saying(role=SECRET, content=SECRET), "400 code=invalid_value param=messages[1].role"),
     (CHAT, saying(role="user"), "400 code=invalid_value param=messages[1].content"),

@@ -112,7 +112,7 @@ async def test_content_length_that_is_no_number(length: bytes) -> None:
 
 
 class Broken(ScriptedEngine):
-    def encode_text(self, text: str) -> tuple[int, ...]:
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
         raise RuntimeError("/root/secret.py")
 
 

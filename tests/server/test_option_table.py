@@ -18,7 +18,7 @@ def test_every_field_of_a_request_has_a_row() -> None:
     assert found.keys() == {name for body in bodies for name in body.model_fields}
     assert found["temperature"][1:] == ("0 to 2", "0 to 2", "0 to 2", "yes", "yes", "the model's")
     assert found["max_output_tokens"][1:] == ("-", "-", "from 1", "yes", "yes", "the model's")
-    assert found["logprobs"][1:3] == ("true or false", "0 to 5")
+    assert found["logprobs"][1:3] == ("true or false", "0 to 20")
     assert found["prompt"][1] == "-"
     assert HONOURED.keys() > CALLS_TOOLS
     assert found["tools"][4:6] == ("no", "yes")

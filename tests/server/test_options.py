@@ -22,6 +22,7 @@ def matching(kind: GrammarKind, text: str = "") -> dict[str, Any]:
 OPTIONS: list[tuple[str, object, dict[str, Any]]] = [
     # the request's field, its value, what differs in Sampling
     ("top_k", 5, {"top_k": 5}),
+    ("prompt_logprobs", 3, {"prompt_logprobs": 3}),
     ("min_p", 0.25, {"min_p": 0.25}),
     ("min_p", 1, {"min_p": 1.0}),
     ("frequency_penalty", -2, {"frequency_penalty": -2.0}),
@@ -88,7 +89,7 @@ async def test_engine_that_does_not_honour_it(field: str, value: object, asked: 
     for options in COMMON_OPTIONS, ALL_OPTIONS - asked.keys():
         async with serving(ScriptedEngine(options=options)) as served:
             for path, body in bodies(**{field: value}):
-                for extra in {}, {"stream": True, "n": 2}:
+                for extra in {}, {"stream": field != "prompt_logprobs", "n": 2}:
                     error = await served.error(path, {**body, **extra})
                     assert (error["status"], error["type"]) == (400, "invalid_request_error")
                     assert (error["code"], error["param"]) == ("unsupported_parameter", field)

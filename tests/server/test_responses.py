@@ -85,6 +85,7 @@ async def test_answer() -> None:
             "text": {"format": {"type": "text"}},
             "tools": [],
             "tool_choice": "auto",
+            "reasoning": {"effort": None, "summary": None},
             "parallel_tool_calls": True,
             "metadata": {"a": "b"},
             "background": False,
@@ -178,7 +179,7 @@ async def test_conversation(name: str) -> None:
         assert served.engine.submitted[2].prompt_token_ids == served.engine.submitted[0].prompt_token_ids
 
 
-@pytest.mark.parametrize(("field", "value", "asked"), OPTIONS)
+@pytest.mark.parametrize(("field", "value", "asked"), [each for each in OPTIONS if each[0] != "prompt_logprobs"])
 async def test_option_reaches_the_engine(field: str, value: Any, asked: dict[str, Any]) -> None:
     """As it does from a chat, and is refused by the caller's name for it where it is not honoured."""
     param = field
@@ -497,7 +498,10 @@ async def test_invalid_field(body: dict[str, object], param: str, says: str) -> 
         ({"background": True}, "background", "leave it out"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt", "leave it out"),
         ({"truncation": "auto"}, "truncation", "leave it out"),
-        ({"reasoning": {"effort": "low"}}, "reasoning.effort", "leave it out"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "leave it out"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "leave it out"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs", "leave it out"),
+        ({"echo": True}, "echo", "leave it out"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "leave it out"),
         ({"max_tokens": 5}, "max_tokens", "use 'max_output_tokens' instead"),
         ({"response_format": {"type": "json_object"}}, "response_format", "use 'text' instead"),

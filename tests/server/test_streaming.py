@@ -57,6 +57,24 @@ async def test_usage_is_the_last_chunk() -> None:
         assert not any("usage" in event for event in (await served.stream(COMPLETIONS, completion()))[:-1])
 
 
+@pytest.mark.parametrize("held", [0, 1, 9])
+async def test_usage_in_every_chunk(held: int) -> None:
+    """The counts of the chunk's own choice so far, held back tokens left out; in the last chunk of all choices."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with serving(engine(*answer("a", "b", "c")), hold_back_tokens=held) as served:
+        events = await served.stream(CHAT, chat("hi", stream_options=options, n=2))
+        for index in range(2):
+            own = [event for event in events[:-2] if event["choices"][0]["index"] == index]
+            usages = [event["usage"] for event in own]
+            assert [each["completion_tokens"] for each in usages] == [0, 1, 2, 3, 3]
+            assert {each["prompt_tokens"] for each in usages} == {len(b"user: hi\nassistant: ")}
+            assert all(each["total_tokens"] == each["prompt_tokens"] + each["completion_tokens"] for each in usages)
+        assert events[-2]["usage"]["completion_tokens"] == 6
+        options = {"include_usage": False, "continuous_usage_stats": True}
+        events = await served.stream(CHAT, chat("hi", stream_options=options))
+        assert not any("usage" in event for event in events[:-1]), "as vLLM has it"
+
+
 async def test_choices_are_told_apart() -> None:
     scripts = [Script(answer(name), when=lambda prompt, name=name: prompt == name) for name in "ab"]  # type: ignore[misc]
     async with serving(ScriptedEngine(scripts)) as served:

@@ -1,7 +1,7 @@
 """Loads a causal language model for calibration and for the embedded engine: one place for what is refused."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,11 +170,17 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def load_model(name: str | Path, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+def load_model(
+    name: str | Path,
+    device: str | None = None,
+    dtype: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> LoadedModel:
     """Loads a model folder or hub id.
 
     `device`: "cpu", "cuda", "cuda:N" or None for CUDA where there is one. `dtype`: a key of DTYPES or None for float32
-    on CPU and the checkpoint's dtype on CUDA. Safetensors only, no remote code. Raises UnsupportedModelError.
+    on CPU and the checkpoint's dtype on CUDA. `variables` as of `TextCodec`.
+    Safetensors only, no remote code. Raises UnsupportedModelError.
     """
     from transformers import AutoModelForCausalLM
 
@@ -182,7 +188,7 @@ def load_model(name: str | Path, device: str | None = None, dtype: str | None = 
     folder = resolve_folder(str(name))
     config = load_config(folder)
     kind = resolve_dtype(dtype, config, where)
-    codec = TextCodec(load_tokenizer(folder))
+    codec = TextCodec(load_tokenizer(folder), variables or {})
     digest = weights_sha256(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(

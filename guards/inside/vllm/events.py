@@ -15,6 +15,8 @@ ROW_KEY = "skillguard"
 """Under which a RowReport travels in `kv_transfer_params`."""
 ACTED_KEY = "skillguard_acted"
 """Under which what interventions did at a row without a RowReport does."""
+PROMPT_KEY = "skillguard_prompt"
+"""Under which a PromptReport does."""
 POLICY = "skillguard_policy"
 """Key of `SamplingParams.extra_args`: the request's policy, as `Policy.text` writes it."""
 
@@ -38,6 +40,16 @@ class Acted(NamedTuple):
     amounts: tuple[float, ...]
 
 
+class PromptReport(NamedTuple):
+    """A whole prompt whose log-probabilities were asked for: how many of its positions were judged, the last left out.
+
+    `rows`: position and entries, of those worth telling.
+    """
+
+    judged: int
+    rows: tuple[tuple[int, tuple[float, ...]], ...]
+
+
 class StepReport(NamedTuple):
     """One step: the requests whose rows were judged, and what was worth telling of them."""
 
@@ -45,13 +57,19 @@ class StepReport(NamedTuple):
     rows: dict[str, RowReport]
     acted: dict[str, Acted]
     """Of rows that are not among those; rows at which no intervention did anything are left out."""
+    prompts: dict[str, PromptReport] = {}  # noqa: RUF012  nobody changes it
+    """Of requests that asked, with the row of their prompt's end."""
 
     def params(self, request_id: str) -> dict[str, Any] | None:
         """What travels with one request's output, for vLLM's message format."""
+        told: dict[str, Any] = {}
         if (row := self.rows.get(request_id)) is not None:
-            return row.dump()
-        acted = self.acted.get(request_id)
-        return None if acted is None else {ACTED_KEY: [acted.generated, list(acted.amounts)]}
+            told |= row.dump()
+        if (acted := self.acted.get(request_id)) is not None:
+            told[ACTED_KEY] = [acted.generated, list(acted.amounts)]
+        if (prompt := self.prompts.get(request_id)) is not None:
+            told[PROMPT_KEY] = [prompt.judged, [[position, list(entries)] for position, entries in prompt.rows]]
+        return told or None
 
 
 def load_report(params: Any) -> RowReport | None:
@@ -68,3 +86,11 @@ def load_acted(params: Any) -> Acted | None:
         return None
     generated, amounts = params[ACTED_KEY]
     return Acted(int(generated), tuple(float(amount) for amount in amounts))
+
+
+def load_prompt(params: Any) -> PromptReport | None:
+    """What was judged inside a prompt, if its log-probabilities were asked for."""
+    if not isinstance(params, dict) or PROMPT_KEY not in params:
+        return None
+    judged, rows = params[PROMPT_KEY]
+    return PromptReport(int(judged), tuple((int(at), tuple(float(entry) for entry in row)) for at, row in rows))

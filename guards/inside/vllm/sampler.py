@@ -7,7 +7,7 @@ when the drawn token is replaced.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from guards.core.judge import withheld
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading, Stage
 from guards.errors import GuardReadingError
-from guards.inside.vllm.events import POLICY, Acted, RowReport, StepReport
+from guards.inside.vllm.events import POLICY, Acted, PromptReport, RowReport, StepReport
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Judged:
     """What was judged in one step, on its way to the host.
 
     `keep_R` is False for rows whose draw vLLM discards (unfinished prompts); `acted_RP` is what interventions did;
-    `ready` is an event to wait for, where the results come from a GPU.
+    `ready` is an event to wait for, where the results come from a GPU; `prompts` are those judged inside in this step.
     """
 
     request_ids: Sequence[str]
@@ -38,6 +38,7 @@ class Judged:
     withheld_R: Tensor
     acted_RP: Tensor
     ready: Any
+    prompts: Mapping[str, PromptReport] = field(default_factory=dict)
 
     def report(self) -> StepReport:
         """What the scheduler hears. Waits for the results."""
@@ -56,7 +57,7 @@ class Judged:
             self.request_ids[row]: Acted(int(self.generated_R[row]), tuple(acted_RP[row].tolist()))
             for row in (~full_R & self.keep_R & (acted_RP > 0).any(axis=1)).nonzero()[0]
         }
-        return StepReport(frozenset(self.request_ids), rows, acted)
+        return StepReport(frozenset(self.request_ids), rows, acted, dict(self.prompts))
 
 
 class _Rules(NamedTuple):
@@ -95,6 +96,7 @@ class WithholdingSampler(nn.Module):
     def take(self) -> Judged | None:
         """What the last step judged, None when it sampled nothing; forgets it."""
         judged, self._judged = self._judged, None
+        self._rows = None
         return judged
 
     def forward(self, logits: Tensor, sampling_metadata: Any, **options: Any) -> Any:
@@ -112,7 +114,7 @@ class WithholdingSampler(nn.Module):
             )
         rows = batch.num_reqs
         generated_R = batch.num_tokens_no_spec[:rows] - batch.num_prompt_tokens[:rows]
-        enforced_RG, tau_RP = self._rules_of(batch.req_ids[:rows], generated_R.tolist())
+        enforced_RG, tau_RP = self.rules_of(batch.req_ids[:rows], generated_R.tolist())
         part_RP = self._columns.parts(rows_RX)
         code_RG = self._columns.read(part_RP, tau_RP.to(part_RP.device, non_blocking=True))
         withheld_R = withheld(code_RG, enforced_RG.to(code_RG.device, non_blocking=True))
@@ -139,7 +141,7 @@ class WithholdingSampler(nn.Module):
         )
         return output
 
-    def _rules_of(self, request_ids: Sequence[str], generated: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def rules_of(self, request_ids: Sequence[str], generated: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Where a hit is enforced, bool [R, G], and taus, float32 [R, P], by what each request brought."""
         rules = [
             self._rules((self._runner.requests[request].sampling_params.extra_args or {}).get(POLICY))

@@ -21,6 +21,7 @@ from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
 from guards.inside.vllm.failures import tell_of_core, told
+from guards.inside.vllm.prompts import PromptJudge
 from guards.inside.vllm.sampler import Judged, WithholdingSampler
 from guards.inside.vllm.sequences import finder, slots_of
 from guards.inside.vllm.settings import SETTINGS
@@ -175,11 +176,13 @@ class GuardedWorker(SiteWorker):
             runner.sampler, runner, board.columns, defaults, settings["sentinel"]
         )
         runner.sampler = sampler
+        self._prompts = prompts = PromptJudge(runner, sampler, board.columns, settings["sentinel"])
         compute_logits, make_empty = model.compute_logits, model.make_empty_intermediate_tensors
 
         def compute_guarded_logits(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             hidden_states, rows = board.split(hidden_states)
-            sampler.put(rows)
+            if not prompts.hear(rows):
+                sampler.put(rows)
             return compute_logits(hidden_states, *args, **kwargs)
 
         def make_empty_with_cells(batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -199,8 +202,10 @@ class GuardedWorker(SiteWorker):
         """As vLLM's worker, with what the guards said attached to the output."""
         output = super().sample_tokens(grammar_output)
         judged = self._sampler.take()
+        prompts = self._prompts.take()
         if judged is None:
             return output
+        judged.prompts = prompts
         if isinstance(output, AsyncModelRunnerOutput):
             return _GuardedOutput(output, judged)
         setattr(output, EVENTS, judged.report())

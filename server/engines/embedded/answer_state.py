@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import torch
 
 from server.engines.answer_state import AnswerState
-from server.engines.base import TokenLogprob
+from server.engines.base import PromptToken, TokenLogprob
 from server.engines.embedded.processors import Steering
 
 
 @dataclass
 class EmbeddedAnswerState(AnswerState):
-    """The sampler adds `logprobs`; the engine's front counts `delivered`."""
+    """The sampler adds `logprobs` and `prompt`; the engine's front counts `delivered`."""
 
     generator: torch.Generator | None = None
     """Where draws take their numbers from; None for torch's own."""
@@ -20,5 +20,7 @@ class EmbeddedAnswerState(AnswerState):
     stops: frozenset[int] = frozenset()
     """The ids that end this answer."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: dict[int, PromptToken] = field(default_factory=dict)
+    """By position, what is told of the prompt's tokens, where that is asked for."""
     delivered: int = 0
     """Tokens handed to the answer's stream, the sentinel included."""

@@ -20,11 +20,21 @@ _SCHEDULER = "skillguard"
 
 
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]
-    """First come, first served.
+    """First come, first served. `reads_prompt` names requests that may take nothing from the cache of prefixes.
 
     Under cache pressure the batcher stops admitting until some answer finishes. An answer that is cancelled instead, by
     its client or by a stop string, would leave it waiting for ever.
     """
+
+    reads_prompt: Callable[[str], bool]
+
+    def _infer_request_tokens(self, state: Any, removed: set[str]) -> Any:
+        shares = self.cache.use_prefix_sharing
+        self.cache.use_prefix_sharing = shares and not self.reads_prompt(state.request_id)
+        try:
+            return super()._infer_request_tokens(state, removed)
+        finally:
+            self.cache.use_prefix_sharing = shares
 
     def clear_cancelled_requests(self) -> Any:
         cancelled = super().clear_cancelled_requests()
@@ -68,7 +78,10 @@ def make_manager(
         raise UnsupportedModelError(
             "this transformers keeps end tokens elsewhere: a withheld answer could not be ended"
         )
-    SCHEDULER_MAPPING[_SCHEDULER] = _Scheduler
+    if not hasattr(FIFOScheduler, "_infer_request_tokens"):
+        raise UnsupportedModelError("this transformers looks for cached prefixes elsewhere: prompts could not be read")
+    reads_prompt = {"reads_prompt": staticmethod(sampler.reads_prompt)}
+    SCHEDULER_MAPPING[_SCHEDULER] = type("_ReadingScheduler", (_Scheduler,), reads_prompt)
     manager = model.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(stop_ids)),
         continuous_batching_config=ContinuousBatchingConfig(

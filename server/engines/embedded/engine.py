@@ -18,18 +18,27 @@ from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.inside.transformers.writing import stop_ids
-from server.engines.base import HONOURED, EngineInfo, EngineRequest, FinishReason, Load, Sampling, SamplingDefaults
+from server.engines.base import (
+    HONOURED,
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+    Load,
+    PromptToken,
+    Sampling,
+    SamplingDefaults,
+)
 from server.engines.defaults import NEUTRAL_FILE, read_defaults
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
 from server.engines.embedded.grammars import Grammars
 from server.engines.embedded.processors import Steering, steers
+from server.engines.embedded.prompt_rows import PromptRows
 from server.engines.embedded.sampler import JudgingSampler
 from server.engines.errors import EngineStoppedError, InvalidOptionError
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions
 from server.engines.stream import AnswerStream, Drawn
-from server.engines.text import token_text
 
 SENTINEL = "<|abstain|>"
 """A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
@@ -45,12 +54,15 @@ class EmbeddedEngine(GuardedEngine):
         self._stopped = False
         self._loaded: LoadedModel
         self._attachment: Attachment | None = None
+        self._prompts: PromptRows | None = None
         self._answers: dict[str, EmbeddedAnswerState] = {}
         self._manager: Any = None
 
     async def start(self) -> None:
         options = self._options
-        self._loaded = await asyncio.to_thread(load_model, options.model, options.device, options.dtype)
+        self._loaded = await asyncio.to_thread(
+            load_model, options.model, options.device, options.dtype, options.chat_template_kwargs
+        )
         self._codec = self._loaded.codec
         self._defaults = self._read_defaults()
         self._vocabulary = int(self._loaded.model.config.vocab_size)
@@ -63,7 +75,7 @@ class EmbeddedEngine(GuardedEngine):
         try:
             self._start_batching()
         except BaseException:
-            self._attachment.remove()
+            self._take_off()
             raise
         self._info = await asyncio.to_thread(self._describe)
 
@@ -91,13 +103,15 @@ class EmbeddedEngine(GuardedEngine):
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
         self._take_guards(self._attachment.bound)
+        self._prompts = PromptRows(model)
         self._sampler = JudgingSampler(
             self._facts,
             self._attachment.columns,
             self._attachment.take,
-            lambda token_id: token_text(tokenizer, token_id),
+            self._token_texts,
             self._sentinel,
             self._stop_ids,
+            self._prompts,
         )
         manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch)
         self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))
@@ -110,10 +124,15 @@ class EmbeddedEngine(GuardedEngine):
         self._stopped = True
         if self._manager is not None:
             await asyncio.to_thread(self._manager.stop, block=True, hard_stop=True)
-        if self._attachment is not None:
-            self._attachment.remove()
+        self._take_off()
         for stream in self._streams.values():
             stream.outputs.put_nowait(None)
+
+    def _take_off(self) -> None:
+        if self._prompts is not None:
+            self._prompts.remove()
+        if self._attachment is not None:
+            self._attachment.remove()
 
     def healthy(self) -> bool:
         return not self._stopped and self._manager is not None and bool(self._manager.is_running())
@@ -191,7 +210,10 @@ class EmbeddedEngine(GuardedEngine):
         if output.is_finished():
             ended = FinishReason.STOP if tokens and tokens[-1] in answer.stops else FinishReason.LENGTH
         error = None if output.error is None else f"the forward pass failed: {output.error}"
-        return Drawn(tuple(tokens[new]), tuple(answer.logprobs[new]), ended, error)
+        prompt: tuple[PromptToken, ...] = ()
+        if answer.request.sampling.prompt_logprobs is not None and new.start == 0 and tokens:
+            prompt = (PromptToken(), *(answer.prompt[position] for position in sorted(answer.prompt)))
+        return Drawn(tuple(tokens[new]), tuple(answer.logprobs[new]), prompt, ended, error)
 
     def _close(self, request_id: str, finished: bool) -> None:
         """Forgets a request, and cancels it in the batcher unless it ended there."""
@@ -212,6 +234,7 @@ class EmbeddedEngine(GuardedEngine):
             dtype=loaded.identity.dtype,
             max_model_tokens=self._max_tokens,
             template_sha256=loaded.codec.template_sha256,
+            template_names=loaded.codec.template_names,
             guards=self._describe_guards(),
             options=HONOURED["transformers"],
             defaults=self._defaults,

@@ -8,7 +8,7 @@ that a request could influence.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from guards.contract.columns import Columns
 from guards.core.verdict import Verdict
 from guards.inside.transformers.attach import Rows
 from server.engines.answer_state import GuardFacts
-from server.engines.base import TokenLogprob
+from server.engines.base import PromptToken, RankedToken, TokenLogprob
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.processors import draw_token
+from server.engines.embedded.prompt_rows import PromptPart, PromptRows
 
 TokenText = Callable[[int], tuple[str, bytes]]
 
@@ -43,12 +44,13 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         token_text: TokenText,
         sentinel: int,
         stop_ids: frozenset[int],
+        prompts: PromptRows,
     ) -> None:
         super().__init__(LogitsProcessorList())
         self.do_processing = True
         self._facts = facts
         self._columns, self._take_rows = columns, take_rows
-        self._token_text = token_text
+        self._token_text, self._prompts = token_text, prompts
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
         self._answers: dict[str, EmbeddedAnswerState] = {}
@@ -62,6 +64,12 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         with self._lock:
             self._answers[answer.request.request_id] = answer
 
+    def reads_prompt(self, request_id: str) -> bool:
+        """Whether all of a request's prompt must be computed, and nothing of it taken from a cache."""
+        with self._lock:
+            answer = self._answers.get(request_id)
+        return answer is not None and answer.request.sampling.prompt_logprobs is not None
+
     def discard(self, request_id: str) -> None:
         """Forgets a request. A step that still runs for it yields the sentinel."""
         with self._lock:
@@ -72,12 +80,17 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         self._states = [future.state for future in requests_in_batch if future.has_new_token]
         with self._lock:
             self._batch = [self._answers.get(state.request_id) for state in self._states]
+            everyone = [self._answers.get(future.state.request_id) for future in requests_in_batch]
+        self._prompts.plan(_parts(requests_in_batch, everyone))
         return arg_storage
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
         """`scores` float32 [rows, vocabulary], possibly with unused rows at the end; returns one-hot scores."""
         batch, self._batch = self._batch, []
-        judged = self._judge(batch, self._take_rows(len(batch)))
+        parts, logits_PV, asked = self._prompts.take()
+        rows = self._take_rows(len(batch) if logits_PV is None else asked + len(logits_PV))
+        self._tell(parts, logits_PV, Rows(rows.rows_RX[asked:], rows.missing))
+        judged = self._judge(batch, Rows(rows.rows_RX[: len(batch)], rows.missing))
         tokens = self._draw(scores, batch, judged)
         scores.fill_(-torch.inf)
         if tokens:
@@ -95,6 +108,44 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             for (index, answer), reading in zip(live.items(), readings, strict=True)
         }
         return [judged.get(index) is Verdict.ALLOW for index in range(len(batch))]
+
+    def _tell(self, parts: Sequence[PromptPart], logits_PV: Tensor | None, rows: Rows) -> None:
+        """Keeps what may be told of prompts' tokens: where guards would have let the model draw one."""
+        start = 0
+        for part in parts:
+            size = part.last - part.first
+            here = slice(start, start + size)
+            start += size
+            try:
+                if logits_PV is None:
+                    raise RuntimeError("the pass did not compute them")
+                self._tell_of(part, logits_PV[here], rows.rows_RX[here], rows.missing)
+            except Exception as error:  # one request's numbers must not end the batch of everybody
+                part.answer.fail(f"the prompt's log-probabilities failed: {error!r}")
+
+    def _tell_of(self, part: PromptPart, logits_LV: Tensor, rows_LX: Tensor, missing: Collection[str]) -> None:
+        answer, count = part.answer, part.answer.request.sampling.prompt_logprobs
+        assert count is not None, "only prompts that are asked for are planned"
+        taus = self._columns.taus([answer.request.policy])
+        readings = self._columns.readings(rows_LX, taus.expand(len(rows_LX), -1), missing)
+        for position, logits_V, reading in zip(range(part.first, part.last), logits_LV, readings, strict=True):
+            told = answer.judge_prompt(self._facts, position, reading)
+            token = answer.request.prompt_token_ids[position + 1]
+            answer.prompt[position + 1] = self._prompt_token(logits_V, token, count) if told else PromptToken()
+
+    def _prompt_token(self, logits_V: Tensor, token: int, count: int) -> PromptToken:
+        """Raises ValueError where the logits are not finite."""
+        if not torch.isfinite(logits_V.amax()):
+            raise ValueError("the model's logits are not finite")
+        logprobs_V = logits_V.log_softmax(dim=-1)
+        rank = int((logprobs_V > logprobs_V[token]).sum()) + 1
+        best = logprobs_V.topk(min(count, logprobs_V.numel()))
+        top = [
+            RankedToken(index, *self._token_text(index), value, place)
+            for place, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), 1)
+        ]
+        itself = RankedToken(token, *self._token_text(token), float(logprobs_V[token]), rank)
+        return PromptToken(itself, tuple(top))
 
     def _draw(self, scores: Tensor, batch: list[EmbeddedAnswerState | None], allowed: list[bool]) -> list[int]:
         """A token id per row, the sentinel where the row may not draw."""
@@ -155,3 +206,18 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 top.append((*self._token_text(index), value))
         return TokenLogprob(text, raw, float(logprobs_V[token]), tuple(top))
+
+
+def _parts(futures: Iterable[Any], answers: Iterable[EmbeddedAnswerState | None]) -> Iterator[PromptPart]:
+    """The prompts' parts in a batch whose log-probabilities are asked for.
+
+    The last token's place is the sampled row's. The batcher has counted this pass in `position_offset` already.
+    """
+    row = 0
+    for future, answer in zip(futures, answers, strict=True):
+        first, size = future.state.position_offset - future.query_length, future.query_length
+        if answer is not None and answer.request.sampling.prompt_logprobs is not None and not answer.generated:
+            last = min(first + size, len(answer.request.prompt_token_ids) - 1)
+            if last > first:
+                yield PromptPart(answer, first, last, row)
+        row += size

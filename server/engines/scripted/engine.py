@@ -12,6 +12,7 @@ from prometheus_client import Metric
 
 from server.engines.base import (
     ALL_OPTIONS,
+    NO_VARIABLES,
     EngineInfo,
     EngineRequest,
     Event,
@@ -47,6 +48,7 @@ class ScriptedEngine:
         options: frozenset[str] = ALL_OPTIONS,
         defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008
         tool_choices: frozenset[ToolChoice] = frozenset(ToolChoice),
+        template_names: frozenset[str] = frozenset({"enable_thinking", "reasoning_effort"}),
     ) -> None:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
@@ -68,6 +70,8 @@ class ScriptedEngine:
         self.verification: Mapping[str, str | None] = {of.name: None for of in guards}
         self.queue = Load(running=0, waiting=0)
         self.stops = 0
+        self.opens = False
+        """Whether a text is opened by a token, 0."""
         self._info = EngineInfo(
             engine="scripted",
             engine_version="1",
@@ -77,6 +81,7 @@ class ScriptedEngine:
             dtype="none",
             max_model_tokens=max_model_tokens,
             template_sha256=None,
+            template_names=template_names,
             guards=tuple(guards),
             options=options,
             defaults=defaults,
@@ -84,6 +89,8 @@ class ScriptedEngine:
         )
         self.tool_plan = ToolPlan(ScriptedToolParser)
         """What `plan_tools` answers."""
+        self.variables: list[dict[str, object]] = []
+        """What the chat template was given, by conversation."""
         self.tool_uses: list[ToolUse] = []
 
     @property
@@ -106,14 +113,34 @@ class ScriptedEngine:
     def healthy(self) -> bool:
         return self.alive
 
-    def encode_text(self, text: str) -> tuple[int, ...]:
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
         if not text:
             raise PromptError("the prompt is empty")
-        return tuple(text.encode())
+        return (*([0] * (opened and self.opens)), *text.encode())
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = NO_VARIABLES,
+        *,
+        answered: bool = True,
+    ) -> tuple[int, ...]:
+        self.variables.append(dict(variables))
         shown = "".join(f"tool: {tool.name}\n" for tool in tools)
-        return self.encode_text(shown + "".join(map(_turn, messages)) + "assistant: ")
+        opening = "assistant: " if answered else ""
+        return self.encode_text(shown + "".join(map(_turn, messages)) + opening, opened=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self._require_known(token_ids)
+        return bytes(token_ids).decode(errors="replace")
+
+    def texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.decode([token]) for token in token_ids)
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        self._require_known(token_ids)
+        return tuple(f"<{token}>" for token in token_ids)
 
     def plan_tools(self, use: ToolUse) -> ToolPlan:
         self.tool_uses.append(use)
@@ -148,13 +175,16 @@ class ScriptedEngine:
     def load(self) -> Load:
         return self.queue
 
+    def _require_known(self, token_ids: Sequence[int]) -> None:
+        if max(token_ids, default=0) > 255:
+            raise PromptError(f"token {max(token_ids)} is not in the vocabulary of 256")
+
     def _admit(self, prompt_token_ids: tuple[int, ...], answer_tokens: int) -> str:
         if self.refusal is not None:
             raise self.refusal
         if not self.alive:
             raise EngineStoppedError("the engine has stopped")
-        if max(prompt_token_ids) > 255:
-            raise PromptError(f"token {max(prompt_token_ids)} is not in the vocabulary of 256")
+        self._require_known(prompt_token_ids)
         asked, limit = len(prompt_token_ids) + answer_tokens, self._info.max_model_tokens
         if asked > limit:
             raise PromptTooLongError(f"prompt and answer need {asked} tokens, the model has {limit}")

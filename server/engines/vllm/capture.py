@@ -57,7 +57,7 @@ class VllmActivations:
     def __init__(self, options: VllmOptions, *sites: Site, group_bytes: int = GROUP_BYTES) -> None:
         self._options, self._captured, self._group_bytes = options, sites, group_bytes
         self._folder = resolve_folder(options.model)
-        self.codec = TextCodec(load_tokenizer(self._folder))
+        self.codec = TextCodec(load_tokenizer(self._folder), options.chat_template_kwargs)
         self._llm: AsyncLLM | None = None
         self._requests = 0
         self._runner = asyncio.Runner()

@@ -8,6 +8,7 @@ readings contradict the worker, and an answer's stream refuses tokens as long as
 
 import asyncio
 import json
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from guards.core.policy import Policy
 from guards.core.verdict import Verdict
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_tokenizer, resolve_folder
-from guards.inside.vllm.events import POLICY, STOP_REASON, load_acted, load_report
+from guards.inside.vllm.events import POLICY, STOP_REASON, PromptReport, load_acted, load_prompt, load_report
 from guards.model.encoding import TextCodec
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState
@@ -42,6 +43,8 @@ from server.engines.base import (
     Grammar,
     GrammarKind,
     Load,
+    PromptToken,
+    RankedToken,
     Sampling,
     SamplingDefaults,
     TokenLogprob,
@@ -52,7 +55,6 @@ from server.engines.errors import InvalidOptionError
 from server.engines.guarded import GuardedEngine
 from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream, Drawn
-from server.engines.text import token_text
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import launch, live_identity, make_config
@@ -77,7 +79,9 @@ class VllmEngine(GuardedEngine):
 
     async def start(self) -> None:
         folder = resolve_folder(self._options.model)
-        self._codec = await asyncio.to_thread(lambda: TextCodec(load_tokenizer(folder)))
+        self._codec = await asyncio.to_thread(
+            lambda: TextCodec(load_tokenizer(folder), self._options.chat_template_kwargs)
+        )
         self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
         llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
@@ -131,6 +135,7 @@ class VllmEngine(GuardedEngine):
             dtype=identity.dtype,
             max_model_tokens=self._max_tokens,
             template_sha256=self._codec.template_sha256,
+            template_names=self._codec.template_names,
             guards=await asyncio.to_thread(self._describe_guards),
             options=HONOURED["vllm"],
             defaults=self._defaults,
@@ -159,6 +164,8 @@ class VllmEngine(GuardedEngine):
         try:
             if (acted := load_acted(params)) is not None:
                 answer.take_acted(acted.generated, self._columns.health, acted.amounts)
+            if (prompt := load_prompt(params)) is not None:
+                self._take_prompt(answer, prompt)
             if (report := load_report(params)) is None:
                 return
             answer.generated = report.generated
@@ -169,6 +176,17 @@ class VllmEngine(GuardedEngine):
                 answer.fail_unverified(f"the worker {withheld} a token, and its readings say {answer.outcome.name}")
         except Exception as error:
             answer.fail_unverified(f"a reading could not be judged: {error!r}")
+
+    def _take_prompt(self, answer: AnswerState, prompt: PromptReport) -> None:
+        """Silence about a place that the worker judged says that every guard read OUTSIDE there."""
+        wanted = len(answer.request.prompt_token_ids) - 1
+        if prompt.judged != wanted:
+            answer.fail_unverified(f"the worker judged {prompt.judged} places inside the prompt, of {wanted}")
+        if prompt.rows:
+            places, rows = zip(*prompt.rows, strict=True)
+            taus = self._columns.taus([answer.request.policy]).expand(len(rows), -1)
+            for place, readings in zip(places, self._columns.readings(torch.tensor(rows), taus), strict=True):
+                answer.judge_prompt(self._facts, place, readings)
 
     async def stop(self) -> None:
         if self._stopped:
@@ -223,14 +241,31 @@ class VllmEngine(GuardedEngine):
         """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
         try:
             async for output in llm.generate(prepared, prepared.sampling_params, prepared.request_id):
-                stream.outputs.put_nowait(self._drawn(stream.answer, output.outputs[0]))
+                prompt = self._prompt(stream.answer, output.prompt_logprobs)
+                stream.outputs.put_nowait(self._drawn(stream.answer, output.outputs[0], prompt))
         except EngineDeadError:
             stream.outputs.put_nowait(None)
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's wrapper says nothing itself
             stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {cause!r}"))
 
-    def _drawn(self, answer: AnswerState, output: Any) -> Drawn:
+    def _prompt(self, answer: AnswerState, found: Any) -> tuple[PromptToken, ...]:
+        """vLLM's list of a prompt, which comes once: nothing of the first token, then by token id. NaN is withheld."""
+        prompt, count = answer.request.prompt_token_ids, answer.request.sampling.prompt_logprobs
+        if not found or count is None:
+            return ()
+        text, tokens = self._token_texts, []
+        for token, of in zip(prompt, found, strict=True):
+            if of is None or token not in of or math.isnan(of[token].logprob):
+                tokens.append(PromptToken())
+                continue
+            ranked = sorted(of.items(), key=lambda item: item[1].rank)
+            told = [RankedToken(each, *text(each), float(seen.logprob), int(seen.rank)) for each, seen in ranked]
+            itself = next(each for each in told if each.token_id == token)
+            tokens.append(PromptToken(itself, tuple(told[:count])))
+        return tuple(tokens)
+
+    def _drawn(self, answer: AnswerState, output: Any, prompt: tuple[PromptToken, ...]) -> Drawn:
         tokens, ended, error = tuple(output.token_ids), None, None
         if output.stop_reason == STOP_REASON and answer.outcome is Verdict.ALLOW:
             answer.fail_unverified("a token was withheld, and nothing said why")
@@ -238,17 +273,17 @@ class VllmEngine(GuardedEngine):
             ended = FinishReason(output.finish_reason)
         elif output.finish_reason is not None:
             ended, error = FinishReason.ERROR, f"vLLM ended the answer: {output.finish_reason}"
+        count = answer.request.sampling.logprobs or 0
         logprobs = tuple(
-            self._logprob(token, of_token) for token, of_token in zip(tokens, output.logprobs or (), strict=False)
+            self._logprob(token, found, count) for token, found in zip(tokens, output.logprobs or (), strict=False)
         )
-        return Drawn(tokens, logprobs, ended, error)
+        return Drawn(tokens, logprobs, prompt, ended, error)
 
-    def _logprob(self, token: int, found: Any) -> TokenLogprob:
+    def _logprob(self, token: int, found: Any, count: int) -> TokenLogprob:
         """vLLM lists the drawn token first and then the most likely ones, by rank."""
-        tokenizer = self._codec.tokenizer
-        text, raw = token_text(tokenizer, token)
-        ranked = sorted(found.items(), key=lambda item: item[1].rank)
-        top = tuple((*token_text(tokenizer, each), float(of.logprob)) for each, of in ranked)
+        text, raw = self._token_texts(token)
+        ranked = sorted(found.items(), key=lambda item: item[1].rank)[:count]
+        top = tuple((*self._token_texts(each), float(of.logprob)) for each, of in ranked)
         return TokenLogprob(text, raw, float(found[token].logprob), top)
 
     def _close(self, request_id: str, finished: bool) -> None:
@@ -298,6 +333,7 @@ def _sampling_params(sampling: Sampling, policy: Policy) -> SamplingParams:
         min_p=sampling.min_p,
         seed=sampling.seed,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         repetition_penalty=sampling.repetition_penalty,

@@ -11,6 +11,7 @@ from server.engines.tools import Tool, ToolChoice
 from server.openai.body import Body, NonEmptyText, Text
 from server.openai.invalid import conflict
 from server.openai.structure import object_text
+from server.openai.template import Effort
 from server.openai.tools import MAX_TOOLS, FunctionBody, FunctionName
 from server.openai.unsupported import (
     IN_REASONING,
@@ -63,9 +64,11 @@ class TextOptions(Body):
 
 
 class Reasoning(Body):
-    """How a model should think. None of it can be asked for."""
+    """How a model should think."""
 
     not_honoured: ClassVar[Neutral] = IN_REASONING
+
+    effort: Effort | None = None
 
 
 class ResponsesStreamOptions(Body):

@@ -1,7 +1,7 @@
 """The body of a request, and the chat that it asks for."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from server.engines.defaults import TokenLimit
 from server.engines.tools import ToolChoice, ToolUse
 from server.openai.body import Text
 from server.openai.calling import Calling
-from server.openai.common import SamplingBody
+from server.openai.common import MAX_LOGPROBS, SamplingBody
 from server.openai.history import HistoryBody
 from server.openai.invalid import conflict
 from server.openai.responses.items import Items, conversation, require_shown
@@ -24,6 +24,7 @@ from server.openai.responses.options import (
     TextFormat,
     TextOptions,
 )
+from server.openai.template import Effort, Variables, template_variables
 from server.openai.unsupported import IN_RESPONSES, Neutral
 
 
@@ -41,9 +42,10 @@ class ResponsesRequest(SamplingBody):
     tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
     include: list[Included] | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     metadata: dict[Text, Text] | None = None
     reasoning: Reasoning | None = None
+    chat_template_kwargs: Variables = None
     stream_options: ResponsesStreamOptions | None = None
 
     @model_validator(mode="after")
@@ -93,6 +95,15 @@ class ResponsesRequest(SamplingBody):
     def to_engine(self) -> list[Message]:
         """The conversation as the chat template takes it."""
         return conversation(self.input, self.instructions)
+
+    @property
+    def effort(self) -> Effort | None:
+        """How hard the model should think, if that is said."""
+        return None if self.reasoning is None else self.reasoning.effort
+
+    def template_variables(self, info: EngineInfo) -> dict[str, Any]:
+        """What the chat template is given besides. Raises UnsupportedOptionError."""
+        return template_variables(self.chat_template_kwargs, self.effort, info, effort_field="reasoning.effort")
 
     def tool_use(self, info: EngineInfo) -> ToolUse | None:
         """What may be called; None where nothing may, and then the model is shown no tools.

@@ -121,6 +121,7 @@ class ResponsesWire:
             "text": {"format": body.text_format.shown()},
             "tools": [tool.shown() for tool in body.tools or ()],
             "tool_choice": "auto" if body.tool_choice is None else body.tool_choice.shown(),
+            "reasoning": {"effort": body.effort, "summary": None},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "metadata": body.metadata or {},
             "background": False,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from guards.errors import DataError, PromptRefusedError
@@ -227,6 +227,26 @@ def test_bare_text_holds_no_special_token(text: str) -> None:
     assert core.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
+def test_a_text_without_what_opens_it() -> None:
+    core = tokenizer()
+    opening = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", special_ids(core)[0])])
+    core.backend_tokenizer.post_processor = opening
+    codec = TextCodec(core)
+    opened, bare = codec.encode_text("ab"), codec.encode_text("ab", opened=False)
+    assert (specials(core, opened), specials(core, bare)) == ([opened[0]], [])
+    assert opened[1:] == bare
+    assert codec.decode(opened) == "<|bos|>ab"
+    assert codec.spell(opened)[0] == "<|bos|>"
+
+
+def test_a_conversation_without_the_opening_of_an_answer() -> None:
+    codec = TextCodec(tokenizer())
+    messages = chat("be kind", "a <|end|> b")
+    whole, asked = codec.encode_chat(messages), codec.encode_chat(messages, answered=False)
+    assert whole[: len(asked)] == asked
+    assert len(whole) > len(asked)
+
+
 def test_frames() -> None:
     codec = TextCodec(tokenizer())
     assert codec.encode_frame(BARE_FRAME, "12") == codec.encode_text("12")
@@ -286,3 +306,26 @@ def test_variables_take_the_place_of_the_templates_globals() -> None:
     ids = codec.encode_chat(messages, variables={"strftime_now": lambda form: f"a year by {form}"})
     assert ids == codec.encode_text("a year by %Y hi")
     assert codec.encode_chat(messages) != ids, "positive control: today's"
+
+
+VARIED = TURNS.replace("{% if add", "{% if note %}{{ note }}{% endif %}{% if add", 1)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *HOSTILE])
+def test_a_variable_spells_no_special_token(text: str) -> None:
+    core = tokenizer(VARIED)
+    codec, messages = TextCodec(core), chat("be kind", "hi")
+    ids = codec.encode_chat(messages, variables={"note": text})
+    assert specials(core, ids) == specials(core, codec.encode_chat(messages))
+    wanted = core.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, note=text)
+    assert core.decode(ids, clean_up_tokenization_spaces=False) == wanted
+    assert codec.template_names == {"note", "messages", "bos_token", "add_generation_prompt"}
+
+
+def test_variables_of_every_conversation() -> None:
+    core, messages = tokenizer(VARIED), chat("be kind", "hi")
+    always, once = TextCodec(core, {"note": "x"}), TextCodec(core)
+    assert always.encode_chat(messages) == once.encode_chat(messages, variables={"note": "x"})
+    assert always.encode_chat(messages, variables={"note": "y"}) == once.encode_chat(messages, variables={"note": "y"})
+    with pytest.raises(PromptRefusedError, match="'messages' is not the caller's to set"):
+        TextCodec(core, {"messages": []})

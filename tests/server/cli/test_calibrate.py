@@ -207,3 +207,19 @@ def test_choices_are_the_methods_own() -> None:
     for importance in Importance:
         build_parser().parse_args(["calibrate", "selective-pruning", *arguments, "--importance", importance.value])
     assert Importance(PruningOptions().importance) is Importance.ABS
+
+
+def test_variables_of_the_template_go_on_to_the_server(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--fraction", ".125", "--chat-template-kwargs", '{"enable_thinking": false}')
+    assert main(_arguments(folder, "selective-pruning", tmp_path / "guard", *more)) == 0
+    assert """ --chat-template-kwargs '{"enable_thinking": false}'""" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_variables_that_are_no_object(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    arguments = ("--model", "m", "--skill", "s", "--forget", "f", "--retain", "r", "--output", "o")
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["calibrate", "ksd", *arguments, "--chat-template-kwargs", text])
+    assert "wanted a JSON object" in capsys.readouterr().err

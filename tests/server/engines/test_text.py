@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from server.engines.text import StopFinder
+from server.engines.text import StopFinder, TokenTexts
 
 
 def feed(stops: Sequence[str], pieces: Sequence[str], *, include: bool = False) -> tuple[str, bool]:
@@ -80,3 +83,39 @@ def test_nothing_is_held_back_but_the_beginning_of_a_stop_string(made: tuple[lis
     met = [finder.push(piece)[1] for piece in pieces]
     held = finder.flush()
     assert not held or any(met) or any(stop.startswith(held) and stop != held for stop in stops)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """GPT-2's kind, with one token a byte."""
+    letters = bytes_to_unicode()
+    vocabulary = {letters[byte]: byte for byte in range(256)} | {"Ġfox": 256}
+    core = Tokenizer(models.BPE(vocabulary, []))
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken("<|é|>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """SentencePiece's kind, with bytes for what it has no piece of."""
+    vocabulary = {"▁fox": 0, "é": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
+    core = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def test_the_bytes_of_tokens_are_the_texts() -> None:
+    fox = "🦊".encode()
+    texts = TokenTexts(byte_level())
+    assert [texts(byte) for byte in fox] == [("\ufffd", bytes([byte])) for byte in fox]
+    assert texts(256) == (" fox", b" fox")
+    assert texts(ord("a")) == ("a", b"a")
+    assert texts(257) == ("<|é|>", "<|é|>".encode()), "a special token is no bytes in disguise"
+    assert texts(300) == ("", b""), "an id that the vocabulary does not use"
+    texts = TokenTexts(pieces())
+    assert b"".join(texts(2 + byte)[1] for byte in fox).decode() == "🦊"
+    assert [texts(0), texts(1)] == [(" fox", b" fox"), ("é", "é".encode())]
+
+
+def test_a_tokenizer_of_another_kind_is_asked() -> None:
+    core = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    assert TokenTexts(PreTrainedTokenizerFast(tokenizer_object=core))(0) == ("a", b"a")

@@ -10,11 +10,11 @@ import pytest
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardMode, Scope, Stage
-from server.engines.base import EngineRequest, FinishReason, Sampling
+from server.engines.base import EngineRequest, FinishReason, Message, Sampling
 from server.engines.embedded import engine as module
-from server.engines.errors import InvalidOptionError
-from tests.server.engines.vllm.live import OTHERS, SUMS, Answer, Live, embedded, live
-from tests.server.engines.ways import END, ways
+from server.engines.errors import InvalidOptionError, PromptError, UnsupportedOptionError
+from tests.server.engines.vllm.live import OTHERS, SUMS, Answer, Live, embedded, greedy, live
+from tests.server.engines.ways import END, VARIABLES, ways
 
 pytestmark = pytest.mark.real
 RESERVED = 6
@@ -117,3 +117,16 @@ def test_what_one_request_asks_for_changes_no_other(engine: tuple[Live, int]) ->
 
     assert live.wait(everyone()) == {name: answer.text for name, answer in alone.items()}
     assert len({answer.text for answer in alone.values()}) > 10
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_no_template_variable_changes_what_is_judged(engine: tuple[Live, int], name: str) -> None:
+    """It is refused, or the prompt is the same, which abstains."""
+    live = engine[0]
+    try:
+        ids = live.engine.encode_chat([Message("user", SUMS[0])], (), VARIABLES[name])
+    except (PromptError, UnsupportedOptionError):
+        return
+    assert ids == live.chat(SUMS[0])
+    (answer,) = live.draw([ids], greedy())
+    assert (answer.finish.reason, answer.chunks) == (FinishReason.ABSTAIN, ())

@@ -17,6 +17,7 @@ from server.engines.answer_state import GuardFacts
 from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.processors import draw_token
+from server.engines.embedded.prompt_rows import PromptRows
 from server.engines.embedded.sampler import JudgingSampler
 from tests.guards.samples import cube, cubes
 
@@ -34,7 +35,13 @@ def make(
     """A sampler with one prepared batch: an answer for each number that the cube says, each under a tau of its own."""
     rows = Rows(torch.tensor(said).unsqueeze(1), frozenset())
     sampler = JudgingSampler(
-        FACTS, Columns({"g": BOUND}), lambda _: rows, lambda token: (str(token), b""), SENTINEL, frozenset({2})
+        FACTS,
+        Columns({"g": BOUND}),
+        lambda _: rows,
+        lambda token: (str(token), b""),
+        SENTINEL,
+        frozenset({2}),
+        PromptRows(torch.nn.Identity()),
     )
     policies = [Policy({"g": Rule(taus=(tau,))}) for tau in taus or [TAU] * len(said)]
     answers = [
@@ -49,7 +56,8 @@ def make(
 
 def row(index: int) -> SimpleNamespace:
     """A row of the batcher's step."""
-    return SimpleNamespace(state=SimpleNamespace(request_id=f"r{index}", _eos_token_ids=set()), has_new_token=True)
+    state = SimpleNamespace(request_id=f"r{index}", _eos_token_ids=set(), position_offset=1)
+    return SimpleNamespace(state=state, query_length=1, has_new_token=True)
 
 
 def drawn(sampler: JudgingSampler, logits: torch.Tensor) -> list[int]:

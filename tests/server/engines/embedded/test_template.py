@@ -19,7 +19,7 @@ from server.config import ServerConfig
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
 from tests.guards.tiny import TEMPLATE, save_tiny, sources
-from tests.server.harness import COMPLETIONS, Served, serving
+from tests.server.harness import CHAT, CHECKS, RESPONSES, COMPLETIONS, Served, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +178,85 @@ async def test_a_guard_that_nothing_binds_says_so(folder: Path) -> None:
     write_artifact(folder / "text", artifact.manifest.model_copy(update={"canaries": canaries}), artifact.tensors)
     async with serving(engine(folder, "text")) as served:
         assert await shown(served) == (200, True, "unbound", None)
+
+
+THINKING = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}.\n{% endif %}"
+"""As Qwen3's: what a request says of thinking changes what is written behind the question."""
+ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
+
+
+def thinking_engine(folder: Path, *names: str, **options: Any) -> Any:
+    (folder / "model" / "chat_template.jinja").write_text(THINKING)
+    artifacts = tuple(folder / name for name in names)
+    return EmbeddedEngine(EmbeddedOptions(model=str(folder / "model"), artifacts=artifacts, device="cpu", **options))
+
+
+async def asked(served: Served, **fields: Any) -> tuple[int, str | None]:
+    """Status and field of the error, the same in the Responses API and where a prompt is only checked or counted."""
+    messages = [{"role": "user", "content": "1+2="}]
+    answered = await served.post(CHAT, {"model": "model", "messages": messages, "max_tokens": 1, **fields})
+    param = None if answered.status_code == 200 else answered.json()["error"]["param"]
+    reasoning = {"effort": fields.get("reasoning_effort")}
+    said = {name: value for name, value in fields.items() if name != "reasoning_effort"}
+    response = await served.post(RESPONSES, {"model": "model", "input": messages, "reasoning": reasoning, **said})
+    assert response.status_code == answered.status_code
+    assert param is None or response.json()["error"]["param"] == param
+    if "reasoning_effort" not in fields:
+        for path in CHECKS, "/tokenize":
+            told = await served.post(path, {"model": "model", "messages": messages, **fields})
+            assert told.status_code == answered.status_code
+    return answered.status_code, param
+
+
+async def test_a_request_does_not_change_what_guards_were_calibrated_for(folder: Path) -> None:
+    async with serving(thinking_engine(folder, "chat")) as served:
+        assert await shown(served) == (200, True, "verified", None)
+        for same in ({}, ON, {"other": "<eos>"}, {"other": [1, {"a": None}]}):
+            assert await asked(served, chat_template_kwargs=same) == (200, None)
+        assert await asked(served, reasoning_effort="high") == (200, None)
+        refused = (400, "chat_template_kwargs")
+        for other in (OFF, {**OFF, "other": 1}, {"enable_thinking": 0}):
+            assert await asked(served, chat_template_kwargs=other) == refused
+        assert await asked(served, reasoning_effort="none") == refused
+        assert await asked(served, reasoning_effort="none", chat_template_kwargs=ON) == (200, None)
+
+
+@pytest.mark.parametrize("name", ["bos_token", "messages", "tools", "chat_template", "strftime_now", "tokenize"])
+@pytest.mark.parametrize("guards", [(), ("chat",)])
+async def test_what_the_template_is_given_anyway_is_not_a_requests_to_set(
+    folder: Path, name: str, guards: tuple[str, ...]
+) -> None:
+    async with serving(thinking_engine(folder, *guards, accept_template=True)) as served:
+        assert (await asked(served, chat_template_kwargs={name: "x"}))[0] == 400
+
+
+@pytest.mark.parametrize(("guards", "accept"), [((), False), (("chat",), True)])
+async def test_where_nothing_is_bound_or_the_operator_takes_it(
+    folder: Path, guards: tuple[str, ...], accept: bool
+) -> None:
+    async with serving(thinking_engine(folder, *guards, accept_template=accept)) as served:
+        assert await asked(served, chat_template_kwargs=OFF) == (200, None)
+        messages = [{"role": "user", "content": "1+2="}]
+        on, off = [
+            (await served.post("/tokenize", {"messages": messages, "chat_template_kwargs": each})).json()["tokens"]
+            for each in (ON, OFF)
+        ]
+        assert (off[: len(on)], len(off)) == (on, len(on) + 2)
+
+
+async def test_the_operators_variables_are_part_of_what_is_verified(folder: Path) -> None:
+    async with serving(thinking_engine(folder, "chat", chat_template_kwargs=OFF)) as served:
+        status, verified, template, reason = await shown(served)
+        assert (status, verified, template) == (503, False, "changed")
+        assert str(reason).startswith("canary 0: its messages gave")
+    async with serving(thinking_engine(folder, "before", chat_template_kwargs=OFF)) as served:
+        assert "got variables of the chat template" in str((await shown(served))[3])
+    loaded = load_model(folder / "model", "cpu", variables=OFF)
+    options = PooledOptions(recall=0.9, max_false_abstention=0.05, frames=("chat",))
+    calibrate(loaded, *sources(), options).save(folder / "off", "sums")
+    async with serving(thinking_engine(folder, "off", chat_template_kwargs=OFF)) as served:
+        assert await shown(served) == (200, True, "verified", None)
+        assert await asked(served, chat_template_kwargs=OFF) == (200, None)
+        assert await asked(served, chat_template_kwargs=ON) == (400, "chat_template_kwargs")
+    async with serving(thinking_engine(folder, "off")) as served:
+        assert (await shown(served))[2] == "changed"

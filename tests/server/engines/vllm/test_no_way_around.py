@@ -3,9 +3,10 @@
 import pytest
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import FinishReason
+from server.engines.base import FinishReason, Message
+from server.engines.errors import PromptError, UnsupportedOptionError
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
-from tests.server.engines.ways import ways
+from tests.server.engines.ways import VARIABLES, ways
 
 OPTIONS = ways(sentinel=2)  # the end-of-text token
 MATHEMATICS_ONLY = {"ksd-en": GuardMode.SHADOW, "ksd-code": GuardMode.SHADOW}
@@ -76,3 +77,16 @@ def test_logprobs_of_a_cut_answer_end_before_the_withheld_token(engine: Live) ->
     answer = engine.draw([WRITES], greedy(logprobs=3), [ENGLISH_ENFORCED])[0]
     assert answer.finish.reason is FinishReason.ABSTAIN
     assert sum(len(chunk.logprobs) for chunk in answer.chunks) == answer.finish.completion_tokens > 0
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_no_template_variable_changes_what_is_judged(engine: Live, name: str) -> None:
+    """It is refused, or the prompt is the same, which abstains."""
+    live = engine
+    try:
+        ids = live.engine.encode_chat([Message("user", SUMS[0])], (), VARIABLES[name])
+    except (PromptError, UnsupportedOptionError):
+        return
+    assert ids == live.chat(SUMS[0])
+    (answer,) = live.draw([ids], greedy(), [MATHEMATICS_ONLY])
+    assert (answer.finish.reason, answer.chunks) == (FinishReason.ABSTAIN, ())

@@ -1,0 +1,48 @@
+"""POST /tokenize and POST /detokenize, outside /v1 as in vLLM. Nothing here runs the model."""
+
+import asyncio
+
+from fastapi import APIRouter
+
+from server.context import ContextDep, ServicesDep
+from server.openai import DetokenizeRequest, TokenizeRequest
+from server.openai.calling import require_tools
+from server.openai.history import log_dropped, require_shown
+from server.routes.generation import require_model
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, services: ServicesDep, context: ContextDep) -> dict[str, object]:
+    """The token ids that a request of this prompt would be judged and continued from."""
+    running, engine = services.readiness.require_running(), services.engine
+    if body.model is not None:
+        require_model(body.model, running)
+    if body.messages is not None:
+        log_dropped(body.messages, context.request_id)
+        require_shown(body.messages, running.info)
+        said, shown = [each.to_engine() for each in body.messages], [each.to_engine() for each in body.tools or ()]
+        require_tools(shown, running.info)
+        answered = body.add_generation_prompt is not False
+        tokens = await asyncio.to_thread(
+            engine.encode_chat, said, shown, body.chat_template_kwargs or {}, answered=answered
+        )
+    else:
+        assert body.prompt is not None, "the protocol model holds one of the two"
+        tokens = await asyncio.to_thread(engine.encode_text, body.prompt, opened=body.add_special_tokens is not False)
+    return {
+        "count": len(tokens),
+        "max_model_len": running.info.max_model_tokens,
+        "tokens": list(tokens),
+        "token_strs": list(engine.spell(tokens)) if body.return_token_strs else None,
+    }
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> dict[str, object]:
+    """The text of token ids."""
+    running = services.readiness.require_running()
+    if body.model is not None:
+        require_model(body.model, running)
+    return {"prompt": await asyncio.to_thread(services.engine.decode, body.tokens)}
