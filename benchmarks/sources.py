@@ -32,15 +32,23 @@ written. The last line printed is one JSON object: texts by file.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 from benchmarks.prompts.materials import MATERIALS, MATHEMATICAL
 from benchmarks.prompts.sets import sample
 from benchmarks.prompts.splits import LANGUAGES, Split, data_folder
 
-LIMIT = 180
-"""Texts of a file; a third of that where they are long."""
-LONG = ("other/history", "other/wikitext", "other/wikitext-digits")
+LIMIT = 160
+"""Texts of most files."""
+SHARES: Mapping[str, float] = {
+    **dict.fromkeys(("other/history", "other/wikitext", "other/wikitext-digits"), 1 / 3),
+    **{f"languages/{language}": 1 / 2 for language in LANGUAGES},
+    "code/mbpp": 2,
+    "mathematics/mmlu": 2,
+    "other/mmlu": 3,
+}
+"""Files of fewer texts, which are long or unlike every skill, and of more, which lie near one."""
 FILES: Mapping[str, Sequence[str]] = {
     "mathematics/gsm8k": ("gsm8k",),
     "mathematics/mmlu": tuple(f"mmlu-{group}" for group in MATHEMATICAL),
@@ -76,12 +84,12 @@ def texts(data: Path, materials: Sequence[str], limit: int, seed: int) -> list[s
 
 
 def write(data: Path, output: Path, *, limit: int = LIMIT, seed: int = 0) -> dict[str, int]:
-    """Writes every file; returns how many texts each holds."""
+    """Writes every file, of about `limit` texts; returns how many texts each holds."""
     written = {}
     for name, materials in FILES.items():
         path = output / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = texts(data, materials, -(-limit // 3) if name in LONG else limit, seed)
+        drawn = texts(data, materials, ceil(limit * SHARES.get(name, 1)), seed)
         path.write_text(
             "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in drawn), encoding="utf-8"
         )
@@ -93,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
     parser.add_argument(
-        "--limit", type=int, default=LIMIT, help=f"texts a file, a third of it where they are long (default {LIMIT})"
+        "--limit", type=int, default=LIMIT, help=f"texts of most files, more or fewer of some (default {LIMIT})"
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the texts (default 0)")
     args = parser.parse_args()

@@ -47,7 +47,9 @@ from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 
 CANDIDATE_LAYERS = 4
-"""Layers that are looked at where none is given: this many, evenly spaced over the model but for its first third."""
+"""Layers that are looked at where none is given: this many, evenly spaced from a fifth of the model to three fifths.
+On SmolLM2 higher ones did worse, and a pass ends at the highest.
+"""
 HOLD_BACKS = (0, 8, 16, 32)
 """Tokens of an answer that a server may hold back, for which the report says how many answers that takes back whole."""
 
@@ -81,16 +83,16 @@ class SpanCalibration(Calibration):
 
 
 def candidate_layers(count: int) -> tuple[int, ...]:
-    """Of a model of `count` layers: CANDIDATE_LAYERS of its upper two thirds, evenly spaced, the last among them."""
-    first, last = count // 3, count - 1
+    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to three fifths."""
+    first, last = count // 5, 3 * count // 5
     wanted = min(CANDIDATE_LAYERS, last - first + 1)
     return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
 def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All together, each half of them, and the last alone."""
+    """All together, without the last, and each half."""
     half = len(layers) // 2
-    return [each for each in dict.fromkeys((layers, layers[:half], layers[half:], layers[-1:])) if each]
+    return [each for each in dict.fromkeys((layers, layers[:-1], layers[:half], layers[half:])) if each]
 
 
 def sites(_: SpanOptions) -> tuple[Site, ...]:
@@ -186,15 +188,14 @@ def _warnings(
 ) -> list[str]:
     """What the operator should know. Raises CalibrationError where the guard would keep no promise."""
     options, found = job.options, shortages(job, windows)
-    decided = " and ".join(dict.fromkeys(one.decided))
     for each in rows:
         recall, false = each.recall, each.false_abstention
         if recall is not None and each.name in job.frames and recall.rate < MIN_RECALL:
             raise CalibrationError(
                 f"recall {recall.rate:.3f} in frame {each.name!r} is all that `max_false_abstention` "
                 f"{options.max_false_abstention} allows, wanted at least {MIN_RECALL}; nothing was written (decided by "
-                f"{decided}). Give more forget examples, take texts that need the skill out of what is retained, or "
-                "raise `max_false_abstention`"
+                f"{one.decided}). Give more forget examples, take texts that need the skill out of what is retained, "
+                "or raise `max_false_abstention`"
             )
         if recall is not None and recall.high < options.recall:
             found.append(f"{each.name}: recall {recall.rate:.3f}, less than `recall` {options.recall}")
@@ -212,7 +213,7 @@ def _warnings(
         if of is not None and of.margin < 1:
             found.append(
                 f"{what}: `recall` {options.recall} cannot be had ({of.hardest}: {of.recalls[of.hardest]:.3f}) with "
-                f"`max_false_abstention` {options.max_false_abstention}, by {' and '.join(dict.fromkeys(of.decided))}"
+                f"`max_false_abstention` {options.max_false_abstention}, by {of.decided}"
             )
     return found
 
@@ -225,8 +226,7 @@ def _notes(
         job.dealt(),
         "layers, kappa, weight and taus were chosen on the threshold parts, the rates measured on the report parts",
         "recall and false abstention are those of the frame where they are worst",
-        f"prompts: kappa {of.rise.kappa}, weight {of.mean.weight}; tau of spans was decided by {of.decided[0]}, of "
-        f"means by {of.decided[1]}",
+        f"prompts: kappa {of.rise.kappa}, weight {of.mean.weight}; taus were decided by {of.decided}",
         "answers are not judged"
         if answers is None
         else f"answers of {job.options.answers} tokens, the model's own: kappa {answers.rise.kappa}, weight "

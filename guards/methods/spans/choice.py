@@ -20,13 +20,15 @@ from guards.methods.spans.examples import Example
 from guards.methods.spans.guard import Judgement, LayerWeights
 from guards.methods.spans.options import SpanOptions
 
-KAPPAS = (0.3, 0.4, 0.5, 0.6, 0.7)
-WEIGHTS = (1.0, 3.0, 6.0)
+KAPPAS = (0.5, 0.6, 0.7, 0.8, 0.9)
+WEIGHTS = (1.0, 3.0, 6.0, 12.0)
 LENGTHS = (128, 512)
 """Where texts become longer ones, in tokens: the cap holds for those of each length."""
 EVERY = "all retain texts"
-LEAST_RISE, LEAST_MEAN = 1.0, 0.1
-"""Evidence below which nothing fires, whatever the retain texts allow: that of one token, a tenth of the skill's."""
+LEAST = (1.0, 0.1)
+"""Evidence of a stretch and of a mean below which nothing fires, whatever the retain texts allow: that of one token, a
+tenth of the skill's.
+"""
 MOST_MEAN = 0.9
 """Evidence of a mean that is always enough."""
 
@@ -36,14 +38,14 @@ class Accumulation:
     """How one side's values accumulate, and what that leaves.
 
     `limits`: evidence of a text's best stretch, and of its mean, with which the guard fires, and `decided` which texts
-    set each. `recalls`: by kind of forget text, the share that passes them. `margin`: the evidence that the recall
+    set them. `recalls`: by kind of forget text, the share that passes them. `margin`: the evidence that the recall
     needs in the kind where it is least, over the limits; 1 or more where both promises can be kept.
     """
 
     rise: Rise
     mean: MessageMean
     limits: tuple[float, float]
-    decided: tuple[str, str]
+    decided: str
     recalls: Mapping[str, float]
     margin: float
 
@@ -54,9 +56,12 @@ class Accumulation:
 
     @property
     def quality(self) -> tuple[float, float, float]:
-        """By which the best is chosen: the recall of the hardest kind, that of all kinds, then room."""
+        """By which the best is chosen: the recall of all kinds alike, that of the hardest, then room.
+
+        Not the hardest first: one that cannot be had would decide, and cost the others.
+        """
         recalls = list(self.recalls.values())
-        return round(min(recalls), 2), round(sum(recalls) / len(recalls), 3), round(self.margin, 2)
+        return round(sum(recalls) / len(recalls), 2), round(min(recalls), 2), round(self.margin, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,26 +114,26 @@ def _forget_groups(examples: Sequence[Example]) -> dict[str, list[int]]:
     return groups
 
 
-def _limits(
-    evidence_E2: Tensor, groups: Mapping[str, Sequence[int]], cap: float
-) -> tuple[tuple[float, float], tuple[str, str]]:
-    """The least evidence of each kind with which half of the cap is kept, and which texts set it.
+def _limits(evidence_E2: Tensor, groups: Mapping[str, Sequence[int]], cap: float) -> tuple[tuple[float, float], str]:
+    """The least evidence of stretch and mean with which the cap is kept, and which texts set it.
 
-    By all retain texts together, as split conformal prediction has it; and by every group by itself, of which no more
-    may fire than does not contradict it. One outlier of a small group says little of that group's rate, and must not
-    decide how much of the skill is caught.
+    Their ratio is that of what keeps half of the cap each. Both are then raised or lowered together until the cap holds
+    for the two as one: by all retain texts, as split conformal prediction has it, and by every group by itself, of
+    which no more may fire than does not contradict it. One outlier of a small group says little of that group's rate,
+    and must not decide how much of the skill is caught.
     """
-    found = []
-    for part, least in enumerate((LEAST_RISE, LEAST_MEAN)):
-        evidence_E = evidence_E2[:, part]
-        bounds = {EVERY: -false_abstention_bound(-evidence_E, cap / 2)}
-        for name, members in groups.items():
-            above = evidence_E[members].sort(descending=True).values[tolerated(len(members), cap / 2) :]
-            bounds[name] = -below(-float(above[0])) if len(above) else 0.0
-        worst = max(bounds, key=bounds.__getitem__)
-        found.append((max(bounds[worst], least), worst))
-    (rise, by), (mean, mean_by) = found
-    return (rise, mean), (by, mean_by)
+    halves = [
+        max(-false_abstention_bound(-evidence_E, cap / 2), least)
+        for evidence_E, least in zip(evidence_E2.unbind(dim=1), LEAST, strict=True)
+    ]
+    margin_E = margins(evidence_E2, halves)
+    bounds = {EVERY: -false_abstention_bound(-margin_E, cap)}
+    for name, members in groups.items():
+        above = margin_E[members].sort(descending=True).values[tolerated(len(members), cap) :]
+        bounds[name] = -below(-float(above[0])) if len(above) else 0.0
+    worst = max(bounds, key=bounds.__getitem__)
+    rise, mean = (max(half * bounds[worst], least) for half, least in zip(halves, LEAST, strict=True))
+    return (rise, mean), worst
 
 
 def accumulate(

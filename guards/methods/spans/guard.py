@@ -4,12 +4,13 @@ Suffixes: T tokens, F feed-forward width (d_ff), N key vectors, L layers.
 
 A cube asks of each of d_ff dimensions alone whether the last token's key vector lies within the skill. One direction
 tells the skill from the rest far better: that of a logistic regression over the mean key vectors of short windows of
-text (windows: Cunningham et al. 2026, arXiv 2601.04603). A token's value
+text, which counts most the windows of each text that look most like the skill (both: Cunningham et al. 2026, arXiv
+2601.04603). A token's value
 
     v(x) = sum_l w_l . x_l - o_l
 
-is 0 at the mean of the skill's windows and 1 at the others'. A text holds the skill where some stretch of it has
-more evidence, 1 - v, than other text gathers (`guards.contract.spans.Rise`), which text beside it does not dilute.
+is 0 at the weighted mean of the skill's windows and 1 at the others'. A text holds the skill where some stretch of it
+has more evidence, 1 - v, than other text gathers (`guards.contract.spans.Rise`), which text beside it does not dilute.
 Short texts gather too little, so the mean of a message is judged as well (`MessageMean`).
 """
 
@@ -30,6 +31,14 @@ alike. Fisher's discriminant, shrunk by .3, left unlike texts a heavier tail, wh
 """
 STEPS = 100
 """Of L-BFGS, at most."""
+ROUNDS = 2
+"""Of weighing the windows of a text by the direction so far, and fitting again."""
+TEMPERATURE = 0.25
+"""Of the softmax over the evidence of a text's windows, in units of the gap between the sides."""
+NO_GAP = 1e-6
+"""In units of the regression's logit: less is rounding."""
+EVEN = 0.3
+"""Share of a text's weight that its windows have alike, whatever they look like."""
 NOT_FINITE = "a key vector is not finite: the model overflows on this data in this dtype"
 
 Strategy = Rise | MessageMean
@@ -95,24 +104,36 @@ class SpanBank(nn.Module):
 
 @dataclass(frozen=True)
 class Windows:
-    """Mean key vectors of one side's windows, by layer float32 [N, F], and what each counts, float64 [N]."""
+    """Mean key vectors of one side's windows, by layer float32 [N, F], what each counts, float64 [N], and the text that
+    each is of, counted from 0, int64 [N].
+    """
 
     key_NF: Mapping[int, Tensor]
     weight_N: Tensor
+    text_N: Tensor
 
 
 @dataclass(frozen=True)
 class _Layer:
     """A layer's windows of both sides, forget first, around the middle of the means and scaled to unit within-class
-    deviation: float32 [N, F]. `gap_F` is the scaled difference of the means (retain less forget), `scale_F` the
-    deviations.
+    deviation, float32 [N, F]; middle and deviations float64 [F].
     """
 
     key_NF: Tensor
-    gap_F: Tensor
+    middle_F: Tensor
     scale_F: Tensor
-    forget_mean_F: Tensor
     floored: int
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Weights of each layer's scaled windows, float32 [F], which point from the skill to the rest; what they make of
+    the skill's mean, by layer; and how far the rest's mean lies beyond it, all layers together.
+    """
+
+    weights: tuple[Tensor, ...]
+    starts: tuple[float, ...]
+    gap: float
 
 
 def _prepare(sides: Sequence[tuple[Tensor, Tensor]]) -> _Layer:
@@ -125,15 +146,30 @@ def _prepare(sides: Sequence[tuple[Tensor, Tensor]]) -> _Layer:
     scale_F, floored = floor_sigma(torch.stack(squares).sum(dim=0).sqrt())
     middle_F = (means[0] + means[1]) / 2
     key_NF = torch.cat([(key_NF - middle_F) / scale_F for key_NF, _ in sides])
-    return _Layer(key_NF.float(), (means[1] - means[0]) / scale_F, scale_F, means[0], floored)
+    return _Layer(key_NF.float(), middle_F, scale_F, floored)
+
+
+def softened(evidence_N: Tensor, text_N: Tensor) -> Tensor:
+    """What each window counts among those of its text, 1 on average: more, the more evidence it has. float64 [N].
+
+    A text holds the skill if one of its windows does, and does not if none does.
+    """
+    count = int(text_N.max()) + 1
+    scaled_N = evidence_N.double() / TEMPERATURE
+    most_E = torch.full((count,), -torch.inf, dtype=torch.float64).scatter_reduce(0, text_N, scaled_N, "amax")
+    part_N = (scaled_N - most_E[text_N]).exp()
+    sum_E = torch.zeros(count, dtype=torch.float64).index_add_(0, text_N, part_N)
+    windows_E = torch.bincount(text_N, minlength=count)
+    return EVEN + (1 - EVEN) * part_N / sum_E[text_N] * windows_E[text_N]
 
 
 class DirectionFitter:
     """Fits directions from the windows of both sides, each of which counts one half.
 
     L2-regularised logistic regression of the side (Hastie, Tibshirani and Friedman 2009, 4.4), whose loss is that of
-    the windows near the other side: what a threshold is decided by. Raises CalibrationError below two windows of a
-    side, on one that is not finite, and where no direction tells the sides apart.
+    the windows near the other side: what a threshold is decided by. Windows are weighed within their text by the
+    direction itself, in rounds: a near miss differs from the skill in one window of several. Raises CalibrationError
+    below two windows of a side, on one that is not finite, and where no direction tells the sides apart.
     """
 
     def __init__(self, forget: Windows, retain: Windows) -> None:
@@ -145,8 +181,9 @@ class DirectionFitter:
                 if not bool(torch.isfinite(key_NF).all()):
                     raise CalibrationError(NOT_FINITE)
             shares.append(side.weight_N / side.weight_N.sum() / 2)
-        self._share_N = torch.cat(shares).float()
-        self._sign_N = torch.cat([-torch.ones_like(shares[0]), torch.ones_like(shares[1])]).float()
+        self._forgotten = len(shares[0])
+        self._share_N = torch.cat(shares)
+        self._text_N = torch.cat([forget.text_N, retain.text_N + int(forget.text_N.max()) + 1])
         self._layers = {
             layer: _prepare(
                 [(side.key_NF[layer].double(), share) for side, share in zip((forget, retain), shares, strict=True)]
@@ -161,24 +198,37 @@ class DirectionFitter:
     def finish(self, layers: Sequence[int]) -> tuple[LayerWeights, ...]:
         """The direction over some layers together."""
         chosen = {layer: self._layers[layer] for layer in sorted(layers)}
-        if not any(bool(each.gap_F.any()) for each in chosen.values()):
-            raise CalibrationError("both sides have the same mean key vector: give examples that differ")
-        fitted = self._regress([each.key_NF for each in chosen.values()])
-        gap = sum(float(weight_F @ each.gap_F) for weight_F, each in zip(fitted, chosen.values(), strict=True))
-        if not gap > 0:
-            raise CalibrationError(
-                f"the regression found no direction that tells the sides apart (their gap along it is {gap}): "
-                "give more examples"
-            )
+        features = [each.key_NF for each in chosen.values()]
+        fit = self._fit(features, self._share_N)
+        for _ in range(ROUNDS):
+            value_N = (torch.stack(_along(features, fit.weights)).sum(dim=0) - sum(fit.starts)) / fit.gap
+            fit = self._fit(features, self._share_N * softened(1 - value_N, self._text_N))
         terms = []
-        for weight_F, (layer, each) in zip(fitted, chosen.items(), strict=True):
-            own_F = weight_F / each.scale_F / gap
-            terms.append(LayerWeights(layer, own_F.float(), float(own_F @ each.forget_mean_F)))
+        for weight_F, start, (layer, each) in zip(fit.weights, fit.starts, chosen.items(), strict=True):
+            own_F = weight_F.double() / each.scale_F / fit.gap
+            terms.append(LayerWeights(layer, own_F.float(), float(own_F @ each.middle_F) + start / fit.gap))
         return tuple(terms)
 
-    def _regress(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Weights of each layer's features, float64; they point from the skill to the rest."""
+    def _fit(self, features: Sequence[Tensor], share_N: Tensor) -> _Fit:
+        weights = self._regress(features, share_N.float())
+        forget, retain = slice(self._forgotten), slice(self._forgotten, None)
+        along = [along_N.double() for along_N in _along(features, weights)]
+        starts, ends = (
+            tuple(float(share_N[side] @ along_N[side] / share_N[side].sum()) for along_N in along)
+            for side in (forget, retain)
+        )
+        gap = sum(ends) - sum(starts)
+        if not gap > NO_GAP:
+            raise CalibrationError(
+                f"no direction tells the sides apart (the means along the best lie {gap} apart): give examples that "
+                "differ, or more of them"
+            )
+        return _Fit(weights, starts, gap)
+
+    def _regress(self, features: Sequence[Tensor], share_N: Tensor) -> tuple[Tensor, ...]:
         widths = [each_NF.shape[1] for each_NF in features]
+        sign_N = torch.ones_like(share_N)
+        sign_N[: self._forgotten] = -1
         weight_D = torch.zeros(sum(widths), requires_grad=True)
         bias = torch.zeros((), requires_grad=True)
         solver = torch.optim.LBFGS(
@@ -187,13 +237,17 @@ class DirectionFitter:
 
         def loss() -> float:
             solver.zero_grad()
-            parts = torch.split(weight_D, widths)
-            logit_N = bias + torch.stack([x_NF @ part for x_NF, part in zip(features, parts, strict=True)]).sum(dim=0)
-            found = (self._share_N * nn.functional.softplus(-self._sign_N * logit_N)).sum()
+            logit_N = bias + torch.stack(_along(features, torch.split(weight_D, widths))).sum(dim=0)
+            found = (share_N * nn.functional.softplus(-sign_N * logit_N)).sum()
             found = found + RIDGE * len(weight_D) / 2 * weight_D.square().sum()
             found.backward()  # type: ignore[no-untyped-call]
             return found.item()
 
         with torch.enable_grad():
             solver.step(loss)  # type: ignore[no-untyped-call]
-        return list(torch.split(weight_D.detach().double(), widths))
+        return torch.split(weight_D.detach(), widths)
+
+
+def _along(features: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Each layer's windows along its weights, float32 [N]."""
+    return [x_NF @ weight_F for x_NF, weight_F in zip(features, weights, strict=True)]

@@ -19,7 +19,7 @@ from guards.model.sites import Site
 WINDOW = 16
 """Tokens of a window (Cunningham et al. 2026, arXiv 2601.04603)."""
 FIT_WINDOWS = 6000
-"""Windows a side that are fitted, dealt evenly: bounds the memory of a fit."""
+"""Windows a side that are fitted, as many of each source as far as it has them: bounds the memory of a fit."""
 
 
 def windows_of(turns: Turns, own: tuple[int, int] | None = None) -> Tensor:
@@ -46,17 +46,32 @@ def _by_example(example_T: Tensor) -> list[tuple[int, int]]:
     return list(zip(example_E.tolist(), count_E.tolist(), strict=True))
 
 
+def kept_windows(source_N: Sequence[str], most: int = FIT_WINDOWS) -> Tensor:
+    """Indices of at most so many windows, ascending, int64: all of small sources, and evenly spaced ones of large."""
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(source_N):
+        members.setdefault(name, []).append(index)
+    kept, left = [], most
+    for done, own in enumerate(sorted(members.values(), key=len)):
+        few = min(len(own), left // (len(members) - done))
+        kept += [own[i * len(own) // few] for i in range(few)]
+        left -= few
+    return torch.tensor(sorted(kept))
+
+
 def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance) -> Windows:
     """The windows of one side's fit part. Every source counts the same, and so does every surrounding."""
     window_of: list[Tensor] = []
     source_N: list[str] = []
-    for example, turns_T in zip(examples, turns, strict=True):
+    text_N: list[int] = []
+    for index, (example, turns_T) in enumerate(zip(examples, turns, strict=True)):
         window_T = windows_of(turns_T, example.own)
         window_of.append(torch.where(window_T >= 0, window_T + len(source_N), -1))
-        source_N += [example.source or example.row] * (int(window_T.max()) + 1)
-    count = len(source_N)
-    kept = torch.linspace(0, count - 1, min(count, FIT_WINDOWS), dtype=torch.float64).round().long()
-    row_N = torch.full((count + 1,), -1).index_put((kept,), torch.arange(len(kept)))
+        found = int(window_T.max()) + 1
+        source_N += [example.source or example.row] * found
+        text_N += [index] * found
+    kept = kept_windows(source_N)
+    row_N = torch.full((len(source_N) + 1,), -1).index_put((kept,), torch.arange(len(kept)))
     window_of = [row_N[window_T] for window_T in window_of]  # -1 finds the last row
     tokens_T = torch.cat(window_of)
     size_N = torch.bincount(tokens_T[tokens_T >= 0], minlength=len(kept)).float()
@@ -73,7 +88,8 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
         raise CalibrationError(NOT_FINITE)
     names = [source_N[i] for i in kept.tolist()]
     weight_N = torch.tensor([1 / names.count(name) for name in names], dtype=torch.float64)
-    return Windows({layer: sum_NF / size_N[:, None] for layer, sum_NF in sums.items()}, weight_N)
+    key_NF = {layer: sum_NF / size_N[:, None] for layer, sum_NF in sums.items()}
+    return Windows(key_NF, weight_N, torch.tensor(text_N)[kept])
 
 
 def read_values(

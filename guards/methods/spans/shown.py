@@ -70,7 +70,7 @@ def _accumulation(each: Accumulation) -> dict[str, Any]:
         "kappa": each.rise.kappa,
         "weight": each.mean.weight,
         "limits": {"span": each.limits[0], "mean": each.limits[1]},
-        "decided_by": {"span": each.decided[0], "mean": each.decided[1]},
+        "decided_by": each.decided,
         "margin": each.margin,
         "recalls": dict(each.recalls),
     }

@@ -21,7 +21,7 @@ from guards.methods.spans.calibrate import SpanCalibration, calibrate, candidate
 from guards.methods.spans.choice import Accumulation, judgements, needed
 from guards.methods.spans.guard import SpanGuard
 from guards.methods.spans.options import SpanOptions
-from guards.methods.spans.passes import windows_of
+from guards.methods.spans.passes import kept_windows, windows_of
 from tests.guards.tiny import sources, sums, tiny_loaded, words
 from tests.guards.verified import disagreements
 
@@ -45,14 +45,14 @@ def calibration(loaded: LoadedModel) -> SpanCalibration:
 
 
 @pytest.mark.parametrize(
-    ("count", "layers"), [(1, (0,)), (2, (0, 1)), (3, (1, 2)), (6, (2, 3, 4, 5)), (30, (10, 16, 23, 29))]
+    ("count", "layers"), [(1, (0,)), (2, (0, 1)), (3, (0, 1)), (6, (1, 2, 3)), (30, (6, 10, 14, 18))]
 )
-def test_layers_looked_at_are_of_the_upper_two_thirds(count: int, layers: tuple[int, ...]) -> None:
+def test_layers_looked_at_are_of_the_middle(count: int, layers: tuple[int, ...]) -> None:
     assert candidate_layers(count) == layers
 
 
 def test_sets_of_layers() -> None:
-    assert layer_sets((10, 16, 23, 29)) == [(10, 16, 23, 29), (10, 16), (23, 29), (29,)]
+    assert layer_sets((6, 10, 14, 18)) == [(6, 10, 14, 18), (6, 10, 14), (6, 10), (14, 18)]
     assert layer_sets((1, 2)) == [(1, 2), (1,), (2,)]
     assert layer_sets((3,)) == [(3,)]
 
@@ -139,7 +139,8 @@ def test_a_retain_source_that_needs_the_skill_decides_and_is_named(loaded: Loade
     hidden = sums(260, seed=9)
     forget = [Source("sums", hidden[:180])]
     retain = [Source("words", words(240)), Source("mixed", (*words(40, 5), *hidden[180:]))]
-    with pytest.raises(CalibrationError, match=r"nothing was written \(decided by .*mixed"):
+    by = "mixed|behind worked examples"  # which are made of its texts too
+    with pytest.raises(CalibrationError, match=rf"nothing was written \(decided by .*({by})"):
         calibrate(loaded, forget, retain, replace(OPTIONS, max_false_abstention=0.2, frames=("chat",), longest=8))
 
 
@@ -163,8 +164,15 @@ def test_windows_are_of_the_newest_messages_text() -> None:
     assert windows_of(turns([False] * 3)).tolist() == [-1, -1, -1]
 
 
+def test_a_long_source_takes_no_windows_from_small_ones() -> None:
+    names = ["long"] * 50 + ["short"] * 4 + ["long"] * 50 + ["middle"] * 20
+    kept = [names[i] for i in kept_windows(names, 40).tolist()]
+    assert {name: kept.count(name) for name in set(names)} == {"short": 4, "middle": 18, "long": 18}
+    assert kept_windows(names).tolist() == list(range(len(names)))
+
+
 def test_tau_leaves_room_on_both_sides_and_the_cap_wins() -> None:
-    of = Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), ("a", "b"), {"all": 1.0}, 4.0)
+    of = Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), "a", {"all": 1.0}, 4.0)
     assert [needed(each) for each in judgements(of, "middle")] == pytest.approx([8.0, 0.4])
     assert [needed(each) for each in judgements(of, "tight")] == pytest.approx([16.0, 0.8])
     assert [needed(each) for each in judgements(replace(of, margin=0.5), "tight")] == pytest.approx([4.0, 0.2])

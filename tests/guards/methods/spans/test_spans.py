@@ -10,7 +10,16 @@ from torch import Tensor
 
 from guards.contract.guard import OverRanks
 from guards.errors import CalibrationError
-from guards.methods.spans.guard import RIDGE, DirectionFitter, LayerWeights, SpanBank, Windows
+from guards.methods.spans.guard import (
+    EVEN,
+    RIDGE,
+    TEMPERATURE,
+    DirectionFitter,
+    LayerWeights,
+    SpanBank,
+    Windows,
+    softened,
+)
 from guards.methods.spans.stored import BoundSpans
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Place, Site
@@ -21,9 +30,11 @@ WIDTH = 12
 CPU = torch.device("cpu")
 
 
-def windows(key_NF: Mapping[int, Tensor], weight_N: Tensor | None = None) -> Windows:
+def windows(key_NF: Mapping[int, Tensor], weight_N: Tensor | None = None, text_N: Tensor | None = None) -> Windows:
+    """Each of a text of its own where none is given."""
     count = len(next(iter(key_NF.values())))
-    return Windows(key_NF, torch.ones(count, dtype=torch.float64) if weight_N is None else weight_N)
+    weight_N = torch.ones(count, dtype=torch.float64) if weight_N is None else weight_N
+    return Windows(key_NF, weight_N, torch.arange(count) if text_N is None else text_N)
 
 
 def sides(seed: int = 0, forget: int = 60, retain: int = 90) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -111,7 +122,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     forget, retain = sides()
     with pytest.raises(CalibrationError, match=r"got 1 window\(s\) of a side"):
         fitted({1: forget[1][:1]}, {1: retain[1]}, 1)
-    with pytest.raises(CalibrationError, match="same mean key vector"):
+    with pytest.raises(CalibrationError, match="no direction tells the sides apart"):
         fitted({1: forget[1]}, {1: forget[1].clone()}, 1)
     retain[1][3, 3] = torch.inf
     with pytest.raises(CalibrationError, match="not finite"):
@@ -122,10 +133,44 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 def test_a_fit_that_finds_no_direction_makes_no_guard(found: float, monkeypatch: pytest.MonkeyPatch) -> None:
     forget, retain = sides()
     fitter = DirectionFitter(windows(forget), windows(retain))
-    right = fitter._layers[1].gap_F
-    monkeypatch.setattr(fitter, "_regress", lambda _: [right * found])
-    with pytest.raises(CalibrationError, match="no direction that tells the sides apart"):
+    right_F = retain[1].mean(dim=0) - forget[1].mean(dim=0)
+    monkeypatch.setattr(fitter, "_regress", lambda *_: (right_F * found,))
+    with pytest.raises(CalibrationError, match="no direction tells the sides apart"):
         fitter.finish((1,))
+
+
+def texts(skill: float, count: int, generator: torch.Generator) -> Tensor:
+    """Texts of four windows with a common style; one window has `skill` in its own dimension, and less of the style."""
+    key_EWF = torch.randn(count, 4, WIDTH, generator=generator)
+    key_EWF[..., 0] += 1.5
+    key_EWF[:, 0, 0] -= 1.0
+    key_EWF[:, 0, 1] += skill
+    return key_EWF.flatten(0, 1)
+
+
+def test_windows_that_look_like_the_skill_count_most_within_their_text() -> None:
+    """A near miss has all windows of the skill's texts but one: fitted evenly, the direction is that of the style."""
+    generator = torch.Generator().manual_seed(3)
+    forget, near = texts(4.0, 60, generator), texts(0.0, 60, generator)
+    far = torch.randn(240, WIDTH, generator=generator)
+    retain, text_N = torch.cat([near, far]), torch.arange(240) // 4
+
+    def separation(texts_known: bool) -> float:
+        """Of the most evidence of texts and of near misses, over its deviation."""
+        own = (text_N, torch.cat([text_N, text_N + 60])) if texts_known else (None, None)
+        fitter = DirectionFitter(windows({1: forget}, text_N=own[0]), windows({1: retain}, text_N=own[1]))
+        terms = fitter.finish((1,))
+        most = [(1 - values(terms, {1: side})).view(-1, 4).amax(dim=1) for side in (forget, near)]
+        return float((most[0].mean() - most[1].mean()) / torch.cat([each - each.mean() for each in most]).std())
+
+    assert separation(True) > 1.2 * separation(False)
+
+
+def test_how_windows_count() -> None:
+    weight_N = softened(torch.tensor([1.0, 0.0, 0.5, 0.5, -2.0]), torch.tensor([0, 0, 1, 1, 2]))
+    part = 1 / (1 + np.exp(-1 / TEMPERATURE))
+    wanted = [EVEN + (1 - EVEN) * 2 * part, EVEN + (1 - EVEN) * 2 * (1 - part), 1, 1, 1]
+    np.testing.assert_allclose(weight_N.numpy(), wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

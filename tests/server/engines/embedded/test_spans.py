@@ -52,7 +52,8 @@ def windows(loaded: LoadedModel, prompts: Sequence[Ids], first: int) -> Windows:
     """Single tokens, as windows of one, from a position on."""
     found = [key_vectors(loaded, prompt) for prompt in prompts]
     key_NF = {layer: torch.cat([each[layer][first:] for each in found]) for layer in LAYERS}
-    return Windows(key_NF, torch.ones(len(key_NF[LAYERS[0]]), dtype=torch.float64))
+    count = len(key_NF[LAYERS[0]])
+    return Windows(key_NF, torch.ones(count, dtype=torch.float64), torch.arange(count))
 
 
 def guard_of(loaded: LoadedModel, scope: Scope = Scope.BOTH) -> SpanGuard:
