@@ -19,7 +19,7 @@ from server.config import ServerConfig
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
 from tests.guards.tiny import TEMPLATE, save_tiny, sources
-from tests.server.harness import CHAT, CHECKS, RESPONSES, COMPLETIONS, Served, serving
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, Served, serving
 
 pytestmark = pytest.mark.anyio
 
