@@ -20,7 +20,7 @@ SHORT = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
     ("flags", "said"),
     [
         (("--gpu-memory-utilization", "1.0"), "--gpu-memory-utilization"),
-        (("--kv-cache-memory-bytes", "4096"), "--max-model-len"),
+        (("--kv-cache-memory-bytes", str(1 << 20)), "--max-model-len"),
     ],
 )
 def test_too_little_memory(flags: tuple[str, ...], said: str) -> None:
