@@ -21,7 +21,7 @@ STOPS = frozenset({END, STOP})
 
 @pytest.fixture(scope="module")
 def codec() -> TextCodec:
-    return TextCodec(load_tokenizer(str(MODEL)))
+    return TextCodec(load_tokenizer(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_one_grammar_serves_many_answers(grammars: Grammars, codec: TextCodec) -
 
 
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Any) -> None:
-    tiny = TextCodec(load_tokenizer(str(save_tiny_model(tmp_path))))
+    tiny = TextCodec(load_tokenizer(save_tiny_model(tmp_path)))
     with pytest.raises(InvalidOptionError, match="llguidance cannot read this model's tokenizer"):
         Grammars(tiny, 64, frozenset({END})).check(Grammar(GrammarKind.JSON_OBJECT))
 
@@ -199,5 +199,6 @@ def test_objects_are_closed_where_no_part_rules_another_out() -> None:
         "const": {"properties": 1},
         "additionalProperties": False,
     }
+    apart: object
     for apart in ({"allOf": [{"properties": {}}, {}]}, {"properties": {}, "$ref": "#"}, True, {"anyOf": [{}]}):
         assert closed(json.loads(json.dumps(apart))) == apart
