@@ -1,6 +1,5 @@
-"""Why a process of vLLM could not start, told to the engine that waits for it: vLLM itself only says that one died."""
+"""Why a worker of vLLM could not start, told to the engine that waits for it: vLLM itself only says that one died."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +7,6 @@ from pathlib import Path
 
 from guards.inside.vllm.settings import FAILURE_FILE
 
-_CORE = "vllm.v1.engine.core"
-"""The logger of the process that makes the cache, after the workers loaded the model."""
 _LONGEST = 600
 
 
@@ -28,16 +25,3 @@ def told() -> Iterator[None]:
     except Exception as error:
         tell(error)
         raise
-
-
-class _Teller(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1] is not None:
-            tell(record.exc_info[1])
-
-
-def tell_of_core() -> None:
-    """Tells what the engine's core logs from now on, where it runs in this process: it does so with one worker."""
-    logger = logging.getLogger(_CORE)
-    if not any(isinstance(handler, _Teller) for handler in logger.handlers):
-        logger.addHandler(_Teller(logging.ERROR))

@@ -5,4 +5,4 @@ SETTINGS = "skillguard"
 
 
 FAILURE_FILE = "SKILLGUARD_FAILURE_FILE"
-"""Environment variable: where a process that cannot start writes why."""
+"""Environment variable: where a worker that cannot start writes why."""

@@ -12,6 +12,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.platforms import current_platform
+from vllm.v1.core.kv_cache_utils import check_enough_kv_cache_memory
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -20,7 +21,7 @@ from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
-from guards.inside.vllm.failures import tell_of_core, told
+from guards.inside.vllm.failures import tell, told
 from guards.inside.vllm.prompts import PromptJudge
 from guards.inside.vllm.sampler import Judged, WithholdingSampler
 from guards.inside.vllm.sequences import finder, slots_of
@@ -56,7 +57,6 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
     _sites: ModelSites
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        tell_of_core()
         with told():
             super().__init__(*args, **options)
 
@@ -82,7 +82,19 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
     def determine_available_memory(self) -> Any:
         """Traces the model on its way, which is when a site finds that it cannot see what it reads."""
         with told():
-            return super().determine_available_memory()
+            available = super().determine_available_memory()
+        self._foresee(available)
+        return available
+
+    def _foresee(self, available: int) -> None:
+        """Tells why vLLM's core, a process without anything of ours, will refuse this much memory, if it will."""
+        config = self.vllm_config
+        fitted = config.model_config.original_max_model_len == -1 or config.cache_config.num_gpu_blocks_override
+        if not fitted:
+            try:
+                check_enough_kv_cache_memory(config, self.get_kv_cache_spec(), available)
+            except ValueError as error:
+                tell(error)
 
     def _make_intermediate_tensors(self, config: VllmConfig) -> None:
         """Room for what the stage before sends.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from guards.calibration.accumulated import read_texts
 from guards.calibration.options import PlacementName
-from guards.calibration.statistics import conformal_tau
 from guards.calibration.thresholds import below, false_abstention_bound, tolerated
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import Turns
@@ -38,8 +37,8 @@ class Accumulation:
     """How one side's values accumulate, and what that leaves.
 
     `limits`: evidence of a text's best stretch, and of its mean, with which the guard fires, and `decided` which texts
-    set them. `recalls`: by kind of forget text, the share that passes them. `margin`: the evidence that the recall
-    needs in the kind where it is least, over the limits; 1 or more where both promises can be kept.
+    set them. `recalls`: by kind of forget text, the share that passes them. `margin`: the factor on the limits with
+    which the recall, that of all kinds alike, is just what is wanted; 1 or more where both promises can be kept.
     """
 
     rise: Rise
@@ -55,13 +54,17 @@ class Accumulation:
         return min(self.recalls, key=self.recalls.__getitem__)
 
     @property
-    def quality(self) -> tuple[float, float, float]:
-        """By which the best is chosen: the recall of all kinds alike, that of the hardest, then room.
+    def recall(self) -> float:
+        """That of all kinds alike. Not of the hardest: one that cannot be had would decide, and cost the others."""
+        return sum(self.recalls.values()) / len(self.recalls)
 
-        Not the hardest first: one that cannot be had would decide, and cost the others.
+    @property
+    def quality(self) -> tuple[float, float, float]:
+        """By which the best is chosen: while the recall that is wanted cannot be had, the recall, and that of the
+        hardest kind; then room.
         """
-        recalls = list(self.recalls.values())
-        return round(sum(recalls) / len(recalls), 2), round(min(recalls), 2), round(self.margin, 2)
+        room = round(self.margin, 2)
+        return (1.0, 1.0, room) if room >= 1 else (round(self.recall, 2), round(min(self.recalls.values()), 2), room)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +139,16 @@ def _limits(evidence_E2: Tensor, groups: Mapping[str, Sequence[int]], cap: float
     return (rise, mean), worst
 
 
+def _reached(margin_E: Tensor, groups: Mapping[str, Sequence[int]], recall: float) -> float:
+    """The most that a share of `recall` of the examples reaches, where every group counts the same."""
+    weight_E = torch.zeros(len(margin_E), dtype=torch.float64)
+    for members in groups.values():
+        weight_E[members] += 1 / (len(members) * len(groups))
+    ascending_E, order_E = margin_E.sort()
+    short_E = weight_E[order_E].cumsum(dim=0) <= 1 - recall + 1e-9
+    return float(ascending_E[int(short_E.sum())])
+
+
 def accumulate(
     examples: Sequence[Example],
     values: Sequence[Tensor],
@@ -156,7 +169,7 @@ def accumulate(
         limits, decided = _limits(retained[:, [i, j]], retain_of, options.max_false_abstention)
         margin_E = margins(forgotten[:, [i, j]], limits)
         recalls = {name: float((margin_E[members] >= 1).float().mean()) for name, members in forget_of.items()}
-        margin = min(-conformal_tau(-margin_E[members], options.recall) for members in forget_of.values())
+        margin = _reached(margin_E, forget_of, options.recall)
         found.append(Accumulation(rise, mean, limits, decided, recalls, margin))
     return max(found, key=lambda each: each.quality)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from guards.calibration.activations import Consumer, Pass, TokenIds
 from guards.calibration.corpus import Share, Side
+from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import Turns
 from guards.errors import CalibrationError
-from guards.methods.spans.choice import EVERY, Accumulation, accumulate
+from guards.methods.spans.choice import EVERY, Accumulation, _reached, accumulate
 from guards.methods.spans.examples import Example, SpanJob
 from guards.methods.spans.guard import LayerWeights
 from guards.methods.spans.options import SpanOptions
@@ -58,6 +59,29 @@ def test_a_source_that_contradicts_the_cap_decides_and_is_named() -> None:
 
 def test_all_retain_texts_together_decide_where_no_source_contradicts() -> None:
     assert decided(0).decided == EVERY
+
+
+def test_a_kind_that_cannot_be_had_costs_the_others_nothing() -> None:
+    """The recall is that of all kinds alike, and so is the room that taus are placed in."""
+    hard, easy = torch.full((50,), 0.2), torch.linspace(1.0, 3.0, 101)
+    margin_E = torch.cat([hard, easy])
+    groups = {"hard": list(range(50)), "easy": list(range(50, 151))}
+    assert _reached(margin_E, groups, 0.98) == pytest.approx(0.2)
+    assert _reached(margin_E, groups, 0.45) == pytest.approx(1.2, abs=0.05), "a tenth of the easy kind may be missed"
+    one = {"hard": [0], "easy": list(range(1, 102))}
+    assert _reached(torch.cat([hard[:1], easy]), one, 0.45) == pytest.approx(1.2, abs=0.05), "however few it has"
+
+
+def quality_of(margin: float, *recalls: float) -> tuple[float, float, float]:
+    kinds = {str(index): recall for index, recall in enumerate(recalls)}
+    return Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), "a", kinds, margin).quality
+
+
+def test_what_is_chosen() -> None:
+    assert quality_of(0.5, 0.6, 1.0) > quality_of(0.9, 0.7, 0.8), "more recall of all kinds"
+    assert quality_of(0.5, 0.7, 0.9) > quality_of(0.9, 0.6, 1.0), "of equals the one whose hardest kind is caught most"
+    assert quality_of(1.5, 0.98, 1.0) > quality_of(1.2, 1.0, 1.0), "room, once the recall that is wanted is had"
+    assert quality_of(1.0, 0.98, 0.98) > quality_of(0.99, 0.97, 1.0)
 
 
 class Overflowing:

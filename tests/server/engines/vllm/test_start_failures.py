@@ -1,12 +1,11 @@
 """A vLLM that does not start says why in one line, with the flag that helps."""
 
-import logging
 from pathlib import Path
 
 import pytest
 
 from guards.errors import AttachError
-from guards.inside.vllm.failures import tell, tell_of_core
+from guards.inside.vllm.failures import tell, told
 from guards.inside.vllm.settings import FAILURE_FILE
 from server.engines.base import Engine
 from server.engines.options import VllmOptions
@@ -37,22 +36,18 @@ def test_too_little_memory(flags: tuple[str, ...], said: str) -> None:
 
 
 def test_the_first_reason_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = tmp_path / "failure"
-    monkeypatch.setenv(FAILURE_FILE, str(told))
-    tell_of_core()
-    core = logging.getLogger("vllm.v1.engine.core")
-    monkeypatch.setattr(core, "propagate", False)
-    core.error("nothing was raised")
-    assert not told.exists()
-    try:
+    failure = tmp_path / "failure"
+    monkeypatch.setenv(FAILURE_FILE, str(failure))
+    with told():
+        pass
+    assert not failure.exists()
+    with pytest.raises(ValueError, match="no room"), told():
         raise ValueError("no room\n  at all")
-    except ValueError:
-        core.exception("EngineCore failed to start.")
     tell(RuntimeError("what followed"))
-    assert told.read_text() == "no room at all"
-    told.unlink()
+    assert failure.read_text() == "no room at all"
+    failure.unlink()
     tell(RuntimeError())
-    assert told.read_text() == "RuntimeError"
+    assert failure.read_text() == "RuntimeError"
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "gone" / "failure"))
     tell(RuntimeError("while it serves"))
     monkeypatch.delenv(FAILURE_FILE)
