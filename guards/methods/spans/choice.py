@@ -28,6 +28,8 @@ LEAST = (1.0, 0.1)
 """Evidence of a stretch and of a mean below which nothing fires, whatever the retain texts allow: that of one token, a
 tenth of the skill's.
 """
+ROUNDING = 1e-5
+"""Relative, over what a limit loses in a float32 tau and its score."""
 MOST_MEAN = 0.9
 """Evidence of a mean that is always enough."""
 
@@ -64,7 +66,11 @@ class Accumulation:
         hardest kind; then room.
         """
         room = round(self.margin, 2)
-        return (1.0, 1.0, room) if room >= 1 else (round(self.recall, 2), round(min(self.recalls.values()), 2), room)
+        return (
+            (1.0, 1.0, room)
+            if self.margin >= 1
+            else (round(self.recall, 2), round(min(self.recalls.values()), 2), room)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +141,8 @@ def _limits(evidence_E2: Tensor, groups: Mapping[str, Sequence[int]], cap: float
         above = margin_E[members].sort(descending=True).values[tolerated(len(members), cap) :]
         bounds[name] = -below(-float(above[0])) if len(above) else 0.0
     worst = max(bounds, key=bounds.__getitem__)
-    rise, mean = (max(half * bounds[worst], least) for half, least in zip(halves, LEAST, strict=True))
+    scale = bounds[worst] * (1 + ROUNDING)
+    rise, mean = (max(half * scale, least) for half, least in zip(halves, LEAST, strict=True))
     return (rise, mean), worst
 
 

@@ -56,7 +56,7 @@ def kept_windows(source_N: Sequence[str], most: int = FIT_WINDOWS) -> Tensor:
         few = min(len(own), left // (len(members) - done))
         kept += [own[i * len(own) // few] for i in range(few)]
         left -= few
-    return torch.tensor(sorted(kept))
+    return torch.tensor(sorted(kept), dtype=torch.int64)
 
 
 def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance) -> Windows:
@@ -89,7 +89,7 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
     names = [source_N[i] for i in kept.tolist()]
     weight_N = torch.tensor([1 / names.count(name) for name in names], dtype=torch.float64)
     key_NF = {layer: sum_NF / size_N[:, None] for layer, sum_NF in sums.items()}
-    return Windows(key_NF, weight_N, torch.tensor(text_N)[kept])
+    return Windows(key_NF, weight_N, torch.tensor(text_N, dtype=torch.int64)[kept])
 
 
 def read_values(

@@ -13,7 +13,7 @@ from guards.calibration.corpus import Share, Side
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import Turns
 from guards.errors import CalibrationError
-from guards.methods.spans.choice import EVERY, Accumulation, _reached, accumulate
+from guards.methods.spans.choice import EVERY, Accumulation, _limits, _reached, accumulate, judgements
 from guards.methods.spans.examples import Example, SpanJob
 from guards.methods.spans.guard import LayerWeights
 from guards.methods.spans.options import SpanOptions
@@ -72,6 +72,17 @@ def test_a_kind_that_cannot_be_had_costs_the_others_nothing() -> None:
     assert _reached(torch.cat([hard[:1], easy]), one, 0.45) == pytest.approx(1.2, abs=0.05), "however few it has"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_taus_that_are_served_keep_the_cap(seed: int) -> None:
+    """Of stretch and mean as one, on the very texts that set them, whatever is rounded on the way."""
+    evidence_E2 = torch.randn(999, 2, generator=torch.Generator().manual_seed(seed)).abs() * torch.tensor([9.0, 0.3])
+    limits, _ = _limits(evidence_E2, {}, CAP)
+    of = Accumulation(Rise(0.5, False), MessageMean(3, False), limits, "a", {"all": 0.5}, 0.5)
+    rise, mean = (each.tau for each in judgements(of, "middle"))
+    fires_E = (1 / (1 + evidence_E2[:, 0]) <= rise) | (1 - evidence_E2[:, 1] <= mean)
+    assert int(fires_E.sum()) in (98, 99), "split conformal: a tenth of a thousand, less one, or two that lie together"
+
+
 def quality_of(margin: float, *recalls: float) -> tuple[float, float, float]:
     kinds = {str(index): recall for index, recall in enumerate(recalls)}
     return Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), "a", kinds, margin).quality
@@ -81,7 +92,7 @@ def test_what_is_chosen() -> None:
     assert quality_of(0.5, 0.6, 1.0) > quality_of(0.9, 0.7, 0.8), "more recall of all kinds"
     assert quality_of(0.5, 0.7, 0.9) > quality_of(0.9, 0.6, 1.0), "of equals the one whose hardest kind is caught most"
     assert quality_of(1.5, 0.98, 1.0) > quality_of(1.2, 1.0, 1.0), "room, once the recall that is wanted is had"
-    assert quality_of(1.0, 0.98, 0.98) > quality_of(0.99, 0.97, 1.0)
+    assert quality_of(1.0, 0.98, 0.98) > quality_of(0.999, 0.99, 0.97), "just short of it is short of it"
 
 
 class Overflowing:
