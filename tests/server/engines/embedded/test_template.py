@@ -12,8 +12,8 @@ import pytest
 
 from guards.artifact.store import read_artifact, write_artifact
 from guards.inside.transformers.loading import load_model
-from guards.methods.pooled.calibrate import calibrate
-from guards.methods.pooled.options import PooledOptions
+from guards.methods.spans.calibrate import calibrate
+from guards.methods.spans.options import SpanOptions
 from server.cli.serve import banner
 from server.config import ServerConfig
 from server.engines.embedded.engine import EmbeddedEngine
@@ -33,7 +33,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrated")
     loaded = load_model(save_tiny(folder / "model"), "cpu")
     for name, frames in GUARDS.items():
-        options = PooledOptions(recall=0.9, max_false_abstention=0.05, frames=frames)
+        options = SpanOptions(frames=frames, max_false_abstention=0.1, material="none", answers=0, longest=200)
         calibrate(loaded, *sources(), options).save(folder / name, "sums")
     artifact = read_artifact(folder / "chat")
     canaries = tuple(canary.model_copy(update={"messages": None}) for canary in artifact.manifest.canaries)
