@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.prompts import splits
 from benchmarks.prompts.splits import XQUAD, Split, data_folder, some
-from benchmarks.real_text import skills, splits
+from benchmarks.real_text import skills
 from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
 from benchmarks.report import publish
 from guards.calibration.finished import Calibration

@@ -40,7 +40,7 @@ from guards.methods.spans.choice import (
 )
 from guards.methods.spans.entry import SPANS
 from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, with_answers
-from guards.methods.spans.guard import DiscriminantFitter, Judgement, SpanGuard
+from guards.methods.spans.guard import DirectionFitter, Judgement, SpanGuard
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
 from guards.methods.spans.passes import WINDOW, read_values, read_windows
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
@@ -264,7 +264,7 @@ def calibrate(
             for side in sides
             if (members := part(Share.FIT, side=side))
         }
-        fitter = DiscriminantFitter(windows["forget"], windows["retain"])
+        fitter = DirectionFitter(windows["forget"], windows["retain"])
         sets = [fitter.finish(layers) for layers in layer_sets(job.layers)]
         clock.step("fit")
         later = part(Share.THRESHOLD, Share.REPORT)

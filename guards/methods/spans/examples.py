@@ -17,7 +17,7 @@ from guards.methods.spans.options import SpanOptions
 SpanJob = DetectorJob[SpanOptions]
 ANSWERED = 48
 """Prompts of each side and share that the model answers."""
-OTHER_FRAMES = 40
+OTHER_FRAMES = 16
 """Texts of each source and share that are read in frames after the first: a direction is the same in all."""
 
 

@@ -18,8 +18,8 @@ from guards.model.sites import Site
 
 WINDOW = 16
 """Tokens of a window (Cunningham et al. 2026, arXiv 2601.04603)."""
-FIT_WINDOWS = 3000
-"""Windows a side that are fitted, dealt evenly: a fit solves for as many unknowns as there are windows."""
+FIT_WINDOWS = 6000
+"""Windows a side that are fitted, dealt evenly: bounds the memory of a fit."""
 
 
 def windows_of(turns: Turns, own: tuple[int, int] | None = None) -> Tensor:

@@ -142,7 +142,7 @@ def test_a_retain_source_that_needs_the_skill_decides_and_is_named(loaded: Loade
         loaded,
         forget,
         [Source("words", words(240)), Source("mixed", (*words(40, 5), *hidden[240:]))],
-        replace(OPTIONS, max_false_abstention=0.5, frames=("chat",)),
+        replace(OPTIONS, max_false_abstention=0.3, frames=("chat",), longest=8),
     )
     assert "mixed" in mixed.chosen.accumulation.decided
     assert any("mixed" in note for note in mixed.record.notes)

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from guards.contract.guard import OverRanks
 from guards.errors import CalibrationError
-from guards.methods.spans.guard import SHRINKAGE, DiscriminantFitter, LayerWeights, SpanBank, Windows
+from guards.methods.spans.guard import RIDGE, DirectionFitter, LayerWeights, SpanBank, Windows
 from guards.methods.spans.stored import BoundSpans
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Place, Site
@@ -35,7 +36,7 @@ def sides(seed: int = 0, forget: int = 60, retain: int = 90) -> tuple[dict[int, 
 
 
 def fitted(forget: Mapping[int, Tensor], retain: Mapping[int, Tensor], *layers: int) -> tuple[LayerWeights, ...]:
-    return DiscriminantFitter(windows(forget), windows(retain)).finish(layers)
+    return DirectionFitter(windows(forget), windows(retain)).finish(layers)
 
 
 def values(terms: Sequence[LayerWeights], key_NF: Mapping[int, Tensor]) -> Tensor:
@@ -44,24 +45,30 @@ def values(terms: Sequence[LayerWeights], key_NF: Mapping[int, Tensor]) -> Tenso
 
 
 def reference(forget: np.ndarray, retain: np.ndarray) -> np.ndarray:
-    """Shrunk Fisher's discriminant by its definition, scaled to 1 between the means."""
-    residuals = [side - side.mean(0) for side in (forget, retain)]
-    within = sum(each.T @ each / len(each) for each in residuals) / 2
-    scale = np.sqrt(np.diag(within))
-    correlation = within / np.outer(scale, scale)
-    shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(len(scale))
-    gap = retain.mean(0) - forget.mean(0)
-    weight = np.linalg.solve(shrunk, gap / scale) / scale
-    return np.asarray(weight / (weight @ gap))
+    """Logistic regression by its definition in float64, scaled to 1 between the means."""
+    means = forget.mean(0), retain.mean(0)
+    within = (((forget - means[0]) ** 2).mean(0) + ((retain - means[1]) ** 2).mean(0)) / 2
+    scale = np.sqrt(within)
+    features = (np.concatenate([forget, retain]) - (means[0] + means[1]) / 2) / scale
+    sign = np.repeat([1.0, -1.0], [len(forget), len(retain)])
+    share = np.repeat([0.5 / len(forget), 0.5 / len(retain)], [len(forget), len(retain)])
+
+    def loss(theta: np.ndarray) -> float:
+        penalty = RIDGE * features.shape[1] / 2 * (theta[:-1] ** 2).sum()
+        return float(share @ np.logaddexp(0, -sign * (features @ theta[:-1] + theta[-1])) + penalty)
+
+    found = minimize(loss, np.zeros(features.shape[1] + 1), method="L-BFGS-B", options={"maxfun": 100_000}).x
+    weight = found[:-1] / scale
+    return np.asarray(weight / (weight @ (means[1] - means[0])))
 
 
 @pytest.mark.parametrize("layers", [(1,), (3,), (1, 3)])
-def test_it_is_the_shrunk_discriminant(layers: tuple[int, ...]) -> None:
+def test_it_is_the_logistic_regression(layers: tuple[int, ...]) -> None:
     forget, retain = sides()
     terms = fitted(forget, retain, *layers)
     stacked = [np.concatenate([side[layer].double().numpy() for layer in layers], axis=1) for side in (forget, retain)]
     got = np.concatenate([term.weight_F.numpy() for term in terms])
-    np.testing.assert_allclose(got, reference(*stacked), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(got, reference(*stacked), rtol=2e-2, atol=2e-4)
 
 
 def test_a_weight_is_as_many_vectors() -> None:
@@ -70,10 +77,10 @@ def test_a_weight_is_as_many_vectors() -> None:
     twice = {layer: torch.cat([key_NF, key_NF[:20]]) for layer, key_NF in forget.items()}
     weight_N = torch.ones(60, dtype=torch.float64)
     weight_N[:20] = 2
-    weighted = DiscriminantFitter(windows(forget, weight_N), windows(retain)).finish((1, 3))
+    weighted = DirectionFitter(windows(forget, weight_N), windows(retain)).finish((1, 3))
     for got, wanted in zip(weighted, fitted(twice, retain, 1, 3), strict=True):
-        torch.testing.assert_close(got.weight_F, wanted.weight_F, rtol=1e-3, atol=1e-5)
-        assert got.offset == pytest.approx(wanted.offset, rel=1e-3)
+        torch.testing.assert_close(got.weight_F, wanted.weight_F, rtol=1e-2, atol=1e-3)
+        assert got.offset == pytest.approx(wanted.offset, rel=1e-2)
 
 
 def test_the_means_of_the_two_sides_are_zero_and_one() -> None:
@@ -95,7 +102,7 @@ def test_a_dead_dimension_is_floored_and_counted() -> None:
     forget, retain = sides()
     for side in (forget, retain):
         side[1][:, 0] = 0.0
-    fitter = DiscriminantFitter(windows(forget), windows(retain))
+    fitter = DirectionFitter(windows(forget), windows(retain))
     assert fitter.floored((1, 3)) == 1
     assert bool(torch.isfinite(values(fitter.finish((1,)), retain)).all())
 

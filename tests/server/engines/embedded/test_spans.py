@@ -14,7 +14,7 @@ from guards.calibration.accumulated import read_texts, turns_of
 from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Reading, Scope, Stage
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.spans.guard import DiscriminantFitter, Judgement, SpanGuard, Windows
+from guards.methods.spans.guard import DirectionFitter, Judgement, SpanGuard, Windows
 from guards.model.sites import Place, Site
 from server.engines.base import FinishReason, Message
 from server.engines.embedded.engine import EmbeddedEngine
@@ -61,7 +61,7 @@ def guard_of(loaded: LoadedModel, scope: Scope = Scope.BOTH) -> SpanGuard:
     skilled = [*(forget_prompt(i) for i in range(100, 140)), *((*other, *(10, 11, 12) * 4) for other in behind[:20])]
     forget = windows(loaded, skilled, -12)
     retain = windows(loaded, [*(retain_prompt(i) for i in range(100, 140)), *behind[:20]], 1)
-    terms = DiscriminantFitter(forget, retain).finish(LAYERS)
+    terms = DirectionFitter(forget, retain).finish(LAYERS)
     judgements = (
         Judgement(Rise(0.5, written=False), 0.25),
         Judgement(MessageMean(4, written=False), 0.35),
