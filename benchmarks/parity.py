@@ -2,10 +2,10 @@
 
     python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M] [--work DIR]
 
-Guards are calibrated first, by the project's own calibration: Key Space Detection as cubes of four skills and pooled of
-one, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a quarter
-each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`), none of
-them used in calibration, as `Q: ...\\nA:`.
+Guards are calibrated first, by the project's own calibration: Key Space Detection over spans of one skill and as cubes
+of four, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a
+quarter each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`),
+none of them used in calibration, as `Q: ...\\nA:`.
 
 A verdict of vLLM may differ from the embedded engine's only where the embedded score lies within the margin, relative
 to tau: kernels sum in other orders. `within_margin` counts those prompts, `flipped` the verdicts that differ there, and
@@ -30,9 +30,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.prompts import splits
-from benchmarks.prompts.splits import XQUAD, Split, data_folder, some
-from benchmarks.real_text import skills
-from benchmarks.real_text.skills import FRAME, Skill, forget_source, retain_sources
+from benchmarks.prompts.splits import DATA_SETS, REST, SUBJECTS, XQUAD, Split, data_folder, some
 from benchmarks.report import publish
 from guards.calibration.finished import Calibration
 from guards.calibration.sources import Source
@@ -43,15 +41,19 @@ from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
-from guards.methods.pooled.options import PooledOptions
+from guards.methods.spans.calibrate import calibrate as calibrate_spans
+from guards.methods.spans.options import SpanOptions
 from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.policies import default_policy
 
-SKILLS = ("mathematics", "code", "language-es", "language-zh")
-POOLED = ADJUSTED = "mathematics"
+SKILLS = {"mathematics": "gsm8k", "code": "mbpp", "language-es": "xquad-es", "language-zh": "xquad-zh"}
+"""What is forgotten, and the data set that it is fitted on; the others are retained."""
+NEAR = {"mathematics": "mathematics", "code": "computing"}
+"""The group of MMLU's subjects that needs a skill too, and is not retained."""
+OVER_SPANS = ADJUSTED = "mathematics"
+FRAME = "Q: {text}\nA:"
 FORGET_LIMIT, RETAIN_LIMIT = 300, 60
 """Texts of each source: what is compared is engines, not how well guards separate."""
 MARGIN = 1e-3
@@ -132,35 +134,40 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
     Returns what encodes prompts, and both lists of artifacts.
     """
     loaded = load_model(model, "cpu", "float32")
-    by_name = {skill.name: skill for skill in skills.SKILLS}
-    makers: dict[str, tuple[str, Callable[[Skill], Calibration]]] = {
+    makers: dict[str, tuple[str, Callable[[str], Calibration]]] = {
         **{f"ksd-{name}": (name, partial(_cubes, loaded, data)) for name in SKILLS},
-        f"pooled-{POOLED}": (POOLED, partial(_pooled, loaded, data)),
+        f"spans-{OVER_SPANS}": (OVER_SPANS, partial(_spans, loaded, data)),
         f"na-{ADJUSTED}": (ADJUSTED, partial(_adjusted, loaded, data)),
     }
     for name, (skill, make) in makers.items():
         if not (folder / name).exists():
-            make(by_name[skill]).save(folder / name, skill)
+            make(skill).save(folder / name, skill)
     *detectors, intervention = (folder / name for name in makers)
     return loaded.codec, detectors, [intervention]
 
 
-def _cubes(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
+def _cubes(loaded: LoadedModel, data: Path, skill: str) -> Calibration:
     return calibrate_cubes(loaded, *_sides(data, skill), CubeOptions(frames=(FRAME,)))
 
 
-def _pooled(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
-    return calibrate_pooled(loaded, *_sides(data, skill), PooledOptions(frames=(FRAME,)))
+def _spans(loaded: LoadedModel, data: Path, skill: str) -> Calibration:
+    return calibrate_spans(loaded, *_sides(data, skill), SpanOptions(frames=(FRAME,)))
 
 
-def _adjusted(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
+def _adjusted(loaded: LoadedModel, data: Path, skill: str) -> Calibration:
     return calibrate_neuron_adjust(loaded, *_sides(data, skill), NeuronAdjustOptions(frames=(FRAME,)))
 
 
-def _sides(data: Path, skill: Skill) -> tuple[list[Source], list[Source]]:
-    """Forget and retain sources, cut short."""
-    retain = [some(source, RETAIN_LIMIT) for source in retain_sources(data, skill)]
-    return [some(forget_source(data, skill), FORGET_LIMIT)], retain
+def _sides(data: Path, skill: str) -> tuple[list[Source], list[Source]]:
+    """Forget and retain sources, of the train sides."""
+    groups = [group for group in (*SUBJECTS, REST) if group != NEAR.get(skill)]
+    retain = [
+        splits.read(data, name, Split.TRAIN, groups=groups if name == "mmlu" else None)
+        for name in DATA_SETS
+        if name != SKILLS[skill]
+    ]
+    forget = splits.read(data, SKILLS[skill], Split.TRAIN)
+    return [some(forget, FORGET_LIMIT)], [some(source, RETAIN_LIMIT) for source in retain]
 
 
 async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Readings:

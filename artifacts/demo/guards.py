@@ -7,14 +7,15 @@ last digits, and so the bytes, depend on the number of threads; those here are o
 from collections.abc import Mapping
 from pathlib import Path
 
+from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
+from guards.methods.pooled.options import PooledOptions
+
 from artifacts.demo.build.rows import SKILLS
 from artifacts.demo.remembering import remember
 from guards.calibration.sources import Source, read_source
 from guards.inside.transformers.loading import load_model
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
-from guards.methods.pooled.options import PooledOptions
 
 DEMO = Path(__file__).resolve().parent
 FRAMES = ("chat", "Q: {text}\nA:")

@@ -10,9 +10,9 @@ from guards.artifact.manifest import Canary
 from guards.calibration.activations import TokenIds
 from guards.calibration.canary_choice import CANARY_TRIES, choose_canaries
 from guards.calibration.corpus import Corpus, Side
+from guards.contract.spans import MessageMean
 from guards.core.verdict import Reading
 from guards.errors import CalibrationError
-from guards.contract.spans import MessageMean
 from guards.methods.registry import SELECTIVE_PRUNING, SPANS
 from guards.methods.spans.guard import Judgement
 from tests.guards.samples import IDENTITY, pruned, spans
@@ -56,7 +56,9 @@ def choose(
     model: Any = Scored({**forget, **retain}, dtype)
     method = SPANS if guard is None else SELECTIVE_PRUNING
     sides = (corpus("forget", *forget), corpus("retain", *retain))
-    return choose_canaries(model, method, guard or spans(judgements=(Judgement(MessageMean(1.0, written=False), TAU),)), *sides, ("bare",))
+    return choose_canaries(
+        model, method, guard or spans(judgements=(Judgement(MessageMean(1.0, written=False), TAU),)), *sides, ("bare",)
+    )
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,12 @@ def in_shape(tokens: int) -> Sequences:
 
 @pytest.mark.parametrize(
     "strategies",
-    [[MEAN], [LEAST, MEAN, TOKEN, Cusum(0.5), LEAST], [TOKEN], [Rise(0.5, False), Rise(0.5, True), MessageMean(2, False)]],
+    [
+        [MEAN],
+        [LEAST, MEAN, TOKEN, Cusum(0.5), LEAST],
+        [TOKEN],
+        [Rise(0.5, False), Rise(0.5, True), MessageMean(2, False)],
+    ],
 )
 def test_states_go_on_without_waiting(strategies: Any) -> None:
     """Without growing, which CPUs alone may do: all else is the same code on every device."""

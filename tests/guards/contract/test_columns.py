@@ -194,7 +194,9 @@ def probe() -> ProbeGuard:
 
 def accumulated() -> Laid:
     """Columns: the cube and moved at 0, the mean and the least at 1, and [mean, cube], moved and least at 2."""
-    return Laid(mean=spans(1, 2, judgements=MEAN_ALONE), sums=cubes(cube(0), cube(2)), shift=neuron_adjust(), least=probe())
+    return Laid(
+        mean=spans(1, 2, judgements=MEAN_ALONE), sums=cubes(cube(0), cube(2)), shift=neuron_adjust(), least=probe()
+    )
 
 
 def test_a_guard_that_counts_tokens_so_far_has_a_column_at_every_layer_and_one_entry() -> None:
