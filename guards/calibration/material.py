@@ -1,7 +1,7 @@
 """Texts that a guard must leave alone whatever its skill is: shipped, since every calibration needs them.
 
-They are look-alikes (numbers without mathematics, code words without code), everyday requests, passages, and what
-stands around requests: system prompts, conversations, tools. All were written for this package.
+They are look-alikes (numbers and stories without mathematics, code words without code), everyday requests, passages,
+and what stands around requests: system prompts, conversations, tools. All were written for this package.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from guards.calibration.sources import Source
 
 FOLDER = Path(__file__).resolve().parent / "material"
-LOOKALIKES = ("numbers", "code_words", "everyday", "passages")
+LOOKALIKES = ("numbers", "stories", "code_words", "everyday", "passages")
 """The files that are retain sources."""
 
 Which = Literal["all", "english", "none"]

@@ -9,7 +9,7 @@ from guards.calibration.activations import TokenIds
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.capture import plan_batches
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 """Of prompts and answers together, padded."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guards.calibration.activations import TokenIds
+from guards.calibration.answers import write_answers
 from guards.calibration.corpus import Share, Side
 from guards.calibration.detector_job import DetectorJob
 from guards.calibration.material import Material, read_material
@@ -97,8 +98,9 @@ def answered(job: SpanJob, examples: Sequence[Example]) -> list[Example]:
 
 
 def with_answers(job: SpanJob, prompts: Sequence[Example], advance: Callable[[int], object]) -> list[Example]:
-    """Prompts with the answers that the model itself gives, where it gives any."""
-    answers = job.model.write([each.ids for each in prompts], job.options.answers, advance)
+    """Prompts with the answers that the model itself gives, where it gives any. Raises DataError."""
+    asked = [each.ids for each in prompts]
+    answers = write_answers(job.model, asked, job.options.answers, job.options.answers_file, advance)
     return [
         replace(
             each, ids=each.ids + answer, source="", row=Kind.ANSWERS, own=(len(each.ids), len(each.ids) + len(answer))

@@ -1,6 +1,7 @@
 """Options of the calibration of a guard over spans."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from guards.calibration.material import Which
@@ -33,6 +34,10 @@ class SpanOptions(DetectorOptions):
     )
     answers: int = option(
         48, "tokens of the model's own answers, which are judged while they are written; 0: only prompts are judged"
+    )
+    answers_file: Path | None = option(
+        None,
+        "file that keeps these answers, so that a stopped calibration goes on and another one writes none twice",
     )
     longest: int = option(2048, "tokens of the longest texts that are tried, or what the model takes if that is less")
 
