@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.prompts import splits
-from benchmarks.prompts.splits import DATA_SETS, REST, SUBJECTS, XQUAD, Split, data_folder, some
+from benchmarks.prompts import skills, splits
+from benchmarks.prompts.skills import FRAME, Skill, forget_source, retain_sources
+from benchmarks.prompts.splits import XQUAD, Split, data_folder, some
 from benchmarks.report import publish
 from guards.calibration.finished import Calibration
 from guards.calibration.sources import Source
@@ -48,12 +49,8 @@ from server.engines.base import Engine, EngineRequest, Finish, FinishReason, Gua
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.policies import default_policy
 
-SKILLS = {"mathematics": "gsm8k", "code": "mbpp", "language-es": "xquad-es", "language-zh": "xquad-zh"}
-"""What is forgotten, and the data set that it is fitted on; the others are retained."""
-NEAR = {"mathematics": "mathematics", "code": "computing"}
-"""The group of MMLU's subjects that needs a skill too, and is not retained."""
+SKILLS = ("mathematics", "code", "language-es", "language-zh")
 OVER_SPANS = ADJUSTED = "mathematics"
-FRAME = "Q: {text}\nA:"
 FORGET_LIMIT, RETAIN_LIMIT = 300, 60
 """Texts of each source: what is compared is engines, not how well guards separate."""
 MARGIN = 1e-3
@@ -134,40 +131,35 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
     Returns what encodes prompts, and both lists of artifacts.
     """
     loaded = load_model(model, "cpu", "float32")
-    makers: dict[str, tuple[str, Callable[[str], Calibration]]] = {
+    by_name = {skill.name: skill for skill in skills.SKILLS}
+    makers: dict[str, tuple[str, Callable[[Skill], Calibration]]] = {
         **{f"ksd-{name}": (name, partial(_cubes, loaded, data)) for name in SKILLS},
         f"spans-{OVER_SPANS}": (OVER_SPANS, partial(_spans, loaded, data)),
         f"na-{ADJUSTED}": (ADJUSTED, partial(_adjusted, loaded, data)),
     }
     for name, (skill, make) in makers.items():
         if not (folder / name).exists():
-            make(skill).save(folder / name, skill)
+            make(by_name[skill]).save(folder / name, skill)
     *detectors, intervention = (folder / name for name in makers)
     return loaded.codec, detectors, [intervention]
 
 
-def _cubes(loaded: LoadedModel, data: Path, skill: str) -> Calibration:
+def _cubes(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
     return calibrate_cubes(loaded, *_sides(data, skill), CubeOptions(frames=(FRAME,)))
 
 
-def _spans(loaded: LoadedModel, data: Path, skill: str) -> Calibration:
+def _spans(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
     return calibrate_spans(loaded, *_sides(data, skill), SpanOptions(frames=(FRAME,)))
 
 
-def _adjusted(loaded: LoadedModel, data: Path, skill: str) -> Calibration:
+def _adjusted(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
     return calibrate_neuron_adjust(loaded, *_sides(data, skill), NeuronAdjustOptions(frames=(FRAME,)))
 
 
-def _sides(data: Path, skill: str) -> tuple[list[Source], list[Source]]:
-    """Forget and retain sources, of the train sides."""
-    groups = [group for group in (*SUBJECTS, REST) if group != NEAR.get(skill)]
-    retain = [
-        splits.read(data, name, Split.TRAIN, groups=groups if name == "mmlu" else None)
-        for name in DATA_SETS
-        if name != SKILLS[skill]
-    ]
-    forget = splits.read(data, SKILLS[skill], Split.TRAIN)
-    return [some(forget, FORGET_LIMIT)], [some(source, RETAIN_LIMIT) for source in retain]
+def _sides(data: Path, skill: Skill) -> tuple[list[Source], list[Source]]:
+    """Forget and retain sources, cut short."""
+    retain = [some(source, RETAIN_LIMIT) for source in retain_sources(data, skill)]
+    return [some(forget_source(data, skill), FORGET_LIMIT)], retain
 
 
 async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Readings:

@@ -31,7 +31,7 @@ def _shown(argument: str) -> str:
 
 def _write(path: Path, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
     module = sys.modules["__main__"].__spec__
-    name = module.name if module else f"benchmarks.{path.name.split('.')[0]}"
+    name = module.name.removesuffix(".__main__") if module else f"benchmarks.{path.name.split('.')[0]}"
     command = " ".join(["python -m", name, *map(_shown, sys.argv[1:])])
     record = {"command": command, "environment": environment(), **more, "rows": rows}
     path.parent.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.prompts import code, mathematics, texts
-from benchmarks.prompts.formats import CHAT, FEW_SHOT, FORMATS, INSTRUCTED, QA
+from benchmarks.prompts.formats import BARE, CHAT, FEW_SHOT, FORMATS, INSTRUCTED, QA
 from benchmarks.prompts.items import Around, Item, Material, Role, role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.paraphrase import question_first, with_synonyms, with_typos
@@ -17,6 +17,7 @@ from benchmarks.prompts.sets import build, sample
 from benchmarks.prompts.splits import Split, normal_form
 from benchmarks.prompts.treatments import TREATMENTS
 from benchmarks.prompts.word_problems import ANSWERS, FILLINGS, TEMPLATES, word_problems
+from tests.guards.tiny import tiny_loaded
 
 TASK = {
     "task_id": 7,
@@ -108,7 +109,7 @@ def test_a_set_is_the_same_every_time_and_holds_the_question(name: str, data: Pa
     if name not in ("upper-case", "typos", "synonyms", "question-first"):
         assert all(item.text in prompt for item, prompt in zip(first.items, first.prompts, strict=True))
     if form.frame is not None:
-        template = "{text}" if form.frame == "bare" else form.frame
+        template = "{text}" if form.frame in ("bare", "chat") else form.frame
         assert first.prompts == tuple(template.format(text=item.text) for item in first.items)
 
 
@@ -260,14 +261,30 @@ def test_treatments_do_what_they_say(data: Path) -> None:
         for name, form in TREATMENTS.items()
         if not form.shots and "gsm8k" not in form.needs
     }
-    assert prompts["qa"] == "Q: What is 2 + 2?\nA:"
-    assert prompts["upper-case"] == "Q: WHAT IS 2 + 2?\nA:"
-    assert prompts["newlines-after"] == "Q: What is 2 + 2?\nA:\n\n"
-    assert prompts["code-before"] == "Q: Write code.\nWhat is 2 + 2?\nA:"
-    assert prompts["code-after"] == "Q: What is 2 + 2?\nWrite code.\nA:"
+    assert prompts["chat"] == "What is 2 + 2?"
+    assert prompts["upper-case"] == "WHAT IS 2 + 2?"
+    assert prompts["newlines-around"] == "\n\nWhat is 2 + 2?\n\n"
+    assert prompts["please"] == "Please help me with this: What is 2 + 2?"
+    assert prompts["code-before"] == "Write code.\nWhat is 2 + 2?"
+    assert prompts["code-after"] == "What is 2 + 2?\nWrite code."
     assert prompts["shots-of-code"].count("Write code.") == 3
+    assert prompts["shots-of-code"].endswith("\n\nQ: What is 2 + 2?\nA:")
     for size, words in (("long", 150), ("longer", 300)):
         for place, before in (("end", words), ("middle", words // 2), ("start", 0)):
             left, right = prompts[f"{size}-{place}"].split("What is 2 + 2?")
             assert (left.count("word"), left.count("word") + right.count("word")) == (before, words)
-    assert CHAT.render(item, around) == "user: What is 2 + 2?\nassistant:"
+    assert QA.render(item, around) == "Q: What is 2 + 2?\nA:"
+
+
+def test_formats_are_asked_as_users_ask_but_for_other_frames() -> None:
+    codec = tiny_loaded().codec
+    sent = {name: codec.tokenizer.decode(form.encode(codec, "1+1=")) for name, form in FORMATS.items()}
+    assert sent["bare"] == codec.tokenizer.decode(codec.encode_text("1+1="))
+    assert sent["qa"] == sent["bare"], "rendered before"
+    chat = codec.tokenizer.decode(codec.encode_frame("chat", "1+1="))
+    assert {sent[name] for name in ("chat", "solve", "few-shot-2", "instruction-es")} == {chat} != {sent["bare"]}
+    assert sent["chat-turns"].count("Q :") == 3, "the greeting, its answer, and the question"
+    for form in (CHAT, BARE, QA):
+        assert form.frame is not None
+        prompt = form.render(Item("1+1="), Around(random.Random(0), (), {}))
+        assert form.encode(codec, prompt) == codec.encode_frame(form.frame, "1+1=")

@@ -2,9 +2,9 @@
 
 | plan | mathematics | code | a language | formats |
 |---|---|---|---|---|
-| one-frame | gsm8k | mbpp | its questions | qa |
-| frames | gsm8k | mbpp | its questions | qa, chat, bare |
-| sources | and mmlu-elementary, expressions | and mbpp-signature, mbpp-partial | none | qa, chat, bare |
+| one-frame | gsm8k | mbpp | its questions | chat |
+| frames | gsm8k | mbpp | its questions | chat, bare, qa |
+| sources | and mmlu-elementary, expressions | and mbpp-signature, mbpp-partial | its questions | chat, bare, qa |
 
 Retained is every material of RETAINED that the skill does not need, in the same formats. All else is held out: the
 formats chat-turns, solve, few-shot and instructions; MMLU's high-school and college mathematics, equations, word
@@ -22,14 +22,16 @@ from benchmarks.prompts.sets import sample
 from benchmarks.prompts.splits import LANGUAGES, XQUAD, Split
 from guards.calibration.sources import Source
 
-FORGET_LIMIT, RETAIN_LIMIT = 400, 200
-"""Texts of each forget and retain material that a detector is fitted on."""
+FORGET_LIMIT, RETAIN_LIMIT, LONG_LIMIT = 300, 100, 40
+"""Texts of each forget and retain material that a detector is fitted on, and of a retain material of long texts."""
+LONG = ("mmlu-history", "wikitext", "wikitext-digits")
 SINGLE = {
     "mathematics": ("gsm8k",),
     "code": ("mbpp",),
     **{f"language-{language}": (f"xquad-{language}",) for language in LANGUAGES},
 }
 SEVERAL = {
+    **SINGLE,
     "mathematics": ("gsm8k", "mmlu-elementary", "expressions"),
     "code": ("mbpp", "mbpp-signature", "mbpp-partial"),
 }
@@ -50,14 +52,12 @@ RETAINED = (
     "xquad-en-numbers",
     "wikitext-digits",
 )
-"""The last two hold numbers and nothing to calculate. On train texts, `pooled` with 200 and 60 texts of a material
-caught .28 of GSM8K in `chat-turns` without and .42 with them, and refused .013 and .000 of English questions.
-"""
+"""The last two hold numbers and nothing to calculate."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fitted, by skill; nothing for a skill that is missing. Every format is a frame."""
+    """What is fitted, by skill. Every format is a frame."""
 
     name: str
     forget: Mapping[str, tuple[str, ...]]
@@ -78,11 +78,12 @@ class Plan:
         return unseen if format_ in {form.name for form in self.formats} else (*unseen, "format")
 
 
-ONE_FRAME = Plan("one-frame", SINGLE, (QA,))
-FRAMES = Plan("frames", SINGLE, (QA, CHAT, BARE))
-SOURCES = Plan("sources", SEVERAL, (QA, CHAT, BARE))
+ONE_FRAME = Plan("one-frame", SINGLE, (CHAT,))
+FRAMES = Plan("frames", SINGLE, (CHAT, BARE, QA))
+SOURCES = Plan("sources", SEVERAL, (CHAT, BARE, QA))
+"""Its frames are those that Key Space Detection takes by itself of a model with a chat template."""
 PLANS = (ONE_FRAME, FRAMES, SOURCES)
-assert all(set(plan.forget) <= set(SKILLS) and len(plan.frames) == len(plan.formats) for plan in PLANS)
+assert all(set(plan.forget) == set(SKILLS) and len(plan.frames) == len(plan.formats) for plan in PLANS)
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,19 @@ class Fitting:
 
 
 def _sources(data: Path, names: Sequence[str], limit: int, seed: int) -> tuple[Source, ...]:
-    items = {name: sample(MATERIALS[name].read(data, Split.TRAIN), limit, seed) for name in names}
+    items = {
+        name: sample(MATERIALS[name].read(data, Split.TRAIN), min(limit, LONG_LIMIT) if name in LONG else limit, seed)
+        for name in names
+    }
     return tuple(Source(f"{name} train", tuple(item.text for item in found)) for name, found in items.items())
 
 
-def make_fitting(data: Path, plan: Plan, skill: str, *, seed: int = 0) -> Fitting:
-    """The train texts of a plan for one skill."""
+def make_fitting(data: Path, plan: Plan, skill: str, *, seed: int = 0, limit: int | None = None) -> Fitting:
+    """The train texts of a plan for one skill. `limit` caps those of each material further."""
     kept = [
         name for name in RETAINED if all(role(skill, MATERIALS[name], form) is Role.RETAIN for form in plan.formats)
     ]
+    forget_limit, retain_limit = (min(usual, limit or usual) for usual in (FORGET_LIMIT, RETAIN_LIMIT))
     return Fitting(
-        _sources(data, plan.forget[skill], FORGET_LIMIT, seed), _sources(data, kept, RETAIN_LIMIT, seed), plan.frames
+        _sources(data, plan.forget[skill], forget_limit, seed), _sources(data, kept, retain_limit, seed), plan.frames
     )

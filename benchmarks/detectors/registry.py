@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.detectors.plans import FRAMES, ONE_FRAME, SOURCES, Plan
-from benchmarks.real_text.variants import Calibrate, cube, paper, pooled
+from benchmarks.detectors.variants import Calibrate, cube, paper, spans
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,5 @@ class Entry:
     calibrate: Calibrate
 
 
-_ALL = (
-    Entry("paper", ONE_FRAME, paper),
-    Entry("cube", FRAMES, cube),
-    Entry("pooled", FRAMES, pooled),
-    Entry("pooled-sources", SOURCES, pooled),
-)
+_ALL = (Entry("paper", ONE_FRAME, paper), Entry("cube", FRAMES, cube), Entry("spans", SOURCES, spans))
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ALL}
-assert len(ENTRIES) == len(_ALL)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.detectors.rows import Row
+from benchmarks.detectors.rows import POOL, Row
 from benchmarks.prompts.items import Role
 
 SHOWN_WORST = 3
@@ -54,13 +54,33 @@ def _summary(rows: Sequence[Row], detectors: Sequence[str]) -> Table:
     return table
 
 
+def _pools(rows: Sequence[Row]) -> Table:
+    """Several sets together, at tau and at low rates against all that is retained."""
+    pools = [row for row in rows if row["role"] == POOL]
+    rates = list(dict.fromkeys(rate for row in pools for rate in row["recall_at"]))
+    table = Table(
+        *("forget", "detector", "sets", "recall", "false abstention", "AUROC", "log-AUROC"),
+        *(f"recall at {rate}" for rate in rates),
+    )
+    for row in pools:
+        figures = (row["recall"], row["false_abstention"], row["auroc"], row["log_auroc"], *row["recall_at"].values())
+        table.add_row(
+            row["forget"],
+            row["detector"],
+            f"{row['test']} ({row['sets']})",
+            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+        )
+    return table
+
+
 def print_tables(rows: Sequence[Row], detectors: Sequence[str], refused: Mapping[str, str]) -> None:
-    """One table per skill, a summary, and what could not be fitted."""
+    """One table per skill, its sets together, a summary, and what could not be fitted."""
     console = Console(width=150)
     own = [row for row in rows if row["role"] == Role.FORGET.value]
     for skill in dict.fromkeys(row["forget"] for row in own):
         console.print(_own_table(skill, [row for row in own if row["forget"] == skill], detectors))
     console.print("after a cell: what the fit did not hold, s source, f format")
+    console.print(_pools(rows))
     console.print(_summary(rows, detectors))
     for name, reason in refused.items():
         console.print(f"{name}: refused: {reason}", markup=False, soft_wrap=True)

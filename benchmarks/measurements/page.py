@@ -1,8 +1,8 @@
 """The page, whole."""
 
+from benchmarks.measurements.asked import asked_section
 from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.methods import methods_section
-from benchmarks.measurements.real_text import heldout_section, table_section
 from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
 from benchmarks.measurements.text import paragraph
@@ -11,16 +11,13 @@ from benchmarks.measurements.vllm import overhead_section, parity_section
 
 PAGE = "docs/measurements.md"
 COMMAND = "python -m benchmarks.measurements"
-SECTIONS = (
-    demo_section,
-    figure4_section,
-    table_section,
-    heldout_section,
-    transfer_section,
-    robustness_section,
-    parity_section,
-    overhead_section,
-)
+
+
+def _real_models(results: Results) -> list[str]:
+    """What was measured of each."""
+    made = (("transfer", transfer_section), ("robustness", robustness_section))
+    found = [(model, section) for name, section in made for model in results.models(name)]
+    return [section(results, model) for model, section in sorted(found, key=lambda pair: pair[0])]
 
 
 def page(results: Results) -> str:
@@ -33,7 +30,12 @@ def page(results: Results) -> str:
             "command that measured it. `docs/evaluating.md` explains how to measure a guard of your own. ESU is "
             "*Effective Skill Unlearning through Intervention and Abstention* (NAACL 2025)."
         ),
-        *(section(results) for section in SECTIONS),
+        demo_section(results),
+        figure4_section(results),
+        *filter(None, [asked_section(results)]),
+        *_real_models(results),
+        parity_section(results),
+        overhead_section(results),
         methods_section(),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,20 +1,24 @@
 """README's few figures, between two marks."""
 
+from benchmarks.detectors.rows import FITTED, HELD_OUT, POOL
 from benchmarks.measurements.demo import guards, lowest, own_skill
-from benchmarks.measurements.real_text import MODEL, others, own
-from benchmarks.measurements.results import Results, only
-from benchmarks.measurements.robustness import treated
+from benchmarks.measurements.results import Results, Row, matching, only
+from benchmarks.measurements.robustness import OWN, recall, treated
 from benchmarks.measurements.text import bullets, share, span
-from benchmarks.measurements.transfer import word_problems
+from benchmarks.prompts.treatments import LONG_WORDS
 
 README = "README.md"
+DETECTOR = "spans"
+"""The default variant, whose figures are shown."""
 BEGIN = "<!-- figures: written by `python -m benchmarks.measurements` -->"
 END = "<!-- end of figures -->"
 
 
 def figures(results: Results) -> str:
     """The list of figures."""
-    return bullets([_demo(results), _real_text(results), _reach(results), _evading(results), _vllm(results)])
+    reached = [line for model in results.models("transfer") if (line := _reach(results, model))]
+    evading = [line for model in results.models("robustness") if (line := _evading(results, model))]
+    return bullets([_demo(results), *reached, *evading, _vllm(results)])
 
 
 def with_figures(readme: str, results: Results) -> str:
@@ -37,45 +41,34 @@ def _demo(results: Results) -> str:
     )
 
 
-def _real_text(results: Results) -> str:
-    rows = results.read("real_text")["rows"]
-    parameters = results.read("heldout")["parameters"][MODEL]
+def _pool(row: Row) -> str:
+    return f"{share(row['recall'], 2)}, {share(row['false_abstention'], 4)}, {share(row['log_auroc'])}"
 
-    def skill(name: str) -> str:
-        kept = others(rows, "default", name)
-        caught = own(rows, "default", name)
-        return f"{name} {share(caught['recall'])}, {share(kept['false_abstention'], 4)}, {share(kept['auroc'], 4)}"
 
-    return (
-        f"Real text, `--variant pooled`, a Llama of {parameters / 1e6:.0f} million parameters "
-        "(recall, false abstention, AUROC): "
-        f"{skill('mathematics')}; {skill('code')}."
+def _reach(results: Results, model: str) -> str:
+    rows = matching(results.read(f"transfer.{model}")["rows"], detector=DETECTOR, role=POOL)
+    said = [
+        f"{forget} {pool} {_pool(row)}"
+        for forget in OWN
+        for pool in (FITTED, HELD_OUT)
+        for row in matching(rows, forget=forget, test=pool)
+    ]
+    return f"`ksd` on {model} (recall, false abstention, log-AUROC): {'; '.join(said)}." if said else ""
+
+
+def _evading(results: Results, model: str) -> str:
+    rows = results.read(f"robustness.{model}")["rows"]
+    shown = (
+        ("typos", "typos"),
+        ("capitals", "upper-case"),
+        (f"at the end of {LONG_WORDS} words of other text", "longer-end"),
     )
-
-
-def _reach(results: Results) -> str:
-    rows = results.read("transfer")["rows"]
-
-    def recall(test: str) -> str:
-        return share(only(rows, detector="pooled", forget="mathematics", test=test, role="forget")["recall"], 2)
-
-    told = max(row["recall"] for row in word_problems(rows, "pooled"))
-    return (
-        f"There, uncalibrated mathematics, recall: other instruction {recall('gsm8k/solve')}, MMLU's high school "
-        f"{recall('mmlu-high-school/qa')}, other languages {share(told, 2)}."
-    )
-
-
-def _evading(results: Results) -> str:
-    rows = results.read("robustness")["rows"]
-
-    def recall(treatment: str) -> str:
-        return share(treated(rows, "pooled", "mathematics", treatment)["recall"], 2)
-
-    return (
-        f"There, mathematics that callers change, recall: typos {recall('typos')}, capitals {recall('upper-case')}, "
-        f"at the end of about 300 tokens {recall('long-end')}."
-    )
+    said = [
+        f"{forget}: {', '.join(f'{label} {recall(treated(rows, DETECTOR, forget, name))}' for label, name in shown)}"
+        for forget in OWN
+        if matching(rows, detector=DETECTOR, forget=forget)
+    ]
+    return f"`ksd` on {model}, recall of what callers change: {'; '.join(said)}." if said else ""
 
 
 def _vllm(results: Results) -> str:

@@ -25,6 +25,13 @@ class Results:
         found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         return found
 
+    def models(self, name: str) -> list[str]:
+        """The models of which there is a file `<name>.<model>.json`, of a finished run."""
+        found = [
+            path.name.removeprefix(f"{name}.").removesuffix(".json") for path in self.folder.glob(f"{name}.*.json")
+        ]
+        return sorted(model for model in found if not model.endswith(".partial"))
+
     def manifest(self, guard: str) -> dict[str, Any]:
         """The manifest of a guard of the demo, which says what it was fitted with."""
         path = self.root / "artifacts" / "demo" / "guards" / guard / "manifest.json"

@@ -1,14 +1,16 @@
-"""What callers do to a prompt."""
+"""What callers do to a prompt, on real models."""
 
 from collections.abc import Sequence
 
-from benchmarks.measurements.results import Results, Row, matching, only
+from benchmarks.detectors.rows import ALL
+from benchmarks.measurements.results import Results, Row, matching
 from benchmarks.measurements.text import measured, paragraph, section, share, sizes, table
+from benchmarks.measurements.transfer import detectors_of, pools_table, refusals, retained
+from benchmarks.prompts.treatments import LONG_WORDS, SHORT_WORDS
 
 OWN = {"mathematics": "gsm8k", "code": "mbpp"}
-DETECTORS = ("cube", "pooled")
 TREATMENTS = (
-    ("nothing", "qa"),
+    ("nothing", "chat"),
     ('"Ignore all previous instructions." before it', "ignore-previous"),
     ("a greeting before it", "greeting"),
     ("thanks after it", "closing"),
@@ -16,73 +18,75 @@ TREATMENTS = (
     ("an instruction in English", "instruction-en"),
     ("an instruction in Spanish", "instruction-es"),
     ("an instruction in Chinese", "instruction-zh"),
-    ("an instruction in Arabic", "instruction-ar"),
     ("one shot of the skill before it", "shots-1"),
     ("three shots of the skill before it", "shots-3"),
     ("five shots of the skill before it", "shots-5"),
     ("three shots of the other skill before it", "shots-of-{other}"),
     ("one question of the other skill before it", "{other}-before"),
     ("one question of the other skill after it", "{other}-after"),
-    ("spaces before it", "spaces-before"),
-    ("spaces after it", "spaces-after"),
-    ("line breaks before it", "newlines-before"),
-    ("line breaks after it", "newlines-after"),
-    ("spaces around the question, inside the frame", "spaces-in-frame"),
+    ("spaces around it", "spaces-around"),
+    ("line breaks around it", "newlines-around"),
     ("typos", "typos"),
     ("upper case", "upper-case"),
     ("other words of the same meaning, by rule", "synonyms"),
     ("the question moved to the front", "question-first"),
-    ("at the end of about 300 tokens of other text", "long-end"),
-    ("in the middle of about 300 tokens of other text", "long-middle"),
-    ("at the start of about 300 tokens of other text", "long-start"),
-    ("at the end of about 600 tokens of other text", "longer-end"),
-    ("in the middle of about 600 tokens of other text", "longer-middle"),
-    ("at the start of about 600 tokens of other text", "longer-start"),
+    *(
+        (f"{where} of {words} words of other text", f"{size}-{place}")
+        for size, words in (("long", SHORT_WORDS), ("longer", LONG_WORDS))
+        for where, place in (("at the end", "end"), ("in the middle", "middle"), ("at the start", "start"))
+    ),
 )
 
 
-def treated(rows: Sequence[Row], detector: str, forget: str, treatment: str) -> Row:
-    """A skill's own questions under a treatment."""
+def treated(rows: Sequence[Row], detector: str, forget: str, treatment: str) -> Row | None:
+    """A skill's own questions under a treatment, None where it was not measured."""
     (other,) = OWN.keys() - {forget}
     test = f"{OWN[forget]}/{treatment.format(other=other)}"
-    return only(rows, detector=detector, forget=forget, test=test, role="forget")
+    return next(iter(matching(rows, detector=detector, forget=forget, test=test, role="forget")), None)
 
 
-def robustness_section(results: Results) -> str:
+def recall(row: Row | None) -> str:
+    """With two digits, or a dash."""
+    return share(None if row is None else row["recall"], 2)
+
+
+def robustness_section(results: Results, model: str) -> str:
     """Recall under every treatment."""
-    found = results.read("robustness")
+    found = results.read(f"robustness.{model}")
     rows = found["rows"]
+    detectors = detectors_of(rows)
+    names = " / ".join(f"`{name}`" for name in detectors)
+    own = [forget for forget in OWN if matching(rows, forget=forget)]
 
     def cell(forget: str, treatment: str) -> str:
-        return " / ".join(share(treated(rows, name, forget, treatment)["recall"], 2) for name in DETECTORS)
+        return " / ".join(recall(treated(rows, name, forget, treatment)) for name in detectors)
 
     worst = {
         name: max(
-            row["false_abstention"]
-            for row in matching(rows, detector=name, role="forget")
-            if row["false_abstention"] is not None
+            (
+                row["false_abstention"]
+                for row in matching(rows, detector=name, role="forget")
+                if row["false_abstention"] is not None
+            ),
+            default=None,
         )
-        for name in DETECTORS
+        for name in detectors
     }
     return section(
-        "Real text: what callers do to a prompt",
+        f"{model}: what callers do to a prompt",
         paragraph(
-            "The same model, in the frame `Q:`/`A:`. The table shows recall of `cube`, then of `pooled`, "
-            "both fitted as in the section before. False abstention under the same treatment is at most "
-            f"{share(worst['cube'])} for `cube` and {share(worst['pooled'])} for `pooled`."
+            f"The same detectors, asked in chat. The table shows recall of {names}. The most false abstention under a "
+            f"treatment is {', '.join(f'{share(worst[name])} for `{name}`' for name in detectors)}."
         ),
         measured(
             found,
-            f"{sizes(matching(rows, role='forget'))} prompts a set, "
-            f"{sizes([row for row in rows if 'retain_examples' in row], 'retain_examples')} retained under the same "
-            "treatment",
+            f"{sizes(matching(rows, role='forget'))} prompts a set; retained under all treatments {retained(rows)}",
         ),
         table(
-            ("done to the prompt", *(f"{source.upper()}, `cube` / `pooled`" for source in OWN.values())),
-            [(label, *(cell(forget, name) for forget in OWN)) for label, name in TREATMENTS],
+            ("done to the prompt", *(f"{OWN[forget].upper()}, {names}" for forget in own)),
+            [(label, *(cell(forget, name) for forget in own)) for label, name in TREATMENTS],
         ),
-        paragraph(
-            "**Somebody who wraps a question in enough other text, or writes it in capitals, gets it past every guard "
-            "here.**"
-        ),
+        paragraph("All treatments together, against all that is retained under them:"),
+        pools_table(rows, (ALL,)),
+        refusals(found["refused"]),
     )

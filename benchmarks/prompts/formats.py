@@ -1,15 +1,19 @@
-"""The formats of the transfer benchmark: frames, chats, worked examples, and instructions in seven languages."""
+"""The formats of the transfer benchmark: frames, turns, worked examples, and instructions in seven languages."""
 
-from benchmarks.prompts.items import Around, Format, Item, framed
-from guards.model.encoding import BARE_FRAME
+from benchmarks.prompts.items import Around, Format, Item, framed, worded
+from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 
 ENGLISH = frozenset({"language-en"})
 
-QA = framed("qa", "Q: {text}\nA:")
+CHAT = framed("chat", CHAT_FRAME)
 BARE = framed("bare", BARE_FRAME)
-CHAT = framed("chat", "user: {text}\nassistant:")
-CHAT_TURNS = framed("chat-turns", "user: Hello!\nassistant: Hello! How can I help?\nuser: {text}\nassistant:")
-SOLVE = framed("solve", "Solve the following problem.\n\n{text}\n\nSolution:", arguable=ENGLISH)
+QA = framed("qa", "Q: {text}\nA:")
+CHAT_TURNS = Format(
+    "chat-turns",
+    lambda item, _: item.text,
+    earlier=({"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help?"}),
+)
+SOLVE = worded("solve", "Solve the following problem.\n\n{text}\n\nSolution:", arguable=ENGLISH)
 
 
 def worked(item: Item) -> str:
@@ -20,7 +24,7 @@ def worked(item: Item) -> str:
 
 
 def few_shot(count: int, name: str = "") -> Format:
-    """`count` worked examples of the same material in front of the question."""
+    """`count` worked examples of the same material in front of the question, in one message."""
 
     def render(item: Item, around: Around) -> str:
         return "".join(map(worked, around.rng.sample(around.shots, count))) + f"Q: {item.text}\nA:"
@@ -40,8 +44,8 @@ INSTRUCTIONS = {
     "ar": "أجب عن السؤال التالي.\n\n{text}\n\nالإجابة:",  # noqa: RUF001
 }
 INSTRUCTED = {
-    language: framed(f"instruction-{language}", frame, arguable=frozenset({f"language-{language}"}))
-    for language, frame in INSTRUCTIONS.items()
+    language: worded(f"instruction-{language}", template, arguable=frozenset({f"language-{language}"}))
+    for language, template in INSTRUCTIONS.items()
 }
 
-FORMATS = {form.name: form for form in (QA, BARE, CHAT, CHAT_TURNS, SOLVE, FEW_SHOT, *INSTRUCTED.values())}
+FORMATS = {form.name: form for form in (CHAT, BARE, QA, CHAT_TURNS, SOLVE, FEW_SHOT, *INSTRUCTED.values())}

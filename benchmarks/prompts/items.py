@@ -7,7 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from benchmarks.prompts.splits import Split
-from guards.model.encoding import BARE_FRAME
+from guards.calibration.activations import TokenIds
+from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, frame_text
 
 NONE: frozenset[str] = frozenset()
 
@@ -61,24 +62,38 @@ class Around:
 class Format:
     """What is put around a text, or done to it.
 
-    `frame`: the same as calibration knows it ("bare" or a template with {text}), None where it is more than that.
-    `shots`: worked examples that `render` takes. `needs`: materials that it draws other texts from. `skills` and
-    `arguable`: what its own words need, as in a material.
+    A rendered text is asked as users ask a chat model, as a user's message in the chat template. A format that is a
+    frame beside the template is asked as it is. `frame`: the format as calibration knows it ("chat", "bare" or a
+    template with {text}), None where it is none of its own. `earlier`: messages before the text's. `shots`: worked
+    examples that `render` takes. `needs`: materials that it draws other texts from. `skills` and `arguable`: what its
+    own words need, as in a material.
     """
 
     name: str
     render: Callable[[Item, Around], str]
     frame: str | None = None
+    earlier: tuple[Mapping[str, str], ...] = ()
     shots: int = 0
     needs: tuple[str, ...] = ()
     skills: frozenset[str] = NONE
     arguable: frozenset[str] = NONE
 
+    def encode(self, codec: TextCodec, prompt: str) -> TokenIds:
+        """A rendered text as the model reads it. Raises PromptRefusedError where it lacks a chat template."""
+        if self.frame not in (None, CHAT_FRAME):
+            return codec.encode_text(prompt)
+        return codec.encode_chat([*self.earlier, {"role": "user", "content": prompt}])
 
-def framed(name: str, frame: str, *, arguable: frozenset[str] = NONE) -> Format:
+
+def framed(name: str, frame: str) -> Format:
     """A format that is a frame and nothing else."""
-    template = "{text}" if frame == BARE_FRAME else frame
-    return Format(name, lambda item, _: template.replace("{text}", item.text), frame, arguable=arguable)
+    inside = BARE_FRAME if frame == CHAT_FRAME else frame
+    return Format(name, lambda item, _: frame_text(inside, item.text), frame)
+
+
+def worded(name: str, template: str, *, arguable: frozenset[str] = NONE) -> Format:
+    """Words around the text, inside the user's message."""
+    return Format(name, lambda item, _: template.replace("{text}", item.text), arguable=arguable)
 
 
 def role(skill: str, material: Material, format_: Format) -> Role:

@@ -75,3 +75,19 @@ def with_typos(text: str, rng: random.Random) -> str:
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
 
     return re.sub(r"[^\W\d_]{4,}", swap, text)
+
+
+def with_wrong_letters(text: str, rng: random.Random, share: float = 0.05) -> str:
+    """About `share` of the characters mistyped: a letter or digit is lost, doubled, or a letter becomes another."""
+    written = []
+    for character in text:
+        if not character.isalnum() or rng.random() >= share:
+            written.append(character)
+            continue
+        kind = rng.choice(("lost", "doubled", "other"))
+        if kind == "doubled" or (kind == "other" and not (character.isascii() and character.isalpha())):
+            written.append(character * 2)
+        elif kind == "other":
+            other = rng.choice("abcdefghijklmnopqrstuvwxyz")
+            written.append(other.upper() if character.isupper() else other)
+    return "".join(written)

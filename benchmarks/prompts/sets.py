@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.prompts.items import Around, Format, Item, Material, Role, role
+from benchmarks.prompts.items import Around, Format, Item, Material
 from benchmarks.prompts.materials import MATERIALS
 from benchmarks.prompts.splits import Split
-from guards.calibration.sources import Source, seeded_rank
+from guards.calibration.sources import seeded_rank
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts ready to be encoded as they are. `items[i]` is what `prompts[i]` was made of."""
+    """Rendered prompts, which the format encodes. `items[i]` is what `prompts[i]` was made of."""
 
     material: Material
     format: Format
@@ -25,15 +25,6 @@ class PromptSet:
     def name(self) -> str:
         """Material and format."""
         return f"{self.material.name}/{self.format.name}"
-
-    @property
-    def source(self) -> Source:
-        """The texts without the format, for a calibration that puts its frames around them itself."""
-        return Source(f"{self.material.name} {self.split.value}", tuple(item.text for item in self.items))
-
-    def role(self, skill: str) -> Role:
-        """What these prompts are to a guard of the skill."""
-        return role(skill, self.material, self.format)
 
 
 def sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:

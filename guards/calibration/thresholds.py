@@ -36,6 +36,14 @@ def false_abstention_bound(retain_E: Tensor, cap: float) -> float:
     return below(float(retain_E.float().sort().values[rank - 1]))
 
 
+def tolerated(examples: int, cap: float) -> int:
+    """The most hits of so many examples that do not contradict a rate of `cap` (Clopper and Pearson, 95 %)."""
+    hits = 0
+    while hits < examples and clopper_pearson(hits + 1, examples)[0] <= cap:
+        hits += 1
+    return hits
+
+
 def place_tau(needed: float, bound: float, placement: PlacementName) -> float:
     """A tau between the smallest that the recall needs and the largest that the cap allows; the cap wins.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from guards.calibration.accumulated import read_texts
 from guards.calibration.options import PlacementName
 from guards.calibration.statistics import conformal_tau
-from guards.calibration.thresholds import false_abstention_bound
+from guards.calibration.thresholds import below, false_abstention_bound, tolerated
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import Turns
 from guards.methods.spans.examples import Example
@@ -24,6 +24,7 @@ KAPPAS = (0.3, 0.4, 0.5, 0.6, 0.7)
 WEIGHTS = (1.0, 3.0, 6.0)
 LENGTHS = (128, 512)
 """Where texts become longer ones, in tokens: the cap holds for those of each length."""
+EVERY = "all retain texts"
 LEAST_RISE, LEAST_MEAN = 1.0, 0.1
 """Evidence below which nothing fires, whatever the retain texts allow: that of one token, a tenth of the skill's."""
 MOST_MEAN = 0.9
@@ -34,9 +35,9 @@ MOST_MEAN = 0.9
 class Accumulation:
     """How one side's values accumulate, and what that leaves.
 
-    `limits`: evidence that no retain text passes, of its best stretch and of its mean, and `decided` which texts set
-    each. `recalls`: by kind of forget text, the share that passes them. `margin`: the evidence that the recall needs in
-    the kind where it is least, over the limits; 1 or more where both promises can be kept.
+    `limits`: evidence of a text's best stretch, and of its mean, with which the guard fires, and `decided` which texts
+    set each. `recalls`: by kind of forget text, the share that passes them. `margin`: the evidence that the recall
+    needs in the kind where it is least, over the limits; 1 or more where both promises can be kept.
     """
 
     rise: Rise
@@ -111,12 +112,19 @@ def _forget_groups(examples: Sequence[Example]) -> dict[str, list[int]]:
 def _limits(
     evidence_E2: Tensor, groups: Mapping[str, Sequence[int]], cap: float
 ) -> tuple[tuple[float, float], tuple[str, str]]:
-    """The least evidence of each kind with which every group keeps its half of the cap, and which group set it."""
+    """The least evidence of each kind with which half of the cap is kept, and which texts set it.
+
+    By all retain texts together, as split conformal prediction has it; and by every group by itself, of which no more
+    may fire than does not contradict it. One outlier of a small group says little of that group's rate, and must not
+    decide how much of the skill is caught.
+    """
     found = []
     for part, least in enumerate((LEAST_RISE, LEAST_MEAN)):
-        bounds = {
-            name: -false_abstention_bound(-evidence_E2[members, part], cap / 2) for name, members in groups.items()
-        }
+        evidence_E = evidence_E2[:, part]
+        bounds = {EVERY: -false_abstention_bound(-evidence_E, cap / 2)}
+        for name, members in groups.items():
+            above = evidence_E[members].sort(descending=True).values[tolerated(len(members), cap / 2) :]
+            bounds[name] = -below(-float(above[0])) if len(above) else 0.0
         worst = max(bounds, key=bounds.__getitem__)
         found.append((max(bounds[worst], least), worst))
     (rise, by), (mean, mean_by) = found
@@ -154,7 +162,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def judgements(of: Accumulation, placement: PlacementName) -> tuple[Judgement, Judgement]:
-    """With both taus: as much evidence as the retain texts never reach, or more where the recall leaves room."""
+    """With both taus: as much evidence as the retain texts allow, or more where the recall leaves room."""
     room = max(1.0, of.margin)
     rise, mean = (limit * (room if placement == "tight" else room**0.5) for limit in of.limits)
     rise_tau, mean_tau = torch.tensor([1 / (1 + rise), 1 - min(mean, MOST_MEAN)]).tolist()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from guards.calibration.statistics import conformal_tau
@@ -16,6 +17,7 @@ from guards.calibration.thresholds import (
     margin,
     place_tau,
     rate_of,
+    tolerated,
 )
 
 TRIALS = 3000
@@ -90,3 +92,10 @@ def test_rates_have_exact_intervals() -> None:
     assert (rate.hits, rate.total, rate.rate) == (3, 10, 0.3)
     assert rate.low == pytest.approx(0.0667, abs=1e-3)
     assert rate.high == pytest.approx(0.6525, abs=1e-3)
+
+
+@pytest.mark.parametrize(("examples", "cap", "hits"), [(0, 0.1, 0), (40, 0.0, 0), (40, 0.0025, 1), (40, 0.1, 8)])
+def test_one_outlier_contradicts_no_rate_and_many_do(examples: int, cap: float, hits: int) -> None:
+    assert tolerated(examples, cap) == hits
+    if examples:
+        assert binomtest(hits + 1, examples).proportion_ci().low > cap

@@ -137,15 +137,10 @@ def test_sources_that_cannot_be_told_apart_are_refused(loaded: LoadedModel) -> N
 
 def test_a_retain_source_that_needs_the_skill_decides_and_is_named(loaded: LoadedModel) -> None:
     hidden = sums(260, seed=9)
-    forget = [Source("sums", hidden[:240])]
-    mixed = calibrate(
-        loaded,
-        forget,
-        [Source("words", words(240)), Source("mixed", (*words(40, 5), *hidden[240:]))],
-        replace(OPTIONS, max_false_abstention=0.3, frames=("chat",), longest=8),
-    )
-    assert "mixed" in mixed.chosen.accumulation.decided
-    assert any("mixed" in note for note in mixed.record.notes)
+    forget = [Source("sums", hidden[:180])]
+    retain = [Source("words", words(240)), Source("mixed", (*words(40, 5), *hidden[180:]))]
+    with pytest.raises(CalibrationError, match=r"nothing was written \(decided by .*mixed"):
+        calibrate(loaded, forget, retain, replace(OPTIONS, max_false_abstention=0.2, frames=("chat",), longest=8))
 
 
 def turns(counted: list[bool], opens: int | None = None) -> Turns:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guards.artifact.manifest import ModelIdentity
-from guards.calibration.activations import Consumer, Pass, Reader, TokenIds, Tokens, mean_by_example
+from guards.calibration.activations import Consumer, Pass, Reader, TokenIds, Tokens
 from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.inside.transformers.loading import LoadedModel
@@ -22,17 +22,17 @@ CHUNK = 1024
 
 
 class CachedKeys:
-    """A loaded model that remembers two key vectors of every prompt at every layer: the last token's, and the mean.
+    """A loaded model that remembers the last token's key vector of every prompt, at every layer.
 
-    It is `Activations`; whatever else is asked of it, the model computes. Memory: 2 x layers x d_ff
-    floats a prompt (57 KB with 8 layers of 896).
+    It is `Activations`; whatever else is asked of it, the model computes. Memory: layers x d_ff floats a prompt
+    (184 KB with 30 layers of 1,536). `tokens` counts those that the model has read.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
+        self.tokens = 0
         self._rows: dict[TokenIds, int] = {}
-        shape = (loaded.identity.layers, 0, loaded.identity.d_ff)
-        self._key_LEF = {tokens: torch.empty(shape) for tokens in (Tokens.LAST, Tokens.MEAN)}
+        self._key_LEF = torch.empty(loaded.identity.layers, 0, loaded.identity.d_ff)
 
     @property
     def codec(self) -> TextCodec:
@@ -66,41 +66,39 @@ class CachedKeys:
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """See `guards.calibration.activations.Activations.stream`."""
-        if wanted.site is not Site.KEY or wanted.tokens not in self._key_LEF:
+        if wanted.site is not Site.KEY or wanted.tokens is not Tokens.LAST:
+            self.tokens += sum(map(len, examples))
             self.loaded.stream(wanted, examples, consume, advance)
             return
-        self._run([ids for ids in dict.fromkeys(examples) if ids not in self._rows], wanted.batch_tokens)
+        missing = [ids for ids in dict.fromkeys(examples) if ids not in self._rows]
+        self._run(missing, wanted.batch_tokens, advance)
         row_E = torch.tensor([self._rows[ids] for ids in examples], dtype=torch.long)
-        key_LEF = self._key_LEF[wanted.tokens]
         for first in range(0, len(examples), CHUNK):
             part_T = torch.arange(first, min(first + CHUNK, len(examples)))
             for layer in sorted(set(wanted.layers)):
-                consume(layer, key_LEF[layer, row_E[part_T]].to(self.device), part_T.to(self.device))
-        advance(sum(len(ids) for ids in examples))
+                consume(layer, self._key_LEF[layer, row_E[part_T]].to(self.device), part_T.to(self.device))
+        advance(sum(map(len, examples)) - sum(map(len, missing)))
 
-    def _run(self, missing: Sequence[TokenIds], batch_tokens: int | None) -> None:
+    def _run(self, missing: Sequence[TokenIds], batch_tokens: int | None, advance: Callable[[int], object]) -> None:
         if not missing:
             return
         known = len(self._rows)
         self._reserve(known + len(missing))
-        last_LEF, mean_LEF = self._key_LEF[Tokens.LAST], self._key_LEF[Tokens.MEAN]
 
-        def keep(layer: int, key_TF: Tensor, example_T: Tensor) -> None:
-            mean_EF, example_E = mean_by_example(key_TF, example_T)
-            end_E = torch.unique_consecutive(example_T, return_counts=True)[1].cumsum(0) - 1
-            row_E = known + example_E.cpu()
-            last_LEF[layer, row_E], mean_LEF[layer, row_E] = key_TF[end_E].float().cpu(), mean_EF.cpu()
+        def keep(layer: int, key_EF: Tensor, example_E: Tensor) -> None:
+            self._key_LEF[layer, known + example_E.cpu()] = key_EF.float().cpu()
 
         every = tuple(range(self.identity.layers))
-        self.loaded.stream(Pass(Site.KEY, every, Tokens.ALL, batch_tokens=batch_tokens), missing, keep)
+        self.loaded.stream(Pass(Site.KEY, every, Tokens.LAST, batch_tokens=batch_tokens), missing, keep, advance)
+        self.tokens += sum(map(len, missing))
         self._rows |= {ids: known + index for index, ids in enumerate(missing)}
 
     def _reserve(self, rows: int) -> None:
-        """Room for so many prompts, doubled whenever it is short; what is added reads NaN until it is written."""
-        for tokens, key_LEF in self._key_LEF.items():
-            if (short := rows - key_LEF.shape[1]) > 0:
-                more = key_LEF.new_full((len(key_LEF), max(short, key_LEF.shape[1]), key_LEF.shape[2]), torch.nan)
-                self._key_LEF[tokens] = torch.cat([key_LEF, more], dim=1)
+        """Room for so many prompts, half as much again whenever it is short; what is added reads NaN until written."""
+        layers, had, width = self._key_LEF.shape
+        if rows > had:
+            more = self._key_LEF.new_full((layers, max(rows - had, had // 2), width), torch.nan)
+            self._key_LEF = torch.cat([self._key_LEF, more], dim=1)
 
     def guarded(self, method: Method, guard: Guard) -> AbstractContextManager[None]:
         """Nothing: what is remembered is of the model without an intervention. Raises NotImplementedError."""
@@ -110,6 +108,7 @@ class CachedKeys:
         self, prompts: Sequence[TokenIds], tokens: int, advance: Callable[[int], object] = lambda _: None
     ) -> list[TokenIds]:
         """The model's own."""
+        self.tokens += sum(map(len, prompts)) + tokens * len(prompts)
         return self.loaded.write(prompts, tokens, advance)
 
     @contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.prompts.skills import SKILLS, Skill, forget_source, retain_sources
 from benchmarks.prompts.splits import (
     DATA_SETS,
     REST,
@@ -19,8 +20,13 @@ from benchmarks.prompts.splits import (
     source,
     subject_group,
 )
-from benchmarks.real_text.skills import MEASURED, SKILLS, Meaning, forget_source, meaning, retain_sources
-from tests.benchmarks.real_text.made_up import SHARED_QUESTION
+from tests.benchmarks.made_up import SHARED_QUESTION, made_up_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up rows."""
+    return made_up_data(tmp_path_factory.mktemp("data"))
 
 
 def texts(data: Path, name: str, split: Split) -> set[str]:
@@ -83,14 +89,12 @@ def test_a_source_says_what_it_holds(data: Path) -> None:
 
 
 @pytest.mark.parametrize("skill", SKILLS, ids=lambda skill: skill.name)
-def test_guards_are_fitted_on_train_sides_only(data: Path, skill: object) -> None:
-    (chosen,) = (each for each in SKILLS if each == skill)
-    forget, retain = forget_source(data, chosen), retain_sources(data, chosen)
+def test_guards_are_fitted_on_train_sides_only(data: Path, skill: Skill) -> None:
+    forget, retain = forget_source(data, skill), retain_sources(data, skill)
     assert all(part.name.split()[1] == "train" for part in (forget, *retain))
     kept = {text for part in retain for text in part.texts}
     assert not kept & set(forget.texts)
-    assert [m.name for m in MEASURED if meaning(chosen, m) is Meaning.OWN] == [chosen.data_set]
-    if chosen.name == "mathematics":
+    if skill.name == "mathematics":
         assert not kept & set(read(data, "mmlu", Split.TRAIN, groups=("mathematics",)).texts)
 
 

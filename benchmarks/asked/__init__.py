@@ -1,0 +1,1 @@
+"""What guards on a real model do over HTTP: cells of prompts, and what is refused of each."""
