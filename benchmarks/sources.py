@@ -7,7 +7,7 @@ A guard of mathematics, and one of code, of a real model:
     skillguard calibrate ksd --model MODEL --skill mathematics \\
       --forget DIR/mathematics/gsm8k.jsonl --forget DIR/mathematics/mmlu.jsonl \\
       --forget DIR/mathematics/expressions.jsonl --forget DIR/mathematics/equations.jsonl \\
-      --retain DIR/code/mbpp.jsonl --retain DIR/other/mmlu.jsonl --retain DIR/other/computing.jsonl \\
+      --retain DIR/code/mbpp.jsonl --retain DIR/code/fix.jsonl --retain DIR/other/mmlu.jsonl \\
       --retain DIR/other/history.jsonl --retain DIR/other/wikitext.jsonl --retain DIR/other/wikitext-digits.jsonl \\
       --retain DIR/other/english-numbers.jsonl --retain DIR/languages/es.jsonl --retain DIR/languages/de.jsonl \\
       --retain DIR/languages/zh.jsonl --retain DIR/languages/hi.jsonl --retain DIR/languages/vi.jsonl \\
@@ -38,7 +38,9 @@ from benchmarks.prompts.materials import MATERIALS, MATHEMATICAL
 from benchmarks.prompts.sets import sample
 from benchmarks.prompts.splits import LANGUAGES, Split, data_folder
 
-LIMIT = 300
+LIMIT = 180
+"""Texts of a file; a third of that where they are long."""
+LONG = ("other/history", "other/wikitext", "other/wikitext-digits")
 FILES: Mapping[str, Sequence[str]] = {
     "mathematics/gsm8k": ("gsm8k",),
     "mathematics/mmlu": tuple(f"mmlu-{group}" for group in MATHEMATICAL),
@@ -79,7 +81,7 @@ def write(data: Path, output: Path, *, limit: int = LIMIT, seed: int = 0) -> dic
     for name, materials in FILES.items():
         path = output / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = texts(data, materials, limit, seed)
+        drawn = texts(data, materials, -(-limit // 3) if name in LONG else limit, seed)
         path.write_text(
             "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in drawn), encoding="utf-8"
         )
@@ -90,7 +92,9 @@ def write(data: Path, output: Path, *, limit: int = LIMIT, seed: int = 0) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
-    parser.add_argument("--limit", type=int, default=LIMIT, help=f"texts a file (default {LIMIT})")
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, help=f"texts a file, a third of it where they are long (default {LIMIT})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws the texts (default 0)")
     args = parser.parse_args()
     if args.limit < 1:

@@ -27,7 +27,7 @@ QUANTITATIVE = (
     "high_school_physics",
     "professional_accounting",
 )
-"""MMLU's subjects whose questions often ask for a calculation, which makes them arguable for mathematics."""
+"""MMLU's subjects, beside computing, whose questions often ask for a calculation: arguable for mathematics."""
 MMLU_GROUPS: Mapping[str, tuple[str, ...]] = {
     "elementary": ("elementary_mathematics",),
     "high-school": ("high_school_mathematics",),
@@ -157,7 +157,7 @@ def _all() -> Iterable[Material]:
         yield _questions(language, f"xquad-{language}")
         yield _contexts(language)
     yield _questions("en", "xquad-en-numbers", texts.asks_for_a_number)
-    yield _mmlu("computing", lambda question: not texts.has_code(question), arguable=ENGLISH)
+    yield _mmlu("computing", lambda question: not texts.has_code(question), arguable=ENGLISH | MATHEMATICS)
     yield _mmlu("quantitative", arguable=ENGLISH | MATHEMATICS)
     yield _mmlu("history", arguable=ENGLISH)
     yield _mmlu("other", arguable=ENGLISH)

@@ -192,7 +192,10 @@ def test_roles() -> None:
         for skill in ("mathematics", "code", "language-es")
     }
     mathematics, code, spanish = found.values()
-    assert {name for name, role in mathematics.items() if role is Role.ARGUABLE} == {"mmlu-quantitative"}
+    assert {name for name, role in mathematics.items() if role is Role.ARGUABLE} == {
+        "mmlu-quantitative",
+        "mmlu-computing",
+    }
     assert mathematics["gsm8k/after-3-mbpp"] is mathematics["word-problems-es"] is Role.FORGET
     assert mathematics["mbpp"] is mathematics["harmless-numbers"] is mathematics["other-text-2000"] is Role.RETAIN
     assert code["mbpp/before-gsm8k"] is code["mbpp-explain"] is Role.FORGET

@@ -24,7 +24,9 @@ class SpanOptions(DetectorOptions):
 
     recall: float = option(0.98, "share of the skill to catch")
     max_false_abstention: float = option(
-        0.005, "share of every retain source, and of texts of every length, that may be refused; wins over `recall`"
+        0.005,
+        "share of what is retained that may be refused, which no retain source, surrounding or length of text may\n"
+        "contradict; wins over `recall`",
     )
     placement: PlacementName = option("middle", DetectorOptions.__dataclass_fields__["placement"].metadata["help"])
     material: Which = option(

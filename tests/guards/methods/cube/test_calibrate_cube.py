@@ -174,6 +174,14 @@ def test_the_cap_wins_over_recall(loaded: LoadedModel) -> None:
     assert any("tau was lowered" in note for note in capped.record.notes)
 
 
+def test_a_source_that_needs_the_skill_is_named(loaded: LoadedModel) -> None:
+    forget, retain = _mixed(240)
+    retain.append(Source("more sums", sums(540, seed=7)[480:]))
+    result = calibrate_cubes(loaded, forget, retain, CubeOptions(frames=("chat",), max_false_abstention=0.3))
+    assert any("on more sums alone; the cap holds on all" in warning for warning in result.warnings)
+    assert not any("on mixed alone" in warning for warning in result.warnings)
+
+
 def test_a_skill_that_cannot_be_told_apart_is_refused(loaded: LoadedModel) -> None:
     texts = sums(400)
     with pytest.raises(CalibrationError, match=r"nothing was written .*AUROC 0\.[45]"):
