@@ -78,7 +78,6 @@ def test_at_most_so_many_windows_a_side_are_fitted(loaded: LoadedModel, monkeypa
     thinned = calibrate(loaded, *sources(), options)
     assert thinned.windows == {"forget": 100, "retain": 100}
     assert any("100 forget and 100 retain windows" in note for note in thinned.record.notes)
-    assert thinned.auroc > 0.9
 
 
 def test_canaries_are_not_of_the_day_on_which_they_were_read() -> None:
