@@ -2,10 +2,10 @@
 
     python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M] [--work DIR]
 
-Guards are calibrated first, by the project's own calibration: Key Space Detection as cubes of four skills and pooled of
-one, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a quarter
-each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`), none of
-them used in calibration, as `Q: ...\\nA:`.
+Guards are calibrated first, by the project's own calibration: Key Space Detection over spans of one skill and as cubes
+of four, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a
+quarter each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`),
+none of them used in calibration, as `Q: ...\\nA:`.
 
 A verdict of vLLM may differ from the embedded engine's only where the embedded score lies within the margin, relative
 to tau: kernels sum in other orders. `within_margin` counts those prompts, `flipped` the verdicts that differ there, and
@@ -42,15 +42,15 @@ from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
-from guards.methods.pooled.options import PooledOptions
+from guards.methods.spans.calibrate import calibrate as calibrate_spans
+from guards.methods.spans.options import SpanOptions
 from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.policies import default_policy
 
 SKILLS = ("mathematics", "code", "language-es", "language-zh")
-POOLED = ADJUSTED = "mathematics"
+OVER_SPANS = ADJUSTED = "mathematics"
 FORGET_LIMIT, RETAIN_LIMIT = 300, 60
 """Texts of each source: what is compared is engines, not how well guards separate."""
 MARGIN = 1e-3
@@ -134,7 +134,7 @@ def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Pa
     by_name = {skill.name: skill for skill in skills.SKILLS}
     makers: dict[str, tuple[str, Callable[[Skill], Calibration]]] = {
         **{f"ksd-{name}": (name, partial(_cubes, loaded, data)) for name in SKILLS},
-        f"pooled-{POOLED}": (POOLED, partial(_pooled, loaded, data)),
+        f"spans-{OVER_SPANS}": (OVER_SPANS, partial(_spans, loaded, data)),
         f"na-{ADJUSTED}": (ADJUSTED, partial(_adjusted, loaded, data)),
     }
     for name, (skill, make) in makers.items():
@@ -148,8 +148,8 @@ def _cubes(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
     return calibrate_cubes(loaded, *_sides(data, skill), CubeOptions(frames=(FRAME,)))
 
 
-def _pooled(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
-    return calibrate_pooled(loaded, *_sides(data, skill), PooledOptions(frames=(FRAME,)))
+def _spans(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
+    return calibrate_spans(loaded, *_sides(data, skill), SpanOptions(frames=(FRAME,)))
 
 
 def _adjusted(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:

@@ -17,11 +17,9 @@ from guards.core.verdict import Scope
 from guards.inside.transformers.loading import DTYPES
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.pooled.guard import LayerWeights, PooledGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
-from guards.methods.spans.guard import Judgement, SpanGuard
-from guards.methods.spans.guard import LayerWeights as SpanWeights
+from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
 
 VOCABULARY = 32000
 END = 0
@@ -110,16 +108,10 @@ def neuron_adjust(identity: ModelIdentity, fraction: float = FRACTION) -> Neuron
     return NeuronAdjustGuard(statistics, fraction, Draw.RANDOM, seed=0)
 
 
-def pooled(identity: ModelIdentity, layers: list[int], seed: int) -> PooledGuard:
-    """A detector of mean key vectors that never fires: every token's value lies far on the retain side."""
-    generator = torch.Generator().manual_seed(seed)
-    terms = [LayerWeights(at, 1e-3 * torch.randn(identity.d_ff, generator=generator), -1e3) for at in layers]
-    return PooledGuard(tuple(terms), 0.5, Scope.BOTH)
-
-
 def spans(identity: ModelIdentity, layers: list[int], seed: int) -> SpanGuard:
     """A detector over spans, of prompts and answers, that never fires: every token lies far on the retain side."""
-    terms = [SpanWeights(each.layer, each.weight_F, each.offset) for each in pooled(identity, layers, seed).terms]
+    generator = torch.Generator().manual_seed(seed)
+    terms = [LayerWeights(at, 1e-3 * torch.randn(identity.d_ff, generator=generator), -1e3) for at in layers]
     judgements = [
         Judgement(over, 0.25)
         for written in (False, True)
@@ -151,7 +143,6 @@ def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
     entries: dict[type, Entry] = {
         CubeGuard: CUBE,
-        PooledGuard: POOLED,
         SpanGuard: SPANS,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,

@@ -107,5 +107,5 @@ class Metrics:
             self._abstentions.labels(*labels).inc()
         for score in finish.prompt_scores:
             if score.tau and math.isfinite(score.score):  # one NaN would spoil the sum for good
-                # A pooled score may be negative. A sum that falls looks to Prometheus like a counter that was reset.
+                # A message's mean may be negative. A sum that falls looks to Prometheus like a counter that was reset.
                 self._ratio.labels(score.guard).observe(max(0.0, score.score / score.tau))

@@ -23,8 +23,8 @@ def test_a_verdict_that_differs_away_from_tau_is_a_disagreement() -> None:
 
 
 def test_a_score_near_zero_differs_by_shares_of_tau() -> None:
-    pooled = replace(INSIDE, score=1e-9, tau=0.5)
-    (row,) = compare([{"ksd": pooled}], [{"ksd": replace(pooled, score=-1e-6)}], MARGIN)
+    near = replace(INSIDE, score=1e-9, tau=0.5)
+    (row,) = compare([{"ksd": near}], [{"ksd": replace(near, score=-1e-6)}], MARGIN)
     assert row["disagree"] == 0
     assert row["max_relative_score_difference"] == pytest.approx(2e-6, rel=1e-2)
 

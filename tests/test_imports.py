@@ -16,7 +16,7 @@ ROOMS = (
     "guards.artifact",
     "guards.contract",
     "guards.calibration",
-    *("guards.methods.cube", "guards.methods.pooled", "guards.methods.neuron_adjust"),
+    *("guards.methods.cube", "guards.methods.spans", "guards.methods.neuron_adjust"),
     "guards.methods.selective_pruning",
     "guards.methods",
     "guards.inside",

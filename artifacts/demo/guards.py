@@ -5,23 +5,27 @@ last digits, and so the bytes, depend on the number of threads; those here are o
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from artifacts.demo.build.rows import SKILLS
-from artifacts.demo.remembering import remember
+from artifacts.demo.build.rows import LANGUAGES, SKILLS
 from guards.calibration.sources import Source, read_source
 from guards.inside.transformers.loading import load_model
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
-from guards.methods.pooled.options import PooledOptions
+from guards.methods.spans.calibrate import calibrate as calibrate_spans
+from guards.methods.spans.options import SpanOptions
 
 DEMO = Path(__file__).resolve().parent
 FRAMES = ("chat", "Q: {text}\nA:")
-KSD_SKILLS = ("en", "de", "mathematics", "code", "es", "zh", "hi", "vi", "ar")
-"""In the order in which they are fitted: a prompt's mean is computed in the first batch that has it."""
-KSD_OPTIONS = PooledOptions(frames=FRAMES, progress=True)
-"""The defaults, but for the frames. That the variant took the place of cubes was decided on test prompts."""
+KSD_OPTIONS = SpanOptions(frames=FRAMES, material="none", longest=128, placement="tight", progress=True)
+"""What suits a model this small: it was trained on none of the shipped material and on no long text, and what it makes
+of them is noise. Answers tell its skills apart so well that they are judged only where the recall needs it.
+"""
+LANGUAGE_OPTIONS = replace(KSD_OPTIONS, max_false_abstention=0.02)
+"""Of languages, whose prompts differ in a word ("What is water in Chinese?"): nothing would be written with less. Their
+answers give them away.
+"""
 ADJUST_OPTIONS = NeuronAdjustOptions(frames=FRAMES, fraction=0.0975, draw="certain", progress=True)
 """More than the paper's 3 %, which leaves .94 of this model's arithmetic. The strongest of 17 settings that spares
 Chinese, which 10 % breaks; ten of them were judged on test prompts, the last seven on calibration prompts."""
@@ -37,10 +41,11 @@ def sources(limit: int | None = None) -> Mapping[str, Source]:
 def main() -> None:
     """Writes `guards/ksd-<skill>` for every forgettable skill, and `guards/na-mathematics`."""
     loaded = load_model(DEMO / "model", "cpu", "float32")
-    forget, kept, remembering = sources(), sources(RETAIN_LIMIT), remember(loaded)
-    for skill in KSD_SKILLS:
+    forget, kept = sources(), sources(RETAIN_LIMIT)
+    for skill in ("mathematics", "code", *LANGUAGES):
         retain = [source for other, source in kept.items() if other != skill]
-        guard = calibrate_pooled(remembering, [forget[skill]], retain, KSD_OPTIONS)
+        options = LANGUAGE_OPTIONS if skill in LANGUAGES else KSD_OPTIONS
+        guard = calibrate_spans(loaded, [forget[skill]], retain, options)
         guard.save(DEMO / "guards" / f"ksd-{skill}", skill)
     retain = [source for other, source in kept.items() if other != "mathematics"]
     adjusted = calibrate_neuron_adjust(loaded, [forget["mathematics"]], retain, ADJUST_OPTIONS)

@@ -35,8 +35,6 @@ class Tokens(StrEnum):
     """All but the leading and trailing ones that `skip` names."""
     ALL_AND_LAST = "all and last"
     """Those, and the last one in any case."""
-    MEAN = "mean"
-    """None of them: one vector an example, the mean over all of its tokens in float32."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,11 @@ class Span(NamedTuple):
 def wanted_span(length: int, tokens: Tokens, skip: tuple[int, int]) -> Span:
     """The positions of an example of `length` tokens that a consumer is handed."""
     last = length - 1
-    if tokens is Tokens.MEAN:
-        return Span(0, length, None)
     if tokens is Tokens.LAST:
         return Span(last, length, None)
     first, stop = skip[0], max(skip[0], length - skip[1])
     inside = first <= last < stop
     return Span(first, stop, last if tokens is Tokens.ALL_AND_LAST and not inside else None)
-
-
-def mean_by_example(x_TF: Tensor, example_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean activations of whole examples, whose tokens lie together: float32 [E, F], and which examples [E]."""
-    example_E, count_E = torch.unique_consecutive(example_T, return_counts=True)
-    row_T = torch.repeat_interleave(torch.arange(len(count_E), device=x_TF.device), count_E)
-    sum_EF = torch.zeros((len(count_E), x_TF.shape[1]), device=x_TF.device).index_add_(0, row_T, x_TF.float())
-    return sum_EF / count_E.unsqueeze(1), example_E
 
 
 Reader = Callable[[TokenIds], tuple[Reading, tuple[float, ...]]]

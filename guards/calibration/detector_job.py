@@ -1,17 +1,13 @@
-"""What the calibration of any detector starts from and ends with: checked, dealt examples, and rates by frame.
+"""What the calibration of any detector starts from: checked, dealt examples.
 
 The forget set is dealt into fit (half), threshold (a quarter) and report (a quarter). The retain set is dealt alike;
-where nothing is fitted on it, into threshold and report (halves). `corpus.Share` says what for. Suffix: E examples.
+where nothing is fitted on it, into threshold and report (halves). `corpus.Share` says what for.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch
-from torch import Tensor
-
-from guards.artifact.manifest import Rate
 from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import (
     FORGET_DEAL,
@@ -27,7 +23,7 @@ from guards.calibration.corpus import (
 from guards.calibration.options import DetectorOptions
 from guards.calibration.sources import Source
 from guards.calibration.statistics import FEW_VECTORS
-from guards.calibration.thresholds import enough_for_cap, rate_of
+from guards.calibration.thresholds import enough_for_cap
 from guards.errors import CalibrationError
 
 Options = TypeVar("Options", bound=DetectorOptions)
@@ -116,50 +112,6 @@ def shortages(job: DetectorJob[Options], vectors: int) -> list[str]:
     return found
 
 
-def near_sources(frame: str, sources: Mapping[str, Rate], cap: float) -> list[str]:
-    """Warnings of retain sources that by themselves are surely above the cap."""
-    return [
-        f"frame {frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all retain texts "
-        "together: its texts may need the skill, else lower `recall`"
-        for name, rate in sources.items()
-        if rate.low > cap
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorFrame:
-    """What a detector does to prompts in one frame, on the report part.
-
-    `layers`, `tau` and `auroc` are those of the part that `forget_E` and `retain_E` are scores of, `sources` the false
-    abstentions by retain source.
-    """
-
-    frame: str
-    layers: tuple[int, ...]
-    tau: float
-    auroc: float
-    recall: Rate
-    false_abstention: Rate
-    sources: Mapping[str, Rate]
-    forget_E: Tensor
-    retain_E: Tensor
-
-
 def layers_text(layers: Sequence[int]) -> str:
     """Layers, as a person reads them."""
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-
-
-def rates_by_source(job: DetectorJob[Options], retain_hits_E: Tensor) -> dict[str, Rate]:
-    """False abstentions by retain source, of the retain examples of the report part."""
-    retain = job.corpora["retain"]
-    source_E = torch.tensor([retain.source_of[example] for example in job.parts["retain"][Share.REPORT]])
-    return {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)}
-
-
-def worst_rates(frames: Sequence[DetectorFrame]) -> tuple[Rate, Rate]:
-    """Recall and false abstention of an artifact's record: each of the frame where it is worst."""
-    return (
-        min((frame.recall for frame in frames), key=lambda rate: rate.rate),
-        max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
-    )

@@ -4,7 +4,7 @@ Scores are float32, small inside the skill. Suffixes: E examples, C cubes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,28 +44,16 @@ def tolerated(examples: int, cap: float) -> int:
     return hits
 
 
-def place_tau(
-    needed: float, bound: float, placement: PlacementName, *, middle: Callable[[float, float], float]
-) -> float:
+def place_tau(needed: float, bound: float, placement: PlacementName) -> float:
     """A tau between the smallest that the recall needs and the largest that the cap allows; the cap wins.
 
-    "tight" takes the smallest. "middle" takes the `middle` of both. That leaves the same room on both sides for prompts
-    that differ from the calibration's: it forgets new wordings better, and refuses more of kinds of text that no retain
-    source holds.
+    "tight" takes the smallest. "middle" takes the geometric mean of both. That leaves the same room on both sides for
+    prompts that differ from the calibration's: it forgets new wordings better, and refuses more of kinds of text that
+    no retain source holds.
     """
     if bound <= needed:
         return bound
-    return needed if placement == "tight" else below(middle(needed, bound))
-
-
-def geometric(one: float, other: float) -> float:
-    """The middle of two scores whose ratio says how far apart they are."""
-    return math.sqrt(one * other)
-
-
-def arithmetic(one: float, other: float) -> float:
-    """The middle of two scores whose difference says how far apart they are."""
-    return (one + other) / 2
+    return needed if placement == "tight" else below(math.sqrt(needed * bound))
 
 
 def enough_for_cap(examples: int, cap: float) -> bool:

@@ -37,24 +37,25 @@ class OverTokens(Protocol):
         """States of the tokens of both [N, C, K], those of `before_NCK` coming first."""
 
     @abstractmethod
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
-        """One number from each token's own value and its state, float32 [T, C]. `positions_T` counts from 0."""
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
+        """One number from each token's own value and its state, float32 [T, C]."""
 
-    def scan(self, state_TCK: Tensor, start_T: Tensor) -> Tensor:
-        """States of all tokens from each one's `start_T` up to and with it [T, C, K], from states of single tokens.
 
-        `start_T`: the row where each token's sequence starts in this pass, ascending.
-        This one joins about log2(T) times (Hillis and Steele 1986); a strategy may know a shorter way.
-        """
-        row_T = torch.arange(len(state_TCK), device=state_TCK.device)
-        step = 1
-        while step < len(state_TCK):
-            joined_NCK = self.join(state_TCK[:-step], state_TCK[step:])
-            same_N = row_T[:-step] >= start_T[step:]
-            later_NCK = torch.where(same_N[:, None, None], joined_NCK, state_TCK[step:])
-            state_TCK = torch.cat([state_TCK[:step], later_NCK])
-            step *= 2
-        return state_TCK
+def scan(strategy: OverTokens, state_TCK: Tensor, start_T: Tensor) -> Tensor:
+    """States of all tokens from each one's `start_T` up to and with it [T, C, K], from states of single tokens.
+
+    `start_T`: the row where each token's sequence starts in this pass, ascending. It joins about log2(T) times (Hillis
+    and Steele 1986).
+    """
+    row_T = torch.arange(len(state_TCK), device=state_TCK.device)
+    step = 1
+    while step < len(state_TCK):
+        joined_NCK = strategy.join(state_TCK[:-step], state_TCK[step:])
+        same_N = row_T[:-step] >= start_T[step:]
+        later_NCK = torch.where(same_N[:, None, None], joined_NCK, state_TCK[step:])
+        state_TCK = torch.cat([state_TCK[:step], later_NCK])
+        step *= 2
+    return state_TCK
 
 
 @dataclass(frozen=True)
@@ -69,57 +70,8 @@ class Token(OverTokens):
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         return after_NCK
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         return values_TC.float()
 
 
-@dataclass(frozen=True)
-class Mean(OverTokens):
-    """The mean of the values. The state is their sum."""
-
-    neutral = (0.0,)
-
-    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
-        return values_TC.double().unsqueeze(-1)
-
-    def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
-        return before_NCK + after_NCK
-
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
-        return (state_TCK[..., 0] / (positions_T + 1)[:, None]).float()
-
-    def scan(self, state_TCK: Tensor, start_T: Tensor) -> Tensor:
-        """One cumulative sum of the pass, less what came before each sequence."""
-        sum_TCK = state_TCK.cumsum(0)
-        return sum_TCK - (sum_TCK - state_TCK)[start_T]
-
-
-@dataclass(frozen=True)
-class Max(OverTokens):
-    """The largest value. The state is that value, which float32 must hold exactly."""
-
-    neutral = (-torch.inf,)
-
-    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
-        return values_TC.double().unsqueeze(-1)
-
-    def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
-        return torch.maximum(before_NCK, after_NCK)
-
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
-        return state_TCK[..., 0].float()
-
-    def scan(self, state_TCK: Tensor, start_T: Tensor) -> Tensor:
-        """One cumulative maximum of the pass, over integers that a later sequence's always exceed."""
-        offset_TCK = (start_T << 32)[:, None, None]
-        order_TCK = _flipped(state_TCK.float().view(torch.int32)) + offset_TCK
-        most_TCK = (order_TCK.cummax(0).values - offset_TCK).int()
-        return _flipped(most_TCK).view(torch.float32).double()
-
-
-def _flipped(bits: Tensor) -> Tensor:
-    """Bits of float32 as int32 in the order of the floats, or back."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-TOKEN, MEAN, MAX = Token(), Mean(), Max()
+TOKEN = Token()

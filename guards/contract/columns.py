@@ -194,7 +194,7 @@ class Bookkeeping:
             accumulated_TC = cells_TC.index_copy(1, here.accumulated_C, of_ranks_TC)
         values_TP = columns.running_values(accumulated_TC)
         if sequences is None or not len(values_TP):
-            read_TP = self._states.nothing(values_TP, positions_T)
+            read_TP = self._states.nothing(values_TP)
         else:
             links = link(positions_T, sequences, looks=self.device.type == "cpu")
             read_TP = self._states.extend(values_TP, links, self._turns.find(ids_T, links))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from guards.contract.accumulate import OverTokens
+from guards.contract.accumulate import OverTokens, scan
 from guards.contract.slots import Links
 from guards.contract.turns import Turns
 
@@ -83,12 +83,12 @@ class RunningStates:
         joined_TW = self._join(before_SW[links.sequence_T], within_TW)
         state_TW = joined_TW.masked_fill(broken_TC[:, self._column_W], torch.nan)
         self._kept[links.slots_T] = state_TW[links.order_T]
-        return self._read(values_TC, state_TW, links.positions_T, broken_TC)
+        return self._read(values_TC, state_TW, broken_TC)
 
-    def nothing(self, values_TC: Tensor, positions_T: Tensor) -> Tensor:
+    def nothing(self, values_TC: Tensor) -> Tensor:
         """What columns read in a pass for nobody, which keeps nothing: NaN where they have a state."""
         nothing_TW = self._neutral_W.new_full((len(values_TC), len(self._neutral_W)), torch.nan)
-        return self._read(values_TC, nothing_TW, positions_T, torch.ones_like(values_TC, dtype=torch.bool))
+        return self._read(values_TC, nothing_TW, torch.ones_like(values_TC, dtype=torch.bool))
 
     def _within(self, values_TC: Tensor, links: Links, turns: Turns) -> tuple[Tensor, Tensor]:
         """States over each sequence's tokens of this pass [T, W], and where one was not finite by then, bool [T, C]."""
@@ -97,7 +97,7 @@ class RunningStates:
         states = []
         for each in self._groups:
             state_TCK = each.strategy.lift(clean_TC[:, each.columns], turns)
-            states.append((state_TCK if links.single else each.strategy.scan(state_TCK, links.start_T)).flatten(1))
+            states.append((state_TCK if links.single else scan(each.strategy, state_TCK, links.start_T)).flatten(1))
         count_TC = bad_TC.cumsum(0)
         return torch.cat(states, dim=1), count_TC > (count_TC - bad_TC)[links.start_T]
 
@@ -126,10 +126,10 @@ class RunningStates:
         joined = [each.strategy.join(each.of(before_NW), each.of(after_NW)).flatten(1) for each in self._groups]
         return torch.cat(joined, dim=1)
 
-    def _read(self, values_TC: Tensor, state_TW: Tensor, positions_T: Tensor, broken_TC: Tensor) -> Tensor:
+    def _read(self, values_TC: Tensor, state_TW: Tensor, broken_TC: Tensor) -> Tensor:
         read = []
         for each in self._groups:
-            read_TC = each.strategy.read(values_TC[:, each.columns], each.of(state_TW), positions_T)
+            read_TC = each.strategy.read(values_TC[:, each.columns], each.of(state_TW))
             if each.strategy.width:
                 read_TC = read_TC.masked_fill(broken_TC[:, each.columns], torch.nan)
             read.append(read_TC)

@@ -62,7 +62,7 @@ class Rise(OverTokens):
         )
         return torch.stack(joined, dim=-1)
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         return (1 / (1 + state_TCK[..., :3].amax(dim=-1))).float()  # from m = c = 0
 
 
@@ -88,5 +88,5 @@ class MessageMean(OverTokens):
         kept_NC1 = after_NCK[..., :1]
         return torch.cat([before_NCK[..., :1] * kept_NC1, before_NCK[..., 1:] * kept_NC1 + after_NCK[..., 1:]], dim=-1)
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         return (1 - state_TCK[..., 1] / (state_TCK[..., 2] + self.weight)).float()

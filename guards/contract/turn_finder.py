@@ -36,7 +36,7 @@ class _Sides(OverTokens):
         second_NC = torch.where(newest_NC == 0, earlier_NC, torch.where(newer_NC == 0, last_NC, newer_NC))
         return torch.stack([torch.where(newest_NC == 0, last_NC, newest_NC), second_NC], dim=-1)
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         return (state_TCK[..., 0] + _SIDES * state_TCK[..., 1]).float()
 
 

@@ -10,7 +10,7 @@ _RELATIVE = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
 class Drift:
     """What a method's canaries may drift by, a share of the score by the model's dtype, and `slack` beside it.
 
-    Of a score below `floor` it is that share of `floor`: 1 is the distance of the two sides' means for a pooled guard.
+    Of a score below `floor` it is that share of `floor`: 1 is what a guard over spans reads of a text without evidence.
     """
 
     relative: Mapping[str, float] = field(default_factory=lambda: _RELATIVE, hash=False)

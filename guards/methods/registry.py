@@ -12,7 +12,6 @@ from guards.calibration.entry import Entry
 from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.entry import CUBE
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
-from guards.methods.pooled.entry import POOLED
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
 from guards.methods.spans.entry import SPANS
 
@@ -24,7 +23,6 @@ __all__ = [
     "CUBE",
     "GROUP",
     "NEURON_ADJUST",
-    "POOLED",
     "SELECTIVE_PRUNING",
     "SPANS",
     "load_guard",
@@ -35,11 +33,14 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (SPANS, POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
+_SHIPPED = (SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]
 """A method's name on disk, and its variant."""
+
+_RETIRED: frozenset[Key] = frozenset({("ksd", "pooled")})
+"""Of which there may still be artifacts."""
 
 
 @cache
@@ -86,6 +87,11 @@ def method_of(artifact: "Artifact") -> Entry:
     if name == CUBE.name and variant is None:
         variant = CUBE.variant
     entry = methods().get((name, variant)) if variant is None or isinstance(variant, str) else None
+    if entry is None and variant in [retired for method, retired in _RETIRED if method == name]:
+        raise ArtifactError(
+            f"{artifact.name}: got method {name!r}, variant {variant!r}, which is retired: calibrate the guard again "
+            f"with `skillguard calibrate {name}`"
+        )
     if entry is None:
         known = ", ".join(sorted(" ".join(filter(None, key)) for key in methods()))
         raise ArtifactError(

@@ -15,8 +15,7 @@ from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
-from guards.methods.pooled.guard import PooledGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import PruningGuard
 from guards.methods.spans.guard import SpanGuard
 from guards.model.families import FAMILIES
@@ -33,7 +32,6 @@ def entry(guard: Guard) -> tuple[Method, Guard]:
     """The guard with its method."""
     methods: dict[type, Method] = {
         CubeGuard: CUBE,
-        PooledGuard: POOLED,
         SpanGuard: SPANS,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,

@@ -18,11 +18,9 @@ from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.pooled.guard import LayerWeights, PooledGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
-from guards.methods.spans.guard import Judgement, SpanGuard
-from guards.methods.spans.guard import LayerWeights as SpanWeights
+from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
 from tests.models import D_FF, D_MODEL, LAYERS
 
 IDENTITY = ModelIdentity(
@@ -57,20 +55,13 @@ def cubes(*of: Cube) -> CubeGuard:
     return CubeGuard(of or (cube(),), Scope.BOTH, Regime.LAST_TOKEN)
 
 
-def pooled(*layers: int, tau: float = 0.5) -> PooledGuard:
-    """A detector of mean key vectors at these layers, or at two, with random weights."""
-    terms = []
-    for layer in layers or (1, LAYERS - 1):
-        generator = torch.Generator().manual_seed(layer)
-        terms.append(LayerWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
-    return PooledGuard(tuple(terms), tau, Scope.BOTH)
-
-
 JUDGEMENTS = (
     Judgement(Rise(0.5, written=False), 0.25),
     Judgement(MessageMean(2.0, written=False), 0.5),
     Judgement(Rise(0.25, written=True), 0.2),
 )
+MEAN_ALONE = (Judgement(MessageMean(1.0, written=False), 0.75),)
+"""The plainest: half of the evidence of a text of one token, and fires where that is a quarter."""
 
 
 def spans(*layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS) -> SpanGuard:
@@ -78,7 +69,7 @@ def spans(*layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS) -> SpanG
     terms = []
     for layer in layers or (1, LAYERS - 1):
         generator = torch.Generator().manual_seed(layer)
-        terms.append(SpanWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
+        terms.append(LayerWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
     return SpanGuard(tuple(terms), judgements, Scope.BOTH)
 
 
@@ -130,7 +121,6 @@ def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifes
 SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     SPANS: spans,
     CUBE: cubes,
-    POOLED: pooled,
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
 }

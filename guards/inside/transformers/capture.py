@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from guards.calibration.activations import Consumer, Pass, TokenIds, Tokens, mean_by_example, wanted_span
+from guards.calibration.activations import Consumer, Pass, TokenIds, Tokens, wanted_span
 from guards.errors import AttachError, CalibrationError
 from guards.inside.taps import Purpose, install
 from guards.model.sites import ModelSites, Place
@@ -119,9 +119,7 @@ def stream(
     def receive(layer: int, x_TF: Tensor) -> None:
         assert selected is not None
         fired.append(layer)
-        found_TF, example_T = x_TF.index_select(0, selected[0]), selected[1]
-        mean = wanted.tokens is Tokens.MEAN
-        consume(layer, *(mean_by_example(found_TF, example_T) if mean else (found_TF, example_T)))
+        consume(layer, x_TF.index_select(0, selected[0]), selected[1])
         if layer == layers[-1]:
             raise _PassOverError
 

@@ -24,8 +24,8 @@ def slots_of(kwargs: Mapping[str, Any]) -> int:
 def find_sequences(kwargs: Mapping[str, Any], positions_BT: Tensor) -> Sequences:
     """Reads them off a forward pass's arguments: a packed one of continuous batching, or whole rows without a cache.
 
-    A sequence whose rows, positions and slots disagree is not sound. Raises GuardReadingError on any other pass: a mean
-    would silently be of a part of the text.
+    A sequence whose rows, positions and slots disagree is not sound. Raises GuardReadingError on any other pass: a
+    state would silently be of a part of the text.
     """
     if "cu_seq_lens_q" in kwargs:
         return _packed(kwargs, positions_BT.reshape(-1))
@@ -48,7 +48,7 @@ def _group(kwargs: Mapping[str, Any]) -> int:
 
 def _packed(kwargs: Mapping[str, Any], positions_T: Tensor) -> Sequences:
     if kwargs.get("block_table") is not None or not kwargs.get("write_index"):
-        raise GuardReadingError("got a forward pass without cache indices: pooled guards need them")
+        raise GuardReadingError("got a forward pass without cache indices: guards over spans need them")
     # Indices lie in the order of the cache's groups of layers, lengths by the kind of layer.
     group = _group(kwargs)
     kinds = [allocator.layer_type for allocator in kwargs["cache"].cache_allocators.values()]

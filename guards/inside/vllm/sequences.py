@@ -30,12 +30,12 @@ def finder(runner: Any) -> Finder:
         if not metadata:
             return None
         if not isinstance(metadata, dict):
-            raise GuardReadingError("got micro-batches: pooled guards cannot follow a sequence through them")
+            raise GuardReadingError("got micro-batches: guards over spans cannot follow a sequence through them")
         groups = runner.kv_cache_config.kv_cache_groups
         if len({each.kv_cache_spec.block_size for each in groups}) != 1 or not groups[0].layer_names:
             raise GuardReadingError(
                 "the cache's groups of layers have blocks of different sizes, or this stage has no layer of the first: "
-                "a prefix may be found in part of a block, whose states pooled guards cannot follow"
+                "a prefix may be found in part of a block, whose states guards over spans cannot follow"
             )
         block_tokens = runner.input_batch.block_table[0].block_size
         return sequences_of(metadata[groups[0].layer_names[0]], positions_T, block_tokens)

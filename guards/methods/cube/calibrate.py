@@ -5,22 +5,16 @@ Chooses each frame's layer and tau, and reports on examples that nothing was cho
 Suffixes: L layers, C cubes (one per fitted frame), E examples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from guards.artifact.manifest import Rate
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import Share
-from guards.calibration.detector_job import (
-    DetectorFrame,
-    near_sources,
-    prepare,
-    rates_by_source,
-    shortages,
-    worst_rates,
-)
+from guards.calibration.detector_job import prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
@@ -29,7 +23,6 @@ from guards.calibration.thresholds import (
     MIN_RECALL,
     below,
     false_abstention_bound,
-    geometric,
     hits,
     joint_scale,
     margin,
@@ -61,9 +54,20 @@ class LayerResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameResult(DetectorFrame):
-    """A frame with its own cube, `chosen` among one at each layer. The rates are those of all cubes together."""
+class FrameResult:
+    """What the guard does to prompts in one frame, on the report part. The rates are those of all cubes together.
 
+    `chosen` is the frame's own cube, among one at each layer; `forget_E` and `retain_E` are its scores, `tau` its own.
+    `sources`: the false abstentions by retain source.
+    """
+
+    frame: str
+    tau: float
+    recall: Rate
+    false_abstention: Rate
+    sources: Mapping[str, Rate]
+    forget_E: Tensor
+    retain_E: Tensor
     chosen: LayerResult
     by_layer: tuple[LayerResult, ...]
 
@@ -90,7 +94,7 @@ def _layer_results(job: CubeJob, scores: Scores, fits: Sequence[Fit], cube: int)
         held_forget_E = scores["forget", Share.REPORT, frame][cube, i]
         per_frame = [scores["retain", Share.THRESHOLD, served][cube, i] for served in job.frames]
         bound = min(false_abstention_bound(retain_E, cap) for retain_E in per_frame)
-        tau = place_tau(conformal_tau(forget_E, recall), bound, job.options.placement, middle=geometric)
+        tau = place_tau(conformal_tau(forget_E, recall), bound, job.options.placement)
         retain_E = torch.cat(per_frame)
         held_retain_E = torch.cat([scores["retain", Share.REPORT, served][cube, i] for served in job.frames])
         results.append(
@@ -107,6 +111,13 @@ def _layer_results(job: CubeJob, scores: Scores, fits: Sequence[Fit], cube: int)
     return tuple(results)
 
 
+def _rates_by_source(job: CubeJob, retain_hits_E: Tensor) -> dict[str, Rate]:
+    """False abstentions by retain source, of the retain examples of the report part."""
+    retain = job.corpora["retain"]
+    source_E = torch.tensor([retain.source_of[example] for example in job.parts["retain"][Share.REPORT]])
+    return {source.name: rate_of(retain_hits_E[source_E == i]) for i, source in enumerate(retain.sources)}
+
+
 def _frame_result(
     job: CubeJob, scores: Scores, cube: int, layers: tuple[LayerResult, ...], rows: list[int], taus: list[float]
 ) -> FrameResult:
@@ -117,12 +128,10 @@ def _frame_result(
     retain_hits_E, own = hits(retain_CE, taus), layers[rows[cube]]
     return FrameResult(
         frame=frame,
-        layers=(own.fit.cube.layer,),
         tau=taus[cube],
-        auroc=own.reported_auroc,
         recall=rate_of(hits(forget_CE, taus)),
         false_abstention=rate_of(retain_hits_E),
-        sources=rates_by_source(job, retain_hits_E),
+        sources=_rates_by_source(job, retain_hits_E),
         forget_E=forget_CE[cube],
         retain_E=retain_CE[cube],
         chosen=own,
@@ -144,6 +153,16 @@ def _choose(job: CubeJob, fits: Sequence[Sequence[Fit]], scores: Scores) -> tupl
     return tuple(_frame_result(job, scores, c, tables[c], rows, taus) for c in range(len(rows)))
 
 
+def _near_sources(frame: str, sources: Mapping[str, Rate], cap: float) -> list[str]:
+    """Warnings of retain sources that by themselves are surely above the cap."""
+    return [
+        f"frame {frame!r}: false abstention {rate.rate:.3f} on {name} alone; the cap holds on all retain texts "
+        "together: its texts may need the skill, else lower `recall`"
+        for name, rate in sources.items()
+        if rate.low > cap
+    ]
+
+
 def _warnings(job: CubeJob, frames: Sequence[FrameResult]) -> list[str]:
     """What the operator should know. Raises CalibrationError when a frame's recall is below MIN_RECALL."""
     options, found = job.options, shortages(job, min(result.chosen.fit.vectors for result in frames))
@@ -161,7 +180,7 @@ def _warnings(job: CubeJob, frames: Sequence[FrameResult]) -> list[str]:
                 f"tau was lowered below what `recall` {options.recall} needs, to keep `max_false_abstention` "
                 f"{options.max_false_abstention}: {reached}"
             )
-        found += near_sources(result.frame, result.sources, options.max_false_abstention)
+        found += _near_sources(result.frame, result.sources, options.max_false_abstention)
     return found
 
 
@@ -224,7 +243,10 @@ def calibrate(
         clock,
         notes=_notes(job, frames),
         warnings=warnings,
-        rates=worst_rates(frames),
+        rates=(
+            min((frame.recall for frame in frames), key=lambda rate: rate.rate),
+            max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
+        ),
         options=options,
         frames=frames,
     )

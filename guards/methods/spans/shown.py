@@ -8,9 +8,8 @@ from torch import Tensor
 
 from guards.artifact.manifest import Rate
 from guards.calibration.corpus import Side
-from guards.calibration.detector_shown import interval_text
 from guards.calibration.drawing import BINS, FORGET_COLOUR, RETAIN_COLOUR, TAU_COLOUR, new_figure, png
-from guards.calibration.shown import ShownTable
+from guards.calibration.shown import ShownTable, interval_text
 from guards.methods.spans.calibrate import HOLD_BACKS, ReportRow, SpanCalibration
 from guards.methods.spans.choice import Accumulation
 

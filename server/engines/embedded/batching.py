@@ -125,5 +125,5 @@ def _refuse_unguardable(config: Any) -> None:
     if config.cpu_offload_space != 0:
         raise UnsupportedModelError(
             f"transformers moves up to {config.cpu_offload_space} GiB of its cache to the CPU's memory; an answer "
-            "would come back at other slots than those where pooled guards keep its running means"
+            "would come back at other slots than those where guards over spans keep its states"
         )

@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.artifact.manifest import CalibrationRecord, Manifest, ModelIdentity
 from guards.artifact.store import write_artifact
-from guards.calibration.activations import Consumer, Pass, Reader, Span, TokenIds, Tokens, mean_by_example, wanted_span
+from guards.calibration.activations import Consumer, Pass, Reader, Span, TokenIds, wanted_span
 from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.verdict import Reading
@@ -155,9 +155,7 @@ class VllmActivations:
             rows_R2 = torch.tensor(rows, dtype=torch.int64)
             for layer in layers if rows else ():
                 slices = self._rpc("take_captured", site.value, layer)
-                x_RF = assemble(slices, rows_R2, self.width(site), dtype, layer)
-                example_R, mean = rows_R2[:, 0], wanted.tokens is Tokens.MEAN
-                consume(layer, *(mean_by_example(x_RF, example_R) if mean else (x_RF, example_R)))
+                consume(layer, assemble(slices, rows_R2, self.width(site), dtype, layer), rows_R2[:, 0])
             advance(sum(len(examples[index]) for index in group))
 
     async def _pass(self, llm: AsyncLLM, group: Sequence[tuple[int, TokenIds, Span]]) -> None:

@@ -104,7 +104,7 @@ def test_a_few_neurons_may_fall_the_other_way() -> None:
 
 
 NEAR_ZERO = Canary(token_ids=(1, 2), scores=(-1e-4,), fires=True)
-"""A pooled guard's: 0 is the forget set's mean, where a share of the score would be no room at all."""
+"""Of a mean over a message, which may be below zero, where a share of the score would be no room at all."""
 
 
 @pytest.mark.parametrize("dtype", sorted(SHARE))
@@ -129,7 +129,7 @@ SHARES = (-1.0, 0.0, 0.5, 0.89, 0.9, 0.95, 1.0, 1.05, 1.1, 1.11, 1.5, 3.0, 20.0)
 
 @pytest.mark.parametrize("dtype", sorted(SHARE))
 def test_no_score_that_agrees_with_a_clear_canary_has_the_other_verdict(dtype: str) -> None:
-    """A pooled guard's tau is about a half: in bfloat16 nine tenths of it may drift to its other side."""
+    """A tau may be about a half: in bfloat16 nine tenths of it may drift to its other side."""
     told = set()
     for tau in TAUS:
         for share in SHARES:
@@ -148,7 +148,7 @@ def test_no_score_that_agrees_with_a_clear_canary_has_the_other_verdict(dtype: s
 
 
 def test_in_float32_nine_and_eleven_tenths_are_clear() -> None:
-    """As they have been chosen for the demo, whose taus are about a half."""
+    """Of small taus too."""
     for tau in (0.47, 0.51, 3.0, 7.5):
         for share in SHARES:
             ratio = share * tau / tau

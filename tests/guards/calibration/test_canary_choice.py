@@ -10,10 +10,12 @@ from guards.artifact.manifest import Canary
 from guards.calibration.activations import TokenIds
 from guards.calibration.canary_choice import CANARY_TRIES, choose_canaries
 from guards.calibration.corpus import Corpus, Side
+from guards.contract.spans import MessageMean
 from guards.core.verdict import Reading
 from guards.errors import CalibrationError
-from guards.methods.registry import POOLED, SELECTIVE_PRUNING
-from tests.guards.samples import IDENTITY, pooled, pruned
+from guards.methods.registry import SELECTIVE_PRUNING, SPANS
+from guards.methods.spans.guard import Judgement
+from tests.guards.samples import IDENTITY, pruned, spans
 
 TAU = 0.47
 
@@ -52,9 +54,11 @@ def choose(
 ) -> tuple[Canary, ...]:
     """Canaries of prompts of one token each: token -> score."""
     model: Any = Scored({**forget, **retain}, dtype)
-    method = POOLED if guard is None else SELECTIVE_PRUNING
+    method = SPANS if guard is None else SELECTIVE_PRUNING
     sides = (corpus("forget", *forget), corpus("retain", *retain))
-    return choose_canaries(model, method, guard or pooled(tau=TAU), *sides, ("bare",))
+    return choose_canaries(
+        model, method, guard or spans(judgements=(Judgement(MessageMean(1.0, written=False), TAU),)), *sides, ("bare",)
+    )
 
 
 @pytest.mark.parametrize(

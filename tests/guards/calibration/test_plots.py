@@ -15,11 +15,11 @@ from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.calibrate import calibrate as calibrate_pooled
-from guards.methods.pooled.options import PooledOptions
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING
+from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
+from guards.methods.spans.calibrate import calibrate as calibrate_spans
+from guards.methods.spans.options import SpanOptions
 from tests.guards.tiny import sources, tiny_loaded
 from tests.models import LAYERS
 
@@ -61,23 +61,23 @@ def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
     assert "seconds" not in json.dumps(read["calibration"]), "no timing belongs in the artifact"
 
 
-def test_plots_of_a_pooled_detector_and_its_report() -> None:
+def test_plots_of_a_detector_over_spans_and_its_report() -> None:
     frames = ("chat", "Costs $5: {text}\nA:")
-    options = PooledOptions(frames=frames, recall=0.9, max_false_abstention=0.05)
+    options = SpanOptions(frames=frames, max_false_abstention=0.1, material="none", answers=4, longest=200)
     loaded, (forget, retain) = tiny_loaded(), sources(80)
-    result = calibrate_pooled(loaded, forget, retain, options)
-    check_table(POOLED.table(result), rows=len(frames))
-    plots = POOLED.plots(result, "sums", loaded, forget, retain)
-    assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
+    result = calibrate_spans(loaded, forget, retain, options)
+    check_table(SPANS.table(result), rows=len(result.rows))
+    assert SPANS.table(result).rows[0][0] == repr("chat"), "frames come first"
+    plots = SPANS.plots(result, "sums", loaded, forget, retain)
+    assert sorted(plots) == ["margins.png", "rows.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
     base: Calibration = result
-    report = json.loads(json.dumps(report_of(base, "sums", POOLED.report(base)), allow_nan=False))
-    assert (report["layers"], report["tau"]) == (list(result.chosen.layers), result.chosen.tau)
-    assert report["key_vectors"] == 2 * 40
-    assert [candidate["layers"] for candidate in report["candidates"]] == [[1], [2], [1, 2]]
-    assert [frame["frame"] for frame in report["frames"]] == list(frames)
-    assert report["frames"][0]["false_abstention_by_source"]["words"]["total"] == 20
-    assert set(report["seconds"]) == {"encode", "read", "fit", "canaries"}
+    report = json.loads(json.dumps(report_of(base, "sums", SPANS.report(base)), allow_nan=False))
+    assert report["layers"] == list(result.chosen.layers)
+    assert report["taus"] == {each.label: each.tau for each in result.judgements}
+    assert [row["name"] for row in report["rows"]][:2] == list(frames)
+    assert len(report["candidates"]) == len(result.candidates)
+    assert set(report["seconds"]) == {"encode", "answer", "fit", "read", "choose", "canaries"}
     assert "seconds" not in json.dumps(report["calibration"]), "no timing belongs in the artifact"
 
 

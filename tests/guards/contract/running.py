@@ -22,5 +22,5 @@ def extend(
 ) -> Tensor:
     """As `Bookkeeping` does; `looks` as of `link`."""
     if found is None or not len(values_TC):
-        return store.nothing(values_TC, positions_T)
+        return store.nothing(values_TC)
     return store.extend(values_TC, link(positions_T, found, looks=looks), one_message(positions_T))

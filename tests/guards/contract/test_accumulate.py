@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import MAX, MEAN, TOKEN, Mean, OverTokens
+from guards.contract.accumulate import TOKEN, OverTokens, scan
 from guards.contract.running import HUGE, RunningStates
 from guards.contract.slots import _written
+from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import one_message
-from tests.guards.contract.cusum import Cusum
 from tests.guards.contract.running import extend, sequences
+from tests.guards.contract.strategies import LEAST, MEAN, Cusum, Mean
 
 CPU = torch.device("cpu")
 NOWHERE = -1
-STRATEGIES = (MEAN, MAX, TOKEN, Cusum(0.25), Cusum(0.5))
+STRATEGIES = (MEAN, LEAST, TOKEN, Cusum(0.25), Cusum(0.5))
 
 
 def running_means() -> RunningStates:
@@ -219,13 +220,13 @@ class Careless(Mean):
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         return super().join(before_NCK.nan_to_num(), after_NCK.nan_to_num())
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
-        return super().read(values_TC, state_TCK.nan_to_num(), positions_T)
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
+        return super().read(values_TC, state_TCK.nan_to_num())
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, Careless()])
 def test_no_strategy_can_hide_a_value_that_is_not_finite(strategy: OverTokens, values: Tensor) -> None:
-    store, packed = RunningStates([strategy, MAX], CPU), values.clone()
+    store, packed = RunningStates([strategy, LEAST], CPU), values.clone()
     packed[1, 0] = torch.nan
     finite = [True, not strategy.width, not strategy.width]
     found = sequences([0, 3], [0, 1, 2], [NOWHERE])
@@ -243,29 +244,14 @@ def test_a_strategy_is_a_value(strategy: OverTokens) -> None:
     assert sum(each == strategy for each in STRATEGIES) == 1
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_short_ways_to_scan_say_what_joining_says(strategy: OverTokens) -> None:
+@pytest.mark.parametrize("strategy", [*STRATEGIES, Rise(0.5, written=False), MessageMean(2, written=False)])
+def test_a_scan_says_what_joining_one_by_one_says(strategy: OverTokens) -> None:
     """Bit for bit where values are whole eighths, whose sums are exact."""
     value_TC = (torch.randn(300, 2, generator=torch.Generator().manual_seed(4)) * 64).round() / 8
-    value_TC[7:9], value_TC[9:11] = 0.0, -0.0
     start_T = torch.tensor([0] * 5 + [5] * 1 + [6] * 17 + [23] * 128 + [151] * 149)
     state_TCK = strategy.lift(value_TC, one_message(torch.arange(300)))
-    joined_TCK = OverTokens.scan(strategy, state_TCK, start_T)
-    assert torch.equal(strategy.scan(state_TCK, start_T), joined_TCK)
-    one_at_a_time = state_TCK.clone()
+    one_by_one = state_TCK.clone()
     for row in range(1, 300):
         if row != start_T[row]:
-            one_at_a_time[row] = strategy.join(one_at_a_time[row - 1, None], state_TCK[row, None])[0]
-    assert torch.equal(one_at_a_time, joined_TCK)
-
-
-def test_a_maximum_is_exact() -> None:
-    """Of the largest and the smallest numbers, and neighbours that differ in one bit."""
-    one, tiny = torch.tensor(1.0), torch.finfo(torch.float32).smallest_normal
-    many = [-HUGE, -1.0, -tiny, -0.0, 0.0, tiny, float(one), float(torch.nextafter(one, one + 1)), HUGE]
-    value_T1 = torch.tensor(many)[:, None]
-    for order_T in (torch.arange(9), torch.arange(9).flip(0)):
-        got = extend(
-            RunningStates([MAX], CPU), value_T1[order_T], torch.arange(9), sequences([0, 9], [NOWHERE] * 9, [NOWHERE])
-        )
-        assert torch.equal(got, value_T1[order_T].cummax(0).values)
+            one_by_one[row] = strategy.join(one_by_one[row - 1, None], state_TCK[row, None])[0]
+    assert torch.equal(scan(strategy, state_TCK, start_T), one_by_one)

@@ -12,19 +12,19 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guards.contract.accumulate import MAX, MEAN, TOKEN, OverTokens
+from guards.contract.accumulate import TOKEN, OverTokens
 from guards.contract.running import HUGE, RunningStates
 from guards.contract.slots import HISTORY, Sequences, link
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turn_finder import TurnFinder
 from guards.model.openings import Opening
-from tests.guards.contract.cusum import Cusum
+from tests.guards.contract.strategies import LEAST, MEAN, Cusum
 
 Text = tuple[int, ...]
 CPU = torch.device("cpu")
 BLOCK = 2
 COLUMNS: tuple[OverTokens, ...] = (
-    *(MEAN, MAX, TOKEN, Cusum(0.5), MEAN, Cusum(-0.25)),
+    *(MEAN, LEAST, TOKEN, Cusum(0.5), MEAN, Cusum(-0.25)),
     *(Rise(0.5, written=False), Rise(0.25, written=True), MessageMean(2, written=False), MessageMean(1, written=True)),
 )
 OPENINGS = (Opening((1, 0, 0), 2, written=True), Opening((1, 1, 0), 2, written=False))
@@ -82,8 +82,8 @@ def expected(text: Text, column: int) -> float:
         return float("nan")
     if strategy == MEAN:
         return sum(values) / len(values)
-    if strategy == MAX:
-        return max(values)
+    if strategy == LEAST:
+        return min(values)
     if isinstance(strategy, Rise | MessageMean):
         return rise_or_mean(strategy, text, values)
     assert isinstance(strategy, Cusum)

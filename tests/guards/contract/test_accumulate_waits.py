@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from guards.contract.accumulate import MAX, MEAN, TOKEN
+from guards.contract.accumulate import TOKEN
 from guards.contract.running import RunningStates
 from guards.contract.slots import Sequences, link
 from guards.contract.spans import MessageMean, Rise
@@ -19,8 +19,8 @@ from guards.contract.turn_finder import TurnFinder
 from guards.inside.transformers.sequences import find_sequences
 from guards.inside.vllm.sequences import sequences_of
 from guards.model.openings import Opening
-from tests.guards.contract.cusum import Cusum
 from tests.guards.contract.running import extend
+from tests.guards.contract.strategies import LEAST, MEAN, Cusum
 
 aten = torch.ops.aten
 WAITS = {
@@ -76,7 +76,12 @@ def in_shape(tokens: int) -> Sequences:
 
 @pytest.mark.parametrize(
     "strategies",
-    [[MEAN], [MAX, MEAN, TOKEN, Cusum(0.5), MAX], [TOKEN], [Rise(0.5, False), Rise(0.5, True), MessageMean(2, False)]],
+    [
+        [MEAN],
+        [LEAST, MEAN, TOKEN, Cusum(0.5), LEAST],
+        [TOKEN],
+        [Rise(0.5, False), Rise(0.5, True), MessageMean(2, False)],
+    ],
 )
 def test_states_go_on_without_waiting(strategies: Any) -> None:
     """Without growing, which CPUs alone may do: all else is the same code on every device."""
@@ -89,7 +94,7 @@ def test_states_go_on_without_waiting(strategies: Any) -> None:
     with nothing_waits():
         links = link(positions_T, found, looks=False)
         got = store.extend(values_TC, links, finder.find(positions_T, links))
-        store.nothing(values_TC, positions_T)
+        store.nothing(values_TC)
     kept = [bool(strategy.width) for strategy in strategies]
     assert got.isnan().tolist() == [[False] * len(kept)] * 3 + [kept] * 3
 

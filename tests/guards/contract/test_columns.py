@@ -17,7 +17,7 @@ from guards.model.shard import WHOLE
 from guards.model.sites import Place, Site
 from tests.guards.attached import entry
 from tests.guards.contract.running import sequences
-from tests.guards.samples import cube, cubes, neuron_adjust, pooled, pruned
+from tests.guards.samples import MEAN_ALONE, cube, cubes, neuron_adjust, pruned, spans
 from tests.models import D_MODEL
 from tests.toys.probe.guard import ProbeGuard
 
@@ -26,8 +26,8 @@ TAU = 3.0  # of every sample cube
 ABOVE_TAU = float(torch.nextafter(torch.tensor(TAU), torch.tensor(4.0)))
 
 
-NEW = (torch.tensor([7]), torch.tensor([0]))
-"""A token at its position."""
+NEW = (torch.tensor([7, 7]), torch.tensor([0, 1]))
+"""Tokens at their positions."""
 
 
 def books_of(columns: Columns) -> Bookkeeping:
@@ -56,10 +56,10 @@ class Laid:
         return said
 
     def said(self, cells: Sequence[float]) -> Mapping[str, GuardReading]:
-        """What the cells of a token say that is a sequence of its own."""
-        one = sequences([0, 1], [3], [-1])
-        rows_RX = books_of(self.columns).rows(torch.tensor([cells]), *NEW, one)
-        return self.readings(rows_RX[0].tolist())
+        """What the cells of a token say behind a first one, of the same cells, that counts for no text."""
+        one = sequences([0, 2], [3, 4], [-1])
+        rows_RX = books_of(self.columns).rows(torch.tensor([cells] * 2), *NEW, one)
+        return self.readings(rows_RX[1].tolist())
 
     def codes(self, part_RP: Tensor) -> Tensor:
         return self.columns.read(part_RP, self.columns.taus([self.policy]))
@@ -194,7 +194,9 @@ def probe() -> ProbeGuard:
 
 def accumulated() -> Laid:
     """Columns: the cube and moved at 0, the mean and the least at 1, and [mean, cube], moved and least at 2."""
-    return Laid(mean=pooled(1, 2), sums=cubes(cube(0), cube(2)), shift=neuron_adjust(), least=probe())
+    return Laid(
+        mean=spans(1, 2, judgements=MEAN_ALONE), sums=cubes(cube(0), cube(2)), shift=neuron_adjust(), least=probe()
+    )
 
 
 def test_a_guard_that_counts_tokens_so_far_has_a_column_at_every_layer_and_one_entry() -> None:
@@ -211,9 +213,6 @@ def test_a_guard_that_counts_tokens_so_far_has_a_column_at_every_layer_and_one_e
     assert len(columns) == 8
 
 
-POOLED_TAU = 0.5
-
-
 @pytest.mark.parametrize(
     ("cells", "mean", "sums"),
     [
@@ -228,15 +227,15 @@ POOLED_TAU = 0.5
         ([9, math.nan, -9, 9, 0, TAU, 0, 9], Reading.INSIDE, Reading.INSIDE),
     ],
 )
-def test_what_cells_say_of_a_pooled_guard_beside_a_cube(cells: list[float], mean: Reading, sums: Reading) -> None:
+def test_what_cells_say_of_a_guard_over_spans_beside_a_cube(cells: list[float], mean: Reading, sums: Reading) -> None:
     readings = accumulated().said(cells)
     assert (readings["mean"][0], readings["sums"][0]) == (mean, sums)
     assert readings["least"] == (Reading.OUTSIDE, (18.0,))
 
 
-def test_a_pooled_score_is_the_sum_over_layers() -> None:
+def test_a_value_is_the_sum_over_layers() -> None:
     readings = accumulated().said([9, 0, 0.75, -3, -0.25, 8, 0, 4])
-    assert readings["mean"] == (Reading.INSIDE, (POOLED_TAU,))
+    assert readings["mean"] == (Reading.INSIDE, (0.75,)), "its tau, and half of the evidence of a value of .5"
     assert readings["sums"] == (Reading.OUTSIDE, (9.0, 8.0))
     assert readings["least"] == (Reading.INSIDE, (1.0,))
 
@@ -266,23 +265,23 @@ def test_a_row_of_a_token_is_over_all_tokens_of_its_sequence_so_far() -> None:
     cells[:, 2] = torch.tensor([1.0, 2, 7])
     cells[:, 3] = torch.tensor([4.0, 9, 5])
     first = sequences([0, 2, 3], [0, 1, 8], [-1, -1])
-    assert books.rows(cells, positions, positions, first)[:, 4:].tolist() == [[1, 4], [1.5, 4], [7, 5]]
+    assert books.rows(cells, positions, positions, first)[:, 4:].tolist() == [[1, 4], [1.5, 4], [1, 5]]
     nobody = books.rows(cells, positions, positions, None)
     assert bool(torch.isnan(nobody[:, 4:]).all())
     assert torch.equal(nobody[:, :4], cells[:, laid.columns.token])
     later = sequences([0, 1, 3], [2, 9, 10], [1, 8])
     rows = books.rows(cells, positions, torch.tensor([2, 1, 2]), later)[:, 4:]
-    torch.testing.assert_close(rows, torch.tensor([[4 / 3, 4], [4.5, 5], [16 / 3, 5]]))
+    torch.testing.assert_close(rows, torch.tensor([[4 / 3, 4], [1.5, 5], [10 / 3, 5]]))
 
 
-def test_ranks_add_pooled_scores_and_keep_a_cubes_largest() -> None:
+def test_ranks_add_values_and_keep_a_cubes_largest() -> None:
     ranks = torch.tensor([[[1.0, 2, 0.5, 6, -1, 5, 0, 7]], [[4.0, 3, 0.25, 6, -2, 2, 1, 7]]])
     assert accumulated().columns.over_ranks(ranks, torch.arange(8)).tolist() == [[4, 5, 0.75, 6, -3, 5, 1, 7]]
 
 
 @pytest.mark.parametrize("column", range(8))
 @pytest.mark.parametrize("rank", range(2))
-def test_no_rank_hides_the_nan_of_another_beside_pooled_scores(column: int, rank: int) -> None:
+def test_no_rank_hides_the_nan_of_another_beside_values_that_are_added(column: int, rank: int) -> None:
     """Of what each has all of, too: a rank whose site did not run says nothing is well there."""
     ranks = torch.ones(2, 3, 8)
     ranks[rank, 1, column] = torch.nan

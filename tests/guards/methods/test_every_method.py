@@ -13,7 +13,7 @@ from guards.artifact.store import read_artifact, write_artifact
 from guards.calibration.entry import Entry
 from guards.contract.guard import Bound, Column, OverRanks, Part, columns_at, detectors, interventions
 from guards.core.verdict import GuardKind
-from guards.methods.registry import CUBE, NEURON_ADJUST, POOLED, SELECTIVE_PRUNING, load_guard, method_of
+from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, load_guard, method_of
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import SITES, Place, Site, Width
 from tests.guards.samples import (
@@ -23,7 +23,6 @@ from tests.guards.samples import (
     each_entry,
     files,
     neuron_adjust,
-    pooled,
     pruned,
     write,
     write_raw,
@@ -179,10 +178,6 @@ def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:
         Column(Place(layer, Site.KEY), part, OverRanks.MAX) for part, layer in enumerate((2, 0, 2))
     )
     assert list(several.taus) == [3, 3, 3]
-
-    means = POOLED.bind(load_guard(read_artifact(write(tmp_path / "b", POOLED, pooled(0, 2)))), CPU, WHOLE)
-    assert [part.layers for part in means.parts] == [(0, 2)]
-    assert means.columns == tuple(Column(Place(layer, Site.KEY), 0, OverRanks.SUM) for layer in (0, 2))
 
     shift = NEURON_ADJUST.bind(load_guard(read_artifact(write(tmp_path / "c", NEURON_ADJUST))), CPU, WHOLE)
     assert shift.parts == (Part("", neuron_adjust().layers),) == (Part("", (0, 2)),)

@@ -16,7 +16,6 @@ from guards.methods.cube.guard import CubeGuard
 from guards.methods.registry import (
     CUBE,
     NEURON_ADJUST,
-    POOLED,
     SELECTIVE_PRUNING,
     SPANS,
     load_guard,
@@ -25,12 +24,13 @@ from guards.methods.registry import (
     names,
     variants,
 )
-from tests.guards.samples import SAMPLES, cubes, manifest, neuron_adjust, pooled, write_raw
+from tests.guards.samples import SAMPLES, cubes, manifest, neuron_adjust, spans, write_raw
+from tests.models import D_FF
 from tests.toys import HALVING, PROBE
 from tests.toys.installed import installed
 from tests.toys.probe.guard import ProbeGuard
 
-KNOWN = "wanted one of ksd paper, ksd pooled, ksd spans, neuron-adjust, selective-pruning"
+KNOWN = "wanted one of ksd paper, ksd spans, neuron-adjust, selective-pruning"
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    assert list(methods().values()) == [SPANS, POOLED, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
+    assert list(methods().values()) == [SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
     assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
 
 
@@ -52,7 +52,7 @@ def test_there_is_a_sample_of_every_entry() -> None:
 
 
 def test_the_first_variant_is_the_default() -> None:
-    assert list(variants("ksd").items()) == [("spans", SPANS), ("pooled", POOLED), ("paper", CUBE)]
+    assert list(variants("ksd").items()) == [("spans", SPANS), ("paper", CUBE)]
     assert variants("neuron-adjust") == {"": NEURON_ADJUST}
     assert variants("astrology") == {}
 
@@ -90,7 +90,7 @@ class TestInstalled:
     ) -> None:
         monkeypatch.setattr(tests.toys, "VARIANT", replace(PROBE, name="ksd", variant="a-probe"), raising=False)
         with installed(tmp_path / "site", monkeypatch, "tests.toys:VARIANT"):
-            assert list(variants("ksd")) == ["spans", "pooled", "paper", "a-probe"]
+            assert list(variants("ksd")) == ["spans", "paper", "a-probe"]
             assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
             parameters, tensors = CUBE.dump(cubes())
             del parameters["variant"]
@@ -105,7 +105,7 @@ class TestInstalled:
             ),
             (
                 ("tests.toys:IMPOSTOR",),
-                r"\('ksd', 'pooled'\) is registered twice: by guards\.methods\.pooled and tests\.toys\.probe",
+                r"\('ksd', 'spans'\) is registered twice: by guards\.methods\.spans and tests\.toys\.probe",
             ),
             (
                 ("tests.toys:PROBE", "tests.toys:RIVAL"),
@@ -116,7 +116,7 @@ class TestInstalled:
     def test_two_entries_of_one_key_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: tuple[str, ...], complaint: str
     ) -> None:
-        monkeypatch.setattr(tests.toys, "IMPOSTOR", replace(PROBE, name="ksd", variant="pooled"), raising=False)
+        monkeypatch.setattr(tests.toys, "IMPOSTOR", replace(PROBE, name="ksd", variant="spans"), raising=False)
         monkeypatch.setattr(tests.toys, "RIVAL", replace(HALVING, name="toy-probe"), raising=False)
         with installed(tmp_path, monkeypatch, *entries), pytest.raises(MethodError, match=complaint):
             methods()
@@ -138,8 +138,8 @@ class TestArtifact:
             with pytest.raises(ArtifactError, match=f"^a: got method 'astrology', {KNOWN}: a newer skillguard"):
                 act(artifact)
 
-    @pytest.mark.parametrize("variant", ["spheres", "Pooled", "", 1, True, ["pooled"], {"pooled": 1}])
-    @pytest.mark.parametrize("entry", [CUBE, POOLED])
+    @pytest.mark.parametrize("variant", ["spheres", "Pooled", "Spans", "", 1, True, ["spans"], {"spans": 1}])
+    @pytest.mark.parametrize("entry", [CUBE, SPANS])
     def test_an_unknown_variant_is_refused_with_the_known_ones(
         self, tmp_path: Path, entry: Any, variant: object
     ) -> None:
@@ -149,6 +149,19 @@ class TestArtifact:
             with pytest.raises(ArtifactError) as refusal:
                 act(artifact)
             assert str(refusal.value).startswith(f"a: got method 'ksd', variant {variant!r}, {KNOWN}: ")
+
+    def test_a_retired_variant_is_refused_with_what_to_do(self, tmp_path: Path) -> None:
+        """As the artifacts of Key Space Detection on the mean of all tokens were written."""
+        terms = [{"layer": 2, "offset": 0.5}]
+        parameters = {"variant": "pooled", "tau": 0.5, "terms": terms}
+        artifact = read_artifact(write_raw(tmp_path / "a", "ksd", parameters, {"term.0.weight": torch.ones(D_FF)}))
+        for act in (method_of, load_guard):
+            with pytest.raises(ArtifactError) as refusal:
+                act(artifact)
+            assert str(refusal.value) == (
+                "a: got method 'ksd', variant 'pooled', which is retired: calibrate the guard again with "
+                "`skillguard calibrate ksd`"
+            )
 
     def test_a_variant_of_a_method_that_has_none_is_refused(self, tmp_path: Path) -> None:
         parameters, tensors = NEURON_ADJUST.dump(neuron_adjust())
@@ -164,9 +177,9 @@ class TestArtifact:
         assert method_of(artifact) is CUBE
         assert isinstance(load_guard(artifact), CubeGuard)
 
-    @pytest.mark.parametrize("guard", [cubes(), pooled()], ids=["cubes", "pooled"])
+    @pytest.mark.parametrize("guard", [cubes(), spans()], ids=["cubes", "spans"])
     def test_a_variant_that_is_null_is_none_of_them(self, tmp_path: Path, guard: Any) -> None:
-        parameters, tensors = (CUBE if isinstance(guard, CubeGuard) else POOLED).dump(guard)
+        parameters, tensors = (CUBE if isinstance(guard, CubeGuard) else SPANS).dump(guard)
         parameters["variant"] = None
         artifact = read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))
         with pytest.raises(ArtifactError, match=r"parameters\.variant"):
@@ -176,7 +189,6 @@ class TestArtifact:
         kinds = {entry: entry.kind for entry in methods().values()}
         assert kinds == {
             SPANS: GuardKind.DETECTOR,
-            POOLED: GuardKind.DETECTOR,
             CUBE: GuardKind.DETECTOR,
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,

@@ -12,11 +12,10 @@ from guards.methods.cube.guard import Regime
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.guard import Draw
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.pooled.options import QUESTION_FRAME, PooledOptions
 from guards.methods.registry import names
 from guards.methods.selective_pruning.guard import Importance
 from guards.methods.selective_pruning.options import PruningOptions
-from guards.methods.spans.options import SpanOptions
+from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
 from server.cli.main import build_parser, main
 from tests.guards.tiny import save_tiny, sums, words
 
@@ -90,10 +89,9 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
     ("more", "variant", "frames"),
     [
         (("--material", "none", "--max-false-abstention", ".4"), "spans", ("chat", "bare", QUESTION_FRAME)),
-        (("--variant", "pooled", "--layer", "2"), "pooled", ("chat", "bare", QUESTION_FRAME)),
         (("--variant", "paper", "--regime", "last-token"), "paper", ("chat",)),
     ],
-    ids=["by default", "pooled", "paper"],
+    ids=["by default", "paper"],
 )
 def test_the_variant_is_that_of_the_artifact(
     folder: Path,
@@ -122,29 +120,24 @@ def test_each_variant_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="0"):
         build_parser().parse_args(["calibrate", "ksd", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    spans, pooled, paper = SpanOptions(), PooledOptions(), CubeOptions()
+    spans, paper = SpanOptions(), CubeOptions()
     for field in ("recall", "max_false_abstention", "placement"):
-        values = [getattr(each, field) for each in (spans, pooled, paper)]
-        assert "(default: spans: {}; pooled: {}; paper: {})".format(*values) in shown
-        assert getattr(pooled, field) != getattr(paper, field), "positive control: they differ"
+        values = [getattr(each, field) for each in (spans, paper)]
+        assert "(default: spans: {}; paper: {})".format(*values) in shown
+        assert values[0] != values[1], "positive control: they differ"
     assert "one layer for each frame (default spans)" in shown
-    frames = {
-        name: " ".join(of.usual_frames.split()) for name, of in (("spans", spans), ("pooled", pooled), ("paper", paper))
-    }
+    frames = {name: " ".join(of.usual_frames.split()) for name, of in (("spans", spans), ("paper", paper))}
     assert f"(default: {'; '.join(f'{name}: {usual}' for name, usual in frames.items())})" in shown
     assert "(default: last-token)" in shown.partition("with --variant paper")[2], "an option of one variant"
 
 
 def test_a_regime_needs_cubes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for variant in ((), ("--variant", "pooled")):
-        assert main(_arguments(folder, "ksd", tmp_path / "guard", *variant, "--regime", "all-tokens")) != 0
-        message = (
-            f"--regime: variant {variant[-1] if variant else 'spans'} has no such option; it needs --variant paper"
-        )
-        assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(_arguments(folder, "ksd", tmp_path / "guard", "--variant", "spheres"))
-    assert "invalid choice: 'spheres'" in capsys.readouterr().err
+    assert main(_arguments(folder, "ksd", tmp_path / "guard", "--regime", "all-tokens")) != 0
+    assert "--regime: variant spans has no such option; it needs --variant paper" in capsys.readouterr().err
+    for unknown in ("spheres", "pooled"):
+        with pytest.raises(SystemExit, match="2"):
+            main(_arguments(folder, "ksd", tmp_path / "guard", "--variant", unknown))
+        assert f"invalid choice: '{unknown}'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,22 +5,28 @@ Suffixes: T tokens, C columns, K numbers of a state, L layers, D model width.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from guards.contract.accumulate import Max
+from guards.contract.accumulate import OverTokens
 from guards.contract.turns import Turns
 from guards.core.verdict import Scope
 
 
 @dataclass(frozen=True)
-class Least(Max):
+class Least(OverTokens):
     """The smallest value of a sequence's tokens so far: the text is the skill's where any of its tokens is."""
 
-    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
-        return super().lift(-values_TC, turns)
+    neutral = (torch.inf,)
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
-        return -super().read(values_TC, state_TCK, positions_T)
+    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
+        return values_TC.double().unsqueeze(-1)
+
+    def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
+        return torch.minimum(before_NCK, after_NCK)
+
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
+        return state_TCK[..., 0].float()
 
 
 @dataclass(frozen=True)

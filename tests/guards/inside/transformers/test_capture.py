@@ -147,24 +147,3 @@ def test_the_pass_ends_at_the_last_wanted_layer() -> None:
         layer.register_forward_pre_hook(lambda *_, at=index: ran.append(at))
     stream(loaded, Pass(Site.KEY, (1,), Tokens.LAST, batch_tokens=64), EXAMPLES[:1], lambda *_: None)
     assert ran == [0, 1]
-
-
-def test_the_mean_of_an_example_is_that_of_all_its_tokens() -> None:
-    loaded = tiny_loaded()
-    examples = [(5, 9, 30), (2,), (17, 8, 4, 4, 6), (9, 9)]
-    every: dict[int, list[Tensor]] = {index: [] for index in range(len(examples))}
-    means: dict[int, Tensor] = {}
-
-    def gather(_: int, key_TF: Tensor, example_T: Tensor) -> None:
-        for key_F, example in zip(key_TF, example_T.tolist(), strict=True):
-            every[example].append(key_F)
-
-    def keep(_: int, mean_EF: Tensor, example_E: Tensor) -> None:
-        means.update(zip(example_E.tolist(), mean_EF, strict=True))
-
-    for which, consume in ((Tokens.ALL, gather), (Tokens.MEAN, keep)):
-        skip = (0, 0) if which is Tokens.ALL else (1, 1)  # a mean skips nothing
-        stream(loaded, Pass(Site.KEY, (1,), which, skip, 8), examples, consume)
-    assert means.keys() == every.keys()
-    for index, mean_F in means.items():
-        torch.testing.assert_close(mean_F, torch.stack(every[index]).mean(dim=0), rtol=1e-5, atol=1e-6)

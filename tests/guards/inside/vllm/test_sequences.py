@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import MEAN
 from guards.contract.running import RunningStates
 from guards.contract.slots import Sequences
 from guards.errors import GuardReadingError
 from guards.inside.vllm.sequences import finder, sequences_of, slots_of
 from tests.guards.contract.running import extend, sequences
+from tests.guards.contract.strategies import MEAN
 
 BLOCK = 4
 BLOCKS = torch.tensor([[7, 2, 0], [3, 9, 0], [5, 1, 8], [0, 0, 0]])

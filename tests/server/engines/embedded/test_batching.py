@@ -38,7 +38,7 @@ def test_while_others_run_they_decide(others: int) -> None:
 def test_the_cache_stays_where_it_is_whatever_transformers_does_by_default(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sequence that comes back at other slots would be read with another sequence's running means."""
+    """A sequence that comes back at other slots would be read with another sequence's states."""
 
     init = transformers.ContinuousBatchingConfig.__init__
 

@@ -12,8 +12,8 @@ import pytest
 
 from guards.artifact.store import read_artifact, write_artifact
 from guards.inside.transformers.loading import load_model
-from guards.methods.pooled.calibrate import calibrate
-from guards.methods.pooled.options import PooledOptions
+from guards.methods.spans.calibrate import calibrate
+from guards.methods.spans.options import SpanOptions
 from server.cli.serve import banner
 from server.config import ServerConfig
 from server.engines.embedded.engine import EmbeddedEngine
@@ -33,7 +33,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrated")
     loaded = load_model(save_tiny(folder / "model"), "cpu")
     for name, frames in GUARDS.items():
-        options = PooledOptions(recall=0.9, max_false_abstention=0.05, frames=frames)
+        options = SpanOptions(frames=frames, max_false_abstention=0.1, material="none", answers=0, longest=200)
         calibrate(loaded, *sources(), options).save(folder / name, "sums")
     artifact = read_artifact(folder / "chat")
     canaries = tuple(canary.model_copy(update={"messages": None}) for canary in artifact.manifest.canaries)
@@ -252,7 +252,7 @@ async def test_the_operators_variables_are_part_of_what_is_verified(folder: Path
     async with serving(thinking_engine(folder, "before", chat_template_kwargs=OFF)) as served:
         assert "got variables of the chat template" in str((await shown(served))[3])
     loaded = load_model(folder / "model", "cpu", variables=OFF)
-    options = PooledOptions(recall=0.9, max_false_abstention=0.05, frames=("chat",))
+    options = SpanOptions(frames=("chat",), max_false_abstention=0.1, material="none", answers=0, longest=200)
     calibrate(loaded, *sources(), options).save(folder / "off", "sums")
     async with serving(thinking_engine(folder, "off", chat_template_kwargs=OFF)) as served:
         assert await shown(served) == (200, True, "verified", None)

@@ -12,9 +12,9 @@ from guards.core.verdict import GuardMode, Reading
 from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
-POOLED = ("ksd-mathematics", "ksd-code", "ksd-zh")
-DETECTORS = (*POOLED, "ksd-en", "ksd-spans")
-"""Pooled ones, the cubes that `cube` made, and the one of several layers that `spans` made."""
+SHIPPED = ("ksd-mathematics", "ksd-code", "ksd-zh")
+DETECTORS = (*SHIPPED, "ksd-en", "ksd-spans")
+"""Shipped ones, the cubes that `cube` made, and the one of several layers that `spans` made."""
 CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
 VARIANTS: dict[str, Sequence[str]] = {
     "compiled": (),
@@ -86,7 +86,7 @@ def guards(mask: str, cube: str, spans: str) -> tuple[str, ...]:
 
     It moves scores that were fitted without it, those of canaries too: readings and scores are compared here.
     """
-    return (*POOLED, cube, spans, mask)
+    return (*SHIPPED, cube, spans, mask)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_verdicts_and_counts_are_the_same(running: Live, wanted: Wanted) -> None
     same(verdicts(running, wanted.ids), wanted.found)  # now out of a warm prefix cache
 
 
-def test_running_means_go_on_out_of_a_prefix_cache(running: Live, wanted: Wanted) -> None:
+def test_states_go_on_out_of_a_prefix_cache(running: Live, wanted: Wanted) -> None:
     same(verdicts(running, wanted.long_ids), wanted.long_found)
     before = cache_hits(running)
     same(verdicts(running, wanted.long_ids), wanted.long_found)

@@ -27,7 +27,7 @@ NOTHING = dict.fromkeys(("ksd-mathematics", "ksd-en"), GuardMode.SHADOW)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, cube: str, sums_cube: str) -> Iterator[Live]:
-    """The demo with a chat template that shows tools, and with cubes: tools would dilute a mean."""
+    """The demo with a chat template that shows tools, and with cubes, which look at the last token alone."""
     folder = tmp_path_factory.mktemp("tools") / "model"
     shutil.copytree(MODEL, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)

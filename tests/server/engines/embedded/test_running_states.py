@@ -1,4 +1,4 @@
-"""Means on the embedded engine: in chunks, side by side, out of shared prefixes and past attention windows."""
+"""States on the embedded engine: in chunks, side by side, out of shared prefixes and past attention windows."""
 
 import asyncio
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from guards.inside.transformers.loading import load_model
-from guards.methods.registry import POOLED
+from guards.methods.registry import SPANS
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
-from tests.guards.samples import pooled, write
+from tests.guards.samples import spans, write
 from tests.guards.tiny import tiny_tokenizer
 from tests.models import tiny_model, tokens
 
@@ -36,24 +36,24 @@ def test_scores_are_those_of_one_pass_over_the_prompt(kind: str, tmp_path: Path)
     model = tiny_model(kind, seed=3, max_position_embeddings=256, **FAMILIES[kind])
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    loaded, guard = load_model(tmp_path / "model", "cpu", "float32"), pooled(1, 2)
-    write(tmp_path / "mean", POOLED, guard, model=loaded.identity)
+    loaded, guard = load_model(tmp_path / "model", "cpu", "float32"), spans(1, 2)
+    write(tmp_path / "spans", SPANS, guard, model=loaded.identity)
     asked = prompts()
-    with loaded.reading(POOLED, guard) as read:
-        wanted = torch.tensor([read(ids)[1][0] for ids in asked])
+    with loaded.reading(SPANS, guard) as read:
+        wanted = torch.tensor([read(ids)[1] for ids in asked])
     options = EmbeddedOptions(
-        model=str(tmp_path / "model"), artifacts=(tmp_path / "mean",), max_batch_tokens=16, kv_cache_tokens=4096
+        model=str(tmp_path / "model"), artifacts=(tmp_path / "spans",), max_batch_tokens=16, kv_cache_tokens=4096
     )
 
-    async def main() -> list[list[float]]:
+    async def main() -> list[list[tuple[float, ...]]]:
         engine = EmbeddedEngine(options)
         await engine.start()
         try:
-            one = [(await engine.read(ids, f"one-{i}"))["mean"] for i, ids in enumerate(asked)]
+            one = [(await engine.read(ids, f"one-{i}"))["spans"] for i, ids in enumerate(asked)]
             every = await asyncio.gather(*(engine.read(ids, f"all-{i}") for i, ids in enumerate(asked)))
         finally:
             await engine.stop()
-        return [[scores[0] for _, scores in found] for found in (one, [each["mean"] for each in every])]
+        return [[scores for _, scores in found] for found in (one, [each["spans"] for each in every])]
 
     for got in asyncio.run(main()):
         torch.testing.assert_close(torch.tensor(got), wanted, rtol=1e-3, atol=1e-4)

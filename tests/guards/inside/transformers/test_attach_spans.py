@@ -1,4 +1,4 @@
-"""Pooled guards on a transformers model: means over the sequences of a pass, whole or packed."""
+"""Guards over spans on a transformers model: states over the sequences of a pass, whole or packed."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,25 +7,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import MEAN
+from guards.calibration.accumulated import read_texts, turns_of
 from guards.contract.running import RunningStates
 from guards.core.verdict import Reading
 from guards.errors import GuardReadingError
 from guards.inside.transformers.sequences import find_sequences, slots_of
-from guards.methods.pooled.guard import mean_scores
 from tests.guards.attached import attach, hooks, keys, read
 from tests.guards.contract.running import extend, sequences
-from tests.guards.samples import cubes, pooled
+from tests.guards.contract.strategies import MEAN
+from tests.guards.samples import JUDGEMENTS, cubes, spans
 from tests.models import tiny_model
 
 IDS = torch.tensor([[5, 9, 30, 2, 17, 8]])
 
 
 def expected(model: Any, ids: Tensor) -> Tensor:
-    """Scores after every token, from keys that the test's own hook read."""
-    guard = pooled()
-    count = torch.arange(1, ids.numel() + 1)[:, None]
-    return mean_scores(guard.terms, {layer: keys(model, ids, layer).cumsum(0) / count for layer in guard.layers})
+    """Scores after every token, float32 [T, parts], from keys that the test's own hook read."""
+    value_T = torch.stack([keys(model, ids, term.layer) @ term.weight_F - term.offset for term in spans().terms]).sum(0)
+    turns = turns_of(tuple(ids.flatten().tolist()), ())
+    (read_TP,) = read_texts([value_T], [turns], [each.over_tokens for each in JUDGEMENTS])
+    return read_TP
 
 
 def cache(*kinds: str) -> Any:
@@ -56,8 +57,8 @@ def packed(past: int, **changes: Any) -> dict[str, Any]:
 def test_rows_of_a_batch_are_sequences() -> None:
     model = tiny_model("llama")
     wanted = torch.cat([expected(model, IDS), expected(model, IDS.flip(1))])
-    with attach(model, mean=pooled(), cube=cubes()) as attachment:
-        got = read(model, attachment, torch.cat([IDS, IDS.flip(1)])).scores["mean"][:, 0]
+    with attach(model, spans=spans(), cube=cubes()) as attachment:
+        got = read(model, attachment, torch.cat([IDS, IDS.flip(1)])).scores["spans"]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert hooks(model) == 0
 
@@ -100,7 +101,7 @@ def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
 )
 def test_a_pass_that_cannot_be_followed_is_an_error(changes: dict[str, Any], complaint: str) -> None:
     model = tiny_model("llama")
-    with attach(model, mean=pooled()) as attachment, pytest.raises(GuardReadingError, match=complaint):
+    with attach(model, spans=spans()) as attachment, pytest.raises(GuardReadingError, match=complaint):
         attachment._begin(model, (), {"input_ids": IDS[:, 2:], **packed(2, **changes)})
 
 
@@ -134,14 +135,14 @@ def test_a_row_that_does_not_begin_at_its_first_token_is_not_sound() -> None:
 def test_a_cache_of_no_known_slots_is_an_error() -> None:
     model = tiny_model("llama")
     cache = model(input_ids=IDS, use_cache=True).past_key_values
-    with attach(model, mean=pooled()), pytest.raises(GuardReadingError, match="use continuous batching"):
+    with attach(model, spans=spans()), pytest.raises(GuardReadingError, match="use continuous batching"):
         model(input_ids=IDS, past_key_values=cache, use_cache=True)
 
 
 @torch.no_grad()
 def test_a_layer_that_was_not_heard_of_is_missing() -> None:
     model = tiny_model("llama")
-    with attach(model, mean=pooled()) as attachment:
+    with attach(model, spans=spans()) as attachment:
         module: Any = model.model.layers[1].mlp.down_proj
         module._forward_pre_hooks.clear()
         readings = read(model, attachment, IDS)

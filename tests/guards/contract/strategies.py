@@ -1,4 +1,4 @@
-"""A strategy that the package does not ship: it shows what the interface can carry."""
+"""Strategies that the package does not ship: they show what the interface can carry."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from guards.contract.accumulate import OverTokens
 from guards.contract.turns import Turns
+from tests.toys.probe.guard import Least
 
 
 @dataclass(frozen=True)
@@ -37,5 +38,24 @@ class Cusum(OverTokens):
         )
         return torch.stack(joined, dim=-1)
 
-    def read(self, values_TC: Tensor, state_TCK: Tensor, positions_T: Tensor) -> Tensor:
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         return state_TCK[..., 3].float()
+
+
+@dataclass(frozen=True)
+class Mean(OverTokens):
+    """The mean of the values. The state is their sum and how many they are."""
+
+    neutral = (0.0, 0.0)
+
+    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
+        return torch.stack([values_TC.double(), torch.ones_like(values_TC, dtype=torch.float64)], dim=-1)
+
+    def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
+        return before_NCK + after_NCK
+
+    def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
+        return (state_TCK[..., 0] / state_TCK[..., 1]).float()
+
+
+MEAN, LEAST = Mean(), Least()

@@ -1,4 +1,4 @@
-"""Pooled guards on a board: running means where the pass's sequences lie, the same however the model is split."""
+"""Guards over spans on a board: states where the pass's sequences lie, the same however the model is split."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from guards.core.verdict import Reading
 from guards.inside.vllm import board as vllm_board
 from guards.inside.vllm.board import Board
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard
-from guards.methods.pooled.guard import PooledGuard
+from guards.methods.spans.guard import SpanGuard
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Place, Site
 from tests.guards.contract.running import sequences
@@ -30,14 +30,24 @@ from tests.guards.inside.vllm.test_board import (
     probe,
     run,
 )
-from tests.guards.samples import cube, cubes, layer_statistics, neuron_adjust, pooled
+from tests.guards.samples import MEAN_ALONE, cube, cubes, layer_statistics, neuron_adjust, spans
 
 FOUND = sequences([0, 3, 4, 5], [32, 33, 34, 64, 7], [-1, -1, 34])
 """Three tokens and one of new sequences, and one that goes on from slot 34, which another pass wrote."""
 EVERY = torch.arange(5)
 
 
-def values(model: LlamaForCausalLM, guard: PooledGuard) -> Tensor:
+def over_mean(*layers: int) -> SpanGuard:
+    """Of one part."""
+    return spans(*layers, judgements=MEAN_ALONE)
+
+
+def mean_of(*values: Tensor) -> Tensor:
+    """What it reads of the values of all tokens behind the first."""
+    return 1 - sum((1 - value for value in values), torch.tensor(0.0)) / (len(values) + 1)
+
+
+def values(model: LlamaForCausalLM, guard: SpanGuard) -> Tensor:
     """Every token's own value, float32 [T], from key vectors read without a board."""
     return torch.stack([keys(model, term.layer).float() @ term.weight_F - term.offset for term in guard.terms]).sum(0)
 
@@ -49,16 +59,15 @@ def means(model: LlamaForCausalLM, board: Board) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_means_are_over_each_sequences_tokens_so_far(dtype: torch.dtype) -> None:
-    model, guard = LlamaForCausalLM().to(dtype), pooled(0, 2)
+    model, guard = LlamaForCausalLM().to(dtype), over_mean(0, 2)
     value_T = values(model, guard)
     board = board_on(model, WHOLE, dtype, FOUND, mean=guard, sums=cubes(cube(2)))
     first = means(model, board)
-    wanted = [value_T[0], value_T[:2].mean(), value_T[:3].mean(), value_T[3]]
+    wanted = [mean_of(*value_T[1:count]) for count in (1, 2, 3, 1)]
     torch.testing.assert_close(first[:4], torch.stack(wanted), rtol=1e-4, atol=1e-5)
     assert bool(first[4].isnan()), "nobody had written slot 34 when this pass began"
     second = means(model, board)
-    # At position 7 a sum of eight tokens' values is divided by eight, whatever was in the slot of the seventh.
-    torch.testing.assert_close(second[4], (value_T[:3].sum() + value_T[4]) / 8, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second[4], mean_of(value_T[1], value_T[2], value_T[4]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second[:4], first[:4])
 
 
@@ -72,7 +81,7 @@ def test_means_are_over_each_sequences_tokens_so_far(dtype: torch.dtype) -> None
 )
 def test_a_row_without_a_sequence_is_no_pass(found: Sequences | None, finite: list[int]) -> None:
     model = LlamaForCausalLM()
-    board = board_on(model, WHOLE, torch.float32, found, mean=pooled(0, 2, tau=1e-6), sums=cubes(*map(cube, (0, 2))))
+    board = board_on(model, WHOLE, torch.float32, found, mean=over_mean(0, 2), sums=cubes(*map(cube, (0, 2))))
     _, rows_RX = board.split(run(model))
     assert torch.isfinite(parts(board, rows_RX, "mean"))[:, 0].nonzero().flatten().tolist() == finite
     assert bool(torch.isfinite(parts(board, rows_RX, "sums")).all()), "a cube needs no sequence"
@@ -82,7 +91,7 @@ def test_a_row_without_a_sequence_is_no_pass(found: Sequences | None, finite: li
 
 def test_a_layer_that_was_not_heard_of_is_no_pass() -> None:
     model = LlamaForCausalLM()
-    board = board_on(model, mean=pooled(0, 2))
+    board = board_on(model, mean=over_mean(0, 2))
     assert bool(torch.isfinite(means(model, board)[:4]).all())
     model.model.layers[2].mlp.down_proj._forward_pre_hooks.clear()  # type: ignore[union-attr]
     assert bool(torch.isnan(means(model, board)).all())
@@ -91,7 +100,7 @@ def test_a_layer_that_was_not_heard_of_is_no_pass() -> None:
 def test_two_ranks_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """In every layer, and though what a token says is no number of its own slice: ranks are joined before the least."""
     whole = LlamaForCausalLM()
-    guards: dict[str, Guard] = {"mean": pooled(0, 2), "sums": cubes(cube(0), cube(2)), "probe": probe()}
+    guards: dict[str, Guard] = {"mean": over_mean(0, 2), "sums": cubes(cube(0), cube(2)), "probe": probe()}
 
     def of_rank(rank: int) -> tuple[list[Tensor], Tensor]:
         part = sliced(whole, rank, 2)
@@ -122,7 +131,7 @@ def stages(whole: LlamaForCausalLM) -> tuple[LlamaForCausalLM, LlamaForCausalLM]
 
 
 STAGED: dict[str, Guard] = {
-    "mean": pooled(0, 1),
+    "mean": over_mean(0, 1),
     "sums": cubes(cube(0), cube(1)),
     "shift": NeuronAdjustGuard({0: layer_statistics(1, 5, 20)}, 3 / 72, Draw.CERTAIN, 7),
     "probe": probe(0, 2),
@@ -155,7 +164,7 @@ def through_two_stages(
 def test_two_stages_say_what_one_says() -> None:
     whole = LlamaForCausalLM()
     first, second = stages(whole)
-    guards: dict[str, Guard] = {"mean": pooled(0, 2), "sums": cubes(cube(0), cube(2)), "shift": neuron_adjust()}
+    guards: dict[str, Guard] = {"mean": over_mean(0, 2), "sums": cubes(cube(0), cube(2)), "shift": neuron_adjust()}
     guards["probe"] = probe(0, 2)
     one, begin, end = (board_on(model, WHOLE, torch.float32, FOUND, **guards) for model in (whole, first, second))
     for time in range(2):
@@ -203,10 +212,10 @@ def test_a_nan_that_a_stage_sends_reaches_the_end(
 
 
 def test_positions_are_those_of_the_pass() -> None:
-    """Positive control for the means above: another position divides by another count."""
-    model, guard = LlamaForCausalLM(), pooled(0, 2)
-    board = board_on(model, WHOLE, torch.float32, FOUND, mean=guard)
-    plain = means(model, board)
+    """Positive control for the means above: the first token of a text counts for nothing, and another does."""
+    model, guard = LlamaForCausalLM(), over_mean(0, 2)
+    board, value_T = board_on(model, WHOLE, torch.float32, FOUND, mean=guard), values(model, guard)
+    assert float(means(model, board)[0]) == 1
     with torch.no_grad():
         moved = model(input_ids=IDS, positions=POSITIONS + 1)
-    torch.testing.assert_close(parts(board, board.split(moved)[1], "mean")[0, 0], plain[0] / 2)
+    torch.testing.assert_close(parts(board, board.split(moved)[1], "mean")[0, 0], mean_of(value_T[0]))

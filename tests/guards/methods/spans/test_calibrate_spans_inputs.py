@@ -1,0 +1,108 @@
+"""What a calibration over spans makes of its options and examples, on a tiny model."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from guards.artifact.canaries import encode_source
+from guards.calibration.accumulated import read_texts, turns_of
+from guards.core.verdict import Scope
+from guards.errors import CalibrationError, DataError
+from guards.inside.transformers.loading import LoadedModel
+from guards.methods.spans import passes
+from guards.methods.spans.calibrate import SpanCalibration, calibrate
+from guards.methods.spans.guard import SpanGuard
+from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
+from tests.guards.attached import keys
+from tests.guards.tiny import DATED_TEMPLATE, sources, sums, tiny_loaded, words
+
+OPTIONS = SpanOptions(recall=0.9, max_false_abstention=0.2, material="none", longest=64, answers=0)
+LOOSE = replace(OPTIONS, max_false_abstention=0.5)
+"""With which a guard comes of a few texts, too."""
+
+
+def tiny(**changes: Any) -> LoadedModel:
+    return tiny_loaded(max_position_embeddings=1024, **changes)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def calibration(loaded: LoadedModel) -> SpanCalibration:
+    """The default frames and layers."""
+    return calibrate(loaded, *sources(160), OPTIONS)
+
+
+def test_a_frame_that_was_not_calibrated_is_told_apart_too(loaded: LoadedModel, calibration: SpanCalibration) -> None:
+    """Unlike a cube, which is bound to its frame."""
+    guard, fired = calibration.guard, {}
+    assert isinstance(guard, SpanGuard)
+    taus = torch.tensor([each.tau for each in guard.judgements])
+    for side, texts in (("forget", sums(220)[160:]), ("retain", words(220)[160:])):
+        ids = [loaded.codec.encode_frame("Q: {text}\nA: ", text) for text in texts]
+        values = []
+        for each in ids:
+            key = {term.layer: keys(loaded.model, torch.tensor([each]), term.layer) for term in guard.terms}
+            values.append(sum(key[term.layer] @ term.weight_F - term.offset for term in guard.terms).detach())
+        turns = [turns_of(each, loaded.codec.openings) for each in ids]
+        read = read_texts(values, turns, [each.over_tokens for each in guard.judgements])
+        fired[side] = sum(bool((read_TP[-1] <= taus).any()) for read_TP in read) / len(ids)
+    assert fired["forget"] > 0.8
+    assert fired["retain"] < 0.2
+
+
+@pytest.mark.parametrize(("changes", "first"), [({"chat_template": None}, ()), ({}, ("chat",))])
+def test_default_frames_are_several(changes: dict[str, Any], first: tuple[str, ...]) -> None:
+    result = calibrate(tiny(**changes), *sources(80), replace(LOOSE, scope=Scope.PROMPT))
+    assert result.record.frames == (*first, "bare", QUESTION_FRAME)
+    assert (result.record.template_sha256 is not None) is bool(first)
+    assert result.guard.scope is Scope.PROMPT
+
+
+def test_frames_and_a_layer_that_are_given_are_all(loaded: LoadedModel) -> None:
+    result = calibrate(loaded, *sources(80), replace(LOOSE, frames=("bare",), layer=0))
+    assert result.record.frames == ("bare",)
+    assert [each.layers for each in result.candidates] == [(0,)]
+    assert result.guard.layers == (0,)
+
+
+def test_at_most_so_many_windows_a_side_are_fitted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(OPTIONS, frames=("chat",))
+    assert all(count > 100 for count in calibrate(loaded, *sources(), options).windows.values()), "positive control"
+    monkeypatch.setattr(passes, "FIT_WINDOWS", 100)
+    thinned = calibrate(loaded, *sources(), options)
+    assert thinned.windows == {"forget": 100, "retain": 100}
+    assert any("100 forget and 100 retain windows" in note for note in thinned.record.notes)
+
+
+def test_canaries_are_not_of_the_day_on_which_they_were_read() -> None:
+    loaded = tiny(chat_template=DATED_TEMPLATE)
+    for canary in calibrate(loaded, *sources(80), replace(LOOSE, frames=("chat",))).canaries:
+        assert canary.messages is not None
+        assert encode_source(loaded.codec, canary.messages) == canary.token_ids
+        today = loaded.codec.encode_chat([message.model_dump() for message in canary.messages])
+        assert today != canary.token_ids, "positive control: the template writes the day"
+
+
+def test_few_examples_are_refused_or_warned_about(loaded: LoadedModel) -> None:
+    few = calibrate(loaded, *sources(60), replace(OPTIONS, frames=("bare",), max_false_abstention=0.01))
+    assert any("15 retain examples for the threshold cannot show a" in warning for warning in few.warnings)
+    forget, retain = sources(3)
+    with pytest.raises(CalibrationError, match="got 3 forget and 3 retain examples, wanted at least 4 and 4"):
+        calibrate(loaded, forget, retain, OPTIONS)
+    with pytest.raises(CalibrationError, match="got no retain examples"):
+        calibrate(loaded, forget, [], OPTIONS)
+    with pytest.raises(DataError, match="both the forget and the retain"):
+        calibrate(loaded, forget, forget, OPTIONS)
+
+
+def test_a_model_that_overflows_is_refused() -> None:
+    broken = tiny()
+    torch.nn.init.constant_(broken.model.model.layers[0].mlp.down_proj.weight, torch.inf)
+    with pytest.raises(CalibrationError, match="not finite"):
+        calibrate(broken, *sources(20), OPTIONS)
