@@ -237,6 +237,8 @@ def test_hard_texts_are_told_apart() -> None:
     assert texts.asks_for_a_number("In what year did it open?")
     assert not texts.asks_for_a_number("Who opened it?")
     assert texts.has_code("What does print(x) show?")
+    assert texts.has_code("The program below uses a list of numbers. What does it display?")
+    assert texts.has_code("Step 1: Set count to 0. Step 2: Add 1 to it.")
     assert not texts.has_code("Which sort is stable (in general)?")
     assert not texts.is_paragraph(" = = Early life of a man whose name is long enough to count = = ")
 

@@ -3,7 +3,11 @@
 import re
 
 NUMERIC_QUESTION = re.compile(r"\d|\b(how many|how much|how old|how long|how far|what year|which year|percent)", re.I)
-CODE = re.compile(r"[{};]|==|<-|:=|\b\w+\(|\b(def|int|return|print|for \w+ in)\b|\w\[\w")
+CODE = re.compile(
+    r"[{};]|==|<-|:=|\b\w+\(|\b(def|int|return|print|for \w+ in)\b|\w\[\w"
+    r"|(?i:\bcode (fragment|segment)|\b(program|algorithm|procedure)s? below|\bfollowing (program|algorithm|code|procedure)\b|"
+    r"\bStep 1:|\bAlgorithm I\b|\bPython [23]\b|\bPython expression)"
+)
 MIN_DIGITS = 24
 MIN_WORDS = 12
 
@@ -14,7 +18,7 @@ def asks_for_a_number(question: str) -> bool:
 
 
 def has_code(text: str) -> bool:
-    """Whether a text shows code or pseudocode."""
+    """Whether a text shows code or pseudocode, a program in words included, or asks what code of a language does."""
     return CODE.search(text) is not None
 
 
