@@ -5,8 +5,8 @@ import re
 NUMERIC_QUESTION = re.compile(r"\d|\b(how many|how much|how old|how long|how far|what year|which year|percent)", re.I)
 CODE = re.compile(
     r"[{};]|==|<-|:=|\b\w+\(|\b(def|int|return|print|for \w+ in)\b|\w\[\w"
-    r"|(?i:\bcode (fragment|segment)|\b(program|algorithm|procedure)s? below|\bfollowing (program|algorithm|code|procedure)\b|"
-    r"\bStep 1:|\bAlgorithm I\b|\bPython [23]\b|\bPython expression)"
+    r"|(?i:\bcode (fragment|segment)|\b(program|algorithm|procedure)s? below"
+    r"|\bfollowing (program|algorithm|code|procedure)\b|\bStep 1:|\bAlgorithm I\b|\bPython [23]\b|\bPython expression)"
 )
 MIN_DIGITS = 24
 MIN_WORDS = 12
