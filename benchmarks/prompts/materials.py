@@ -67,7 +67,9 @@ def _mmlu_item(row: Values) -> Item:
 
 
 def _mmlu_group(row: Values) -> str:
-    return next((name for name, subjects in MMLU_GROUPS.items() if row["subject"] in subjects), "other")
+    """What gives a quantity and asks for a number is quantitative in every subject without a group of its own."""
+    other = "quantitative" if texts.asks_for_a_calculation(row["question"], row["choices"]) else "other"
+    return next((name for name, subjects in MMLU_GROUPS.items() if row["subject"] in subjects), other)
 
 
 def _mmlu(group: str, keep: Callable[[str], bool] = lambda _: True, **more: Any) -> Material:

@@ -1,6 +1,7 @@
 """Which texts of a set are hard for a guard: many digits and nothing to calculate, programming without code."""
 
 import re
+from collections.abc import Sequence
 
 NUMERIC_QUESTION = re.compile(r"\d|\b(how many|how much|how old|how long|how far|what year|which year|percent)", re.I)
 CODE = re.compile(
@@ -8,6 +9,9 @@ CODE = re.compile(
     r"|(?i:\bcode (fragment|segment)|\b(program|algorithm|procedure)s? below"
     r"|\bfollowing (program|algorithm|code|procedure)\b|\bStep 1:|\bAlgorithm I\b|\bPython [23]\b|\bPython expression)"
 )
+NUMERIC_CHOICE = re.compile(r"^\W*[\d.,/^√π×*+%$£€°:\-\s()]*\d[\d.,/^√π×*+%$£€°:\-\s()]*([a-z]+ )?[A-Za-z/%]*\.?$")
+QUANTITY = re.compile(r"(?<![\d.,-])(?!(1[0-9]|20)\d\d\b)\d|square root", re.I)
+"""A number that is no year."""
 MIN_DIGITS = 24
 MIN_WORDS = 12
 
@@ -20,6 +24,11 @@ def asks_for_a_number(question: str) -> bool:
 def has_code(text: str) -> bool:
     """Whether a text shows code or pseudocode, a program in words included, or asks what code of a language does."""
     return CODE.search(text) is not None
+
+
+def asks_for_a_calculation(question: str, choices: Sequence[str]) -> bool:
+    """Whether a multiple-choice question gives a quantity, and every choice is a number: "2,500 of 250,000 died"."""
+    return QUANTITY.search(question) is not None and all(map(NUMERIC_CHOICE.match, choices))
 
 
 def is_paragraph(line: str) -> bool:

@@ -20,6 +20,7 @@ class Kind(StrEnum):
 
     UPPER = "in upper case"
     TYPOS = "with typing errors"
+    SPACED = "with other white space"
     AMID = "amid 300 other tokens"
     AFTER = "after another task"
     LATER = "in a later turn"
@@ -31,7 +32,7 @@ class Kind(StrEnum):
     ANSWERS = "while it answers"
 
 
-FITTED = frozenset((Kind.UPPER, Kind.TYPOS, Kind.AMID, Kind.AFTER))
+FITTED = frozenset((Kind.UPPER, Kind.TYPOS, Kind.SPACED, Kind.AMID, Kind.AFTER))
 """Kinds that change the key vectors of a text itself, so that a direction must know them."""
 AMID_TOKENS = 300
 MOST = 60
@@ -42,6 +43,8 @@ WORKED_EXAMPLES = 3
 TYPO = 0.05
 """Share of characters that are mistyped."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
+GAPS = ("  ", "   ", "\n", "\n\n", "\t")
+"""White space in the place of the single spaces between words."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Surroundings:
         yield from self._beside(Kind.AFTER, self._forget[:MOST], self._after)
         yield from self._beside(Kind.LONG, self._forget[:LONGEST], self._amid_prose)
         yield from self._beside(Kind.WORKED, self._forget[: MOST // 2], self._behind_examples)
+        yield from self._each(Kind.SPACED, self._forget, self._spaced)
         if self._frame == CHAT_FRAME:
             for text in self._forget[:MOST]:
                 asked, answer = self._random.choice(self._retain), self._random.choice(self._retain)
@@ -96,6 +100,7 @@ class Surroundings:
         yield from self._each(Kind.LONG, [self._other_text(self._longest, self._prose) for _ in range(LONGEST)], str)
         blocks = ["\n\n".join(self._some(WORKED_EXAMPLES + 1)) for _ in range(MOST // 2)]
         yield from self._each(Kind.WORKED, blocks, str)
+        yield from self._each(Kind.SPACED, self._retain, self._spaced)
         if self._frame != CHAT_FRAME:
             return
         for messages in self._material.chats[:MOST]:
@@ -124,6 +129,10 @@ class Surroundings:
     def _mistyped(self, text: str) -> str:
         draw = self._random
         return "".join(draw.choice(LETTERS) if draw.random() < TYPO else letter for letter in text)
+
+    def _spaced(self, text: str) -> str:
+        """One kind of gap in the whole text, as what a text was copied from has it."""
+        return self._random.choice(GAPS).join(text.split())
 
     def _after(self, text: str) -> str:
         return f"{self._random.choice(self._retain)}\n\n{text}"
