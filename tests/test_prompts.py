@@ -240,9 +240,7 @@ def test_hard_texts_are_told_apart() -> None:
     assert texts.has_code("The program below uses a list of numbers. What does it display?")
     assert texts.has_code("Step 1: Set count to 0. Step 2: Add 1 to it.")
     assert not texts.has_code("Which sort is stable (in general)?")
-    assert texts.asks_for_a_calculation(
-        "A city has 250,000 cases. The rate is", ("4/250", "1/25", "2.5%", "400 a year")
-    )
+    assert texts.asks_for_a_calculation("A city has 250,000 cases. Its rate:", ("4/250", "1/25", "2.5%", "400 a year"))
     assert not texts.asks_for_a_calculation("As of 2017, what share of people smoked?", ("5%", "15%", "25%", "35%"))
     assert not texts.asks_for_a_calculation("Which of 3 colours is warm?", ("red", "blue", "green", "none"))
     assert not texts.is_paragraph(" = = Early life of a man whose name is long enough to count = = ")

@@ -9,7 +9,7 @@ CODE = re.compile(
     r"|(?i:\bcode (fragment|segment)|\b(program|algorithm|procedure)s? below"
     r"|\bfollowing (program|algorithm|code|procedure)\b|\bStep 1:|\bAlgorithm I\b|\bPython [23]\b|\bPython expression)"
 )
-NUMERIC_CHOICE = re.compile(r"^\W*[\d.,/^√π×*+%$£€°:\-\s()]*\d[\d.,/^√π×*+%$£€°:\-\s()]*([a-z]+ )?[A-Za-z/%]*\.?$")
+NUMERIC_CHOICE = re.compile(r"^\W*\d[\d\W]*([a-z]+ )?[A-Za-z/%]*\.?$")
 QUANTITY = re.compile(r"(?<![\d.,-])(?!(1[0-9]|20)\d\d\b)\d|square root", re.I)
 """A number that is no year."""
 MIN_DIGITS = 24
