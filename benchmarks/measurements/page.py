@@ -7,6 +7,7 @@ from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
 from benchmarks.measurements.text import paragraph
 from benchmarks.measurements.transfer import transfer_section
+from benchmarks.measurements.unlearning import unlearning_section
 from benchmarks.measurements.vllm import overhead_section, parity_section
 
 PAGE = "docs/measurements.md"
@@ -15,7 +16,11 @@ COMMAND = "python -m benchmarks.measurements"
 
 def _real_models(results: Results) -> list[str]:
     """What was measured of each."""
-    made = (("transfer", transfer_section), ("robustness", robustness_section))
+    made = (
+        ("unlearning", unlearning_section),
+        ("transfer", transfer_section),
+        ("robustness", robustness_section),
+    )
     found = [(model, section) for name, section in made for model in results.models(name)]
     return [section(results, model) for model, section in sorted(found, key=lambda pair: pair[0])]
 
