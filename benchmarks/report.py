@@ -36,7 +36,7 @@ def _write(path: Path, rows: list[dict[str, Any]], more: dict[str, Any]) -> None
     name = module.name.removesuffix(".__main__") if module else f"benchmarks.{path.name.split('.')[0]}"
     command = " ".join(["python -m", name, *map(_shown, sys.argv[1:])])
     record = {"command": command, "environment": environment(), **more, "rows": rows}
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -35,7 +35,7 @@ def write_data(folder: Path) -> Path:
     gsm8k = [{"question": question.format(n=n), "answer": answer.format(n=n, left=n - 2)} for n in range(10, 30)]
     subjects = ("elementary_mathematics", "prehistory", "computer_security", "astronomy", "sociology")
     mmlu = [
-        {"subject": subject, "question": f"Which {subject} is number {n}?", "choices": ["a", "b"], "answer": n % 2}
+        {"subject": subject, "question": f"Which {subject} is number {n}?", "choices": list("abcd"), "answer": n % 2}
         for subject in subjects
         for n in range(20)
     ]
