@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2.meta import find_undeclared_variables
 
+from guards.core.text import is_encodable
 from guards.errors import DataError, PromptRefusedError
 from guards.model.marks import Marks, Piece, SpecialTexts
 from guards.model.openings import Opening, Rendered, find_openings
@@ -34,6 +35,8 @@ def template_sha256(template: str | None) -> str | None:
 
 def check_frame(frame: str) -> str:
     """Returns the frame. Raises DataError when it is none of "chat", "bare" and a template with one {text}."""
+    if not is_encodable(frame):
+        raise DataError(f"got frame {frame!a}, wanted text in UTF-8, without half a character")
     if frame in (CHAT_FRAME, BARE_FRAME) or frame.count("{text}") == 1:
         return frame
     raise DataError(f"got frame {frame!r}, wanted 'chat', 'bare' or a template holding {{text}} once")
@@ -82,7 +85,9 @@ class TextCodec:
         return frozenset(find_undeclared_variables(template.environment.parse(source)))
 
     def require_free(self, variables: Mapping[str, Any]) -> None:
-        """Raises PromptRefusedError for a variable by whose name something else goes to the template."""
+        """Raises PromptRefusedError for a variable by whose name something else goes to the template, or no text."""
+        if not is_encodable(variables):
+            raise PromptRefusedError("a variable of the chat template holds half a character: write whole ones")
         taken = {*signature(self.tokenizer.apply_chat_template).parameters, *self.tokenizer.special_tokens_map}
         if found := sorted((taken | _TEMPLATE_GLOBALS) & variables.keys()):
             raise PromptRefusedError(f"the chat template's {found[0]!r} is not the caller's to set: leave it out")
