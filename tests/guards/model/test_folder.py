@@ -121,7 +121,7 @@ def odd_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
 
 
-BROKEN = {
+BROKEN: dict[Callable[[Path], None], str] = {
     adapter_beside: r"holds adapter_config\.json beside the model's own files: where peft is installed",
     adapter_weights_beside: r"holds adapter_model\.safetensors beside",
     second_weights: r"holds consolidated\.safetensors beside model\.safetensors: it depends on the engine",
