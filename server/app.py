@@ -27,8 +27,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     is ready or has failed.
     """
     keys = load_keys(config.api_keys_file) if config.api_keys_file else ()
-    readiness = Readiness(engine, config.shadow, keys)
     metrics = Metrics()
+    readiness = Readiness(engine, config.shadow, keys, metrics.know)
     metrics.registry.register(StateCollector(engine, readiness))
     services = Services(
         engine=engine,

@@ -7,6 +7,7 @@ SkillguardError (guards/errors.py)
     ├── RequestError             the caller's request is refused (4xx); its text is written for the caller
     │   ├── InvalidRequestError      a field is missing, unknown or wrong
     │   ├── NotJsonError             the body is not declared as JSON
+    │   ├── EncodedBodyError         the body is compressed
     │   ├── BodyTooLargeError        the body exceeds `max_body_bytes`
     │   ├── NoSuchRouteError         unknown path
     │   ├── WrongMethodError         known path, other method
@@ -67,6 +68,10 @@ class InvalidRequestError(RequestError):
 
 class NotJsonError(RequestError):
     """The content type is not JSON."""
+
+
+class EncodedBodyError(RequestError):
+    """The body is compressed."""
 
 
 class BodyTooLargeError(RequestError):
@@ -137,6 +142,7 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     RequestError: ErrorReply(400, "invalid_request_error", "invalid_request"),
     InvalidRequestError: ErrorReply(400, "invalid_request_error", "invalid_value"),
     NotJsonError: ErrorReply(415, "invalid_request_error", "unsupported_media_type"),
+    EncodedBodyError: ErrorReply(415, "invalid_request_error", "unsupported_media_type"),
     BodyTooLargeError: ErrorReply(413, "invalid_request_error", "body_too_large"),
     NoSuchRouteError: ErrorReply(404, "invalid_request_error", "unknown_url"),
     WrongMethodError: ErrorReply(405, "invalid_request_error", "method_not_allowed"),

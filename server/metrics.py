@@ -6,12 +6,12 @@ scrape time, by `server/collectors.py`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from guards.core.verdict import GuardMode
-from server.engines.base import Event, Finish
+from guards.core.verdict import GuardKind, GuardMode, Stage
+from server.engines.base import Event, Finish, GuardInfo
 
 _RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 """Dense around 1, where a detector's decision lies: at or below 1 it fires."""
@@ -67,6 +67,23 @@ class Metrics:
         self._per_token = histogram(
             "time_per_output_token_seconds", "Mean time between tokens of one answer.", _TOKEN_SECONDS_BUCKETS
         )
+
+    def know(self, guards: Iterable[GuardInfo]) -> None:
+        """Every labelled series of these guards is there from now on, with 0: a rate misses an event that makes one.
+
+        An intervention never hits.
+        """
+        for guard in guards:
+            if guard.kind is GuardKind.INTERVENTION:
+                if guard.unit is not None:
+                    self._acted.labels(guard.name, guard.unit)
+                continue
+            for stage in Stage:
+                self._abstentions.labels(guard.skill, guard.method, stage.value)
+                self._shadow_hits.labels(guard.skill, guard.method, stage.value)
+            for mode in GuardMode:
+                self._prompt_hits.labels(guard.skill, guard.method, mode.value)
+            self._ratio.labels(guard.name)
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """A finished HTTP request. `route` is a template; a method nobody defined counts as "other"."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import KeyRing
 from server.context import RequestContext, attach_context, context_of
-from server.errors import BodyTooLargeError, ClientGoneError, InvalidRequestError, reply_of
+from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
 from server.metrics import Metrics
 from server.openai.body import known_path
 from server.openai.error_responses import error_response
@@ -108,6 +108,8 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if Headers(scope=scope).get("content-encoding", "").strip().lower() not in ("", "identity"):
+            raise EncodedBodyError("The body is compressed (Content-Encoding); send it as it is.")
         body = await self._read(Headers(scope=scope).get("content-length"), receive)
         handed_on = False
 

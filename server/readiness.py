@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,7 +10,7 @@ from guards.core.policy import Policy
 from guards.errors import SkillguardError
 from server.auth import Caller, KeyEntry
 from server.coverage import accepted
-from server.engines.base import Engine, EngineInfo
+from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.errors import NotReadyError
 from server.policies import default_policy, require_shadowable, shadowed
 
@@ -46,8 +46,16 @@ class Running:
 class Readiness:
     """Starts and verifies the engine, and answers for its state. One per app."""
 
-    def __init__(self, engine: Engine, shadow: Collection[str], keys: Collection[KeyEntry]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        shadow: Collection[str],
+        keys: Collection[KeyEntry],
+        know: Callable[[Iterable[GuardInfo]], object] = lambda _: None,
+    ) -> None:
+        """`know` is told the guards as soon as the engine runs."""
         self._engine = engine
+        self._know = know
         self._shadow = shadow
         self._keys = keys
         self._running: Running | None = None
@@ -65,6 +73,7 @@ class Readiness:
             await self._engine.start()
             info = self._engine.info
             self._running = Running(info, self._policy(info))
+            self._know(info.guards)
             for sentence in accepted(info):
                 logger.warning(sentence)
             self.phase = Phase.VERIFYING

@@ -57,13 +57,29 @@ class Rate(Strict):
 
 
 class SourceRecord(Strict):
-    """One data source that calibration read."""
+    """One data source that calibration read.
+
+    `field`: where the texts were. `rows` had a text, of which `repeats` were there before; `cut` texts were shortened.
+    Not written when None.
+    """
 
     role: Literal["forget", "retain"]
     name: str
     sha256: Sha256
     examples: Count
     tokens: Count
+    field: str | None = None
+    rows: Count | None = None
+    repeats: Count | None = None
+    cut: Count | None = None
+
+    @property
+    def line(self) -> str:
+        """What was read, for a person."""
+        line = f"{self.name}: {self.examples} examples"
+        if self.rows is not None:
+            line += f" of {self.rows} rows, {self.repeats} of them repeats, in field {self.field}"
+        return f"{line}, {self.cut} cut to what fits" if self.cut else line
 
 
 class CalibrationRecord(Strict):

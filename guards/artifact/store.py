@@ -60,6 +60,7 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
     later = [
         (data["model"], "quantization"),
         *((each, key) for each in data["canaries"] for key in ("messages", "text")),
+        *((each, key) for each in data["calibration"]["sources"] for key in ("field", "rows", "repeats", "cut")),
     ]
     for record, key in later:
         if record[key] is None:  # as before there was such a key: readers that lack it refuse the others

@@ -48,7 +48,17 @@ class Corpus:
             counts[source][0] += 1
             counts[source][1] += sum(len(ids[example]) for ids in self.encoded.values())
         return tuple(
-            SourceRecord(role=self.role, name=source.name, sha256=source.sha256, examples=examples, tokens=tokens)
+            SourceRecord(
+                role=self.role,
+                name=source.name,
+                sha256=source.sha256,
+                examples=examples,
+                tokens=tokens,
+                field=source.field,
+                rows=source.rows,
+                repeats=source.repeats,
+                cut=source.cut or None,
+            )
             for source, (examples, tokens) in zip(self.sources, counts, strict=True)
         )
 
@@ -69,11 +79,10 @@ class Corpus:
 
 def resolve_frames(frames: Sequence[str], codec: TextCodec) -> tuple[str, ...]:
     """The frames asked for, or the model's natural one. Raises DataError on a frame the model cannot have."""
-    if not frames:
-        return (CHAT_FRAME,) if codec.has_chat_template else (BARE_FRAME,)
-    for frame in frames:
+    wanted = frames or ((CHAT_FRAME,) if codec.has_chat_template else (BARE_FRAME,))
+    for frame in wanted:
         codec.encode_frame(check_frame(frame), "text")
-    return tuple(frames)
+    return tuple(wanted)
 
 
 def _encode(
@@ -124,13 +133,22 @@ def encode_corpora(
     )
 
 
-def left_out_warnings(model: Activations, corpora: Sequence[Corpus]) -> list[str]:
-    """One for each side that has examples longer than the model's context."""
-    return [
-        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {model.max_tokens} tokens"
+def corpus_warnings(model: Activations, corpora: Sequence[Corpus]) -> list[str]:
+    """One for each side with examples longer than the model's context, and for each source whose rows mostly repeat."""
+    left_out = [
+        f"{corpus.left_out} {corpus.role} example(s) were left out: longer than the model's {model.max_tokens} tokens; "
+        "`cut` takes what fits"
         for corpus in corpora
         if corpus.left_out
     ]
+    repeating = [
+        f"{source.name}: {source.repeats} of {source.rows} rows repeat others in field {source.field}, so that "
+        f"{len(source.texts)} examples are left: is that the field? Name another with #FIELD"
+        for corpus in corpora
+        for source in corpus.sources
+        if source.rows is not None and source.repeats is not None and 2 * source.repeats > source.rows
+    ]
+    return [*left_out, *repeating]
 
 
 def _shared(examples: Sequence[TokenIds]) -> int:

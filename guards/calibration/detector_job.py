@@ -15,9 +15,9 @@ from guards.calibration.corpus import (
     Corpus,
     Share,
     Side,
+    corpus_warnings,
     encode_corpora,
     frame_tokens,
-    left_out_warnings,
     resolve_frames,
 )
 from guards.calibration.options import DetectorOptions
@@ -101,7 +101,7 @@ def prepare(
 def shortages(job: DetectorJob[Options], vectors: int) -> list[str]:
     """Warnings of examples that were left out, or are too few: `vectors` key vectors were fitted."""
     cap, retained = job.options.max_false_abstention, len(job.parts["retain"][Share.THRESHOLD])
-    found = left_out_warnings(job.model, list(job.corpora.values()))
+    found = corpus_warnings(job.model, list(job.corpora.values()))
     if vectors < FEW_VECTORS:
         found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
     if not enough_for_cap(retained, cap):

@@ -16,7 +16,8 @@ REPORT_NAME = "report.json"
 
 def report_folder(output: Path) -> Path:
     """Where the report of an artifact goes: beside it, since an artifact's folder holds nothing else."""
-    return output.with_name(output.name + "-report")
+    named = output if output.name.strip(".") else output.resolve()
+    return named.with_name(named.name + "-report")
 
 
 def refuse_report_folder(folder: Path) -> None:

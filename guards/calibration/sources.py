@@ -4,36 +4,49 @@ A source is written ``LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]``:
 
 | part | meaning |
 |---|---|
-| LOCATION | a `.jsonl`, `.json`, `.csv` or `.txt` file, or `hf:NAME[:CONFIG]@SPLIT` on the Hugging Face hub |
+| LOCATION | a data file, a folder of them (`FOLDER[@SPLIT]`), or `hf:NAME[:CONFIG]@SPLIT` on the Hugging Face hub |
 | ?KEY=VALUE | keep rows whose KEY equals VALUE: `mmlu_test.jsonl?subject=abstract_algebra` |
 | ?KEY=LOW..HIGH | keep rows from LOW to HIGH (included; either may be left out): `mbpp.jsonl?task_id=511..974` |
-| #FIELD | the field (column) that holds the text; without it the first of FIELDS that is present |
+| #FIELD | the field (column) that holds the text; without it the first of FIELDS that is present (`row_texts.py`) |
 
-Bounds compare as numbers when bound and value both are, else as text. A `.txt` file has one example a line and no
-fields. Blank texts are left out and repeated texts kept once.
+A location that exists is taken as it is written, so that names may hold `?` and `#`. In the other parts `%26` and the
+like stand for characters that mean something. Bounds compare as numbers when bound and value both are, else as text. A
+`.txt` file has one example a line and no fields. Blank texts are left out and repeated texts kept once.
 """
 
 import hashlib
 import json
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from guards.calibration.data_rows import DataRow, read_file, read_hub
+from guards.calibration.data_files import format_of, read_file
+from guards.calibration.data_folders import find_folder, read_folder
+from guards.calibration.data_hub import read_hub
+from guards.calibration.data_rows import DataRow
+from guards.calibration.row_texts import TextField, pick_field
 from guards.errors import DataError
-
-FIELDS = ("prompt", "question", "text", "instruction")
-"""Names tried, in this order, for the field that holds the text."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Texts of one source after filtering, each once, in the order read. `name` holds no machine's path."""
+    """Texts of one source after filtering, each once, in the order read. `name` holds no machine's path.
+
+    `field`: where the texts were, None where nothing says it. `rows` had a text that is not blank, of which `repeats`
+    were there before. `cut` texts were too long for the model, and are what fits of them.
+    """
 
     name: str
     texts: tuple[str, ...]
+    field: str | None = None
+    rows: int | None = None
+    repeats: int | None = None
+    cut: int = 0
 
     @property
     def sha256(self) -> str:
@@ -68,7 +81,12 @@ class SourceSpec:
     @property
     def is_hub(self) -> bool:
         """Whether the location is on the Hugging Face hub."""
-        return self.location.startswith("hf:")
+        return self.location.startswith("hf:") and not os.path.exists(self.location)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether rows have fields to choose from: lines of a text file have none."""
+        return self.is_hub or format_of(Path(self.location))[0] != ".txt"
 
 
 def _number(value: Any) -> float | None:
@@ -81,44 +99,38 @@ def _number(value: Any) -> float | None:
 
 def _order(bound: str, value: Any) -> int:
     """Sign of bound - value: as numbers when both are, else as text."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)  # a table's dates are no JSON
     left, right = _number(bound), _number(value)
     if left is not None and right is not None:
         return (left > right) - (left < right)
     return (bound > text) - (bound < text)
 
 
+def _location(spec: str) -> str:
+    """The longest part of a source, up to its end, a `?` or a `#`, that exists; else what stands before the first."""
+    ends = [len(spec), *(mark.start() for mark in reversed(list(re.finditer("[?#]", spec))))]
+    for end in ends:
+        if os.path.exists(spec[:end]) or find_folder(spec[:end]) is not None:
+            return spec[:end]
+    return re.split("[?#]", spec, maxsplit=1)[0]
+
+
 def parse_source(spec: str) -> SourceSpec:
     """Takes a source apart. Raises DataError naming the part that is malformed."""
-    body, mark, field = spec.partition("#")
-    if mark and not field:
-        raise DataError(f"{spec}: got '#' without a field name, wanted #FIELD at the end")
-    location, mark, query = body.partition("?")
+    location = _location(spec)
     if not location:
         raise DataError(f"{spec!r}: got no file or data set, wanted LOCATION[?KEY=VALUE][#FIELD]")
+    query, mark, field = spec[len(location) :].partition("#")
+    if mark and not field:
+        raise DataError(f"{spec}: got '#' without a field name, wanted #FIELD at the end")
     conditions = []
-    for clause in query.split("&") if mark else []:
+    for clause in query.removeprefix("?").split("&") if query else []:
         key, equals, value = clause.partition("=")
         if not (key and equals and value) or value == "..":
-            raise DataError(f"{spec}: got condition {clause!r}, wanted KEY=VALUE or KEY=LOW..HIGH")
+            raise DataError(f"{spec}: got condition {clause!r}, wanted KEY=VALUE or KEY=LOW..HIGH (%26 stands for &)")
         low, dots, high = value.partition("..")
-        conditions.append(Condition(key, low, high if dots else value))
-    return SourceSpec(location, tuple(conditions), field or None)
-
-
-def _pick_field(spec: SourceSpec, row: DataRow, field: str | None) -> str:
-    wanted = spec.field or field
-    found = sorted(row.values)
-    if wanted is not None:
-        if wanted not in row.values:
-            raise DataError(f"{row.where}: got no field {wanted!r}; found {', '.join(found)}: name one with #FIELD")
-        return wanted
-    for name in FIELDS:
-        if name in row.values:
-            return name
-    raise DataError(
-        f"{row.where}: got none of the fields {', '.join(FIELDS)}; found {', '.join(found)}: name one with #FIELD"
-    )
+        conditions.append(Condition(unquote(key), unquote(low), unquote(high if dots else value)))
+    return SourceSpec(location, tuple(conditions), unquote(field) or None)
 
 
 def _keep(row: DataRow, spec: SourceSpec) -> bool:
@@ -127,15 +139,6 @@ def _keep(row: DataRow, spec: SourceSpec) -> bool:
             found = ", ".join(sorted(row.values))
             raise DataError(f"{row.where}: got no key {condition.key!r} to filter by; found {found}")
     return all(condition.holds(row.values[condition.key]) for condition in spec.conditions)
-
-
-def _text(row: DataRow, column: str) -> str:
-    if column not in row.values:
-        raise DataError(f"{row.where}: got no field {column!r}; found {', '.join(sorted(row.values))}")
-    text = row.values[column]
-    if not isinstance(text, str):
-        raise DataError(f"{row.where}: field {column!r}: got {type(text).__name__}, wanted text")
-    return text
 
 
 def seeded_rank(texts: Sequence[str], seed: int) -> list[int]:
@@ -154,9 +157,10 @@ class DataTable:
     total: int
     """Rows before the conditions."""
 
-    def column(self, row: DataRow, field: str | None = None) -> str:
-        """The field of a row that holds the text: the source's own, `field`, or the first of FIELDS."""
-        return _pick_field(self.spec, row, field)
+    def text_field(self, row: DataRow, field: str | None = None) -> TextField:
+        """Where a row has its text: as the source says, as `field` does, or the first of FIELDS."""
+        wanted = self.spec.field or (field if self.spec.has_fields else None)
+        return pick_field(row, wanted)
 
 
 def read_table(spec: str) -> DataTable:
@@ -165,14 +169,15 @@ def read_table(spec: str) -> DataTable:
     Raises DataError on a missing, empty or malformed file (with the line), a missing key, and text that is not UTF-8.
     """
     parsed = parse_source(spec)
+    folder = find_folder(parsed.location)
     if parsed.is_hub:
         name, rows = parsed.location, read_hub(parsed.location)
     else:
-        path = Path(parsed.location)
-        if path.suffix == ".txt" and (parsed.conditions or parsed.field):
+        if not parsed.has_fields and (parsed.conditions or parsed.field):
             raise DataError(f"{spec}: a .txt file has no fields; drop the part after the file name")
-        resolved = path.resolve()
-        name, rows = f"{resolved.parent.name}/{resolved.name}", read_file(path)
+        resolved = Path(parsed.location).resolve()
+        name = f"{resolved.parent.name}/{resolved.name}"
+        rows = read_file(Path(parsed.location)) if folder is None else read_folder(*folder)
     kept, total = [], 0
     for row in rows:
         total += 1
@@ -192,21 +197,22 @@ def read_source(spec: str, *, field: str | None = None, limit: int | None = None
     if limit is not None and limit < 1:
         raise DataError(f"got limit {limit}, wanted at least 1")
     table = read_table(spec)
-    if table.spec.location.endswith(".txt") and not table.spec.is_hub:
-        field = None
     texts: dict[str, None] = {}
-    column = None
+    used: dict[str, None] = {}
+    rows, where = 0, None
     for row in table.rows:
-        column = table.column(row, field) if column is None else column
-        text = _text(row, column)
+        where = table.text_field(row, field) if where is None else where
+        text = where.text(row)
         if text.strip():
+            rows += 1
             texts[text] = None
+            used.update(dict.fromkeys(where.parts(row)))
     if not texts:
         raise DataError(f"{spec}: got no example out of {table.total} rows; loosen the condition or check the field")
     kept_texts = tuple(texts)
     if limit is not None and limit < len(kept_texts):
         kept_texts = tuple(kept_texts[index] for index in sorted(seeded_rank(kept_texts, seed)[:limit]))
-    return Source(table.name, kept_texts)
+    return Source(table.name, kept_texts, " and ".join(used), rows, rows - len(texts))
 
 
 def refuse_overlap(forget: Sequence[Source], retain: Sequence[Source]) -> None:

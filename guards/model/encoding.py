@@ -3,27 +3,39 @@
 A *frame* is what surrounds a text: "chat" (the model's chat template, one user turn), "bare" (the text alone), or a
 template with `{text}` such as "Q: {text}\\nA:". A guard fitted on last tokens is bound to its frames.
 
-Special tokens that a text spells out ("<|end|>") stay plain text everywhere: a caller must not be able to write
-turns into a conversation.
+Control tokens that a text spells out ("<|end|>") stay plain text everywhere: a caller must not be able to write turns
+into a conversation. Special tokens are control, and so are added ones that the template writes or that end a turn.
 """
 
+import copy
 import hashlib
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
 from jinja2.meta import find_undeclared_variables
+from tokenizers import AddedToken
 
+from guards.core.text import is_encodable
 from guards.errors import DataError, PromptRefusedError
 from guards.model.marks import Marks, Piece, SpecialTexts
-from guards.model.openings import Opening, Rendered, find_openings
+from guards.model.openings import Opening, Rendered, find_openings, join_openings
+from guards.model.templates import Form, find_forms, in_form, read_templates
+
+logger = logging.getLogger("skillguard.guards")
 
 CHAT_FRAME = "chat"
 BARE_FRAME = "bare"
 _TEMPLATE_GLOBALS = frozenset({"messages", "raise_exception", "strftime_now"})
+_PROBE_TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {"name": "probe", "description": "probe", "parameters": {"type": "object", "properties": {}}},
+}
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -34,6 +46,8 @@ def template_sha256(template: str | None) -> str | None:
 
 def check_frame(frame: str) -> str:
     """Returns the frame. Raises DataError when it is none of "chat", "bare" and a template with one {text}."""
+    if not is_encodable(frame):
+        raise DataError(f"got frame {frame!a}, wanted text in UTF-8, without half a character")
     if frame in (CHAT_FRAME, BARE_FRAME) or frame.count("{text}") == 1:
         return frame
     raise DataError(f"got frame {frame!r}, wanted 'chat', 'bare' or a template holding {{text}} once")
@@ -51,38 +65,84 @@ class TextCodec:
     calls must not overlap.
     """
 
-    def __init__(self, tokenizer: Any, variables: Mapping[str, Any] = _NO_VARIABLES) -> None:
-        """`variables` are what the chat template sees besides, in every conversation. Raises PromptRefusedError."""
+    def __init__(
+        self, tokenizer: Any, variables: Mapping[str, Any] = _NO_VARIABLES, ends: Collection[int] = frozenset()
+    ) -> None:
+        """`variables` are what the chat template sees besides, in every conversation; `ends` end a turn.
+
+        Raises PromptRefusedError, and UnsupportedModelError for templates that cannot be used.
+        """
         self.tokenizer = tokenizer
         self.variables = dict(variables)
         self.require_free(self.variables)
+        self._templates = read_templates(tokenizer.chat_template)
         self._lock = threading.Lock()
-        special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._special: dict[str, Any] = special  # more than all_special_tokens, which leaves out Llama 3's headers
+        control = {token.content: token for token in self._control_tokens(ends)}
+        self._special: dict[str, Any] = control  # more than all_special_tokens, which leaves out Llama 3's headers
+        self._encoder = _with_special(tokenizer, [token for token in control.values() if not token.special])
         self._unknown: str | None = tokenizer.unk_token
         self.special_ids = frozenset(
-            int(tokenizer.convert_tokens_to_ids(text)) for text in special if text != self._unknown
+            int(tokenizer.convert_tokens_to_ids(text)) for text in control if text != self._unknown
         )
-        self._special_texts = SpecialTexts(special)
+        self._special_texts = SpecialTexts(control)
+
+    def _control_tokens(self, ends: Collection[int]) -> list[Any]:
+        """Added tokens that no text of a caller's makes: special ones, those that end a turn, and those that the
+        template writes, whatever the tokenizer's file calls them."""
+        return [
+            token
+            for index, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special or index in ends or (token.content.strip() and self.writes(token.content))
+        ]
+
+    def writes(self, token: str) -> bool:
+        """Whether the chat template writes a token, or may: it is in its source or in a rendering."""
+        return token in self._written
+
+    @cached_property
+    def _written(self) -> str:
+        return "\n".join([*self._templates.sources.values(), *self._renderings()])
+
+    def _renderings(self) -> Iterator[str]:
+        """Conversations of the template, some of whose tokens it may put together as it runs."""
+        asked = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
+        for messages, tools in ((asked, ()), (asked[1:], ()), (asked[1:2], ()), (asked[1:2], (_PROBE_TOOL,))):
+            for form in (Form.TEXT, Form.PARTS):
+                with suppress(PromptRefusedError):
+                    yield self._render_as([in_form(message, form) for message in messages], tools)
+
+    @cached_property
+    def _forms(self) -> Mapping[str, Form]:
+        if self._templates.default is None:
+            return {}
+        forms = find_forms(self._render_as)
+        if lost := [role for role, form in forms.items() if form is Form.LOST]:
+            what = "so chat is not served" if "user" in lost else "so messages of these roles are refused"
+            logger.warning("the chat template leaves out the text of %s in either form, %s", " and ".join(lost), what)
+        return forms
 
     @cached_property
     def openings(self) -> tuple[Opening, ...]:
         """How the chat template opens messages, see `guards.model.openings`."""
-        return find_openings(self) if self.has_chat_template else ()
+        if not self.has_chat_template:
+            return ()
+        found = find_openings(self)
+        return join_openings(found, find_openings(_WithTools(self))) if self._templates.several else found
 
     @cached_property
     def template_names(self) -> frozenset[str]:
         """What the chat template reads of its surroundings, such as `enable_thinking`."""
-        source = self.tokenizer.chat_template
-        if not isinstance(source, str):
-            return frozenset()
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        template = _compile_jinja_template(source)
-        return frozenset(find_undeclared_variables(template.environment.parse(source)))
+        names: set[str] = set()
+        for source in self._templates.sources.values():
+            names |= find_undeclared_variables(_compile_jinja_template(source).environment.parse(source))
+        return frozenset(names)
 
     def require_free(self, variables: Mapping[str, Any]) -> None:
-        """Raises PromptRefusedError for a variable by whose name something else goes to the template."""
+        """Raises PromptRefusedError for a variable by whose name something else goes to the template, or no text."""
+        if not is_encodable(variables):
+            raise PromptRefusedError("a variable of the chat template holds half a character: write whole ones")
         taken = {*signature(self.tokenizer.apply_chat_template).parameters, *self.tokenizer.special_tokens_map}
         if found := sorted((taken | _TEMPLATE_GLOBALS) & variables.keys()):
             raise PromptRefusedError(f"the chat template's {found[0]!r} is not the caller's to set: leave it out")
@@ -97,7 +157,7 @@ class TextCodec:
         else:
             whole = check_frame(frame).replace("{text}", text) if frame != BARE_FRAME else text
             with self._lock:
-                encoded = self.tokenizer(whole, split_special_tokens=True, return_offsets_mapping=True)
+                encoded = self._encoder(whole, split_special_tokens=True, return_offsets_mapping=True)
             framed = Rendered(whole, tuple(encoded["input_ids"]), tuple(encoded["offset_mapping"]))
         start = framed.text.find(part)
         inside = [i for i, (low, high) in enumerate(framed.spans) if start <= low < high <= start + len(part)]
@@ -105,29 +165,29 @@ class TextCodec:
             return None
         return inside[0], inside[-1] + 1
 
-    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> Rendered:
+    def rendered(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
         """A conversation of trusted texts, with the opening of an answer. Raises PromptRefusedError."""
-        text = self._render(messages, ())
+        text = self._render(messages, tools)
         with self._lock:
-            encoded = self.tokenizer(
+            encoded = self._encoder(
                 text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
             )
         return Rendered(text, tuple(encoded["input_ids"]), tuple(encoded["offset_mapping"]))
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the frame "chat" exists for this model."""
-        return self.tokenizer.chat_template is not None
+        """Whether the frame "chat" exists for this model: not where its template leaves out what users say."""
+        return self._templates.default is not None and self._forms["user"] is not Form.LOST
 
     @property
     def template_sha256(self) -> str | None:
-        """Digest of the chat template's source."""
-        return template_sha256(self.tokenizer.chat_template)
+        """Digest of the chat template's source, None where no chat is served."""
+        return template_sha256(self._templates.default) if self.has_chat_template else None
 
     def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
         """A bare text; `opened`: with the opening token where the tokenizer adds one."""
         with self._lock:
-            encoded = self.tokenizer(
+            encoded = self._encoder(
                 text, add_special_tokens=opened, split_special_tokens=True, return_attention_mask=False
             )
         return tuple(encoded["input_ids"])
@@ -182,8 +242,13 @@ class TextCodec:
         template sees beside them, in the place of its globals of the same name. Raises PromptRefusedError when the
         model has no template or the template refuses the conversation.
         """
-        if not self.has_chat_template:
+        if self._templates.default is None:
             raise PromptRefusedError("this model has no chat template: use /v1/completions, or another frame")
+        if not self.has_chat_template:
+            raise PromptRefusedError(
+                "this model's chat template leaves out what users say, as text and as parts: use /v1/completions, or "
+                "another frame; the model's folder may need another chat template"
+            )
         render = partial(self._render, variables=variables, answered=answered)
         marks = Marks(self._special_texts)
         inner, contents = [_marked(message, marks) for message in messages], []
@@ -194,6 +259,7 @@ class TextCodec:
         # What a variable spells is a caller's text, like a tool's: its special tokens are none.
         render_marked = partial(self._render, variables=marks.inside(variables), answered=answered)
         pieces = marks.pieces(template := render_marked(contents, marked_tools))
+        self._require_kept(messages, marks.kept(template))
         ids = self._encode_trusted(rendered := render(messages, tools))
         spelled = self._unknown is not None and any(self._unknown in message["content"] for message in messages)
         if not spelled and not marks.any_inside:
@@ -211,9 +277,24 @@ class TextCodec:
                 )
         return self._encode_pieces(pieces)
 
+    def _require_kept(self, messages: Sequence[Mapping[str, Any]], kept: Sequence[bool]) -> None:
+        """Raises PromptRefusedError where the template leaves out a message's text, which nobody would judge.
+
+        Not of what the model said beside calls of tools, which templates are known to drop.
+        """
+        places = [index for index, message in enumerate(messages) if message["role"] != "tool"]
+        for index, there in zip(places, kept, strict=True):
+            message = messages[index]
+            lost = not there or self._forms.get(message["role"]) is Form.LOST
+            if lost and message["content"].strip() and not message.get("tool_calls"):
+                raise PromptRefusedError(
+                    f"the model's chat template leaves out the text of messages[{index}] ({message['role']}): leave "
+                    "the message out, or say it in a user's message"
+                )
+
     def _encode_trusted(self, text: str) -> tuple[int, ...]:
         with self._lock:
-            encoded = self.tokenizer(
+            encoded = self._encoder(
                 text, add_special_tokens=False, split_special_tokens=False, return_attention_mask=False
             )
         return tuple(encoded["input_ids"])
@@ -225,6 +306,16 @@ class TextCodec:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+        answered: bool = True,
+    ) -> str:
+        shaped = [in_form(message, self._forms.get(message["role"], Form.TEXT)) for message in messages]
+        return self._render_as(shaped, tools, variables, answered)
+
+    def _render_as(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] = _NO_VARIABLES,
         answered: bool = True,
     ) -> str:
@@ -253,7 +344,7 @@ class TextCodec:
             nonlocal plain
             if plain:
                 with self._lock:
-                    encoded = self.tokenizer(
+                    encoded = self._encoder(
                         plain, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
                     )
                 ids.extend(encoded["input_ids"])
@@ -272,6 +363,38 @@ class TextCodec:
                 drop_whitespace = token.rstrip
         flush()
         return tuple(ids)
+
+
+class _WithTools:
+    """The template that conversations with tools are rendered by."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self.special_ids = codec.special_ids
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> Rendered:
+        return self._codec.rendered(messages, (_PROBE_TOOL,))
+
+
+def _with_special(tokenizer: Any, tokens: Sequence[Any]) -> Any:
+    """The tokenizer, or a copy of it that takes these added tokens for special ones; decoding stays the original's."""
+    if not tokens:
+        return tokenizer
+    copied = copy.deepcopy(tokenizer)
+    copied.backend_tokenizer.add_special_tokens(
+        [
+            AddedToken(
+                token.content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+                special=True,
+            )
+            for token in tokens
+        ]
+    )
+    return copied
 
 
 def _marked(message: Mapping[str, Any], marks: Marks) -> dict[str, Any]:

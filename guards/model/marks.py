@@ -50,6 +50,7 @@ class Marks:
         self._edge = edge = "".join(secrets.choice(_SPACES) for _ in range(8))
         self._pattern = re.compile(f"({edge})?\ue000{self._nonce}x([0-9]+)x\ue001({edge})?|{self._nonce}y([0-9]+)y")
         self._texts: list[str] = []
+        self._whole: list[int] = []
         self._inner: dict[str, str] = {}
 
     @property
@@ -60,6 +61,7 @@ class Marks:
     def whole(self, text: str) -> str:
         """Stands in for a text that a template copies, and may trim."""
         self._texts.append(text)
+        self._whole.append(len(self._texts) - 1)
         return f"{self._edge}\ue000{self._nonce}x{len(self._texts) - 1}x\ue001{self._edge}"
 
     def inside(self, value: Any) -> Any:
@@ -70,6 +72,11 @@ class Marks:
         if isinstance(value, Mapping):
             return {self.inside(key): self.inside(each) for key, each in value.items()}
         return [self.inside(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def kept(self, rendered: str) -> list[bool]:
+        """Of each text that `whole` stood in for, in that order, whether it is in a rendering of marks."""
+        found = {int(mark[2]) for mark in self._pattern.finditer(rendered) if mark[2]}
+        return [index in found for index in self._whole]
 
     def pieces(self, rendered: str) -> list[Piece]:
         """A rendering of marks, taken apart; texts are trimmed where the template trims what stands in for them."""

@@ -72,6 +72,16 @@ def find_openings(codec: Renders) -> tuple[Opening, ...]:
     return tuple(found.values()) if told_apart else ()
 
 
+def join_openings(one: Collection[Opening], other: Collection[Opening]) -> tuple[Opening, ...]:
+    """Those of two templates, either of which may render; none where one has none, or they say different things."""
+    found: dict[tuple[int, ...], Opening] = {}
+    for opening in (*one, *other):
+        key = opening.tokens[: opening.named]
+        if found.setdefault(key, opening).written != opening.written:
+            return ()
+    return tuple(found.values()) if one and other else ()
+
+
 def _openings(
     rendered: Rendered, conversation: Sequence[Mapping[str, Any]], special: Collection[int]
 ) -> Iterator[Opening]:

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from guards.calibration.activations import Activations
 
 SOURCE_HELP = """\
-SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]: a .jsonl, .json, .csv or .txt file, or
-hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads ? and &.
-  train.jsonl                         text field found by name: prompt, question, text, instruction
+SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]. LOCATION is a .jsonl, .ndjson, .json, .csv, .tsv or .txt
+file, compressed or not (.gz, .bz2, .xz, .zst), a .parquet file, a folder of such files (FOLDER@SPLIT where it
+has several splits), or hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads ? and &.
+  train.jsonl                         text field found by name: prompt, question, text, instruction (with input),
+                                      and the last user's message of messages, conversations or chosen
   'mbpp.jsonl?task_id=511..974#text'  rows 511 to 974, field "text"
   'mmlu.csv?subject=abstract_algebra' rows of one subject
+  my-data@train                       the files of a folder with "train" in their names
   hf:openai/gsm8k:main@train          a hub data set (needs the extra: skillguard[datasets])
 """
 
@@ -66,6 +69,11 @@ def _add_common(parser: argparse.ArgumentParser, entries: Mapping[str, Entry]) -
     )
     parser.add_argument("--field", help="text field of every source that names none with #FIELD")
     parser.add_argument("--limit", type=int, help="at most this many examples of each source, drawn by --seed")
+    parser.add_argument(
+        "--cut",
+        action="store_true",
+        help="take what fits of examples that are longer than the model's context; otherwise they are left out",
+    )
     frames = _by_variant({variant: entry.options.usual_frames for variant, entry in entries.items()})
     parser.add_argument(
         "--frame",
@@ -233,6 +241,7 @@ def run(args: argparse.Namespace) -> int:
     entry = variants(args.method)[args.variant]
     options = _options(entry, args)
 
+    from guards.calibration.cutting import cut_sources
     from guards.calibration.finished import refuse_output
     from guards.calibration.report import refuse_report_folder, report_folder, report_of, write_report
     from guards.calibration.sources import read_source
@@ -250,6 +259,8 @@ def run(args: argparse.Namespace) -> int:
         for specs in (args.forget, args.retain)
     )
     with _open_model(args, entry, options) as model:
+        if args.cut:
+            forget, retain = (cut_sources(sources, model, options) for sources in (forget, retain))
         result = entry.calibrate(model, forget, retain, options)
         plots = entry.plots(result, args.skill, model, forget, retain) if args.plots else {}
     digest = result.save(args.output, args.skill)

@@ -37,6 +37,8 @@ def print_summary(
     """A table of the held-out figures, the warnings, and the next command, with the engine's `flags`."""
     console = Console()
     console.print(_rich(table))
+    for source in calibration.record.sources:
+        console.print(f"{source.role} {escape(source.line)}", soft_wrap=True, highlight=False)
     for warning in calibration.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(as_flags(warning))}", soft_wrap=True)
     firing = sum(canary.fires for canary in calibration.canaries)

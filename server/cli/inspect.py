@@ -114,10 +114,7 @@ def artifact_table(artifact: "Artifact") -> "Table":
             rows += [(f"{name}[{i}]", ", ".join(f"{k} {v}" for k, v in row.items())) for i, row in enumerate(value)]
         else:
             rows.append((name, str(value)))
-    rows += [
-        (f"{source.role} data", f"{source.name}: {source.examples} examples, {source.tokens} tokens")
-        for source in calibration.sources
-    ]
+    rows += [(f"{source.role} data", f"{source.line}, {source.tokens} tokens") for source in calibration.sources]
     rows += [("note", note) for note in calibration.notes]
     for what, value in rows:
         table.add_row(what, value)

@@ -329,6 +329,8 @@ class GuardInfo:
     """SHA-256 of the artifact."""
     template_difference: str | None = None
     """What the live chat template or tokenizer gave and what was wanted, where they are CHANGED or ACCEPTED."""
+    unit: str | None = None
+    """What an intervention counts of its acting; None of a detector."""
     detail: Mapping[str, object] = field(default_factory=dict)
 
 

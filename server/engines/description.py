@@ -8,7 +8,7 @@ from guards.model.encoding import TextCodec
 from server.engines.base import GuardInfo, TemplateState
 
 
-def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool) -> GuardInfo:
+def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool, unit: str | None = None) -> GuardInfo:
     """Its name, what it is for, whether the live template fits, and, in `detail`, what only operators are shown."""
     manifest = loaded.artifact.manifest
     difference = text_difference(manifest, codec)
@@ -28,6 +28,7 @@ def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool) ->
         template=template,
         digest=loaded.artifact.digest,
         template_difference=difference,
+        unit=unit,
         detail={
             "parameters": manifest.parameters,
             "calibration": manifest.calibration.model_dump(mode="json"),

@@ -262,7 +262,8 @@ class GuardedEngine(ABC):
     def _describe_guards(self) -> tuple[GuardInfo, ...]:
         """Every guard as it is shown. Runs the chat template, which is the model's program: not on the event loop."""
         return tuple(
-            describe(entry, self._codec, accept_template=self._accept_template) for entry in self._guards.values()
+            describe(entry, self._codec, accept_template=self._accept_template, unit=self._facts[name].unit)
+            for name, entry in self._guards.items()
         )
 
     def _take_guards(self, bound: Mapping[str, Bound]) -> None:

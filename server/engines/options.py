@@ -1,10 +1,11 @@
 """The engines' settings. Light to import: the command line reads its defaults here before torch is loaded."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 Judge = Literal["turn", "conversation"]
 
@@ -40,6 +41,20 @@ class _GuardOptions(BaseModel):
     served_name: str | None = Field(
         None, min_length=1, description="Name of the model in the API; by default its folder's name."
     )
+
+    @property
+    def name(self) -> str:
+        """The model's name in the API: the one given, the folder's by any path, or the hub id's last part."""
+        if self.served_name is not None:
+            return self.served_name
+        return Path(os.path.abspath(self.model)).name if os.path.isdir(self.model) else Path(self.model).name
+
+    @field_validator("model")
+    @classmethod
+    def _has_a_name(cls, model: str) -> str:
+        if not Path(os.path.abspath(model)).name:
+            raise ValueError("a model folder needs a name; the root of a file system has none")
+        return model
 
 
 class EmbeddedOptions(_GuardOptions):

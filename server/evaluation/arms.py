@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -54,7 +53,7 @@ class Arm:
 
 def engine_arms(options: EngineOptions, together: bool) -> list[Arm]:
     """The baseline and one arm for each artifact, or one for all. Raises ArtifactError."""
-    model = options.served_name or Path(options.model).name
+    model = options.name
     loaded = read_guards(options.artifacts)
     if BASELINE in loaded:
         raise ConfigError(f"--artifacts: got a folder named {BASELINE!r}, which is the arm without guards; rename it")

@@ -100,6 +100,8 @@ def _suite(suite: Suite, before: Sequence[Record]) -> dict[str, Any]:
         "skill": suite.skill,
         "items": len(before),
         "left_out": len(suite.items) - len(before),
+        "rows": suite.rows,
+        "repeats": suite.repeats,
         "chance": suite.kind.traits.chance,
         "accuracy": _rate(rate_of([record["correct"] for record in before])),
         "unread": sum(record["read"] is None for record in before),

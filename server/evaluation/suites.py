@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guards.calibration.sources import read_table, seeded_rank
+from guards.calibration.sources import parse_source, read_table, seeded_rank
 from guards.errors import DataError
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from server.evaluation.gsm8k import GSM8K
@@ -48,6 +48,10 @@ class Suite:
     shots: int
     stop: tuple[str, ...]
     items: tuple[Item, ...]
+    rows: int
+    """Rows with a question."""
+    repeats: int
+    """Of these, rows whose item was there before."""
 
     @property
     def skill(self) -> str:
@@ -76,9 +80,15 @@ def parse_suite(text: str) -> SuiteSpec:
     if not equals or not source or kind not in KINDS or (colon and not label):
         raise DataError(f"--suite: got {text!r}, wanted KIND[:LABEL]=SRC with KIND one of {', '.join(KINDS)}")
     if not label:
-        named = source.partition("?")[0].partition("#")[0]
-        label = Path(named).name.partition(".")[0] if kind in ("mlqa", "xquad", "prompts") else kind
+        label = _file_label(source) if kind in ("mlqa", "xquad", "prompts") else kind
     return SuiteSpec(kind, label, source)
+
+
+def _file_label(source: str) -> str:
+    """What the file, folder or data set is called, without endings."""
+    spec = parse_source(source)
+    path = Path(spec.location)
+    return (path if spec.is_hub else path.resolve()).name.partition(".")[0]
 
 
 def parse_shots(texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
@@ -108,6 +118,7 @@ def _read(spec: SuiteSpec, shots: str | None, options: EvaluationOptions) -> Sui
     solved = _read_shots(kind, spec, shots) if shots is not None else {}
     turn = turn_of(kind, options.frame, shown=shots is not None)
     items: dict[str, Item] = {}
+    rows = 0
     for row in table.rows:
         question = kind.question(row, table.spec.field)
         if shots is not None and question.group not in solved:
@@ -118,6 +129,7 @@ def _read(spec: SuiteSpec, shots: str | None, options: EvaluationOptions) -> Sui
         prompt = before + turn.replace("{text}", question.text)
         digest = hashlib.sha256(json.dumps([prompt, question.gold]).encode()).hexdigest()
         if question.text.strip():
+            rows += 1
             items.setdefault(digest, Item(prompt, question, digest))
     kept = list(items.values())
     if not kept:
@@ -135,6 +147,8 @@ def _read(spec: SuiteSpec, shots: str | None, options: EvaluationOptions) -> Sui
         shots=kind.traits.shots if shots is not None else 0,
         stop=_stop(turn),
         items=tuple(kept),
+        rows=rows,
+        repeats=rows - len(items),
     )
 
 

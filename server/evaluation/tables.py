@@ -113,6 +113,11 @@ def _notes(results: Results) -> str:
     if zero:
         notes.append(f"* Nothing right without a guard, so no relative performance: {', '.join(zero)}.")
     for suite in results["suites"]:
+        if 2 * suite["repeats"] > suite["rows"]:
+            notes.append(
+                f"* {suite['label']}: {suite['repeats']} of {suite['rows']} rows repeat others and were asked once: is "
+                "the field the right one?"
+            )
         if suite["left_out"]:
             notes.append(f"* {suite['label']}: {suite['left_out']} items do not fit into the context, left out.")
     if isolation := results["settings"]["sandbox"]:

@@ -4,8 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from guards.calibration.data_rows import DataRow
-from guards.calibration.sources import FIELDS
-from guards.errors import DataError
+from guards.calibration.row_texts import pick_field
 from server.evaluation.kinds import Grade, Question, Traits, take, take_texts
 
 
@@ -49,14 +48,8 @@ class Prompts:
         self._exact = match == "exact"
 
     def question(self, row: DataRow, text_field: str | None) -> Question:
-        name = text_field or next((name for name in FIELDS if name in row.values), None)
-        if name is None:
-            found = ", ".join(sorted(row.values))
-            raise DataError(
-                f"{row.where}: got none of the fields {', '.join(FIELDS)}; found {found}: name one with #FIELD"
-            )
         gold = take_texts(row, self._answer_field)
-        return Question(take(row, name, str), gold, gold)
+        return Question(pick_field(row, text_field).text(row), gold, gold)
 
     def shown_answer(self, row: DataRow) -> str:
         return take_texts(row, self._answer_field)[0]

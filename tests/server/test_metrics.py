@@ -42,6 +42,31 @@ async def test_answers_are_counted() -> None:
         )
 
 
+async def test_every_series_of_a_guard_is_there_before_its_first_event() -> None:
+    """A series that begins with an event hides it: `increase()` needs the 0 before."""
+    moved = replace(guard("na-facts", skill="facts", kind=GuardKind.INTERVENTION), unit="neurons")
+    of = guard()
+    engine = ScriptedEngine([Script(abstention(hit(of)))], guards=(of, moved))
+    async with serving(engine) as served:
+        before = (await served.client.get("/metrics")).text
+        names = ("abstentions_total", "shadow_hits_total", "prompt_logprob_hits_total", "intervention_acted_total")
+        zeros = [line for line in before.splitlines() if line.startswith(tuple(f"skillguard_{name}" for name in names))]
+        assert all(line.endswith(" 0.0") for line in zeros)
+        for line in (
+            'skillguard_abstentions_total{method="ksd",skill="cooking",stage="prompt"} 0.0',
+            'skillguard_abstentions_total{method="ksd",skill="cooking",stage="generation"} 0.0',
+            'skillguard_shadow_hits_total{method="ksd",skill="cooking",stage="generation"} 0.0',
+            'skillguard_prompt_logprob_hits_total{method="ksd",mode="shadow",skill="cooking"} 0.0',
+            'skillguard_intervention_acted_total{guard="na-facts",unit="neurons"} 0.0',
+            'skillguard_score_over_tau_count{guard="demo"} 0.0',
+        ):
+            assert line in before.splitlines()
+        assert 'skill="facts"' not in "\n".join(zeros), "an intervention never hits"
+        await served.post(CHAT, chat())
+        after = (await served.client.get("/metrics")).text
+        assert 'skillguard_abstentions_total{method="ksd",skill="cooking",stage="prompt"} 1.0' in after.splitlines()
+
+
 async def test_requests_are_counted_by_template() -> None:
     async with serving() as served:
         await served.post(CHAT, chat())

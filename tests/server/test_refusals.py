@@ -1,5 +1,6 @@
 """Bad input, one row each: refused with 400 in OpenAI's shape, naming the field, and nothing reaches the engine."""
 
+import gzip
 import json
 from typing import Any
 
@@ -312,6 +313,16 @@ async def test_body_that_is_not_a_json_object(content: bytes, content_type: str,
         assert says in error["message"]
         assert error["type"] == "invalid_request_error"
         assert served.engine.submitted == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "gzip, identity"])
+async def test_a_compressed_body(encoding: str) -> None:
+    async with serving() as served:
+        packed, headers = gzip.compress(json.dumps(chat()).encode()), {"content-type": "application/json"}
+        response = await served.client.post(CHAT, content=packed, headers={**headers, "content-encoding": encoding})
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+        assert "compressed (Content-Encoding); send it as it is" in response.json()["error"]["message"]
+        assert (await served.post(CHAT, chat(), **{"content-encoding": "identity"})).status_code == 200
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, CHECKS])

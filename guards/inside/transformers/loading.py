@@ -1,14 +1,16 @@
 """Loads a causal language model for calibration and for the embedded engine: one place for what is refused."""
 
-import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn import ModuleList
 
 from guards.artifact.identity import identify, tokenizer_sha256, weights_sha256
 from guards.artifact.manifest import ModelIdentity
@@ -23,10 +25,11 @@ from guards.inside.transformers.capture import stream
 from guards.inside.transformers.sites import find_family, find_sites
 from guards.inside.transformers.writing import write
 from guards.model.encoding import TextCodec
+from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.sites import ModelSites, Site
 
+_BUFFERS = re.compile(r"(^|\.)(inv_freq|(attn|attention)\.(masked_)?bias)$")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -111,23 +114,6 @@ def resolve_device(device: str | None) -> torch.device:
     return resolved
 
 
-def resolve_folder(name: str) -> Path:
-    """A local model folder, or a hub model downloaded to the local cache. Raises UnsupportedModelError."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UnsupportedModelError(f"{name}: got no such folder; wanted a model folder or a hub id ORGANISATION/NAME")
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
-    except (OSError, ValueError, HFValidationError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UnsupportedModelError(f"{name}: is no local folder, and the hub did not give it ({first})") from error
-
-
 def resolve_dtype(dtype: str | None, config: Any, device: torch.device) -> torch.dtype:
     """The dtype asked for; by default float32 on CPU and the checkpoint's on CUDA."""
     if dtype is not None:
@@ -140,29 +126,14 @@ def resolve_dtype(dtype: str | None, config: Any, device: torch.device) -> torch
     return stored
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a model folder. Raises UnsupportedModelError."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise UnsupportedModelError(f"{folder}: has no fast tokenizer (tokenizer.json); convert it first")
-    return tokenizer
-
-
 def load_config(folder: Path) -> Any:
     """The model's configuration, refused here, before any weight is read, when the family is not supported."""
     from transformers import AutoConfig
 
     path = folder / "config.json"
-    if not path.is_file():
-        raise UnsupportedModelError(f"{folder}: got no config.json; wanted a transformers model folder")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the file may hold anything, and so may what transformers raises
         raise UnsupportedModelError(f"{path}: transformers does not understand it ({error})") from error
     find_family(config)
     if getattr(config, "quantization_config", None) is not None:
@@ -186,9 +157,10 @@ def load_model(
 
     where = resolve_device(device)
     folder = resolve_folder(str(name))
+    check_files(folder)
     config = load_config(folder)
     kind = resolve_dtype(dtype, config, where)
-    codec = TextCodec(load_tokenizer(folder), variables or {})
+    codec = open_codec(folder, config.get_text_config(), variables or {})
     digest = weights_sha256(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -199,6 +171,7 @@ def load_model(
             attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -209,7 +182,23 @@ def load_model(
             f"{folder}: {len(missing)} weight(s) are in no .safetensors file, first {missing[0]!r}: transformers would "
             "have made them up; copy the model again"
         )
+    if unused := sorted(filter(partial(_is_inside, model), info["unexpected_keys"])):
+        raise UnsupportedModelError(
+            f"{folder}: {len(unused)} weight(s) belong to layers that run and are not used, first {unused[0]!r}: it is "
+            "another model than config.json says; take the files that were saved together"
+        )
     model = model.to(where).eval().requires_grad_(False)
     sites = find_sites(model)
     identity = identify(config, sites, str(kind).removeprefix("torch."), digest, tokenizer_sha256(folder))
     return LoadedModel(model, codec, sites, identity)
+
+
+def _is_inside(model: Any, name: str) -> bool:
+    """Whether a weight that the model has no place for lies within its layers: a bias, an adapter, a scale, a layer.
+
+    Buffers that older versions of transformers saved are not meant.
+    """
+    if _BUFFERS.search(name):
+        return False
+    stacks = [each for each, module in model.named_modules() if isinstance(module, ModuleList)]
+    return any(f".{each}." in f".{name}" for each in stacks)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import Side, encode_corpora, left_out_warnings, resolve_frames
+from guards.calibration.corpus import Side, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
@@ -48,7 +48,7 @@ def calibrate(
     by_layer = tuple(
         guard.layers_statistics[layer].neurons_S.numel() if layer in guard.layers_statistics else 0 for layer in layers
     )
-    warnings = left_out_warnings(model, corpora)
+    warnings = corpus_warnings(model, corpora)
     notes = [
         "moments over all tokens, the frame's own included: "
         + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),

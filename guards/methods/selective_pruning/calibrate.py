@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import Corpus, Side, encode_corpora, left_out_warnings, resolve_frames
+from guards.calibration.corpus import Corpus, Side, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
@@ -93,7 +93,7 @@ def calibrate(
         site: tuple(len(guard.at(site).get(layer, ())) for layer in range(model.identity.layers))
         for site in (Site.KEY, Site.ATTENTION)
     }
-    warnings = left_out_warnings(model, corpora)
+    warnings = corpus_warnings(model, corpora)
     notes = [
         "importance over all tokens, the frame's own included: "
         + ", ".join(f"{role} {tokens}" for role, tokens in total.items()),

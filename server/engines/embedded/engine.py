@@ -6,7 +6,6 @@ recorded once and skipped afterwards.
 
 import asyncio
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,7 +227,7 @@ class EmbeddedEngine(GuardedEngine):
         return EngineInfo(
             engine="transformers",
             engine_version=str(transformers.__version__),
-            model=options.served_name or Path(options.model).name,
+            model=options.name,
             architecture=loaded.identity.architecture,
             device=str(loaded.device),
             dtype=loaded.identity.dtype,

@@ -29,10 +29,10 @@ from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.verdict import Reading
 from guards.errors import AttachError, CalibrationError
-from guards.inside.transformers.loading import DTYPES, load_tokenizer, resolve_folder
+from guards.inside.transformers.loading import DTYPES
 from guards.inside.vllm.capture_worker import CAPTURE
 from guards.inside.vllm.settings import SETTINGS
-from guards.model.encoding import TextCodec
+from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.sites import SITES, Site
 from server.engines.options import VllmOptions
 from server.engines.vllm.config import guard_settings, parse_flags
@@ -57,14 +57,16 @@ class VllmActivations:
     def __init__(self, options: VllmOptions, *sites: Site, group_bytes: int = GROUP_BYTES) -> None:
         self._options, self._captured, self._group_bytes = options, sites, group_bytes
         self._folder = resolve_folder(options.model)
-        self.codec = TextCodec(load_tokenizer(self._folder), options.chat_template_kwargs)
         self._llm: AsyncLLM | None = None
         self._requests = 0
         self._runner = asyncio.Runner()
         try:
             arguments = parse_flags(options)
             arguments.enable_prefix_caching = False
+            check_files(self._folder)
             self._config = make_config(arguments, self._folder, _WORKER)
+            text_config = self._config.model_config.hf_text_config
+            self.codec = open_codec(self._folder, text_config, options.chat_template_kwargs)
             self._act([])
             self.identity: ModelIdentity = self._runner.run(live_identity(self._started(), self._config, self._folder))
             self._widths: dict[str, int] = self._rpc("describe")[0]["widths"]

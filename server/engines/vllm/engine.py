@@ -29,9 +29,8 @@ from guards.contract.columns import Columns
 from guards.core.policy import Policy
 from guards.core.verdict import Verdict
 from guards.errors import UnsupportedModelError
-from guards.inside.transformers.loading import load_tokenizer, resolve_folder
 from guards.inside.vllm.events import POLICY, STOP_REASON, PromptReport, load_acted, load_prompt, load_report
-from guards.model.encoding import TextCodec
+from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
@@ -79,11 +78,8 @@ class VllmEngine(GuardedEngine):
 
     async def start(self) -> None:
         folder = resolve_folder(self._options.model)
-        self._codec = await asyncio.to_thread(
-            lambda: TextCodec(load_tokenizer(folder), self._options.chat_template_kwargs)
-        )
-        self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         config = await asyncio.to_thread(self._configure, folder)
+        self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
         llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
         try:
             await self._take_over(llm, config, folder)
@@ -96,8 +92,10 @@ class VllmEngine(GuardedEngine):
         """vLLM's configuration, with guards in it. Raises EngineFlagError, UnsupportedModelError or ArtifactError."""
         arguments = self._arguments
         self._disable_log_stats = bool(arguments.disable_log_stats)
+        check_files(folder)
         config = make_config(arguments, folder, _WORKER)
         text_config = config.model_config.hf_text_config
+        self._codec = open_codec(folder, text_config, self._options.chat_template_kwargs)
         self._stop_ids = stop_ids(config.model_config, self._codec.tokenizer)
         pairs = [
             (str(path.resolve()), entry.artifact.digest)
@@ -129,7 +127,7 @@ class VllmEngine(GuardedEngine):
         self._info = EngineInfo(
             engine="vllm",
             engine_version=str(vllm.__version__),
-            model=self._options.served_name or folder.name,
+            model=self._options.name,
             architecture=identity.architecture,
             device=str(config.device_config.device_type),
             dtype=identity.dtype,

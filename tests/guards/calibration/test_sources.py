@@ -71,7 +71,12 @@ def test_filters_rows_and_picks_fields(tmp_path: Path, suffix: str, wanted: list
         ("a.jsonl", '{"text": "x"}\n[1]\n', "", r"a\.jsonl:2: got a list"),
         ("a.json", '{"text": "x"}', "", "got a dict, wanted a list"),
         ("a.json", '{"text": "x"}\n{"text": "y"}', "", "is a .jsonl file"),
-        ("a.csv", "id,text\n1,x\n2\n", "", r"a\.csv:3: got 1 cells, wanted 2"),
+        (
+            "a.csv",
+            "id,text\n1,x\n2\n",
+            "",
+            r"a\.csv:3: got 1 cells parted by ',', wanted 2 as in the header \(id, text\)",
+        ),
         ("a.csv", 'text\n"open\n', "", "not valid CSV"),
         ("a.csv", "text,text\nx,y\n", "", "named twice"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "", r"a\.jsonl:2: not UTF-8 \(byte 0xff\)"),
@@ -85,7 +90,10 @@ def test_filters_rows_and_picks_fields(tmp_path: Path, suffix: str, wanted: list
         ("a.jsonl", '{"text": "x", "id": 4}', "?id", "got condition 'id'"),
         ("a.jsonl", '{"text": "x"}', "#", "without a field name"),
         ("a.txt", "x", "#text", "has no fields"),
-        ("a.parquet", "x", "", r"got suffix '.parquet', wanted one of .jsonl"),
+        ("a.parquet", "x", "", "not a valid .parquet file"),
+        ("a.doc", "x", "", r"got suffix '.doc', wanted one of .jsonl"),
+        ("a.jsonl.gz", "x", "", "cannot be decompressed"),
+        ("a.jsonl.zst", "x", "", "cannot be decompressed"),
     ],
 )
 def test_refuses_a_defect(tmp_path: Path, name: str, content: str | bytes | None, suffix: str, message: str) -> None:

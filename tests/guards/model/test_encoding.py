@@ -27,7 +27,6 @@ TEMPLATES = {
     "trimmed": TURNS.replace("m['content']", "m['content'] | trim"),
     "system first": "{% if messages[0]['role'] == 'system' %}<|turn|>{{ messages[0]['content'] }}<|end|>"
     "{% set messages = messages[1:] %}{% endif %}" + TURNS,
-    "system dropped": TURNS.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"),
     "reversed": TURNS.replace("in messages %}", "in messages | reverse %}"),
     "last twice": TURNS + "{{ messages[-1]['content'] }}<|end|>",
     "no special tokens": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:",
@@ -293,7 +292,7 @@ def test_the_tokenizers_switch_is_never_touched_without_the_lock() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(core, name)
 
-    codec.tokenizer = Watched()
+    codec.tokenizer = codec._encoder = Watched()
     for text in (*TEXTS, *HOSTILE):
         codec.encode_text(text)
         codec.encode_chat(chat("be kind", text))

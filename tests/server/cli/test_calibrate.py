@@ -172,6 +172,41 @@ def test_an_output_that_is_something_else_is_refused_before_any_work(
     assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
+def test_the_field_rows_and_repeats_are_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five headers in `instruction`, the sums in `input`: each row is both, and what was read is said."""
+    rows = [{"instruction": f"do {index % 5}", "input": text} for index, text in enumerate(sums(180))]
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for suffix, said, warns in (
+        ("", "180 examples of 180 rows, 0 of them repeats, in field instruction and input", False),
+        ("#instruction", "5 examples of 180 rows, 175 of them repeats, in field instruction", True),
+    ):
+        output = tmp_path / f"guard{len(suffix)}"
+        arguments = _arguments(folder, "selective-pruning", output, "--fraction", ".125", "--frame", "bare")
+        arguments[arguments.index("--forget") + 1] = f"{tmp_path}/alpaca.jsonl{suffix}"
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert f"forget {tmp_path.name}/alpaca.jsonl{suffix}: {said}" in printed
+        assert ("175 of 180 rows repeat others in field instruction" in printed) is warns
+        record = read_artifact(output).manifest.calibration
+        assert (record.sources[0].rows, record.sources[0].examples) == (180, 5 if warns else 180)
+        assert main(["inspect", str(output)]) == 0
+        assert "of 180 rows" in " ".join(capsys.readouterr().out.split())
+
+
+def test_long_documents_are_cut_where_that_was_asked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.txt").write_text("\n".join(f"{text} " + "word " * 100 for text in words(12, seed=4)))
+    for more, examples in (((), 0), (("--cut",), 12)):
+        output = tmp_path / f"guard{examples}"
+        arguments = _arguments(folder, "selective-pruning", output, "--fraction", ".125", *more)
+        assert main([*arguments, "--retain", f"{tmp_path}/long.txt"]) == 0
+        printed = capsys.readouterr().out
+        assert ("12 retain example(s) were left out" in printed) is not bool(examples)
+        assert ("12 cut to what fits" in printed) is bool(examples)
+        assert read_artifact(output).manifest.calibration.sources[-1].examples == examples
+
+
 @pytest.mark.parametrize("method", names())
 def test_help_is_instant(method: str) -> None:
     """It shows every default without what a calibration imports."""

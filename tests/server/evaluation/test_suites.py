@@ -1,5 +1,6 @@
 """From rows to the prompts that are asked."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def gsm8k(tmp_path: Path) -> str:
         ("gsm8k=a/test.jsonl", "gsm8k", "a/test.jsonl"),
         ("xquad=a/es.jsonl?id=..x#question", "es", "a/es.jsonl?id=..x#question"),
         ("prompts=a/code.test.jsonl", "code", "a/code.test.jsonl"),
+        ("prompts=a/C#.test.jsonl", "C", "a/C#.test.jsonl"),
+        ("prompts=hf:org/name:main@test?id=1", "name:main@test", "hf:org/name:main@test?id=1"),
         ("mmlu:law=mmlu.jsonl?subject=law", "law", "mmlu.jsonl?subject=law"),
     ],
 )
@@ -36,6 +39,30 @@ def test_labels(text: str, label: str, source: str) -> None:
 def test_malformed_suites_are_refused(text: str) -> None:
     with pytest.raises(DataError, match=r"wanted KIND\[:LABEL\]=SRC with KIND one of gsm8k, mbpp"):
         parse_suite(text)
+
+
+def test_the_label_of_a_name_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default taken from a path is what the file is called, however the path is spelled."""
+    write_jsonl(tmp_path / "C#_problems.jsonl", [{"prompt": "q", "answer": "a"}])
+    assert parse_suite(f"prompts={tmp_path}/C#_problems.jsonl#prompt").label == "C#_problems"
+    monkeypatch.chdir(tmp_path)
+    assert parse_suite("prompts=.").label == tmp_path.name
+
+
+def test_alpaca_conversations_and_tables_are_prompts_too(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add.", "input": "1 and 2", "answer": "3"}, {"instruction": "Say hi.", "answer": "hi"}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for source in (path, path.with_suffix(".jsonl.gz")):
+        (suite,) = read_suites([f"prompts={source}"], [], EvaluationOptions())
+        assert [item.prompt for item in suite.items] == ["Add.\n\n1 and 2", "Say hi."]
+    talk = [{"from": "human", "value": "first"}, {"from": "gpt", "value": "x"}, {"from": "human", "value": "last"}]
+    (suite,) = read_suites(
+        [f"prompts={write_jsonl(tmp_path / 'b.jsonl', [{'conversations': talk, 'answer': 'a'}])}"],
+        [],
+        EvaluationOptions(),
+    )
+    assert suite.items[0].prompt == "last"
 
 
 def test_frames_and_shots(gsm8k: str) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from guards.artifact.identity import tokenizer_sha256, weights_sha256
 from guards.errors import UnsupportedModelError
-from guards.inside.transformers.loading import load_model, resolve_dtype, resolve_folder
+from guards.inside.transformers.loading import load_model, resolve_dtype
+from guards.model.folder import resolve_folder
 from tests.guards.tiny import save_tiny
 from tests.models import tiny_config
 

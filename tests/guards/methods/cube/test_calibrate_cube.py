@@ -236,8 +236,22 @@ def test_texts_longer_than_the_context_are_left_out_and_said_so(loaded: LoadedMo
     forget, retain = sources(80)
     long = Source("long", (" ".join(words(30, seed=9)),))
     result = calibrate_cubes(loaded, forget, [*retain, long], CubeOptions(frames=("chat",)))
-    assert "1 retain example(s) were left out: longer than the model's 64 tokens" in result.warnings
+    left_out = "1 retain example(s) were left out: longer than the model's 64 tokens; `cut` takes what fits"
+    assert left_out in result.warnings
     assert result.record.sources[-1].examples == 0
+
+
+@pytest.mark.parametrize(("rows", "repeats", "warns"), [(80, 41, True), (80, 40, False), (None, None, False)])
+def test_rows_that_mostly_repeat_are_warned_of(
+    loaded: LoadedModel, rows: int | None, repeats: int | None, warns: bool
+) -> None:
+    forget, retain = sources(80)
+    said = replace(forget[0], field="instruction", rows=rows, repeats=repeats)
+    result = calibrate_cubes(loaded, [said], retain, CubeOptions(frames=("chat",)))
+    found = [each for each in result.warnings if "41 of 80 rows repeat others in field instruction" in each]
+    assert bool(found) is warns
+    record = result.record.sources[0]
+    assert (record.field, record.rows, record.repeats) == ("instruction", rows, repeats)
 
 
 def test_parts_are_disjoint_whole_and_independent_of_order(loaded: LoadedModel) -> None:

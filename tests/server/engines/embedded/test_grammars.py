@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from guards.inside.transformers.loading import load_tokenizer
 from guards.model.encoding import TextCodec
+from guards.model.folder import load_tokenizer
 from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded.dialects import closed
 from server.engines.embedded.grammars import Grammars, Match

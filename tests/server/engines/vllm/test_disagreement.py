@@ -9,10 +9,10 @@ import torch
 
 from guards.contract.columns import Columns
 from guards.core.policy import Policy, Rule
-from guards.inside.transformers.loading import load_tokenizer
 from guards.inside.vllm.events import STOP_REASON, RowReport
 from guards.methods.registry import CUBE
 from guards.model.encoding import TextCodec
+from guards.model.folder import load_tokenizer
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import EngineRequest, Finish, FinishReason, Sampling

@@ -1,0 +1,83 @@
+"""The look at a model's folder is the embedded engine's, before vLLM is started: to serve and to calibrate."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guards.errors import UnsupportedModelError
+from guards.inside.transformers.loading import load_model
+from guards.model.sites import Site
+from server.engines.base import Message
+from server.engines.options import VllmOptions
+from tests.guards.model.test_folder import (
+    BROKEN,
+    adapter_beside,
+    end_beyond,
+    no_default_template,
+    second_weights,
+    shard_missing,
+    tokens_beyond,
+)
+from tests.guards.tiny import save_tiny
+from tests.server.engines.embedded.test_folders import PARTS
+
+FLAGS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 24), "--max-model-len", "64")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model")
+
+
+@pytest.fixture
+def unstarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that starts vLLM's processes fails."""
+
+    def launch(*_: Any, **__: Any) -> None:
+        pytest.fail("vLLM was started")
+
+    monkeypatch.setattr("server.engines.vllm.engine.launch", launch)
+    monkeypatch.setattr("server.engines.vllm.capture.launch", launch)
+
+
+@pytest.mark.usefixtures("unstarted")
+@pytest.mark.parametrize(
+    "breaks",
+    [adapter_beside, second_weights, shard_missing, tokens_beyond, end_beyond, no_default_template],
+    ids=lambda each: each.__name__,
+)
+def test_a_folder_whose_parts_are_not_of_one_model(folder: Path, breaks: Callable[[Path], None]) -> None:
+    from server.engines.vllm.capture import VllmActivations
+    from server.engines.vllm.engine import VllmEngine
+
+    breaks(folder)
+    options = VllmOptions(model=str(folder), flags=FLAGS)
+    with pytest.raises(UnsupportedModelError, match=BROKEN[breaks]):
+        asyncio.run(VllmEngine(options).start())
+    with pytest.raises(UnsupportedModelError, match=BROKEN[breaks]):
+        VllmActivations(options, Site.KEY)
+
+
+def test_prompts_are_the_embedded_engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that wants parts, an end token that is not marked special, and the folder named by a dot."""
+    from server.engines.vllm.engine import VllmEngine
+
+    (folder / "chat_template.jinja").write_text(PARTS)
+    codec = load_model(folder, "cpu").codec
+    monkeypatch.chdir(folder)
+
+    async def work() -> tuple[str, tuple[int, ...]]:
+        engine = VllmEngine(VllmOptions(model=".", flags=FLAGS))
+        await engine.start()
+        try:
+            return engine.info.model, engine.encode_chat([Message("user", "one two")])
+        finally:
+            await engine.stop()
+
+    name, ids = asyncio.run(work())
+    assert (name, ids) == (folder.name, codec.encode_frame("chat", "one two"))
+    shutil.rmtree(folder)
