@@ -16,6 +16,9 @@ _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
 """Keywords whose value is a mapping of names to schemas: the names are no keywords."""
 _NO_SCHEMA = ("enum", "const", "default", "examples")
 _COMBINING = ("$ref", "anyOf", "oneOf", "allOf")
+_JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""One blank behind a comma or a colon and none elsewhere: where blanks are free, small models write nothing else until the
+answer is full."""
 
 
 def to_llguidance(grammar: Grammar) -> str:
@@ -24,9 +27,9 @@ def to_llguidance(grammar: Grammar) -> str:
 
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            return str(LLMatcher.grammar_from_json_schema(json.dumps(closed(json.loads(grammar.text)))))
+            return _json(json.dumps(closed(json.loads(grammar.text))))
         case GrammarKind.JSON_OBJECT:
-            return str(LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+            return _json('{"type": "object"}')
         case GrammarKind.REGEX:
             return str(LLMatcher.grammar_from_regex(grammar.text))
         case GrammarKind.CHOICE:
@@ -36,6 +39,12 @@ def to_llguidance(grammar: Grammar) -> str:
             return str(LLMatcher.grammar_from_lark(_lark(grammar.text)))
         case GrammarKind.STRUCTURAL_TAG:
             raise ValueError("this engine takes no structural tags")
+
+
+def _json(schema: str) -> str:
+    from llguidance import LLMatcher
+
+    return str(LLMatcher.grammar_from_json_schema(schema, defaults=_JSON))
 
 
 def closed(schema: Any) -> Any:
