@@ -17,8 +17,8 @@ _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
 _NO_SCHEMA = ("enum", "const", "default", "examples")
 _COMBINING = ("$ref", "anyOf", "oneOf", "allOf")
 _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""One blank behind a comma or a colon and none elsewhere: where blanks are free, small models write nothing else until the
-answer is full."""
+"""One blank behind a comma or a colon and none elsewhere: where blanks are free, small models write nothing else until
+the answer is full."""
 
 
 def to_llguidance(grammar: Grammar) -> str:

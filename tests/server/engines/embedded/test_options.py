@@ -141,7 +141,9 @@ def test_grammars(demo: Live) -> None:
         return found.text
 
     # With blanks left to the model: where JSON's are free, the demo writes nothing else.
-    (plain,) = demo.draw(OTHERS[:1], greedy(max_tokens=60, grammar=Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))))
+    (plain,) = demo.draw(
+        OTHERS[:1], greedy(max_tokens=60, grammar=Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA)))
+    )
     found = json.loads(plain.text)
     assert found.keys() == {"city", "capital"}
     assert found["city"] in ("Rome", "Oslo")
