@@ -74,7 +74,7 @@ def raised(call: Callable[[], object], error: type[Exception], text: str | None 
     try:
         found = call()
     except error as refusal:
-        shown = str(refusal)
+        shown = str(getattr(refusal, "message", refusal))
         return f"{type(refusal).__name__}: {check_refusal(shown, text) if text else shown}"
     raise StepFailedError(f"wanted {error.__name__}, got {found!r}")
 
