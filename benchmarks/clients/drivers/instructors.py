@@ -26,7 +26,7 @@ def steps(client: str, served: s.Served) -> s.Steps:
     def history() -> str:
         messages: list[Any] = [s.user(s.QUESTION)]
         _, completion = ask(messages)
-        messages += [completion.choices[0].message, s.user(s.NEXT)]
+        messages += [completion.choices[0].message.model_dump(), s.user(s.NEXT)]
         return s.check_city(ask(messages)[0])
 
     return {
