@@ -28,7 +28,9 @@ def unsatisfied(requirements: Iterable[str]) -> list[str]:
             found.append(text)
             continue
         asked = [Requirement(line) for line in metadata.requires(wanted.name) or ()]
-        found += [f"{wanted.name} needs {need}" for need in asked if _applies(need, wanted.extras) and not _installed(need)]
+        found += [
+            f"{wanted.name} needs {need}" for need in asked if _applies(need, wanted.extras) and not _installed(need)
+        ]
     return found
 
 

@@ -8,12 +8,14 @@ since they load its tokenizer by that. A test that fails and is listed in `exemp
 given there. Flags that are not listed here go to `skillguard serve`; the demo is served by default, and its guard only
 watches, since several prompts of vLLM's tests are sums.
 
-The tests need pytest-asyncio, jsonschema and regex. The last line printed is one JSON object, as in
+Beside this environment the tests need pytest-asyncio, jsonschema, regex and httpx-aiohttp. The first of these changes how
+pytest runs here, so `--python` names an interpreter of an environment that has them on top of this one. The last line printed is one JSON object, as in
 benchmarks/results/conformance.json.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,7 +42,7 @@ def measure(suite: Suite, copy: Path, args: argparse.Namespace, flags: Sequence[
     with nullcontext(args.base_url) if args.base_url else running_server(*serve) as url:
         root = url.removesuffix("/").removesuffix("/v1")
         model = httpx.get(f"{root}/v1/models").raise_for_status().json()["data"][0]["id"]
-        lines = suite.run(copy.resolve(), args.work / suite.name, model, root)
+        lines = suite.run(args.python, copy.resolve(), args.work / suite.name, model, root)
     found = {"suite": suite.name, "version": version(copy), "serve": flags}
     return {**found, **judge(lines, dict((one.name, more) for one, _, more in SUITES)[suite.name], model)}
 
@@ -51,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--openai-sdk", type=Path, metavar="DIR", help="a copy of openai/openai-python")
     parser.add_argument("--vllm", type=Path, metavar="DIR", help="a copy of vllm-project/vllm")
-    parser.add_argument("--base-url", help="a server that runs already; for vLLM's tests its model has its folder as name")
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="an interpreter that has what they need"
+    )
+    parser.add_argument(
+        "--base-url", help="a server that runs already; for vLLM's tests its model has its folder as name"
+    )
     parser.add_argument("--model", type=Path, default=DEMO, help="the model's folder (default: the demo's)")
     parser.add_argument("--work", type=Path, default=report.UNFINISHED / NAME, help="where the tests are laid out")
     args, flags = parser.parse_known_args(arguments)

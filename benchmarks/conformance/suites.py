@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,8 +62,8 @@ class Suite:
             shutil.copy(_HERE / ours, folder / theirs)
         return found
 
-    def run(self, copy: Path, folder: Path, model: str, url: str) -> str:
-        """Runs them against a server; the lines of `recorder`. Raises NoCopyError, and RuntimeError where pytest stopped."""
+    def run(self, python: Path, copy: Path, folder: Path, model: str, url: str) -> str:
+        """Runs them against a server, with an interpreter that has what they need; the lines of `recorder`. Raises NoCopyError, and RuntimeError where pytest stopped."""
         files = self.lay_out(copy, folder, model)
         outcomes = folder / "outcomes.jsonl"
         paths = [str(copy / self.sources)] if self.sources else []
@@ -76,7 +75,7 @@ class Suite:
             "SKILLGUARD_URL": url,
             "SKILLGUARD_MODEL": model,
         }
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=native", "-p", recorder.__name__, *self.options, *files]
+        command = [str(python), "-m", "pytest", "-q", "--tb=native", "-p", recorder.__name__, *self.options, *files]
         done = subprocess.run(
             command,
             cwd=folder,
@@ -118,7 +117,7 @@ VLLM = Suite(
     files=tuple(f"{_ENTRY}/test_{name}.py" for name in _FILES),
     support=("pyproject.toml", "tests/__init__.py", "tests/entrypoints/__init__.py", "tests/entrypoints/conftest.py")
     + (f"{_ENTRY}/__init__.py",),
-    names=r'"(?:HuggingFaceH4|Qwen)/[^"]*"',
+    names=r'"(?:HuggingFaceH4|Qwen)/[^"]*"|"gpt2"',
     placed={"vllm_server.py": "tests/utils.py"},
     by_folder=True,
     options=("-p", "benchmarks.conformance.vllm_plugin", "-p", "no:cacheprovider")

@@ -2,6 +2,7 @@
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
@@ -13,6 +14,7 @@ class RemoteOpenAIServer:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.url_root = os.environ["SKILLGUARD_URL"]
+        self.host, self.port = urlsplit(self.url_root).hostname, urlsplit(self.url_root).port
 
     def __enter__(self) -> "RemoteOpenAIServer":
         return self

@@ -68,6 +68,23 @@ async def choice_of(engine: ScriptedEngine, body: dict[str, object], **settings:
         return found
 
 
+async def test_a_text_comes_back_as_it_was_sent() -> None:
+    class Opening(ScriptedEngine):
+        """Opens every text, as most tokenizers do."""
+
+        def encode_text(self, text: str) -> TokenIds:
+            return (*b"<s>", *super().encode_text(text))
+
+    choice = await choice_of(Opening([Script(answer("!"))]), completion("abc", echo=True, logprobs=0))
+    assert choice["text"] == "abc!"
+    assert "".join(choice["logprobs"]["tokens"]) == "<s>abc!", "the tokens are the model's"
+
+
+async def test_a_request_may_name_no_model_and_ask_for_no_prompt() -> None:
+    choice = await choice_of(ScriptedEngine([Script(answer("!"))]), {"prompt": "abc"})
+    assert (choice["text"], choice["prompt_logprobs"]) == ("!", None)
+
+
 async def test_echo_with_logprobs_is_what_lm_eval_reads() -> None:
     engine = played(FIRST)
     choice = await choice_of(engine, completion("abc", echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.clients.drivers.steps import LONGEST, STEPS, Served, Steps
 
+
 def main() -> None:
     driver, client, results = sys.argv[1:]
     served = Served(**json.load(sys.stdin))

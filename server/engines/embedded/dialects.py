@@ -16,9 +16,6 @@ _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
 """Keywords whose value is a mapping of names to schemas: the names are no keywords."""
 _NO_SCHEMA = ("enum", "const", "default", "examples")
 _COMBINING = ("$ref", "anyOf", "oneOf", "allOf")
-_JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""One blank behind a comma or a colon and none elsewhere: where blanks are free, small models write nothing else until
-the answer is full."""
 
 
 def to_llguidance(grammar: Grammar) -> str:
@@ -42,9 +39,17 @@ def to_llguidance(grammar: Grammar) -> str:
 
 
 def _json(schema: str) -> str:
+    """With one blank behind a comma or a colon and none elsewhere.
+
+    Where blanks are free, small models write nothing else until the answer is full.
+    """
     from llguidance import LLMatcher
 
-    return str(LLMatcher.grammar_from_json_schema(schema, defaults=_JSON))
+    return str(
+        LLMatcher.grammar_from_json_schema(
+            schema, defaults={"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+        )
+    )
 
 
 def closed(schema: Any) -> Any:
