@@ -3,13 +3,14 @@
     python -m benchmarks.clients [--only NAME ...] [--styles STYLE ...] [--base-url URL] [--work DIR] [FLAGS OF serve]
 
 Each client asks for an answer, for the same as a stream, for structured output where it has that, for what a guard
-withholds, which it must show once, and then for a further turn with nothing but its own history appended. Every style of
-abstention is served in turn, by `skillguard serve` with the demo or with the flags that are not listed here; or
+withholds, which it must show once, and then for a further turn with nothing but its own history appended. Every style
+of abstention is served in turn, by `skillguard serve` with the demo or with the flags that are not listed here; or
 `--base-url` names a server that runs already, and `--styles` the one style that it has.
 
 A client whose packages are installed here and fit together runs here; any other in an environment of its own, which pip
 fills from the package index and the work folder keeps. With `--only`, rows of other clients stay as they were.
-A client that fails is a row like any other. The last line printed is one JSON object, as in benchmarks/results/clients.json.
+A client that fails is a row like any other. The last line printed is one JSON object, as in
+benchmarks/results/clients.json.
 """
 
 import argparse

@@ -8,14 +8,14 @@ STYLES = ("content_filter", "refusal")
 
 @dataclass(frozen=True)
 class Client:
-    """A client. `driver`: the module of `drivers/` that drives it. `requires`: as pip takes it, its own package first."""
+    """A client. `driver`: the module of `drivers/` that drives it. `requires`: as pip takes it, its own first."""
 
     name: str
     driver: str
     requires: tuple[str, ...]
     styles: tuple[str, ...] = STYLES
     layered: bool = False
-    """Whether an environment of its own shows this one's packages below its own: torch is gigabytes to install again."""
+    """Whether an environment of its own shows this one's packages too: torch is gigabytes to install again."""
 
     @property
     def package(self) -> str:

@@ -8,9 +8,9 @@ since they load its tokenizer by that. A test that fails and is listed in `exemp
 given there. Flags that are not listed here go to `skillguard serve`; the demo is served by default, and its guard only
 watches, since several prompts of vLLM's tests are sums.
 
-Beside this environment the tests need pytest-asyncio, jsonschema, regex and httpx-aiohttp. The first of these changes how
-pytest runs here, so `--python` names an interpreter of an environment that has them on top of this one. The last line printed is one JSON object, as in
-benchmarks/results/conformance.json.
+Beside this environment the tests need pytest-asyncio, jsonschema, regex and httpx-aiohttp. The first of these changes
+how pytest runs, so `--python` names an interpreter of an environment that has them on top of this one. The last line
+printed is one JSON object, as in benchmarks/results/conformance.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import httpx
 
 from benchmarks import report
 from benchmarks.conformance import exemptions
-from benchmarks.conformance.judging import judge
+from benchmarks.conformance.judging import Exempt, judge
 from benchmarks.conformance.suites import OPENAI_SDK, VLLM, Suite, version
 from benchmarks.serving import ROOT, running_server
 
@@ -34,7 +34,9 @@ DEMO = ROOT / "artifacts" / "demo" / "model"
 SUITES = ((OPENAI_SDK, "openai_sdk", exemptions.OPENAI_SDK), (VLLM, "vllm", exemptions.VLLM))
 
 
-def measure(suite: Suite, copy: Path, args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
+def measure(
+    suite: Suite, exempt: Sequence[Exempt], copy: Path, args: argparse.Namespace, flags: Sequence[str]
+) -> dict[str, Any]:
     """One suite's outcomes, of a server of its own unless one runs already."""
     serve = [*flags] if args.model == DEMO else ["--model", str(args.model), *flags]
     if suite.by_folder:
@@ -44,7 +46,7 @@ def measure(suite: Suite, copy: Path, args: argparse.Namespace, flags: Sequence[
         model = httpx.get(f"{root}/v1/models").raise_for_status().json()["data"][0]["id"]
         lines = suite.run(args.python, copy.resolve(), args.work / suite.name, model, root)
     found = {"suite": suite.name, "version": version(copy), "serve": flags}
-    return {**found, **judge(lines, dict((one.name, more) for one, _, more in SUITES)[suite.name], model)}
+    return {**found, **judge(lines, exempt, model)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=report.UNFINISHED / NAME, help="where the tests are laid out")
     args, flags = parser.parse_known_args(arguments)
     args.model, args.work = args.model.resolve(), args.work.resolve()
-    wanted = [(suite, copy) for suite, option, _ in SUITES if (copy := getattr(args, option)) is not None]
+    wanted = [(suite, exempt, copy) for suite, option, exempt in SUITES if (copy := getattr(args, option)) is not None]
     if not wanted:
         parser.error("got no copy, wanted --openai-sdk, --vllm or both")
-    rows = [measure(suite, copy, args, flags) for suite, copy in wanted]
+    rows = [measure(suite, exempt, copy, args, flags) for suite, exempt, copy in wanted]
     kept = report.RESULTS / f"{NAME}.json"
     old = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept.exists() else []
     rows += [row for row in old if row["suite"] not in {row["suite"] for row in rows}]

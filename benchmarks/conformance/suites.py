@@ -23,8 +23,8 @@ class NoCopyError(ValueError):
 class Suite:
     """Tests of another project.
 
-    name: as shown. files: paths in the copy. support: folders and files that these need. names: what in a file stands for
-    a model. placed: files of ours, and where they go. options: of pytest.
+    name: as shown. files: paths in the copy. support: folders and files that these need. names: what in a file stands
+    for a model. placed: files of ours, and where they go. options: of pytest.
     """
 
     name: str
@@ -63,7 +63,10 @@ class Suite:
         return found
 
     def run(self, python: Path, copy: Path, folder: Path, model: str, url: str) -> str:
-        """Runs them against a server, with an interpreter that has what they need; the lines of `recorder`. Raises NoCopyError, and RuntimeError where pytest stopped."""
+        """Runs them against a server, with an interpreter that has what they need; the lines of `recorder`.
+
+        Raises NoCopyError, and RuntimeError where pytest stopped.
+        """
         files = self.lay_out(copy, folder, model)
         outcomes = folder / "outcomes.jsonl"
         paths = [str(copy / self.sources)] if self.sources else []
@@ -100,26 +103,31 @@ def version(copy: Path) -> str | None:
 
 
 _API = "tests/api_resources"
+_RESOURCES = ("test_completions", "chat/test_completions", "test_models", "test_responses")
 OPENAI_SDK = Suite(
     "openai-python",
-    files=(f"{_API}/test_completions.py", f"{_API}/chat/test_completions.py", f"{_API}/test_models.py")
-    + (f"{_API}/test_responses.py",),
+    files=tuple(f"{_API}/{name}.py" for name in _RESOURCES),
     support=("tests", "pyproject.toml", "README.md"),
     names=r'"gpt-[^"]*"|(?<=model=)"[^"]*"',
     options=("-o", "addopts=", "-p", "no:cacheprovider"),
     sources="src",
 )
-_ENTRY = "tests/entrypoints/openai"
-_FILES = "basic chat chat_echo chat_logit_bias_validation chat_with_tool_reasoning chunked_prompt completion".split()
-_FILES += "completion_with_function_calling models prompt_validation return_tokens_as_ids tokenization".split()
+_ENTRY = "tests/entrypoints"
+_ROUTES = (
+    *("basic", "chat", "chat_echo", "chat_logit_bias_validation", "chat_with_tool_reasoning", "chunked_prompt"),
+    *("completion", "completion_with_function_calling", "models", "prompt_validation", "return_tokens_as_ids"),
+    "tokenization",
+)
+_PACKAGES = ("tests/__init__.py", f"{_ENTRY}/__init__.py", f"{_ENTRY}/conftest.py", f"{_ENTRY}/openai/__init__.py")
 VLLM = Suite(
     "vLLM",
-    files=tuple(f"{_ENTRY}/test_{name}.py" for name in _FILES),
-    support=("pyproject.toml", "tests/__init__.py", "tests/entrypoints/__init__.py", "tests/entrypoints/conftest.py")
-    + (f"{_ENTRY}/__init__.py",),
+    files=tuple(f"{_ENTRY}/openai/test_{name}.py" for name in _ROUTES),
+    support=("pyproject.toml", *_PACKAGES),
     names=r'"(?:HuggingFaceH4|Qwen)/[^"]*"|"gpt2"',
     placed={"vllm_server.py": "tests/utils.py"},
     by_folder=True,
-    options=("-p", "benchmarks.conformance.vllm_plugin", "-p", "no:cacheprovider")
-    + ("-o", "asyncio_default_fixture_loop_scope=function", "-o", "addopts="),
+    options=(
+        *("-p", "benchmarks.conformance.vllm_plugin", "-p", "no:cacheprovider"),
+        *("-o", "asyncio_default_fixture_loop_scope=function", "-o", "addopts="),
+    ),
 )

@@ -1,4 +1,4 @@
-"""A pytest plugin for vLLM's tests: what they fetch is the served model's folder, and vLLM's tokenizer transformers' own."""
+"""A pytest plugin for vLLM's tests: they fetch the served model's folder, and have transformers' tokenizers."""
 
 import os
 import sys

@@ -15,8 +15,8 @@ MEANINGS = (
     "`structured`: an object of a schema, as the client asks for one.",
     "`log-likelihoods`: lm_eval's multiple-choice task, with a score at its end.",
     "`abstention`: what a guard withholds is shown once, or is the client's own exception for refusals.",
-    "`history`: a further turn after an answer and an abstention, with nothing but what the client itself appends. It is "
-    "accepted and shows something; whether the guard lets it pass is not judged here.",
+    "`history`: a further turn after an answer and an abstention, with nothing but what the client itself appends. It "
+    "is accepted and shows something; whether the guard lets it pass is not judged here.",
 )
 
 
@@ -45,8 +45,8 @@ def clients_section(results: Results) -> str:
     return section(
         "Clients",
         paragraph(
-            "Each client asks a running server as its documentation says, and sends back what it was given. A dash: the "
-            "client has no such thing, or it was not tried."
+            "Each client asks a running server as its documentation says, and sends back what it was given. A dash: "
+            "the client has no such thing, or it was not tried."
         ),
         measured(found, f"{len(rows)} steps of {len({row['client'] for row in rows})} clients"),
         bullets(MEANINGS),
@@ -68,8 +68,8 @@ def conformance_section(results: Results) -> str:
         "Other projects' own tests",
         paragraph(
             "Tests of openai-python and of vLLM's OpenAI entry points, from copies, against a running server; only the "
-            "model's name is replaced. A test that fails and is listed in `benchmarks/conformance/exemptions.py` does not "
-            "apply; one that passes counts whether it is listed or not."
+            "model's name is replaced. A test that fails and is listed in `benchmarks/conformance/exemptions.py` does "
+            "not apply; one that passes counts whether it is listed or not."
         ),
         measured(found, f"{sum(_total(row) for row in rows)} tests"),
         table(

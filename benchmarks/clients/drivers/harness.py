@@ -1,4 +1,4 @@
-"""lm_eval on the tasks of `benchmarks/lm_eval`: one that generates, one of log-likelihoods. A few items in MMLU's form."""
+"""lm_eval on the tasks of `benchmarks/lm_eval`: one that generates, one of log-likelihoods. Few items."""
 
 import json
 import subprocess

@@ -5,10 +5,10 @@ from typing import Any
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would fetch its price list
 
-import litellm  # noqa: E402
+import litellm
 
-from benchmarks.clients.drivers import steps as s  # noqa: E402
-from benchmarks.clients.drivers.openai_sdk import Capital, pieces  # noqa: E402
+from benchmarks.clients.drivers import steps as s
+from benchmarks.clients.drivers.openai_sdk import Capital, pieces
 
 
 def steps(client: str, served: s.Served) -> s.Steps:
