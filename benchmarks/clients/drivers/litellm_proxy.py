@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from benchmarks.clients.drivers import steps as s
 _START_SECONDS = 180
 
 
-def _started(served: s.Served) -> str:
+def _started(served: s.Served, key: str) -> str:
     """The proxy's address, once it answers. It ends with this process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -30,7 +31,7 @@ def _started(served: s.Served) -> str:
     configuration.write_text(json.dumps(models), encoding="utf-8")  # JSON is YAML
     litellm = Path(sys.executable).with_name("litellm")
     command = [str(litellm), "--config", str(configuration), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     atexit.register(process.terminate)
@@ -50,6 +51,7 @@ def _started(served: s.Served) -> str:
 
 def steps(client: str, served: s.Served) -> s.Steps:
     """What the client is made to do."""
-    proxied = replace(served, url=_started(served))
-    sdk = openai.OpenAI(base_url=proxied.url, api_key="unused", max_retries=0)
+    key = f"sk-{secrets.token_hex(32)}"
+    proxied = replace(served, url=_started(served, key))
+    sdk = openai.OpenAI(base_url=proxied.url, api_key=key, max_retries=0)
     return openai_sdk.create(sdk, proxied)
