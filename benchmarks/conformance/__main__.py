@@ -8,7 +8,7 @@ since they load its tokenizer by that. A test that fails and is listed in `exemp
 given there. Flags that are not listed here go to `skillguard serve`; the demo is served by default, and its guard only
 watches, since several prompts of vLLM's tests are sums.
 
-Beside this environment the tests need pytest-asyncio, jsonschema, regex and httpx-aiohttp. The first of these changes
+Beside this environment the tests need pytest-asyncio, jsonschema, regex and aiohttp. The first of these changes
 how pytest runs, so `--python` names an interpreter of an environment that has them on top of this one. The last line
 printed is one JSON object, as in benchmarks/results/conformance.json.
 """
