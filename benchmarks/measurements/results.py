@@ -25,6 +25,10 @@ class Results:
         found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         return found
 
+    def read_if_there(self, name: str) -> dict[str, Any] | None:
+        """The file `<name>.json`, whole, if there is one."""
+        return self.read(name) if (self.folder / f"{name}.json").is_file() else None
+
     def models(self, name: str) -> list[str]:
         """The models of which there is a file `<name>.<model>.json`, of a finished run."""
         found = [

@@ -83,7 +83,7 @@ class AnswerJob:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         usage = self.usage([answer.finish for answer in answers])
         whole = {**self.envelope(self.shape.whole_object, choices), "usage": usage}
-        if self.prompt_logprobs is not None and not self.shape.prompt_of_each:
+        if not self.shape.prompt_of_each:
             told = next((answer for answer in answers if answer.prompt), answers[0])
             whole["prompt_logprobs"] = self._prompt_logprobs(told)
         return whole
@@ -95,8 +95,10 @@ class AnswerJob:
         return self.echoes[index].text, self.echoes[index].rows(prompt, self.abstention.text)
 
     def _prompt_logprobs(self, answer: Answer) -> list[dict[str, object] | None] | None:
-        assert self.prompt_logprobs is not None, "only asked for where the caller did"
-        return prompt_logprobs(answer.prompt, self.prompt_logprobs) if answer.prompt else None
+        """Null where they were not asked for, as in vLLM's answers."""
+        if self.prompt_logprobs is None or not answer.prompt:
+            return None
+        return prompt_logprobs(answer.prompt, self.prompt_logprobs)
 
     def _choice(self, index: int, answer: Answer) -> dict[str, object]:
         hit = answer.finish.abstained_on
@@ -115,7 +117,7 @@ class AnswerJob:
             if rows is not None and hit is not None and not self.only_prompts:
                 rows.append(stand_in_row(self.abstention.text))
             body = self.shape.text(text + parsed.content, None if rows is None else [*rows, *token_rows(logprobs)])
-        if self.prompt_logprobs is not None and self.shape.prompt_of_each:
+        if self.shape.prompt_of_each:
             body["prompt_logprobs"] = self._prompt_logprobs(answer)
         return {"index": index, **body, **self.ending(answer.finish, called=bool(parsed.calls))}
 

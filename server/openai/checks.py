@@ -14,7 +14,7 @@ from server.openai.template import Variables
 class CheckRequest(Body):
     """One bare prompt or one conversation: a guard may read them differently."""
 
-    model: NonEmptyText
+    model: NonEmptyText | None = None
     prompt: Annotated[Prompt | None, BeforeValidator(lambda value: None if value is None else to_prompt(value))] = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
     chat_template_kwargs: Variables = None

@@ -70,7 +70,7 @@ class SamplingBody(Body, ABC):
 
     not_honoured: ClassVar[Neutral] = IN_GENERATION
 
-    model: NonEmptyText
+    model: NonEmptyText | None = None
     stream: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     temperature: Temperature | None = None

@@ -64,23 +64,29 @@ async def completions(
     prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
     if body.echo:
-        echoes = [await asyncio.to_thread(_echo, services.engine, prompt, body.logprobs) for prompt in prompts]
+        echoes = [
+            await asyncio.to_thread(_echo, services.engine, said, prompt, body.logprobs)
+            for said, prompt in zip(body.prompt, prompts, strict=True)
+        ]
         echoes = [echo for echo in echoes for _ in range(body.answers_per_prompt)]
         job = replace(job, echoes=tuple(echoes), only_prompts=body.max_tokens == 0)
     await _prepare(job, body, services)
     return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
 
 
-def _echo(engine: Engine, prompt: TokenIds, logprobs: int | None) -> Echo:
-    """Raises PromptError on an id outside the vocabulary."""
+def _echo(engine: Engine, said: str | TokenIds, prompt: TokenIds, logprobs: int | None) -> Echo:
+    """A text comes back as it was sent, without what the tokenizer opens it with.
+
+    Raises PromptError on an id outside the vocabulary.
+    """
     tokens = () if logprobs is None else engine.texts(prompt)
-    return Echo(engine.decode(prompt), tokens, logprobs)
+    return Echo(said if isinstance(said, str) else engine.decode(prompt), tokens, logprobs)
 
 
-def require_model(asked: str, running: Running) -> None:
-    """One model is served; answering for another would be a lie about what was guarded."""
+def require_model(asked: str | None, running: Running) -> None:
+    """One model is served; answering for another would be a lie about what was guarded. None names none."""
     served = running.info.model
-    if asked != served:
+    if asked not in (None, served):
         raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", "model")
 
 

@@ -14,10 +14,11 @@ from server.engines.base import (
     PromptHits,
     PromptToken,
     RankedToken,
+    TokenIds,
     TokenLogprob,
 )
 from server.engines.scripted.engine import ScriptedEngine
-from server.engines.scripted.scripts import Script, abstention, guard, hit
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +67,23 @@ async def choice_of(engine: ScriptedEngine, body: dict[str, object], **settings:
         (choice,) = response.json()["choices"]
         found: dict[str, Any] = choice
         return found
+
+
+async def test_a_text_comes_back_as_it_was_sent() -> None:
+    class Opening(ScriptedEngine):
+        """Opens every text, as most tokenizers do."""
+
+        def encode_text(self, text: str) -> TokenIds:
+            return (*b"<s>", *super().encode_text(text))
+
+    choice = await choice_of(Opening([Script(answer("!"))]), completion("abc", echo=True, logprobs=0))
+    assert choice["text"] == "abc!"
+    assert "".join(choice["logprobs"]["tokens"]) == "<s>abc!", "the tokens are the model's"
+
+
+async def test_a_request_may_name_no_model_and_ask_for_no_prompt() -> None:
+    choice = await choice_of(ScriptedEngine([Script(answer("!"))]), {"prompt": "abc"})
+    assert (choice["text"], choice["prompt_logprobs"]) == ("!", None)
 
 
 async def test_echo_with_logprobs_is_what_lm_eval_reads() -> None:
@@ -185,7 +203,7 @@ async def test_vllms_form_of_a_conversation() -> None:
         assert "prompt_logprobs" not in answer["choices"][0]
         engine.scripts = [Script(abstention(hit(CHEF)))]
         assert (await served.post(CHAT, chat("x", prompt_logprobs=1))).json()["prompt_logprobs"] is None
-        assert "prompt_logprobs" not in (await served.post(CHAT, chat("x"))).json()
+        assert (await served.post(CHAT, chat("x"))).json()["prompt_logprobs"] is None
 
 
 async def test_a_stream_begins_with_the_prompt() -> None:

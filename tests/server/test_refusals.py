@@ -46,9 +46,8 @@ NOT_TEXT: list[dict[str, object]] = [
 
 INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     # path, body, param, part of the message
-    (CHAT, {}, "model", "'model' is missing."),
+    (CHAT, {}, "messages", "'messages' is missing."),
     (CHAT, {"model": MODEL}, "messages", "'messages' is missing."),
-    (CHAT, {"messages": [{"role": "user", "content": "hi"}]}, "model", "'model' is missing."),
     (CHAT, chat(model=3), "model", "it should be a valid string; got 3."),
     (CHAT, chat(model=""), "model", "at least 1 character"),
     (CHAT, chat(temperature="hot"), "temperature", "it should be a valid number; got the string 'hot'."),

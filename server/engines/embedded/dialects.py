@@ -24,9 +24,9 @@ def to_llguidance(grammar: Grammar) -> str:
 
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            return str(LLMatcher.grammar_from_json_schema(json.dumps(closed(json.loads(grammar.text)))))
+            return _json(json.dumps(closed(json.loads(grammar.text))))
         case GrammarKind.JSON_OBJECT:
-            return str(LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+            return _json('{"type": "object"}')
         case GrammarKind.REGEX:
             return str(LLMatcher.grammar_from_regex(grammar.text))
         case GrammarKind.CHOICE:
@@ -36,6 +36,20 @@ def to_llguidance(grammar: Grammar) -> str:
             return str(LLMatcher.grammar_from_lark(_lark(grammar.text)))
         case GrammarKind.STRUCTURAL_TAG:
             raise ValueError("this engine takes no structural tags")
+
+
+def _json(schema: str) -> str:
+    """With one blank behind a comma or a colon and none elsewhere.
+
+    Where blanks are free, small models write nothing else until the answer is full.
+    """
+    from llguidance import LLMatcher
+
+    return str(
+        LLMatcher.grammar_from_json_schema(
+            schema, defaults={"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+        )
+    )
 
 
 def closed(schema: Any) -> Any:
