@@ -14,7 +14,6 @@ from server.engines.base import (
     PromptHits,
     PromptToken,
     RankedToken,
-    TokenIds,
     TokenLogprob,
 )
 from server.engines.scripted.engine import ScriptedEngine
@@ -73,8 +72,8 @@ async def test_a_text_comes_back_as_it_was_sent() -> None:
     class Opening(ScriptedEngine):
         """Opens every text, as most tokenizers do."""
 
-        def encode_text(self, text: str) -> TokenIds:
-            return (*b"<s>", *super().encode_text(text))
+        def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+            return (*b"<s>", *super().encode_text(text, opened=opened))
 
     choice = await choice_of(Opening([Script(answer("!"))]), completion("abc", echo=True, logprobs=0))
     assert choice["text"] == "abc!"
