@@ -295,7 +295,7 @@ async def test_older_name_leads_to_the_newer(name: str, instead: str) -> None:
         (json.dumps(structured(json={"const": "\ud800"})).encode(), "application/json", 400, "lone surrogates"),
         (json.dumps(structured(json={"const": float("nan")})).encode(), "application/json", 400, "finite numbers"),
         (json.dumps(chat(logit_bias={"\ud800": 1})).encode(), "application/json", 400, "a token id in digits"),
-        (json.dumps(chat(model="\ud800")).encode(), "application/json", 400, "valid string"),
+        (json.dumps(chat(model="\ud800")).encode(), "application/json", 400, "lone surrogates"),
         (json.dumps(chat()).encode(), "text/plain", 415, "Content-Type: application/json"),
         (json.dumps(chat()).encode(), "", 415, "Content-Type: application/json"),
         (b"model=scripted", "application/x-www-form-urlencoded", 415, "Content-Type"),
