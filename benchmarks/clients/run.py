@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.clients.drivers.steps import LONGEST, Served
 from benchmarks.clients.environments import NoEnvironmentError, python_for
 from benchmarks.clients.registry import Client
+from benchmarks.report import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 START = "start"
@@ -66,6 +68,11 @@ def _version(python: Path, package: str) -> str:
     return subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@cache
+def _commit() -> str:
+    return environment()["commit"]
+
+
 def _row(client: Client, served: Served, version: str | None, step: str, outcome: str, said: str) -> Row:
     return {
         "client": client.name,
@@ -75,4 +82,5 @@ def _row(client: Client, served: Served, version: str | None, step: str, outcome
         "step": step,
         "outcome": outcome,
         "said": said,
+        "commit": _commit(),
     }

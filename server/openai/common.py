@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.engines.base import EngineInfo, Grammar, Sampling, SamplingDefaults, require_honoured
 from server.engines.defaults import MinP, Penalty, RepetitionPenalty, Temperature, TokenLimit, TopK, TopP
-from server.openai.body import MAX_INT, Body, NonEmptyText, TokenId
+from server.openai.body import MAX_INT, Body, NonEmptyText, Text, TokenId
 from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs
 from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
@@ -70,7 +70,7 @@ class SamplingBody(Body, ABC):
 
     not_honoured: ClassVar[Neutral] = IN_GENERATION
 
-    model: NonEmptyText | None = None
+    model: Text | None = None
     stream: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     temperature: Temperature | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from server.openai.body import Body, NonEmptyText, Text, TokenId
+from server.openai.body import Body, Text, TokenId
 from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
 from server.openai.template import Variables
@@ -21,7 +21,7 @@ class TokenizeRequest(Body):
 
     not_honoured: ClassVar[Neutral] = IN_TOKENIZE
 
-    model: NonEmptyText | None = None
+    model: Text | None = None
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     tools: Tools | None = None
@@ -46,5 +46,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """Token ids to read."""
 
-    model: NonEmptyText | None = None
+    model: Text | None = None
     tokens: list[TokenId]

@@ -25,7 +25,7 @@ async def checks(
 ) -> dict[str, object]:
     """The caller's own verdicts for everybody; scores, thresholds and places for operators."""
     running = services.readiness.require_ready()
-    require_model(body.model, running)
+    require_model(body.model or None, running)
     engine = services.engine
     if body.messages is not None:
         log_dropped(body.messages, context.request_id)

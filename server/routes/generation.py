@@ -59,7 +59,7 @@ async def completions(
 ) -> Response:
     """Continues bare texts."""
     running = services.readiness.require_ready()
-    require_model(body.model, running)
+    require_model(body.model or None, running)
     encode = services.engine.encode_text
     prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
@@ -99,7 +99,7 @@ async def _converse(
 ) -> AnswerJob:
     """The job of a conversation. There is no other way from one to the engine."""
     running = services.readiness.require_ready()
-    require_model(body.model, running)
+    require_model(body.model or None, running)
     log_dropped(body.history, context.request_id)
     use = body.tool_use(running.info)
     plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)

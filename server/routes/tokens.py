@@ -17,7 +17,7 @@ router = APIRouter()
 async def tokenize(body: TokenizeRequest, services: ServicesDep, context: ContextDep) -> dict[str, object]:
     """The token ids that a request of this prompt would be judged and continued from."""
     running, engine = services.readiness.require_running(), services.engine
-    require_model(body.model, running)
+    require_model(body.model or None, running)
     if body.messages is not None:
         log_dropped(body.messages, context.request_id)
         require_shown(body.messages, running.info)
@@ -42,5 +42,5 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep, context: Contex
 async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> dict[str, object]:
     """The text of token ids."""
     running = services.readiness.require_running()
-    require_model(body.model, running)
+    require_model(body.model or None, running)
     return {"prompt": await asyncio.to_thread(services.engine.decode, body.tokens)}

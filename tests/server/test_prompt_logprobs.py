@@ -74,7 +74,7 @@ async def test_a_text_comes_back_as_it_was_sent() -> None:
         """Opens every text, as most tokenizers do."""
 
         def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
-            return (*(b"<s>" if opened else b""), *super().encode_text(text, opened=opened))
+            return (*b"<s>", *super().encode_text(text, opened=opened))
 
     choice = await choice_of(Opening([Script(answer("!"))]), completion("abc", echo=True, logprobs=0))
     assert choice["text"] == "abc!"
@@ -82,8 +82,9 @@ async def test_a_text_comes_back_as_it_was_sent() -> None:
 
 
 async def test_a_request_may_name_no_model_and_ask_for_no_prompt() -> None:
-    choice = await choice_of(ScriptedEngine([Script(answer("!"))]), {"prompt": "abc"})
-    assert (choice["text"], choice["prompt_logprobs"]) == ("!", None)
+    for named in {}, {"model": ""}, {"model": None}:
+        choice = await choice_of(ScriptedEngine([Script(answer("!"))]), {"prompt": "abc", **named})
+        assert (choice["text"], choice["prompt_logprobs"]) == ("!", None)
 
 
 async def test_echo_with_logprobs_is_what_lm_eval_reads() -> None:
@@ -173,9 +174,8 @@ async def test_a_place_that_is_withheld_inside_the_prompt() -> None:
         assert (choice["guard"]["action"], choice["guard"]["positions"]) == ("withhold_logprobs", 1)
         labels = 'skillguard_prompt_logprob_hits_total{method="ksd",mode="enforce",skill="cooking"}'
         assert await served.metric(labels) == 1
-        abstained = re.findall(
-            r"^skillguard_abstentions_total{.*} (.*)$", (await served.client.get("/metrics")).text, re.M
-        )
+        metrics = (await served.client.get("/metrics")).text
+        abstained = re.findall(r"^skillguard_abstentions_total{.*} (.*)$", metrics, re.M)
         assert abstained == ["0.0"] * 2, "at either stage"
     async with serving(withholding(), host="0.0.0.0") as served:
         (choice,) = (await served.post(COMPLETIONS, body)).json()["choices"]

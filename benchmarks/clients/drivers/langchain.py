@@ -12,7 +12,7 @@ def steps(client: str, served: s.Served) -> s.Steps:
     """What the client is made to do."""
     model = ChatOpenAI(
         base_url=served.url,
-        api_key="unused",  # type: ignore[arg-type]
+        api_key="unused",
         model=served.model,
         temperature=0,
         max_retries=0,

@@ -48,8 +48,8 @@ def test_a_frame_that_was_not_calibrated_is_told_apart_too(loaded: LoadedModel, 
         values = []
         for each in ids:
             key = {term.layer: keys(loaded.model, torch.tensor([each]), term.layer) for term in guard.terms}
-            terms = [key[term.layer] @ term.weight_F - term.offset for term in guard.terms]
-            values.append(torch.stack(terms).sum(dim=0).detach())
+            told = [key[term.layer] @ term.weight_F - term.offset for term in guard.terms]
+            values.append(torch.stack(told).sum(dim=0).detach())
         turns = [turns_of(each, loaded.codec.openings) for each in ids]
         read = read_texts(values, turns, [each.over_tokens for each in guard.judgements])
         fired[side] = sum(bool((read_TP[-1] <= taus).any()) for read_TP in read) / len(ids)
