@@ -46,7 +46,7 @@ def _by_example(example_T: Tensor) -> list[tuple[int, int]]:
     return list(zip(example_E.tolist(), count_E.tolist(), strict=True))
 
 
-def kept_windows(source_N: Sequence[str], most: int = FIT_WINDOWS) -> Tensor:
+def kept_windows(source_N: Sequence[str], most: int) -> Tensor:
     """Indices of at most so many windows, ascending, int64: all of small sources, and evenly spaced ones of large."""
     members: dict[str, list[int]] = {}
     for index, name in enumerate(source_N):
@@ -70,7 +70,7 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
         found = int(window_T.max()) + 1
         source_N += [example.source or example.row] * found
         text_N += [index] * found
-    kept = kept_windows(source_N)
+    kept = kept_windows(source_N, FIT_WINDOWS)
     row_N = torch.full((len(source_N) + 1,), -1).index_put((kept,), torch.arange(len(kept)))
     window_of = [row_N[window_T] for window_T in window_of]  # -1 finds the last row
     tokens_T = torch.cat(window_of)

@@ -138,7 +138,7 @@ def test_sources_that_cannot_be_told_apart_are_refused(loaded: LoadedModel) -> N
 def test_a_retain_source_that_needs_the_skill_decides_and_is_named(loaded: LoadedModel) -> None:
     hidden = sums(260, seed=9)
     forget = [Source("sums", hidden[:180])]
-    retain = [Source("words", words(900)), Source("mixed", (*words(10, 5), *hidden[180:]))]
+    retain = [Source("words", words(2400)), Source("mixed", (*words(10, 5), *hidden[180:]))]
     with pytest.raises(CalibrationError, match=r"nothing was written \(decided by .*mixed"):
         calibrate(loaded, forget, retain, replace(OPTIONS, max_false_abstention=0.2, frames=("chat",), longest=8))
 
@@ -167,8 +167,10 @@ def test_a_long_source_takes_no_windows_from_small_ones() -> None:
     names = ["long"] * 50 + ["short"] * 4 + ["long"] * 50 + ["middle"] * 20
     kept = [names[i] for i in kept_windows(names, 40).tolist()]
     assert {name: kept.count(name) for name in set(names)} == {"short": 4, "middle": 18, "long": 18}
-    assert kept_windows(names).tolist() == list(range(len(names)))
-    assert kept_windows([]).dtype == kept_windows(names).dtype, "no window at all is the fitter's error, in words"
+    assert kept_windows(names, 200).tolist() == list(range(len(names)))
+    assert kept_windows([], 200).dtype == kept_windows(names, 40).dtype, (
+        "no window at all is the fitter's error, in words"
+    )
 
 
 def test_tau_leaves_room_on_both_sides_and_the_cap_wins() -> None:
