@@ -16,10 +16,12 @@ def told(answer: Answer) -> tuple[PromptToken, ...]:
     return answer.chunks[0].prompt
 
 
-def as_single_requests(live: Live, bait: str) -> None:
-    """Asserts that each token is told where, and as, a request that ends before it would be answered."""
-    texts = [SUMS[0], *OTHERS, *OTHERS] if bait == "chat" else ["23 plus 58", *OTHERS * 4]
-    ids = sum(map(live.chat, texts), ()) if bait == "chat" else live.engine.encode_text(" ".join(texts))
+def as_single_requests(live: Live) -> None:
+    """Asserts that each token is told where, and as, a request that ends before it would be answered.
+
+    Of several turns: in a text without any, what was refused once is refused to its end.
+    """
+    ids = sum(map(live.chat, [SUMS[0], *OTHERS, *OTHERS]), ())
     prefixes = [ids[:size] for size in range(1, len(ids))]
     singles = [live.draw([prefix], greedy(max_tokens=1, logprobs=3), [MATHEMATICS_ONLY])[0] for prefix in prefixes]
     (watched,) = live.draw([ids], ASKS, [WATCHED])

@@ -110,9 +110,8 @@ def demo() -> Iterator[Live]:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("bait", ["chat", "bare"])
-def test_nothing_is_told_that_single_requests_are_not(demo: Live, bait: str) -> None:
-    insides.as_single_requests(demo, bait)
+def test_nothing_is_told_that_single_requests_are_not(demo: Live) -> None:
+    insides.as_single_requests(demo)
 
 
 @pytest.mark.real

@@ -54,7 +54,7 @@ def finish_of(front: Any, params: Any, *, tokens: tuple[int, ...] = (), withheld
 
     async def read() -> Finish:
         stream = AnswerStream(answer, front._codec.tokenizer, frozenset({2}), lambda finished: None)
-        stream.outputs.put_nowait(front._drawn(answer, output))
+        stream.outputs.put_nowait(front._drawn(answer, output, ()))
         async for event in stream:
             if isinstance(event, Finish):
                 return event

@@ -13,9 +13,8 @@ from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
 NOTHING = {**insides.WATCHED}
 
 
-@pytest.mark.parametrize("bait", ["chat", "bare"])
-def test_nothing_is_told_that_single_requests_are_not(engine: Live, bait: str) -> None:
-    insides.as_single_requests(engine, bait)
+def test_nothing_is_told_that_single_requests_are_not(engine: Live) -> None:
+    insides.as_single_requests(engine)
 
 
 def test_a_refused_end_tells_nothing(engine: Live) -> None:
