@@ -69,6 +69,7 @@ async def test_whole_answer_is_replaced_whole(style: str) -> None:
                 "index": 0,
                 "text": TEXT,
                 "logprobs": None,
+                "prompt_logprobs": None,
                 "finish_reason": FINISH_REASONS[style],
                 "guard": {**OPERATOR_GUARD, "stage": "generation"},
             }

@@ -35,6 +35,7 @@ async def test_chat_answer() -> None:
                 }
             ],
             "usage": {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23},
+            "prompt_logprobs": None,
         }
 
 

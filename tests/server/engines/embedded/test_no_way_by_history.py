@@ -159,7 +159,7 @@ async def test_no_field_without_effect_lets_forgotten_items_out(showing_all: tup
         "metadata": {"mode": "shadow"},
         "instructions": "",
         "reasoning": {"effort": "none"},
-        "text": {"format": {"type": "json_object"}, "verbosity": "medium"},
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
         "temperature": 2,
         "top_p": 0.01,
     }
