@@ -51,8 +51,8 @@ def demo_section(results: Results) -> str:
         measured(found, f"{sizes(rows, 'n')} prompts a skill"),
         table(("guard", "its own skill", f"lowest of the {len(unguarded) - 1} others"), lines),
         paragraph(
-            f"A detector that leaves less than 1.000 ({', '.join(harmed)}) fires while the model writes some answers "
-            "of that other skill. Calibration looks at prompts only."
+            f"A detector that leaves less than 1.000 ({', '.join(harmed)}) refuses some prompts of that other skill, "
+            "or fires while the model writes some of its answers."
             if harmed
             else ""
         ),

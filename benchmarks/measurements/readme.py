@@ -36,8 +36,8 @@ def _demo(results: Results) -> str:
     left = span(only(rows, guard=name, skill=own_skill(name))["relative"] for name in detectors)
     kept = min(lowest(rows, name)["relative"] for name in detectors)
     return (
-        f"Demo: each of {len(detectors)} detectors leaves {left} of its own skill's right answers and at least "
-        f"{share(kept)} of any other skill's."
+        f"Demo: {len(detectors)} detectors each leave {left} of their own skill's right answers and at least "
+        f"{share(kept)} of any other's."
     )
 
 
