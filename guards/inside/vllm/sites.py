@@ -12,12 +12,12 @@ from guards.model.sites import ModelSites, find_taps, refuse_mixture_of_experts
 def find_local_sites(model: nn.Module, config: Any) -> ModelSites:
     """Resolves the sites of the blocks that this pipeline rank holds.
 
-    Raises UnsupportedModelError for an unknown class, a mixture of experts, a block whose modules are not where they
-    should be, or whose projections hide their input (fused or without a width).
+    Raises UnsupportedModelError for an unknown class, a mixture of experts of which none is known, a block whose
+    modules are not where they should be, or whose projections hide their input (fused or without a width).
     """
-    refuse_mixture_of_experts(config)
     kind = type(model).__name__
     family = VLLM_FAMILIES.get(kind)
+    refuse_mixture_of_experts(config, family)
     if family is None:
         raise UnsupportedModelError(
             f"vLLM serves this model by its class {kind}, whose sites are not known; known: "
