@@ -143,9 +143,9 @@ class ModelSites:
     lacking: Mapping[Place, str] = field(default_factory=dict)
 
     @property
-    def d_ff(self) -> int | None:
-        """Length of a key vector, None where no block here has one."""
-        return self.widths.get(Width.D_FF)
+    def d_ff(self) -> int:
+        """Length of a key vector, 0 where no block here has one."""
+        return self.widths.get(Width.D_FF, 0)
 
     @property
     def d_model(self) -> int:

@@ -23,7 +23,7 @@ from guards.inside.transformers.capture import stream
 from guards.inside.transformers.sites import find_family, find_sites
 from guards.inside.transformers.writing import write
 from guards.model.encoding import TextCodec
-from guards.model.sites import ModelSites, Site
+from guards.model.sites import ModelSites, Place, Site
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -57,6 +57,11 @@ class LoadedModel:
     def width(self, site: Site) -> int:
         """See `guards.model.sites.ModelSites.width`."""
         return self.sites.width(site)
+
+    @property
+    def lacking(self) -> Mapping[Place, str]:
+        """See `guards.model.sites.ModelSites`."""
+        return self.sites.lacking
 
     def stream(
         self,

@@ -134,6 +134,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
             "layers": sites.layers,
             "here": sorted(sites.blocks),
             "widths": {width.value: length for width, length in sites.widths.items()},
+            "lacking": [[layer, site.value, why] for (layer, site), why in sites.lacking.items()],
         }
 
     def _refuse(self, *_: Any, **__: Any) -> None:

@@ -217,7 +217,7 @@ def test_a_block_of_experts_has_no_key_vector(kind: str) -> None:
     """What it gives and its attention are sites; blocks without experts have them all."""
     sites = find_sites(tiny_model(kind))
     dense = DENSE_LAYERS.get(kind, ())
-    assert (sites.layers, sites.d_ff, sites.d_model) == (LAYERS, D_FF if dense else None, D_MODEL)
+    assert (sites.layers, sites.d_ff, sites.d_model) == (LAYERS, D_FF if dense else 0, D_MODEL)
     for layer in range(LAYERS):
         assert sites.tap(Place(layer, Site.RESIDUAL)).end is End.OUTPUT
         assert projection_shape(sites.tap(Place(layer, Site.ATTENTION)).module)[1] == D_MODEL

@@ -68,7 +68,7 @@ def _two_attention_widths(model: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_hidden_attention, r"block 1: .*attention output projection of \(0, 0\) \(.*, Identity\)"),
+        (_hidden_attention, r"block 1: .*attention output projection of \(0, 0\) \(Identity\)"),
         (_two_attention_widths, r"block 1: got d_attention 12, wanted that of block 0 .*: 20"),
         (_without_down, r"lacks 1 expected module\(s\): model\.layers\.1\.mlp\.down_proj"),
         (_odd_width, r"block 1: got a pre-activation of width 24 and .* output projection of \(20, 16\)"),
