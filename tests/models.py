@@ -100,7 +100,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 """model_type -> the arguments of its configuration, of dense models."""
 
-RECURRENT = frozenset({"lfm2", "qwen3_5_text"})
+RECURRENT = frozenset({"lfm2", "qwen3_5_moe_text", "qwen3_5_text"})
 """Families with layers that keep a state, which transformers' continuous batching does not hold."""
 
 _EXPERTS: Mapping[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
@@ -110,6 +110,16 @@ EXPERTS: Mapping[str, Mapping[str, Any]] = {
     "qwen2_moe": {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 8},
     "qwen3_moe": {**_HEADED, **_EXPERTS},
     "olmoe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_5_moe_text": {
+        **_HEADED,
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
     "gpt_oss": {
         **_HEADED,
         "num_local_experts": 4,
@@ -131,6 +141,16 @@ EXPERTS: Mapping[str, Mapping[str, Any]] = {
 
 DENSE_LAYERS: Mapping[str, tuple[int, ...]] = {"glm4_moe": (0,)}
 """Layers without experts of models that have some with."""
+
+
+WRAPPED: Mapping[str, str] = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "mistral3": "ministral3",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+"""Models that also see -> the text model in them."""
 
 
 def tiny_config(kind: str, **changes: Any) -> Any:

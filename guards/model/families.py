@@ -85,6 +85,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_moe": _experts(_GATED, "mlp.experts"),
     "qwen3_moe": _experts(_GATED, "mlp.experts"),
     "olmoe": _experts(_GATED, "mlp.experts"),
+    "qwen3_5_moe_text": _experts(_mixing(_GATED, "linear_attn"), "mlp.experts"),
     "gpt_oss": _experts(_GATED, "mlp.experts"),
     "glm4_moe": _experts(_GATED, "mlp.experts"),
 }
@@ -96,9 +97,11 @@ _VLLM_GATED = _formed(_FUSED, residual=Form.SUM)
 VLLM_FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": _VLLM_GATED,
     "MistralForCausalLM": _VLLM_GATED,
+    "Ministral3ForCausalLM": _VLLM_GATED,
     "Qwen2ForCausalLM": _VLLM_GATED,
     "Qwen3ForCausalLM": _VLLM_GATED,
     "Qwen3_5ForCausalLM": _mixing(_VLLM_GATED, "linear_attn"),
+    "Qwen3_5MoeForCausalLM": _experts(_mixing(_VLLM_GATED, "linear_attn"), "mlp.experts"),
     "GemmaForCausalLM": _VLLM_GATED,
     "Gemma2ForCausalLM": _VLLM_GATED,
     "Gemma3ForCausalLM": _VLLM_GATED,
@@ -130,3 +133,21 @@ VLLM_FAMILIES: Mapping[str, Family] = {
     "Glm4MoeForCausalLM": _experts(_VLLM_GATED, "mlp.experts"),
 }
 """vLLM's model class -> where its sites are. Some hand the residual stream on whole, beside another tensor or none."""
+
+VLLM_WRAPPERS: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "language_model",
+    "Gemma4ForConditionalGeneration": "language_model",
+    "Mistral3ForConditionalGeneration": "language_model",
+    "Qwen3_5ForConditionalGeneration": "language_model",
+    "Qwen3_5MoeForConditionalGeneration": "language_model",
+}
+"""vLLM's classes of models that also see -> the name of the text model in them, which is one of VLLM_FAMILIES."""
+
+WRAPPERS: frozenset[str] = frozenset({"gemma3", "gemma4", "mistral3", "qwen3_5", "qwen3_5_moe"})
+"""transformers' `config.model_type` of models that also see, of which the text model alone is loaded."""
+
+TEXT_WEIGHTS: Mapping[str, str] = {
+    r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
+    r"^language_model\.lm_head": "lm_head",
+}
+"""Names of a text model's weights among those of a wrapper -> its own, as regular expressions."""

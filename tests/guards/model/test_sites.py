@@ -220,7 +220,8 @@ def test_a_block_of_experts_has_no_key_vector(kind: str) -> None:
     assert (sites.layers, sites.d_ff, sites.d_model) == (LAYERS, D_FF if dense else 0, D_MODEL)
     for layer in range(LAYERS):
         assert sites.tap(Place(layer, Site.RESIDUAL)).end is End.OUTPUT
-        assert projection_shape(sites.tap(Place(layer, Site.ATTENTION)).module)[1] == D_MODEL
+        if kind not in RECURRENT or layer == 1:
+            assert projection_shape(sites.tap(Place(layer, Site.ATTENTION)).module)[1] == D_MODEL
         for site in (Site.PRE_ACTIVATION, Site.KEY):
             if layer in dense:
                 assert sites.tap(Place(layer, site)).end is SITES[site].end
