@@ -63,7 +63,9 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
             "rope_type": "yarn",
             "rope_theta": 10000.0,
             "factor": 4.0,
-            "original_max_position_embeddings": 16,
+            "original_max_position_embeddings": 64,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
             "llama_4_scaling_beta": 0.1,
         },
     },
@@ -142,6 +144,34 @@ EXPERTS: Mapping[str, Mapping[str, Any]] = {
 DENSE_LAYERS: Mapping[str, tuple[int, ...]] = {"glm4_moe": (0,)}
 """Layers without experts of models that have some with."""
 
+
+VLLM_CLASSES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "ministral3": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "opt": "OPTForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+}
+"""model_type -> vLLM's class of it, where it has one that is none of its transformers backend."""
 
 WRAPPED: Mapping[str, str] = {
     "gemma3": "gemma3_text",

@@ -97,7 +97,6 @@ _VLLM_GATED = _formed(_FUSED, residual=Form.SUM)
 VLLM_FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": _VLLM_GATED,
     "MistralForCausalLM": _VLLM_GATED,
-    "Ministral3ForCausalLM": _VLLM_GATED,
     "Qwen2ForCausalLM": _VLLM_GATED,
     "Qwen3ForCausalLM": _VLLM_GATED,
     "Qwen3_5ForCausalLM": _mixing(_VLLM_GATED, "linear_attn"),

@@ -5,7 +5,7 @@
 | pre-activation | output of the gate (or first) projection, before the activation function | Neuron Adjust |
 | key vector | input of the down (or second) projection | Key Space Detection, Selective Pruning |
 | attention | input of the attention's output projection: the heads' outputs side by side | Selective Pruning |
-| residual | the residual stream after a block | probes |
+| residual | the residual stream after a block, experts' or not | Key Space Detection over spans, probes |
 
 A site is one row of SITES. Where its module is in a model is one entry of a family (`families.py`), for each backend.
 """
