@@ -45,9 +45,7 @@ _LFM2 = _family("model.layers.{layer}", "feed_forward.w1", "feed_forward.w2", "s
 _GRANITE4 = _experts(
     _mixing(
         _formed(
-            _family(
-                "model.layers.{layer}", "shared_mlp.input_linear", "shared_mlp.output_linear", "self_attn.o_proj"
-            ),
+            _family("model.layers.{layer}", "shared_mlp.input_linear", "shared_mlp.output_linear", "self_attn.o_proj"),
             pre_activation=Form.FIRST_HALF,
         ),
         "mamba",
@@ -124,9 +122,7 @@ VLLM_FAMILIES: Mapping[str, Family] = {
     "Qwen3MoeForCausalLM": _experts(_VLLM_GATED, "mlp.experts"),
     "OlmoeForCausalLM": _experts(_VLLM_GATED, "mlp.experts"),
     "GptOssForCausalLM": _experts(
-        _formed(
-            _family("model.layers.{layer}", "mlp.gate_up_proj", "mlp.down_proj", "attn.o_proj"), residual=Form.SUM
-        ),
+        _formed(_family("model.layers.{layer}", "mlp.gate_up_proj", "mlp.down_proj", "attn.o_proj"), residual=Form.SUM),
         "mlp.experts",
     ),
     "Glm4MoeForCausalLM": _experts(_VLLM_GATED, "mlp.experts"),

@@ -102,7 +102,7 @@ class Family:
     """Where one family of models has its sites on one backend. `block` holds `{layer}`.
 
     `instead`: by its name inside the block, what takes the place of some sites where it is there, as experts take that
-    of the one feed-forward network. `varies`: widths that may differ by layer; sites are those of the first one's width.
+    of the one feed-forward network. `varies`: widths that may differ by layer; sites are those of the first's width.
     """
 
     block: str
@@ -245,7 +245,9 @@ def _widths(layer: int, taps: Mapping[Site, Tap], sizes: Sizes) -> dict[Width, i
             f"block {layer}: got output projections of differing width "
             f"({', '.join(f'{name} {width}' for name, width in outputs.items())}), wanted the model's"
         )
-    return found | {Width.D_MODEL: width for width in outputs.values()}
+    for output in outputs.values():
+        found[Width.D_MODEL] = output
+    return found
 
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

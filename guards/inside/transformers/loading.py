@@ -202,7 +202,8 @@ def load_model(
 
     `device`: "cpu", "cuda", "cuda:N" or None for CUDA where there is one. `dtype`: a key of DTYPES or None for float32
     on CPU and the checkpoint's dtype on CUDA. `variables` as of `TextCodec`.
-    Of a model that also sees the text model alone is loaded. Safetensors only, no remote code. Raises UnsupportedModelError.
+    Of a model that also sees the text model alone is loaded. Safetensors only, no remote code.
+    Raises UnsupportedModelError.
     """
     from transformers import AutoModelForCausalLM
 

@@ -35,8 +35,8 @@ def finder(runner: Any) -> Finder:
         sizes = {each.kv_cache_spec.block_size for each in groups}
         if len(sizes) != 1 and runner.cache_config.enable_prefix_caching:
             raise GuardReadingError(
-                f"the cache's groups of layers have blocks of {', '.join(map(str, sorted(sizes)))} tokens: a prefix may "
-                "be found in part of a block, whose states guards over spans cannot follow; say "
+                f"the cache's groups of layers have blocks of {', '.join(map(str, sorted(sizes)))} tokens: a prefix "
+                "may be found in part of a block, whose states guards over spans cannot follow; say "
                 "--no-enable-prefix-caching"
             )
         index = _attending(groups)

@@ -135,7 +135,9 @@ class BoundSpans:
         """
         (term,) = [term for term in self._guard.terms if term.layer == place.layer]
         if len(term.weight_F) != width:
-            raise AttachError(f"layer {place.layer}: the model's {place.site} is {width} long, not {len(term.weight_F)}")
+            raise AttachError(
+                f"layer {place.layer}: the model's {place.site} is {width} long, not {len(term.weight_F)}"
+            )
         offset = torch.tensor(term.offset / self._shard.count, dtype=torch.float32, device=self._device)
         return SpanBank(term.weight_F[self._shard.columns(width)].to(self._device), offset, len(self.parts))
 

@@ -8,7 +8,9 @@ from guards.calibration.entry import Entry
 from guards.core.verdict import Reading
 from guards.errors import UnsupportedModelError
 from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.selective_pruning.options import PruningOptions
 from guards.methods.spans.guard import SpanGuard
+from guards.methods.spans.options import SpanOptions
 from guards.model.sites import Site
 from tests.guards.tiny import sources, sums, tiny_loaded, words
 
@@ -25,7 +27,7 @@ def test_methods_that_need_a_key_vector_refuse_experts(kind: str, entry: Entry) 
 
 @pytest.mark.parametrize("entry", [CUBE, NEURON_ADJUST, SELECTIVE_PRUNING], ids=lambda each: each.package)
 def test_methods_over_all_layers_refuse_a_model_that_is_dense_in_some(entry: Entry) -> None:
-    with pytest.raises(UnsupportedModelError, match="2 of the layers .* first layer 1"):
+    with pytest.raises(UnsupportedModelError, match=r"2 of the layers .* first layer 1"):
         entry.calibrate(tiny_loaded("glm4_moe"), *sources(40))
 
 
@@ -33,17 +35,21 @@ def test_pruning_needs_attention_only_where_it_prunes_it() -> None:
     loaded = tiny_loaded("lfm2")
     options: dict[str, Any] = {"frames": ("bare",), "fraction": 0.1, "steps": 1}
     with pytest.raises(UnsupportedModelError, match="no attention site, first layer 0: it mixes tokens without"):
-        SELECTIVE_PRUNING.calibrate(
-            loaded, *sources(40), SELECTIVE_PRUNING.options(**options, attention_fraction=0.1)
-        )
-    SELECTIVE_PRUNING.calibrate(loaded, *sources(40), SELECTIVE_PRUNING.options(**options, attention_fraction=0.0))
+        SELECTIVE_PRUNING.calibrate(loaded, *sources(40), PruningOptions(**options, attention_fraction=0.1))
+    SELECTIVE_PRUNING.calibrate(loaded, *sources(40), PruningOptions(**options, attention_fraction=0.0))
 
 
 def _spans(kind: str, changes: dict[str, Any], **options: Any) -> SpanGuard:
     """A guard over spans that tells sums from words."""
     loaded = tiny_loaded(kind, **changes)
-    few = {"frames": ("bare",), "material": "none", "answers": 0, "longest": 40, "recall": 0.9} | options
-    guard = SPANS.calibrate(loaded, *sources(120), SPANS.options(**few, max_false_abstention=0.1)).guard
+    few: dict[str, Any] = {
+        "frames": ("bare",),
+        "material": "none",
+        "answers": 0,
+        "longest": 40,
+        "recall": 0.9,
+    } | options
+    guard = SPANS.calibrate(loaded, *sources(120), SpanOptions(**few, max_false_abstention=0.1)).guard
     assert isinstance(guard, SpanGuard)
     with loaded.reading(SPANS, guard) as read:
         fired = [
@@ -63,7 +69,7 @@ def test_the_residual_stream_of_experts_is_calibrated() -> None:
 def test_a_layer_that_is_dense_can_be_named() -> None:
     guard = _spans("glm4_moe", {}, layer=0)
     assert (guard.site, guard.layers) == (Site.KEY, (0,))
-    with pytest.raises(UnsupportedModelError, match="first layer 1: .*mixture of experts"):
+    with pytest.raises(UnsupportedModelError, match=r"first layer 1: .*mixture of experts"):
         _spans("glm4_moe", {}, layer=1)
 
 

@@ -282,9 +282,9 @@ def test_layers_of_another_width_lack_the_site_where_a_family_may_vary() -> None
     sites = find_sites(model)
     assert (sites.width(Site.ATTENTION), sites.width(Site.KEY)) == (16, D_FF)
     assert sites.tap(Place(1, Site.KEY))
-    with pytest.raises(UnsupportedModelError, match="layer 1 .* no attention site: its d_attention is 32, not the 16"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 .* no attention site: its d_attention is 32, not the 16"):
         sites.tap(Place(1, Site.ATTENTION))
-    with pytest.raises(UnsupportedModelError, match="layer 2 .* no key site: its d_ff is 48, not the 24 of layer 0"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 .* no key site: its d_ff is 48, not the 24 of layer 0"):
         sites.tap(Place(2, Site.KEY))
 
 

@@ -119,7 +119,9 @@ def test_of_a_model_that_also_sees_the_text_model_is_loaded(kind: str, inner: st
     text = tiny_config(inner).to_dict()
     seeing = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     whole = AutoModelForImageTextToText.from_config(
-        AutoConfig.for_model(kind, text_config=text, vision_config={**seeing, **VISION.get(kind, {})}, **SEEN.get(kind, {}))
+        AutoConfig.for_model(
+            kind, text_config=text, vision_config={**seeing, **VISION.get(kind, {})}, **SEEN.get(kind, {})
+        )
     ).eval()
     whole.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

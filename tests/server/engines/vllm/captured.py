@@ -27,6 +27,7 @@ from server.engines.vllm.capture import _WORKER
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import make_config
 from tests.families import LAYERS, PROMPTS
+from tests.models import WRAPPED
 from tests.server.engines.vllm.live import SMALL
 
 SITES = (Site.KEY, Site.RESIDUAL)
@@ -61,7 +62,7 @@ def capture(folder: Path) -> dict[str, Any]:
     return found
 
 
-EXTRA = {name: ("--language-model-only",) for name in ("gemma3", "gemma4", "mistral3", "qwen3_5", "qwen3_5_moe")}
+EXTRA = dict.fromkeys(WRAPPED, ("--language-model-only",))
 """Flags for folders of models that also see."""
 
 if __name__ == "__main__":
