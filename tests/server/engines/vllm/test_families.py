@@ -25,6 +25,7 @@ STATES = {
 CHANGES: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 32, "hidden_size_per_layer_input": 32},
     "granitemoehybrid": {"shared_intermediate_size": 256},
+    "lfm2": {"conv_dim": 64, "conv_dim_out": 64},
     "qwen3_5_text": STATES,
     "qwen3_5_moe_text": {**STATES, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
