@@ -48,7 +48,7 @@ class SpanParameters(Strict):
 
     variant: Literal["spans"]
     site: Literal["key", "residual"] = "key"
-    """What the weights are for; an artifact that does not say was made for key vectors."""
+    """What the weights are for. Not written where it is key vectors."""
     terms: tuple[TermRecord, ...] = Field(min_length=1, max_length=256)
     judgements: tuple[Annotated[SpanRecord | MeanRecord, Field(discriminator="over_tokens")], ...] = Field(
         min_length=1, max_length=4
@@ -104,7 +104,8 @@ def dump(guard: SpanGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
         judgements=tuple(map(_record, guard.judgements)),
     )
     tensors = {f"term.{index}.weight": term.weight_F.float().cpu() for index, term in enumerate(guard.terms)}
-    return parameters.model_dump(mode="json"), tensors
+    unsaid = {"site"} if guard.site is Site.KEY else None
+    return parameters.model_dump(mode="json", exclude=unsaid), tensors
 
 
 class BoundSpans:
