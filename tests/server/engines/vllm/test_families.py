@@ -22,10 +22,14 @@ STATES = {
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 2},
     **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
 }
+YARN = {
+    **{"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 64},
+    **{"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 32, "hidden_size_per_layer_input": 32},
     "granitemoehybrid": {"shared_intermediate_size": 256},
-    "lfm2": {"conv_dim": 64, "conv_dim_out": 64},
+    "lfm2": {"conv_dim": 64, "conv_dim_out": 64, "block_dim": 64, "block_ff_dim": 256},
     "qwen3_5_text": STATES,
     "qwen3_5_moe_text": {**STATES, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "qwen2_moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
@@ -33,7 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm4_moe": {"moe_intermediate_size": 32},
     "mixtral": {"intermediate_size": 32},
     "olmoe": {"intermediate_size": 32},
-    "gpt_oss": {"intermediate_size": 32},
+    "gpt_oss": {"intermediate_size": 32, "rope_parameters": YARN},
 }
 OLDER = {"gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"}
 """Families that had their guards on vLLM before; their kind of site is tried by one of the others."""
