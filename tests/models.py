@@ -56,14 +56,131 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "n_positions": 64,
     },
     "gpt_neox": _ROTARY,
+    "ministral": {**_HEADED, "sliding_window": 64},
+    "ministral3": {
+        **_HEADED,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "smollm3": _GROUPED,
+    "granite": {**_GROUPED, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "granitemoehybrid": {
+        **_GROUPED,
+        "num_local_experts": 0,
+        "shared_intermediate_size": D_FF,
+        "layer_types": ["full_attention"] * LAYERS,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 8,
+    },
+    "glm": _HEADED,
+    "glm4": _HEADED,
+    "gemma4_text": {
+        **_HEADED,
+        "global_head_dim": 4,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 4,
+        "num_kv_shared_layers": 0,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    },
+    "lfm2": {**_GROUPED, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_5_text": {
+        **_HEADED,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
 }
-"""model_type -> the arguments of its configuration. Covers `guards.model.sites.FAMILIES`, which a test asserts."""
+"""model_type -> the arguments of its configuration, of dense models."""
+
+RECURRENT = frozenset({"lfm2", "qwen3_5_moe_text", "qwen3_5_text"})
+"""Families with layers that keep a state, which transformers' continuous batching does not hold."""
+
+_EXPERTS: Mapping[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 
 EXPERTS: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {**_GROUPED, "num_local_experts": 4},
-    "qwen2_moe": {**_GROUPED, "num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+    "qwen2_moe": {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 8},
+    "qwen3_moe": {**_HEADED, **_EXPERTS},
+    "olmoe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_5_moe_text": {
+        **_HEADED,
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    "gpt_oss": {
+        **_HEADED,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "glm4_moe": {
+        **_HEADED,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
 }
-"""Mixture-of-experts configurations, which are refused."""
+"""Mixtures of experts. With CONFIGS they cover `guards.model.families.FAMILIES`, which a test asserts."""
+
+DENSE_LAYERS: Mapping[str, tuple[int, ...]] = {"glm4_moe": (0,)}
+"""Layers without experts of models that have some with."""
+
+
+VLLM_CLASSES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "ministral3": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "opt": "OPTForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+}
+"""model_type -> vLLM's class of it, where it has one that is none of its transformers backend."""
+
+WRAPPED: Mapping[str, str] = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "mistral3": "ministral3",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+"""Models that also see -> the text model in them."""
 
 
 def tiny_config(kind: str, **changes: Any) -> Any:

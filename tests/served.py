@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -28,8 +29,10 @@ TEMPLATE = (
 CONTEXT = 256
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, template: str = TEMPLATE) -> Path:
-    """A random-weight Llama of 64 words; `<|abstain|>` is its sentinel."""
+def save_tiny_model(
+    folder: Path, kind: str = "llama", *, seed: int = 0, template: str = TEMPLATE, **changes: Any
+) -> Path:
+    """A random-weight model of 64 words, a Llama unless another family is named; `<|abstain|>` is its sentinel."""
     words = ["<pad>", "<bos>", "<eos>", "<|abstain|>"] + [f"w{i}" for i in range(4, VOCABULARY)]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -41,7 +44,8 @@ def save_tiny_model(folder: Path, *, seed: int = 0, template: str = TEMPLATE) ->
         extra_special_tokens=["<|abstain|>"],
     )
     tokenizer.chat_template = template
-    tiny_model("llama", seed=seed, max_position_embeddings=CONTEXT, intermediate_size=256).save_pretrained(folder)
+    changes = {"max_position_embeddings": CONTEXT, "intermediate_size": 256, **changes}
+    tiny_model(kind, seed=seed, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

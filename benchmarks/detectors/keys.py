@@ -3,7 +3,7 @@
 Suffixes: L layers, E examples, F feed-forward width (d_ff), T rows handed over.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.inside.transformers.loading import LoadedModel
 from guards.model.encoding import TextCodec
-from guards.model.sites import Site
+from guards.model.sites import Place, Site
 
 CHUNK = 1024
 """Vectors handed to a consumer at a time."""
@@ -57,6 +57,11 @@ class CachedKeys:
     def width(self, site: Site) -> int:
         """The model's."""
         return self.loaded.width(site)
+
+    @property
+    def lacking(self) -> Mapping[Place, str]:
+        """The model's."""
+        return self.loaded.lacking
 
     def stream(
         self,

@@ -36,7 +36,8 @@ class ModelIdentity(Strict):
     architecture: str
     layers: Annotated[int, Field(ge=1)]
     d_model: Annotated[int, Field(ge=1)]
-    d_ff: Annotated[int, Field(ge=1)]
+    d_ff: Annotated[int, Field(ge=0)]
+    """0 where no layer has a single key vector, as in mixtures of experts."""
     dtype: Literal["float32", "bfloat16", "float16"]
     tokenizer_sha256: Sha256 | None
     """Digest of the tokenizer's files: other token ids for the same text would pass by every canary."""

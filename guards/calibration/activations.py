@@ -4,7 +4,7 @@
 it is served in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +18,7 @@ from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.verdict import Reading
 from guards.model.encoding import TextCodec
-from guards.model.sites import Site
+from guards.model.sites import Place, Site
 
 TokenIds = tuple[int, ...]
 
@@ -91,7 +91,12 @@ class Activations(Protocol):
         ...
 
     def width(self, site: Site) -> int:
-        """Neurons of a layer at a site."""
+        """Neurons of a layer at a site. Raises UnsupportedModelError where no layer has it."""
+        ...
+
+    @property
+    def lacking(self) -> Mapping[Place, str]:
+        """Sites that layers do not have, and why."""
         ...
 
     @property

@@ -18,13 +18,12 @@ from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import PruningGuard
 from guards.methods.spans.guard import SpanGuard
-from guards.model.families import FAMILIES
 from guards.model.sites import Place, Site
-from tests.models import D_FF, LAYERS
+from tests.models import CONFIGS, D_FF, LAYERS
 from tests.toys import PROBE
 from tests.toys.probe.guard import ProbeGuard
 
-KINDS = sorted(FAMILIES)
+KINDS = sorted(CONFIGS)
 LENGTH = 6
 
 

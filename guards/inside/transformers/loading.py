@@ -25,8 +25,9 @@ from guards.inside.transformers.capture import stream
 from guards.inside.transformers.sites import find_family, find_sites
 from guards.inside.transformers.writing import write
 from guards.model.encoding import TextCodec
+from guards.model.families import TEXT_WEIGHTS, WRAPPERS
 from guards.model.folder import check_files, open_codec, resolve_folder
-from guards.model.sites import ModelSites, Site
+from guards.model.sites import ModelSites, Place, Site
 
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|(attn|attention)\.(masked_)?bias)$")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,6 +61,11 @@ class LoadedModel:
     def width(self, site: Site) -> int:
         """See `guards.model.sites.ModelSites.width`."""
         return self.sites.width(site)
+
+    @property
+    def lacking(self) -> Mapping[Place, str]:
+        """See `guards.model.sites.ModelSites`."""
+        return self.sites.lacking
 
     def stream(
         self,
@@ -135,10 +141,26 @@ def load_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the file may hold anything, and so may what transformers raises
         raise UnsupportedModelError(f"{path}: transformers does not understand it ({error})") from error
-    find_family(config)
+    find_family(text_config(config))
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError(f"{path}: quantised checkpoints are not supported here; use the unquantised model")
     return config
+
+
+def text_config(config: Any) -> Any:
+    """The configuration of the text model that is loaded: of a model that also sees, of that part alone."""
+    if config.model_type not in WRAPPERS:
+        return config
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings  # which is that of the whole model
+    return config.text_config
+
+
+def _attention(config: Any) -> str:
+    """SDPA, but where it leaves out Gemma 2's soft capping of attention scores, or gpt-oss's sinks."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    capped = getattr(config, "attn_logit_softcapping", None)
+    return "sdpa" if not capped and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
 
 
 def load_model(
@@ -151,7 +173,8 @@ def load_model(
 
     `device`: "cpu", "cuda", "cuda:N" or None for CUDA where there is one. `dtype`: a key of DTYPES or None for float32
     on CPU and the checkpoint's dtype on CUDA. `variables` as of `TextCodec`.
-    Safetensors only, no remote code. Raises UnsupportedModelError.
+    Of a model that also sees the text model alone is loaded. Safetensors only, no remote code.
+    Raises UnsupportedModelError.
     """
     from transformers import AutoModelForCausalLM
 
@@ -159,16 +182,17 @@ def load_model(
     folder = resolve_folder(str(name))
     check_files(folder)
     config = load_config(folder)
+    text = text_config(config)
     kind = resolve_dtype(dtype, config, where)
     codec = open_codec(folder, config.get_text_config(), variables or {})
     digest = weights_sha256(folder)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=config,
+            config=text,
             dtype=kind,
-            # SDPA leaves out Gemma 2's soft capping of attention scores.
-            attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
+            attn_implementation=_attention(text),
+            key_mapping=None if text is config else dict(TEXT_WEIGHTS),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -11,9 +11,9 @@ from guards.model.sites import Family, ModelSites, find_taps, refuse_mixture_of_
 
 def find_family(config: Any) -> Family:
     """The family of a transformers configuration. Raises UnsupportedModelError naming what is known."""
-    refuse_mixture_of_experts(config)
     kind = str(getattr(config, "model_type", "?"))
     family = FAMILIES.get(kind)
+    refuse_mixture_of_experts(config, family)
     if family is None:
         raise UnsupportedModelError(
             f"model type {kind!r} has no known sites; known: {', '.join(sorted(FAMILIES))}. "
@@ -38,8 +38,7 @@ def projection_shape(module: nn.Module) -> tuple[int, int]:
 def find_sites(model: nn.Module) -> ModelSites:
     """Resolves every site of a causal language model.
 
-    Raises UnsupportedModelError when the family is unknown or a mixture of experts, and lists every missing module when
-    names do not resolve.
+    Raises UnsupportedModelError when the family is unknown, and lists every missing module when names do not resolve.
     """
     config: Any = model.config
     count = int(config.num_hidden_layers)

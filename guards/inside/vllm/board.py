@@ -26,6 +26,8 @@ from guards.inside.vllm.sequences import Finder
 from guards.model.shard import Shard
 from guards.model.sites import ModelSites, Place
 
+_MROPE = 3
+"""Positions of a token in time, height and width, which multimodal models have."""
 TENSOR_KEY = "skillguard_cells"
 """Under which the cells travel to the next pipeline stage."""
 
@@ -106,6 +108,8 @@ class Board:
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         positions, ids = kwargs.get("positions"), kwargs.get("input_ids")
+        if isinstance(positions, Tensor) and positions.dim() == 2 and len(positions) == _MROPE:
+            positions = positions[0]  # of text, all three are the same
         if args or not isinstance(positions, Tensor) or positions.dim() != 1:
             raise GuardReadingError("got a forward pass without a position for every token: guards cannot follow it")
         self._tokens = positions.shape[0]

@@ -50,8 +50,10 @@ class CapturingWorker(GuardedWorker):
         tokens = config.scheduler_config.max_num_batched_tokens
         for site in map(Site, config.additional_config[SETTINGS]["capture"]):
             ranks = self._shard().count if SITES[site].split else 1
-            shape = (tokens, self._sites.width(site) // ranks)
-            for layer in self._sites.blocks:
+            for layer, taps in self._sites.blocks.items():
+                if site not in taps:
+                    continue  # a method that needs it is told why before anything runs
+                shape = (tokens, self._sites.width(site) // ranks)
                 kept_TF = torch.empty(shape, dtype=config.model_config.dtype, device=self.device)
                 place = Place(layer, site)
                 self._kept[place] = kept_TF

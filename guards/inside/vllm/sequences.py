@@ -3,7 +3,7 @@
 Suffixes: T tokens, S sequences, B blocks of a sequence. Nothing here waits for the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ Finder = Callable[[Tensor], Sequences | None]
 
 
 def finder(runner: Any) -> Finder:
-    """Reads the attention metadata of the pass that `runner` runs, for the first of its cache groups.
+    """Reads the attention metadata of the pass that `runner` runs, for the first of its cache groups that attends.
 
     What it returns raises GuardReadingError where the kind of pass or of cache is one that cannot be followed.
     """
@@ -32,20 +32,34 @@ def finder(runner: Any) -> Finder:
         if not isinstance(metadata, dict):
             raise GuardReadingError("got micro-batches: guards over spans cannot follow a sequence through them")
         groups = runner.kv_cache_config.kv_cache_groups
-        if len({each.kv_cache_spec.block_size for each in groups}) != 1 or not groups[0].layer_names:
+        sizes = {each.kv_cache_spec.block_size for each in groups}
+        if len(sizes) != 1 and runner.cache_config.enable_prefix_caching:
             raise GuardReadingError(
-                "the cache's groups of layers have blocks of different sizes, or this stage has no layer of the first: "
-                "a prefix may be found in part of a block, whose states guards over spans cannot follow"
+                f"the cache's groups of layers have blocks of {', '.join(map(str, sorted(sizes)))} tokens: a prefix "
+                "may be found in part of a block, whose states guards over spans cannot follow; say "
+                "--no-enable-prefix-caching"
             )
-        block_tokens = runner.input_batch.block_table[0].block_size
-        return sequences_of(metadata[groups[0].layer_names[0]], positions_T, block_tokens)
+        index = _attending(groups)
+        if index is None or not groups[index].layer_names:
+            raise GuardReadingError(
+                "this stage has no layer of the first of the cache's groups that attends, by whose slots guards over "
+                "spans keep their states"
+            )
+        block_tokens = runner.input_batch.block_table[index].block_size
+        return sequences_of(metadata[groups[index].layer_names[0]], positions_T, block_tokens)
 
     return find
 
 
+def _attending(groups: Sequence[Any]) -> int | None:
+    """The first group whose blocks hold keys and values by token, and not one state a sequence."""
+    return next((at for at, each in enumerate(groups) if not hasattr(each.kv_cache_spec, "mamba_type")), None)
+
+
 def slots_of(cache: Any) -> int:
-    """How many slots vLLM's cache of that configuration has, by the blocks of its first group."""
-    return int(cache.num_blocks * cache.kv_cache_groups[0].kv_cache_spec.block_size) if cache.kv_cache_groups else 0
+    """How many slots vLLM's cache of that configuration has, by the blocks of its first group that attends."""
+    index = _attending(cache.kv_cache_groups)
+    return 0 if index is None else int(cache.num_blocks * cache.kv_cache_groups[index].kv_cache_spec.block_size)
 
 
 def sequences_of(layer: Any, positions_T: Tensor, block_tokens: int) -> Sequences:

@@ -5,23 +5,25 @@ from typing import Any
 from torch import nn
 
 from guards.errors import UnsupportedModelError
-from guards.model.families import VLLM_FAMILIES
+from guards.model.families import VLLM_FAMILIES, VLLM_WRAPPERS
 from guards.model.sites import ModelSites, find_taps, refuse_mixture_of_experts
 
 
 def find_local_sites(model: nn.Module, config: Any) -> ModelSites:
-    """Resolves the sites of the blocks that this pipeline rank holds.
+    """Resolves the sites of the blocks that this pipeline rank holds. `config` is that of the text model.
 
-    Raises UnsupportedModelError for an unknown class, a mixture of experts, a block whose modules are not where they
-    should be, or whose projections hide their input (fused or without a width).
+    Raises UnsupportedModelError for an unknown class, a mixture of experts of which none is known, a block whose
+    modules are not where they should be, or whose projections hide their input (fused or without a width).
     """
-    refuse_mixture_of_experts(config)
     kind = type(model).__name__
+    if kind in VLLM_WRAPPERS:
+        return find_local_sites(model.get_submodule(VLLM_WRAPPERS[kind]), config)
     family = VLLM_FAMILIES.get(kind)
+    refuse_mixture_of_experts(config, family)
     if family is None:
         raise UnsupportedModelError(
             f"vLLM serves this model by its class {kind}, whose sites are not known; known: "
-            f"{', '.join(sorted(VLLM_FAMILIES))}"
+            f"{', '.join(sorted([*VLLM_FAMILIES, *VLLM_WRAPPERS]))}"
         )
     modules, count = dict(model.named_modules()), int(config.num_hidden_layers)
     blocks = [modules.get(family.block.format(layer=layer)) for layer in range(count)]

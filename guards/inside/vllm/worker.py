@@ -134,6 +134,7 @@ class SiteWorker(PlatformWorker):  # type: ignore[misc]
             "layers": sites.layers,
             "here": sorted(sites.blocks),
             "widths": {width.value: length for width, length in sites.widths.items()},
+            "lacking": [[layer, site.value, why] for (layer, site), why in sites.lacking.items()],
         }
 
     def _refuse(self, *_: Any, **__: Any) -> None:
@@ -167,7 +168,7 @@ class GuardedWorker(SiteWorker):
             if entry.artifact.digest != digest:
                 raise AttachError(f"{path}: changed while the engine started")
         model = runner.get_model()
-        self._sites = find_local_sites(model, config.model_config.hf_config)
+        self._sites = find_local_sites(model, config.model_config.hf_text_config)
         self._board = board = Board(
             self._sites,
             {name: (entry.method, entry.guard) for name, entry in loaded.items()},

@@ -16,6 +16,7 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import Share
 from guards.calibration.detector_job import prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.having import require_site
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc, conformal_tau
@@ -220,6 +221,7 @@ def calibrate(
     """
     clock = Clock()
     job = prepare(model, forget, retain, options)
+    require_site(model, Site.KEY, job.layers)
     clock.step("encode")
     with progress_bar(job.tokens, job.options.progress) as advance:
         fits = [fit_frame(job, frame, advance) for frame in job.frames]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import Side, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.having import require_site
 from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
@@ -32,9 +33,11 @@ def calibrate(
 ) -> NeuronAdjustCalibration:
     """A guard over all layers, with its record and canaries.
 
-    Raises DataError or CalibrationError when the examples or the fraction give no guard.
+    Raises DataError or CalibrationError when the examples or the fraction give no guard, UnsupportedModelError for a
+    model with layers that lack the site.
     """
     clock = Clock()
+    require_site(model, Site.PRE_ACTIVATION, range(model.identity.layers))
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     layers = range(model.identity.layers)

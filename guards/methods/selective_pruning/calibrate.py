@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import Corpus, Side, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.having import require_site
 from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
@@ -64,9 +65,12 @@ def calibrate(
 ) -> PruningCalibration:
     """A guard over all layers, with its record and canaries.
 
-    Raises DataError or CalibrationError when the examples or the fractions give no guard.
+    Raises DataError or CalibrationError when the examples or the fractions give no guard, UnsupportedModelError for a
+    model with layers that lack a site.
     """
     clock = Clock()
+    for site in sites(options):
+        require_site(model, site, range(model.identity.layers))
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     fractions = {

@@ -19,6 +19,7 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
 from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.having import layers_having, require_site
 from guards.calibration.material import read_material
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
@@ -95,21 +96,24 @@ def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [each for each in dict.fromkeys((layers, layers[:-1], layers[:half], layers[half:])) if each]
 
 
-def sites(_: SpanOptions) -> tuple[Site, ...]:
+def sites(options: SpanOptions) -> tuple[Site, ...]:
     """What a calibration looks at."""
-    return (Site.KEY,)
+    return (Site(options.site),)
 
 
 def _prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions) -> SpanJob:
     if not options.frames:
         chat = (CHAT_FRAME,) if model.codec.has_chat_template else ()
         options = replace(options, frames=(*chat, BARE_FRAME, QUESTION_FRAME))
+    site = Site(options.site)
+    if options.layer is not None:
+        require_site(model, site, [options.layer])
     return prepare(
         model,
         forget,
         [*retain, *read_material(options.material).sources],
         options,
-        layers=candidate_layers(model.identity.layers),
+        layers=layers_having(model, site, candidate_layers(model.identity.layers)),
         retain_deal=FORGET_DEAL,
     )
 
@@ -299,7 +303,7 @@ def calibrate(
     return finish(
         SpanCalibration,
         SPANS,
-        SpanGuard(chosen.terms, (*of_prompts, *of_answers), options.scope),
+        SpanGuard(chosen.terms, (*of_prompts, *of_answers), options.scope, Site(options.site)),
         model,
         job.frames,
         (job.corpora["forget"], job.corpora["retain"]),

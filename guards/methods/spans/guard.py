@@ -24,6 +24,7 @@ from guards.calibration.statistics import MIN_VECTORS, floor_sigma
 from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
+from guards.model.sites import Site
 
 RIDGE = 5e-5
 """Penalty on the square of the weights of standardised dimensions, a dimension; three times as much or a third measured
@@ -39,7 +40,7 @@ NO_GAP = 1e-6
 """In units of the regression's logit: less is rounding."""
 EVEN = 0.3
 """Share of a text's weight that its windows have alike, whatever they look like."""
-NOT_FINITE = "a key vector is not finite: the model overflows on this data in this dtype"
+NOT_FINITE = "an activation is not finite: the model overflows on this data in this dtype"
 
 Strategy = Rise | MessageMean
 
@@ -69,15 +70,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class SpanGuard:
-    """A detector of one part for each judgement. Layers ascend."""
+    """A detector of one part for each judgement. Layers ascend. `site` is what its weights are for, at each of them."""
 
     terms: tuple[LayerWeights, ...]
     judgements: tuple[Judgement, ...]
     scope: Scope
+    site: Site = Site.KEY
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers whose key vectors are needed."""
+        """Layers that are read."""
         return tuple(term.layer for term in self.terms)
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from guards.calibration.material import Which
 from guards.calibration.options import DetectorOptions, PlacementName, option
 from guards.errors import CalibrationError
+
+SiteName = Literal["key", "residual"]
 
 QUESTION_FRAME = "Q: {text}\nA:"
 """The third frame that is fitted where none is named, after the model's chat template and none."""
@@ -22,6 +24,9 @@ class SpanOptions(DetectorOptions):
 
     usual_frames: ClassVar[str] = "chat where the model has a chat template, bare, and 'Q: {text}\\nA:'"
 
+    site: SiteName = option(
+        "key", "what is read: key vectors, or the residual stream after a block, which mixtures of experts have too"
+    )
     recall: float = option(0.98, "share of the skill to catch")
     max_false_abstention: float = option(
         0.005,

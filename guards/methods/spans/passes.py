@@ -70,19 +70,19 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
         found = int(window_T.max()) + 1
         source_N += [example.source or example.row] * found
         text_N += [index] * found
-    kept = kept_windows(source_N, FIT_WINDOWS)
+    kept, site = kept_windows(source_N, FIT_WINDOWS), Site(job.options.site)
     row_N = torch.full((len(source_N) + 1,), -1).index_put((kept,), torch.arange(len(kept)))
     window_of = [row_N[window_T] for window_T in window_of]  # -1 finds the last row
     tokens_T = torch.cat(window_of)
     size_N = torch.bincount(tokens_T[tokens_T >= 0], minlength=len(kept)).float()
-    sums = {layer: torch.zeros(len(kept), job.model.identity.d_ff) for layer in job.layers}
+    sums = {layer: torch.zeros(len(kept), job.model.width(site)) for layer in job.layers}
 
     def consume(layer: int, x_TF: Tensor, example_T: Tensor) -> None:
         row_T = torch.cat([window_of[example] for example, _ in _by_example(example_T)])
         inside_T = row_T >= 0
         sums[layer].index_add_(0, row_T[inside_T], x_TF.cpu()[inside_T].float())
 
-    wanted = Pass(Site.KEY, job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
+    wanted = Pass(site, job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
     job.model.stream(wanted, [each.ids for each in examples], consume, lambda tokens: advance(tokens, "fit"))
     if not all(bool(torch.isfinite(each).all()) for each in sums.values()):
         raise CalibrationError(NOT_FINITE)
@@ -112,7 +112,7 @@ def read_values(
         for (example, _), part_TC in zip(counts, torch.split(value_TC, [count for _, count in counts]), strict=True):
             values[example][:, list(terms)] += part_TC
 
-    wanted = Pass(Site.KEY, job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
+    wanted = Pass(Site(job.options.site), job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
     job.model.stream(wanted, [each.ids for each in examples], consume, lambda tokens: advance(tokens, "read"))
     if not all(bool(torch.isfinite(each).all()) for each in values):
         raise CalibrationError(NOT_FINITE)

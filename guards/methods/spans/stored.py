@@ -10,10 +10,10 @@ from guards.artifact.manifest import Strict
 from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
 from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.contract.spans import MessageMean, Rise
-from guards.errors import ArtifactError
+from guards.errors import ArtifactError, AttachError
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanBank, SpanGuard
-from guards.model.shard import Shard
-from guards.model.sites import Place, Site
+from guards.model.shard import WHOLE, Shard
+from guards.model.sites import SITES, Place, Site
 
 VARIANT: Literal["spans"] = "spans"
 
@@ -47,6 +47,8 @@ class SpanParameters(Strict):
     """The manifest's `parameters` for method "ksd", variant "spans"."""
 
     variant: Literal["spans"]
+    site: Literal["key", "residual"] = "key"
+    """What the weights are for. Not written where it is key vectors."""
     terms: tuple[TermRecord, ...] = Field(min_length=1, max_length=256)
     judgements: tuple[Annotated[SpanRecord | MeanRecord, Field(discriminator="over_tokens")], ...] = Field(
         min_length=1, max_length=4
@@ -66,16 +68,18 @@ def load(artifact: Artifact) -> SpanGuard:
     labels = [each.label for each in judgements]
     if len(set(labels)) < len(labels):
         raise ArtifactError(f"{artifact.name}: got judgements {', '.join(labels)}, wanted each once")
+    site = Site(parameters.site)
+    width = manifest.model.d_model if site is Site.RESIDUAL else manifest.model.d_ff
     terms, names = [], set()
     for index, record in enumerate(parameters.terms):
         name = f"term.{index}.weight"
-        weight_F = take_tensor(artifact, name, (manifest.model.d_ff,), torch.float32)
+        weight_F = take_tensor(artifact, name, (width,), torch.float32)
         if not bool(weight_F.any()):
             raise ArtifactError(f"{artifact.name}: {name}: got zeros, which score nothing; calibrate again")
         terms.append(LayerWeights(record.layer, weight_F, record.offset))
         names.add(name)
     refuse_extra_tensors(artifact, names)
-    return SpanGuard(tuple(terms), judgements, manifest.scope)
+    return SpanGuard(tuple(terms), judgements, manifest.scope, site)
 
 
 def _judgement(record: SpanRecord | MeanRecord) -> Judgement:
@@ -95,11 +99,13 @@ def dump(guard: SpanGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Parameters and tensors for the artifact."""
     parameters = SpanParameters(
         variant=VARIANT,
+        site="residual" if guard.site is Site.RESIDUAL else "key",
         terms=tuple(TermRecord(layer=term.layer, offset=term.offset) for term in guard.terms),
         judgements=tuple(map(_record, guard.judgements)),
     )
     tensors = {f"term.{index}.weight": term.weight_F.float().cpu() for index, term in enumerate(guard.terms)}
-    return parameters.model_dump(mode="json"), tensors
+    unsaid = {"site"} if guard.site is Site.KEY else None
+    return parameters.model_dump(mode="json", exclude=unsaid), tensors
 
 
 class BoundSpans:
@@ -112,8 +118,11 @@ class BoundSpans:
 
     def __init__(self, guard: SpanGuard, device: torch.device, shard: Shard) -> None:
         self.parts = tuple(Part(each.label, guard.layers, each.over_tokens) for each in guard.judgements)
+        split = SITES[guard.site].split
+        if not split:
+            shard = WHOLE
         self.columns = tuple(
-            Column(Place(layer, Site.KEY), part, OverRanks.SUM)
+            Column(Place(layer, guard.site), part, OverRanks.SUM if split else OverRanks.SAME)
             for layer in guard.layers
             for part in range(len(self.parts))
         )
@@ -121,8 +130,15 @@ class BoundSpans:
         self._guard, self._device, self._shard = guard, device, shard
 
     def at(self, place: Place, width: int) -> SpanBank:
-        """What gives this layer's share of a token's value; the offset is dealt evenly over ranks."""
+        """What gives this layer's share of a token's value; the offset is dealt evenly over ranks.
+
+        Raises AttachError when the guard was made for another width.
+        """
         (term,) = [term for term in self._guard.terms if term.layer == place.layer]
+        if len(term.weight_F) != width:
+            raise AttachError(
+                f"layer {place.layer}: the model's {place.site} is {width} long, not {len(term.weight_F)}"
+            )
         offset = torch.tensor(term.offset / self._shard.count, dtype=torch.float32, device=self._device)
         return SpanBank(term.weight_F[self._shard.columns(width)].to(self._device), offset, len(self.parts))
 

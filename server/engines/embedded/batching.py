@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 from transformers.generation.continuous_batching.requests import RequestState
@@ -73,6 +74,12 @@ def make_manager(
     if not model._supports_logits_to_keep():
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no logits_to_keep: guards cannot tell which rows count"
+        )
+    layer_types = {*(getattr(model.config.get_text_config(), "layer_types", None) or ())}
+    if strange := sorted(layer_types - {*ATTN_TYPE_TO_ALLOCATOR}):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has layers of type {', '.join(strange)}, whose state transformers' continuous "
+            "batching does not hold: serve it with --engine vllm"
         )
     if "_eos_token_ids" not in RequestState.__dataclass_fields__:
         raise UnsupportedModelError(

@@ -28,16 +28,16 @@ from guards.calibration.activations import Consumer, Pass, Reader, Span, TokenId
 from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.verdict import Reading
-from guards.errors import AttachError, CalibrationError
+from guards.errors import AttachError, CalibrationError, UnsupportedModelError
 from guards.inside.transformers.loading import DTYPES
 from guards.inside.vllm.capture_worker import CAPTURE
 from guards.inside.vllm.settings import SETTINGS
 from guards.model.folder import check_files, open_codec, resolve_folder
-from guards.model.sites import SITES, Site
+from guards.model.sites import SITES, Place, Site
 from server.engines.options import VllmOptions
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.engine import VllmEngine, stop_ids
-from server.engines.vllm.launch import launch, live_identity, make_config
+from server.engines.vllm.launch import launch, live_identity, live_widths, make_config
 from server.engines.vllm.slices import assemble, plan_groups
 
 _WORKER = "guards.inside.vllm.capture_worker.CapturingWorker"
@@ -69,7 +69,9 @@ class VllmActivations:
             self.codec = open_codec(self._folder, text_config, options.chat_template_kwargs)
             self._act([])
             self.identity: ModelIdentity = self._runner.run(live_identity(self._started(), self._config, self._folder))
-            self._widths: dict[str, int] = self._rpc("describe")[0]["widths"]
+            ranks = self._rpc("describe")
+            self._widths = live_widths(ranks)
+            self.lacking = {Place(layer, Site(site)): why for rank in ranks for layer, site, why in rank["lacking"]}
         except BaseException:
             self.close()
             raise
@@ -124,7 +126,10 @@ class VllmActivations:
 
     def width(self, site: Site) -> int:
         """See `guards.calibration.activations.Activations.width`."""
-        return self._widths[SITES[site].width]
+        width = SITES[site].width
+        if width not in self._widths:
+            raise UnsupportedModelError(f"no layer of this model has a {site} site")
+        return self._widths[width]
 
     def stream(
         self,

@@ -105,7 +105,11 @@ def refuse_unguardable(config: Any) -> None:
         (model.enable_sleep_mode, "--enable-sleep-mode", "weights would be loaded again unverified"),
         (model.enable_prompt_embeds, "--enable-prompt-embeds", untested),
         (model.runner_type != "generate", "--runner", "only generation is served"),
-        (model.is_multimodal_model, "a multimodal model", untested),
+        (
+            model.supports_multimodal_inputs,
+            "a multimodal model",
+            "guards judge text alone; say --language-model-only",
+        ),
         (model.trust_remote_code, "--trust-remote-code", "its layers' names prove nothing"),
         (scheme not in (None, *TESTED_QUANTISATION), f"quantisation {scheme}", untested),
         (load.load_format not in ("auto", "safetensors"), f"--load-format {load.load_format}", untested),

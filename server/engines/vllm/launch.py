@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,32 @@ def with_flags(reason: str) -> str:
     return line
 
 
+def live_widths(ranks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The widths that the ranks' blocks have. Raises AttachError where they disagree."""
+    widths: dict[str, int] = {}
+    for rank in ranks:
+        for name, length in rank["widths"].items():
+            if widths.setdefault(name, length) != length:
+                raise AttachError(
+                    f"vLLM's ranks have blocks of {name} {widths[name]} and {length}, of which guards know one: "
+                    "serve this model without --pipeline-parallel-size"
+                )
+    return widths
+
+
 async def live_identity(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdentity:
     """The identity of the model that runs. Raises AttachError when the ranks do not hold all of it."""
     ranks = await llm.collective_rpc("describe")
     covered = sorted({layer for rank in ranks for layer in rank["here"]})
     if covered != list(range(ranks[0]["layers"])):
         raise AttachError(f"vLLM's ranks hold blocks {covered}, the model has {ranks[0]['layers']}")
+    widths = live_widths(ranks)
     return ModelIdentity.model_validate(
         {
             "architecture": config.model_config.architectures[0],
             "layers": ranks[0]["layers"],
-            "d_model": ranks[0]["widths"]["d_model"],
-            "d_ff": ranks[0]["widths"]["d_ff"],
+            "d_model": widths["d_model"],
+            "d_ff": widths.get("d_ff", 0),
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "tokenizer_sha256": await asyncio.to_thread(tokenizer_sha256, folder),
             "weights_sha256": await asyncio.to_thread(weights_sha256, folder),

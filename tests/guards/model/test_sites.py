@@ -14,10 +14,13 @@ from guards.errors import UnsupportedModelError
 from guards.inside.transformers.sites import find_sites, projection_shape
 from guards.model.families import FAMILIES
 from guards.model.sites import SITES, End, Form, ModelSites, Place, Site, Tap, Width
-from tests.models import CONFIGS, D_FF, D_MODEL, EXPERTS, LAYERS, tiny_model, tokens
+from tests.models import CONFIGS, D_FF, D_MODEL, DENSE_LAYERS, EXPERTS, LAYERS, RECURRENT, tiny_model, tokens
 
-KINDS = sorted(FAMILIES)
-GATED = [kind for kind in KINDS if kind not in ("opt", "gpt2", "gpt_neox")]
+KINDS = sorted(CONFIGS)
+FUSED = ("glm", "glm4", "granitemoehybrid", "phi3")
+PLAIN = ("opt", "gpt2", "gpt_neox")
+ATTENDING = {kind: [i for i in range(LAYERS) if i == 1 or kind not in RECURRENT] for kind in KINDS}
+"""Layers with attention."""
 
 
 def weight(module: nn.Module) -> Tensor:
@@ -61,11 +64,13 @@ def activation(block: nn.Module) -> Any:
     for name in ("act_fn", "activation_fn", "activation", "act"):
         if hasattr(block, name):
             return getattr(block, name)
+    if type(block).__name__ == "Lfm2MLP":
+        return torch.nn.functional.silu
     raise AssertionError(f"no activation in {block}")
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
+    assert {*CONFIGS, *EXPERTS} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,9 +81,13 @@ def test_sites_resolve_with_their_widths(kind: str) -> None:
     for layer in range(LAYERS):
         assert projection_shape(sites.tap(Place(layer, Site.KEY)).module) == (D_FF, D_MODEL)
         for site in Site:
+            if site is Site.ATTENTION and layer not in ATTENDING[kind]:
+                with pytest.raises(UnsupportedModelError, match="no attention site: it mixes tokens without attention"):
+                    sites.tap(Place(layer, site))
+                continue
             tap = sites.tap(Place(layer, site))
             assert tap.end is SITES[site].end
-            fused = kind == "phi3" and site is Site.PRE_ACTIVATION
+            fused = kind in FUSED and site is Site.PRE_ACTIVATION
             assert tap.form is (Form.FIRST_HALF if fused else Form.WHOLE)
 
 
@@ -112,10 +121,11 @@ def test_the_key_is_the_activated_gate_times_up(kind: str) -> None:
         act = activation(block)
         if sites.tap(Place(index, Site.PRE_ACTIVATION)).form is Form.FIRST_HALF:
             wanted = act(pre[:, :D_FF]) * pre[:, D_FF:]
-        elif kind in GATED:
-            wanted = act(pre) * block.get_submodule("up_proj")(recorded.gated_inputs[index])
-        else:
+        elif kind in PLAIN:
             wanted = act(pre)
+        else:
+            up = block.get_submodule("w3" if kind == "lfm2" else "up_proj")
+            wanted = act(pre) * up(recorded.gated_inputs[index])
         torch.testing.assert_close(key_TF, wanted)
 
 
@@ -166,6 +176,8 @@ HEADS_OF_THEIR_OWN = [kind for kind in KINDS if "head_dim" in CONFIGS[kind] or k
 def test_the_attention_vector_is_what_the_output_projection_multiplies(kind: str) -> None:
     """One of its neurons zeroed by a hook equals its column of the projection zeroed; and it matters."""
     wide = {"head_dim": 6} if kind in HEADS_OF_THEIR_OWN else {}
+    if "global_head_dim" in CONFIGS[kind]:
+        wide["global_head_dim"] = 6
     model = tiny_model(kind, **wide)
     sites = find_sites(model)
     assert {site: sites.width(site) for site in Site} == {
@@ -201,9 +213,79 @@ def test_the_fused_projection_holds_the_gate_first() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(EXPERTS))
-def test_a_mixture_of_experts_is_refused_by_name(kind: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"'{kind}' is a mixture of experts"):
-        find_sites(tiny_model(kind))
+def test_a_block_of_experts_has_no_key_vector(kind: str) -> None:
+    """What it gives and its attention are sites; blocks without experts have them all."""
+    sites = find_sites(tiny_model(kind))
+    dense = DENSE_LAYERS.get(kind, ())
+    assert (sites.layers, sites.d_ff, sites.d_model) == (LAYERS, D_FF if dense else 0, D_MODEL)
+    for layer in range(LAYERS):
+        assert sites.tap(Place(layer, Site.RESIDUAL)).end is End.OUTPUT
+        if kind not in RECURRENT or layer == 1:
+            assert projection_shape(sites.tap(Place(layer, Site.ATTENTION)).module)[1] == D_MODEL
+        for site in (Site.PRE_ACTIVATION, Site.KEY):
+            if layer in dense:
+                assert sites.tap(Place(layer, site)).end is SITES[site].end
+                continue
+            with pytest.raises(UnsupportedModelError, match=rf"layer {layer} .* no {site} site: .*mixture of experts"):
+                sites.tap(Place(layer, site))
+    if not dense:
+        with pytest.raises(UnsupportedModelError, match="no layer of this model has a key site"):
+            sites.width(Site.KEY)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *sorted(EXPERTS)])
+def test_the_residual_is_what_the_next_block_reads(kind: str) -> None:
+    model = tiny_model(kind)
+    sites = find_sites(model)
+    read: list[Tensor] = []
+    given: list[Tensor] = []
+    for layer in range(LAYERS):
+        block = sites.tap(Place(layer, Site.RESIDUAL)).module
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs: read.append((*args, *kwargs.values())[0].clone()), with_kwargs=True
+        )
+        block.register_forward_hook(
+            lambda _, __, output: given.append((output[0] if isinstance(output, tuple) else output).clone())
+        )
+    model(tokens(1, 6))
+    for before, after in zip(given[:-1], read[1:], strict=True):
+        assert torch.equal(before, after)
+    assert not torch.allclose(given[0], given[1])
+
+
+def test_experts_of_a_family_that_is_known_dense_are_refused_by_name() -> None:
+    model = tiny_model("llama")
+    model.config.num_local_experts = 4
+    with pytest.raises(UnsupportedModelError, match="'llama' is a mixture of experts"):
+        find_sites(model)
+
+
+def test_a_block_with_neither_a_network_nor_experts_is_refused() -> None:
+    model = tiny_model("mixtral")
+    del model.model.layers[1].mlp.experts
+    with pytest.raises(UnsupportedModelError, match=r"lacks 2 expected module\(s\): model\.layers\.1\.mlp\.gate_proj"):
+        find_sites(model)
+
+
+def test_experts_beside_a_dense_network_leave_it_no_key_vector() -> None:
+    """Gemma 4 and Granite 4 have both: a guard on the dense one alone would miss what the experts do."""
+    gemma = tiny_model("gemma4_text", enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=8)
+    granite = tiny_model("granitemoehybrid", num_local_experts=4, num_experts_per_tok=2)
+    for model in (gemma, granite):
+        with pytest.raises(UnsupportedModelError, match="mixture of experts"):
+            find_sites(model).tap(Place(0, Site.KEY))
+
+
+def test_layers_of_another_width_lack_the_site_where_a_family_may_vary() -> None:
+    """Gemma 4: wider heads where attention is full, wider networks where layers share keys and values."""
+    model = tiny_model("gemma4_text", global_head_dim=8, num_kv_shared_layers=1, use_double_wide_mlp=True)
+    sites = find_sites(model)
+    assert (sites.width(Site.ATTENTION), sites.width(Site.KEY)) == (16, D_FF)
+    assert sites.tap(Place(1, Site.KEY))
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 .* no attention site: its d_attention is 32, not the 16"):
+        sites.tap(Place(1, Site.ATTENTION))
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 .* no key site: its d_ff is 48, not the 24 of layer 0"):
+        sites.tap(Place(2, Site.KEY))
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
@@ -253,7 +335,7 @@ def test_layers_of_differing_width_are_refused() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = nn.Linear(D_FF + 1, D_MODEL)
     with pytest.raises(
-        UnsupportedModelError, match=r"block 1: got a pre-activation of width 24, .* projection of \(25, 16\)"
+        UnsupportedModelError, match=r"block 1: got a pre-activation of width 24 and .* projection of \(25, 16\)"
     ):
         find_sites(model)
 
@@ -261,12 +343,12 @@ def test_layers_of_differing_width_are_refused() -> None:
 def test_attention_of_differing_width_is_refused() -> None:
     model = tiny_model("llama")
     model.model.layers[1].self_attn.o_proj = nn.Linear(D_MODEL + 4, D_MODEL)
-    with pytest.raises(UnsupportedModelError, match=r"block 1: got d_ff 24, d_attention 20, .*d_attention 16"):
+    with pytest.raises(UnsupportedModelError, match=r"block 1: got d_attention 20, wanted that of block 0 .*: 16"):
         find_sites(model)
 
 
 def test_attention_that_gives_another_width_than_the_model_has_is_refused() -> None:
     model = tiny_model("llama")
     model.model.layers[1].self_attn.o_proj = nn.Linear(D_MODEL, D_MODEL + 4)
-    with pytest.raises(UnsupportedModelError, match=r"block 1: .* attention output projection of \(16, 20\)"):
+    with pytest.raises(UnsupportedModelError, match=r"block 1: .* differing width \(feed-forward 16, attention 20\)"):
         find_sites(model)

@@ -7,13 +7,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from guards.artifact.identity import tokenizer_sha256, weights_sha256
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_model, resolve_dtype
 from guards.model.folder import resolve_folder
-from tests.guards.tiny import save_tiny
-from tests.models import tiny_config
+from tests.guards.tiny import save_tiny, tiny_tokenizer
+from tests.models import WRAPPED, tiny_config, tokens
+
+VISION: dict[str, dict[str, Any]] = {
+    "qwen3_5": {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "num_position_embeddings": 16},
+    "qwen3_5_moe": {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "num_position_embeddings": 16},
+    "mistral3": {"model_type": "pixtral", "image_size": 32, "patch_size": 8, "head_dim": 4},
+    "gemma3": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8},
+}
+SEEN: dict[str, dict[str, Any]] = {"gemma3": {"mm_tokens_per_image": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,7 @@ def _copy(source: Path, target: Path, *, without: str | None = None, config: dic
         ({"without": "config.json"}, "got no config.json"),
         ({"without": "model.safetensors"}, "got no .safetensors file"),
         ({"config": {"model_type": "bert"}}, "model type 'bert' has no known sites; known: gemma"),
-        ({"config": {"model_type": "mixtral", "num_local_experts": 4}}, "is a mixture of experts"),
+        ({"config": {"num_local_experts": 4}}, "is a mixture of experts"),
         ({"config": {"model_type": "never_heard_of"}}, "transformers does not understand it"),
         ({"config": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}, "quantised checkpoints"),
     ],
@@ -103,3 +112,24 @@ def test_the_dtype_follows_the_device() -> None:
     assert resolve_dtype("float16", config, torch.device("cpu")) is torch.float16
     with pytest.raises(UnsupportedModelError, match="got dtype 'int8', wanted one of float32"):
         resolve_dtype("int8", config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kind", "inner"), WRAPPED.items())
+def test_of_a_model_that_also_sees_the_text_model_is_loaded(kind: str, inner: str, tmp_path: Path) -> None:
+    """It says of a text what the whole model says, and is named as the whole model is."""
+    text = tiny_config(inner).to_dict()
+    seeing = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(
+            kind, text_config=text, vision_config={**seeing, **VISION.get(kind, {})}, **SEEN.get(kind, {})
+        )
+    ).eval()
+    whole.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, "cpu")
+    assert loaded.model.config.model_type == inner
+    assert loaded.identity.architecture == type(whole).__name__
+    assert not any("vision" in name for name, _ in loaded.model.named_modules())
+    with torch.no_grad():
+        ids = tokens(1, 12)
+        torch.testing.assert_close(loaded.model(ids).logits, whole(ids).logits, rtol=1e-4, atol=1e-4)

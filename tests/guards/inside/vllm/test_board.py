@@ -293,7 +293,18 @@ def test_layers_that_the_model_lacks_are_refused() -> None:
         board_on(LlamaForCausalLM(), sums=cubes(cube(3)))
 
 
-@pytest.mark.parametrize("positions", [None, torch.zeros(3, 5)])
+def test_of_positions_in_three_dimensions_one_counts() -> None:
+    """Models that also see have them; of a text all three are the same."""
+    rows = []
+    for positions in (torch.arange(5), torch.arange(5).expand(3, 5)):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM()
+        board = board_on(model, sums=cubes())
+        rows.append(board.split(model(input_ids=IDS, positions=positions))[1])
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("positions", [None, torch.zeros(2, 5)])
 def test_positions_are_needed(positions: Tensor | None) -> None:
     model = LlamaForCausalLM()
     board_on(model, sums=cubes())

@@ -142,7 +142,14 @@ def group(*layers: str, block: int = BLOCK) -> Any:
 ONE_GROUP = (group("layers.0", "layers.1"),)
 
 
-def in_a_pass(monkeypatch: pytest.MonkeyPatch, attention: Any, groups: tuple[Any, ...] = ONE_GROUP) -> Any:
+def states(*layers: str) -> Any:
+    """Layers that keep one state a sequence, in blocks as long as the context."""
+    return SimpleNamespace(layer_names=list(layers), kv_cache_spec=SimpleNamespace(block_size=4096, mamba_type="gdn"))
+
+
+def in_a_pass(
+    monkeypatch: pytest.MonkeyPatch, attention: Any, groups: tuple[Any, ...] = ONE_GROUP, *, prefixes: bool = True
+) -> Any:
     """A finder on a runner with these cache groups, in a pass with that attention metadata."""
     import sys
 
@@ -150,7 +157,8 @@ def in_a_pass(monkeypatch: pytest.MonkeyPatch, attention: Any, groups: tuple[Any
     monkeypatch.setitem(sys.modules, "vllm.forward_context", context)
     runner = SimpleNamespace(
         kv_cache_config=SimpleNamespace(kv_cache_groups=groups),
-        input_batch=SimpleNamespace(block_table=[SimpleNamespace(block_size=BLOCK)]),
+        input_batch=SimpleNamespace(block_table=[SimpleNamespace(block_size=BLOCK)] * len(groups)),
+        cache_config=SimpleNamespace(enable_prefix_caching=prefixes),
     )
     return finder(runner)
 
@@ -168,8 +176,22 @@ def test_the_pass_says_which_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("groups", [(group("layers.0"), group("layers.1", block=2 * BLOCK)), (group(), *ONE_GROUP)])
 def test_groups_whose_blocks_are_not_alike_are_an_error(monkeypatch: pytest.MonkeyPatch, groups: Any) -> None:
     """A prefix may then be found in part of a block, which vLLM copies without the sums."""
-    with pytest.raises(GuardReadingError, match="groups of layers"):
+    with pytest.raises(GuardReadingError, match="cache's groups"):
         in_a_pass(monkeypatch, {"layers.0": metadata()}, groups)(POSITIONS)
+
+
+def test_layers_that_keep_a_state_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their blocks are no tokens' slots. Where prefixes are shared, one might end in part of a block."""
+    groups = (states("layers.0"), group("layers.1"), group("layers.2", block=2 * BLOCK))
+    given = {"layers.0": None, "layers.1": metadata(), "layers.2": None}
+    found = in_a_pass(monkeypatch, given, groups, prefixes=False)(POSITIONS)
+    assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
+    with pytest.raises(GuardReadingError, match=r"blocks of .* tokens: .*--no-enable-prefix-caching"):
+        in_a_pass(monkeypatch, given, groups)(POSITIONS)
+    with pytest.raises(GuardReadingError, match="no layer of the first"):
+        in_a_pass(monkeypatch, given, groups[:1], prefixes=False)(POSITIONS)
+    assert slots_of(SimpleNamespace(num_blocks=10, kv_cache_groups=groups)) == 10 * BLOCK
+    assert slots_of(SimpleNamespace(num_blocks=10, kv_cache_groups=groups[:1])) == 0
 
 
 def test_slots_of_a_cache() -> None:

@@ -1,5 +1,6 @@
 """What the loader refuses of a guard over spans."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
-from guards.contract.guard import Part
-from guards.errors import ArtifactError
+from guards.contract.guard import OverRanks, Part
+from guards.errors import ArtifactError, AttachError
 from guards.methods.registry import CUBE, SPANS, load_guard
 from guards.methods.spans.guard import SpanGuard
-from guards.model.shard import WHOLE
+from guards.methods.spans.stored import BoundSpans
+from guards.model.shard import WHOLE, Shard
 from guards.model.sites import Place, Site
 from tests.guards.methods.test_stored import Parameters, Tensors, edit
 from tests.guards.samples import JUDGEMENTS, cubes, spans, write_raw
@@ -109,3 +111,16 @@ def test_a_bound_guard_has_a_part_for_each_judgement() -> None:
         (Place(layer, Site.KEY), part) for layer in (0, 2) for part in range(3)
     ]
     assert bound.taus == tuple(each.tau for each in JUDGEMENTS)
+
+
+def test_a_guard_of_the_residual_stream_says_so() -> None:
+    """And one of key vectors says nothing, as before there were others."""
+    guard = replace(spans(), site=Site.RESIDUAL)
+    assert SPANS.dump(guard)[0]["site"] == "residual"
+    assert "site" not in SPANS.dump(spans())[0]
+    bound = BoundSpans(guard, torch.device("cpu"), Shard(1, 2))
+    assert {(each.place.site, each.over_ranks) for each in bound.columns} == {(Site.RESIDUAL, OverRanks.SAME)}
+    width = len(guard.terms[0].weight_F)
+    assert torch.equal(bound.at(bound.columns[0].place, width).weight_F, guard.terms[0].weight_F)
+    with pytest.raises(AttachError, match="residual is 26 long, not 24"):
+        bound.at(bound.columns[0].place, width + 2)
