@@ -36,7 +36,10 @@ def _collect(
 
 
 def _alone(loaded: LoadedModel, site: Site, layer: int, ids: TokenIds) -> Tensor:
-    """The same activations from one plain call of the whole model, by a hook of the test's own."""
+    """The same activations from one plain call of the whole model, by a hook of the test's own.
+
+    Without a cache, as `stream` runs it: with one, linear attention reads a single token by another kernel.
+    """
     kept: list[Tensor] = []
     module = loaded.sites.tap(Place(layer, site)).module
     if site in (Site.PRE_ACTIVATION, Site.RESIDUAL):
@@ -46,7 +49,7 @@ def _alone(loaded: LoadedModel, site: Site, layer: int, ids: TokenIds) -> Tensor
     else:
         handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     with torch.no_grad():
-        loaded.model(input_ids=torch.tensor([ids]))
+        loaded.model(input_ids=torch.tensor([ids]), use_cache=False)
     handle.remove()
     return kept[0].reshape(len(ids), -1)[:, : loaded.width(site)]
 
@@ -76,9 +79,10 @@ def test_the_residual_site_is_what_the_model_calls_its_hidden_states(kind: str) 
     stream(loaded, Pass(Site.RESIDUAL, layers, Tokens.ALL, batch_tokens=1), EXAMPLES, consume)
     assert len(seen) == LAYERS * len(EXAMPLES)
     for example, ids in enumerate(EXAMPLES):
+        given = {"input_ids": torch.tensor([ids]), "use_cache": False}
         with torch.no_grad():
             # The first is the embedding's.
-            hidden = loaded.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1:]
+            hidden = loaded.model(**given, output_hidden_states=True).hidden_states[1:]
         for layer in layers[:-1]:
             assert torch.equal(seen[layer, example], hidden[layer][0])
         assert torch.equal(seen[LAYERS - 1, example], _alone(loaded, Site.RESIDUAL, LAYERS - 1, ids))
