@@ -108,7 +108,7 @@ class Overflowing:
 
 @pytest.mark.parametrize("weight_F", [torch.ones(3), torch.tensor([1.0, 0.0, 1.0])])
 def test_a_value_that_is_not_finite_is_no_text_that_does_not_fire(weight_F: Tensor) -> None:
-    job = SimpleNamespace(model=Overflowing(), layers=(2,), options=SimpleNamespace(batch_tokens=None))
+    job = SimpleNamespace(model=Overflowing(), layers=(2,), options=SimpleNamespace(batch_tokens=None, site="key"))
     examples = [example("retain", "a"), example("retain", "b")]
     with pytest.raises(CalibrationError, match="not finite"):
         read_values(cast(SpanJob, job), examples, [(LayerWeights(2, weight_F, 0.0),)], lambda *_: None)
