@@ -41,6 +41,7 @@ def save_tiny_model(
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
+        unk_token="<pad>",  # or the class that loads it may add one of its own
         extra_special_tokens=["<|abstain|>"],
     )
     tokenizer.chat_template = template
