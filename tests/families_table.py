@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from guards.model.families import VLLM_FAMILIES
-from tests.models import CONFIGS, EXPERTS, RECURRENT, VLLM_CLASSES
+from tests.models import CONFIGS, EXPERTS, NOT_TRIED, RECURRENT, VLLM_CLASSES
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: written by `python -m tests.families_table` -->", "<!-- end of families -->"
@@ -53,7 +53,7 @@ def rows() -> list[tuple[str, ...]]:
                 f"`{kind}`",
                 "key, residual" if kind in CONFIGS else "residual; key where a layer is dense",
                 "calibrates only" if kind in RECURRENT else "yes",
-                f"`{vllm}`" if vllm else "no",
+                f"`{vllm}`{', not tried' if kind in NOT_TRIED else ''}" if vllm else "no",
             )
         )
     return sorted(found, key=lambda row: row[0].lower())

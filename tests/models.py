@@ -173,6 +173,9 @@ VLLM_CLASSES: Mapping[str, str] = {
 }
 """model_type -> vLLM's class of it, where it has one that is none of its transformers backend."""
 
+NOT_TRIED = frozenset({"qwen3_5_text", "qwen3_5_moe_text"})
+"""Not run on vLLM: its kernels for CPUs take their linear attention in bfloat16 alone, which compares with nothing."""
+
 WRAPPED: Mapping[str, str] = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",

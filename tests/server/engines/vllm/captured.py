@@ -27,7 +27,7 @@ from server.engines.vllm.capture import _WORKER
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import make_config
 from tests.families import LAYERS, PROMPTS
-from tests.models import WRAPPED
+from tests.server.engines.vllm.families import MORE_FLAGS
 from tests.server.engines.vllm.live import SMALL
 
 SITES = (Site.KEY, Site.RESIDUAL)
@@ -36,7 +36,7 @@ SITES = (Site.KEY, Site.RESIDUAL)
 def capture(folder: Path) -> dict[str, Any]:
     """What the sites of LAYERS hold at PROMPTS, by "site.layer", [T, F]; and which sites are lacking."""
     flags = (*SMALL, "--enforce-eager", "--max-model-len", "256", "--no-enable-prefix-caching")
-    options = VllmOptions(model=str(folder), flags=(*flags, *EXTRA.get(folder.name, ())))
+    options = VllmOptions(model=str(folder), flags=(*flags, *MORE_FLAGS.get(folder.name, ())))
     config = make_config(parse_flags(options), folder, _WORKER)
     config.additional_config = guard_settings([], [], sentinel=0, options=options)
     config.additional_config[SETTINGS]["capture"] = [site.value for site in SITES]
@@ -61,9 +61,6 @@ def capture(folder: Path) -> dict[str, Any]:
     gc.collect()
     return found
 
-
-EXTRA = dict.fromkeys(WRAPPED, ("--language-model-only",))
-"""Flags for folders of models that also see."""
 
 if __name__ == "__main__":
     output, *folders = map(Path, sys.argv[1:])

@@ -12,8 +12,9 @@ from guards.inside.transformers.loading import load_model
 from guards.model.sites import Place, Site
 from server.engines.options import VllmOptions
 from tests.families import LAYERS, PROMPTS, TURNED, expected, span_guard, vectors
-from tests.models import CONFIGS, EXPERTS, VLLM_CLASSES
+from tests.models import CONFIGS, EXPERTS, NOT_TRIED, VLLM_CLASSES
 from tests.served import save_tiny_model, write_guard
+from tests.server.engines.vllm.families import MORE_FLAGS
 from tests.server.engines.vllm.live import live, on_vllm
 
 WIDE = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -39,9 +40,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "olmoe": {"intermediate_size": 32},
     "gpt_oss": {"intermediate_size": 32, "rope_parameters": YARN},
 }
-OLDER = {"gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"}
-"""Families that had their guards on vLLM before; their kind of site is tried by one of the others."""
-TRIED = sorted({*VLLM_CLASSES} - OLDER)
+TRIED = sorted({*VLLM_CLASSES} - NOT_TRIED)
 MINUTES = 20
 
 
@@ -86,7 +85,7 @@ def test_a_guard_reads_what_plain_passes_read(kind: str, site: Site, tmp_path: P
     loaded = load_model(model, "cpu", "float32")
     guard = span_guard(loaded, site)
     artifact = write_guard(tmp_path / "tens", loaded, guard)
-    flags = ("--enforce-eager", "--max-model-len", "256", "--no-enable-prefix-caching")
+    flags = ("--enforce-eager", "--max-model-len", "256", "--no-enable-prefix-caching", *MORE_FLAGS.get(kind, ()))
     with live(on_vllm(str(artifact), flags=flags, options=VllmOptions(model=str(model)))) as running:
         found = [each["tens"] for each in running.scores(PROMPTS)]
     wanted = expected(loaded, guard)
