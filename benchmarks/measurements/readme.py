@@ -1,5 +1,8 @@
 """README's few figures, between two marks."""
 
+from collections.abc import Iterable
+
+from benchmarks.asked.cells import LONG_TOKENS, SHORT_TOKENS
 from benchmarks.detectors.rows import FITTED, HELD_OUT, POOL
 from benchmarks.measurements.demo import guards, lowest, own_skill
 from benchmarks.measurements.results import Results, Row, matching, only
@@ -17,8 +20,9 @@ END = "<!-- end of figures -->"
 def figures(results: Results) -> str:
     """The list of figures."""
     reached = [line for model in results.models("transfer") if (line := _reach(results, model))]
+    asked = [line for model in results.models("asked") for line in _asked(results, model)]
     evading = [line for model in results.models("robustness") if (line := _evading(results, model))]
-    return bullets([_demo(results), *reached, *evading, _vllm(results)])
+    return bullets([_demo(results), *asked, *reached, *evading, _vllm(results)])
 
 
 def with_figures(readme: str, results: Results) -> str:
@@ -39,6 +43,44 @@ def _demo(results: Results) -> str:
         f"Demo: {len(detectors)} detectors each leave {left} of their own skill's right answers and at least "
         f"{share(kept)} of any other's."
     )
+
+
+def _asked(results: Results, model: str) -> list[str]:
+    """A line for each guard: what is refused of its own questions, in frames, beside other text and changed."""
+    rows = [row for row in results.read(f"asked.{model}")["rows"] if "while_written" not in row]
+    found = []
+    for guard, skill in dict.fromkeys((row["guard"], row["skill"]) for row in rows if row["skill"] in OWN):
+        own, asked = OWN[skill], matching(rows, guard=guard)
+        shapes = {
+            row["cell"].removeprefix(own).removeprefix("/"): row["rate"]
+            for row in asked
+            if row["cell"].split("/")[0] == own
+        }
+        said = [
+            f"{where}{span(rates, 2)}"
+            for where, rates in (
+                ("refused are of its questions ", [shapes.pop(name) for name in ("", "bare", "qa") if name in shapes]),
+                *(
+                    (f"beside {tokens:,} tokens ", [shapes.pop(name) for name in _beside(shapes, tokens)])
+                    for tokens in (SHORT_TOKENS, LONG_TOKENS)
+                ),
+                ("changed otherwise ", [*shapes.values()]),
+            )
+            if rates
+        ]
+        others = matching(asked, role="retain")
+        if said and others:
+            said.append(f"of other prompts {sum(row['hits'] for row in others)} in {sum(map(_total, others)):,}")
+            found.append(f"`{guard}` on {model}, over HTTP: {', '.join(said)}.")
+    return found
+
+
+def _total(row: Row) -> int:
+    return int(row["total"])
+
+
+def _beside(shapes: Iterable[str], tokens: int) -> list[str]:
+    return [name for name in shapes if name.endswith(f"-of-{tokens}")]
 
 
 def _pool(row: Row) -> str:

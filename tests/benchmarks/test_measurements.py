@@ -134,6 +134,8 @@ def _asked(guard: str, skill: str, cell: str, role: str, **more: float) -> dict[
 ASKED_ROWS = [
     _asked("m1", "mathematics", "gsm8k", "forget"),
     _asked("m2", "mathematics", "gsm8k", "forget", rate=0.5),
+    _asked("m1", "mathematics", "gsm8k/end-of-300", "forget", rate=0.75),
+    _asked("m1", "mathematics", "gsm8k/polite", "forget", rate=1.0),
     _asked("m1", "mathematics", "mbpp", "retain"),
     _asked("m1", "mathematics", "written/mbpp", "retain", at_prompt=0, while_written=1, tokens_median=7, tokens_most=9),
     _asked("m1", "mathematics", "conversation/first", "forget", at_prompt=1, while_written=0),
@@ -170,6 +172,12 @@ def test_models_that_were_asked_have_a_chapter(repository: Path) -> None:
     assert any("0, 1 (median 7)" in line for line in lines)
     assert any(line.split("|")[1:4] == [" `es` ", " 0.00 ", " 1.00 "] for line in map(_squeezed, lines))
     assert before.partition("## vLLM")[2] in "\n".join([*lines, ""])
+    readme = _squeezed((repository / README).read_text(encoding="utf-8"))
+    assert (
+        "`m1` on tiny, over HTTP: refused are of its questions 0.25, beside 300 tokens 0.75, changed otherwise 1.00, "
+        "of other prompts 1 in 4." in readme
+    )
+    assert "`m2` on tiny" not in readme, "it was asked nothing else"
 
 
 def _squeezed(line: str) -> str:
