@@ -39,6 +39,18 @@ def check_table(table: ShownTable, *, rows: int) -> None:
         assert [sum(map(int, column)) for column in zip(*layers, strict=True)][1:] == list(map(int, last[1:]))
 
 
+def test_a_report_goes_beside_the_folder_that_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "guard" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "guard" / "deep")
+    beside = {str(given): report_folder(given).resolve() for given in map(Path, (".", "..", "own", "../own/"))}
+    assert beside == {
+        ".": tmp_path / "guard" / "deep-report",
+        "..": tmp_path / "guard-report",
+        "own": tmp_path / "guard" / "deep" / "own-report",
+        "../own": tmp_path / "guard" / "own-report",
+    }
+
+
 def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
     frames = ("chat", "Costs $5: {text}\nA:")
     loaded, (forget, retain) = tiny_loaded(), sources(80)

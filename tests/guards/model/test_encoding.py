@@ -299,6 +299,19 @@ def test_the_tokenizers_switch_is_never_touched_without_the_lock() -> None:
     assert unlocked == []
 
 
+@pytest.mark.parametrize("half", ["\ud83d", "\ude00 {text}"])
+def test_half_a_character_is_refused_in_a_frame_and_in_a_variable(half: str) -> None:
+    """As a command line or JSON may hold one: no tokenizer takes it, and it prints nowhere."""
+    with pytest.raises(DataError, match=r"got frame '.*\\ud.*wanted text in UTF-8, without half a character"):
+        check_frame(f"{{text}} {half}")
+    for variables in ({"note": half}, {"note": {"deep": [half]}}):
+        with pytest.raises(PromptRefusedError, match="holds half a character"):
+            TextCodec(tokenizer(VARIED), variables)
+    whole = "\N{GRINNING FACE}"
+    assert check_frame(f"{{text}} {whole}")
+    TextCodec(tokenizer(VARIED), {"note": whole})
+
+
 def test_variables_take_the_place_of_the_templates_globals() -> None:
     codec = TextCodec(tokenizer("{{ strftime_now('%Y') }} {{ messages[0]['content'] }}"))
     messages = [{"role": "user", "content": "hi"}]
