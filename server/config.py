@@ -70,8 +70,8 @@ class ServerConfig(BaseModel):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="JSON file of tenants and their hashed API keys, which `skillguard key` writes. A change counts from "
-        "the next request on. Without a file every route is open.",
+        description="JSON file of tenants and their hashed API keys, which `skillguard key` writes. A change counts "
+        "from the next request on. Without a file every route is open.",
     )
     anonymous_role: Literal["user", "operator"] = Field(
         "user",

@@ -1,4 +1,4 @@
-"""What happens around every route: request id, errors, log, metrics; then the key; then its limits; then the body's size.
+"""What happens around every route: request id, errors, log, metrics; then the key, its limits, the body.
 
 Plain ASGI, since Starlette's `BaseHTTPMiddleware` hides the disconnect of a client from the route behind it.
 """

@@ -1,7 +1,7 @@
 """Which guards are enforced, which only watch, and under which taus.
 
-The operator decides: for all callers, and in the keys file for a tenant's. A request holds no field for it: a caller who
-could switch a guard to `shadow` could switch it off.
+The operator decides: for all callers, and in the keys file for a tenant's. A request holds no field for it: a caller
+who could switch a guard to `shadow` could switch it off.
 """
 
 from collections.abc import Collection, Sequence

