@@ -4,6 +4,7 @@ SkillguardError (guards/errors.py)
 ├── EngineError …                (server/engines/errors.py)
 └── ServerError
     ├── ConfigError              a setting or a file named by one is wrong; nothing starts
+    │   └── SettingsError            several may be, of `serve`
     ├── RequestError             the caller's request is refused (4xx); its text is written for the caller
     │   ├── InvalidRequestError      a field is missing, unknown or wrong
     │   ├── NotJsonError             the body is not declared as JSON
@@ -24,7 +25,7 @@ SkillguardError (guards/errors.py)
         └── UnverifiedError          a position had no finite reading of every guard
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from guards.errors import GuardReadingError, SkillguardError
@@ -45,6 +46,14 @@ class ServerError(SkillguardError):
 
 class ConfigError(ServerError):
     """A setting, or a file that a setting names, cannot be used. Raised before anything is served."""
+
+
+class SettingsError(ConfigError):
+    """What is wrong with the settings of `serve`, a sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 class ServerUnreachableError(ServerError):

@@ -1,6 +1,5 @@
 """The command line: instant help, clear refusals, one line per error."""
 
-import json
 import re
 import stat
 import subprocess
@@ -12,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.auth import key_digest
-from server.cli.engine import engine_options, own_flags, split_flags
-from server.cli.fields import build_settings
+from server.cli.engine import effective_settings, own_flags, split_flags
 from server.cli.main import build_parser, main, parse
 from server.config import ServerConfig
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -37,7 +35,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["serve", "calibrate", "evaluate", "inspect", "import-esu", "key"])
+@pytest.mark.parametrize("command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -91,12 +89,12 @@ def test_bad_values_name_option_and_value(
 
 
 def test_defaults_come_from_the_settings() -> None:
-    args = parse(["serve"])
-    options = engine_options(args)
-    assert build_settings(ServerConfig, args) == ServerConfig()
+    settings = effective_settings(parse(["serve"]))
+    options = settings.options
+    assert settings.server == ServerConfig()
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
-    with pytest.raises(ConfigError):
-        build_settings(ServerConfig, parse(["serve", "--port", "70000"]))
+    with pytest.raises(ConfigError, match="--port: got '70000'"):
+        effective_settings(parse(["serve", "--port", "70000"]))
 
 
 @pytest.mark.parametrize(
@@ -176,43 +174,43 @@ def test_no_flag_of_ours_reaches_the_engine(words: list[str]) -> None:
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_a_changed_template_is_taken_on_either_engine_where_asked_for(name: str) -> None:
     words = ["serve", "--engine", name, "--model", "m", "--artifacts", "a"]
-    assert engine_options(parse(words)).accept_template is False
-    assert engine_options(parse([*words, "--accept-template"])).accept_template is True
+    assert effective_settings(parse(words)).options.accept_template is False
+    assert effective_settings(parse([*words, "--accept-template"])).options.accept_template is True
 
 
 def test_options_for_vllm() -> None:
     words = ["--model", "m", "--artifacts", "a", "--max-waiting", "3", "--allow-untested-runner"]
-    args = parse(["serve", "-tp", "2", *words, "--engine", "vllm", "--enforce-eager", "--dtype", "auto", "--port", "9"])
-    assert engine_options(args) == VllmOptions(
+    flags = ["--engine", "vllm", "--enforce-eager", "--dtype", "auto", "--port", "9"]
+    settings = effective_settings(parse(["serve", "-tp", "2", *words, *flags]))
+    assert settings.options == VllmOptions(
         model="m",
         artifacts=(Path("a"),),
         max_waiting=3,
         allow_untested_runner=True,
         flags=("--dtype", "auto", "-tp", "2", "--enforce-eager"),
     )
-    assert build_settings(ServerConfig, args).port == 9
+    assert settings.server.port == 9
 
 
 @pytest.mark.parametrize(("given", "wanted"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
 def test_the_demo_is_served_on_vllm_in_its_number_format(given: list[str], wanted: str) -> None:
-    options = engine_options(parse(["serve", "--engine=vllm", "--enforce-eager", *given]))
+    options = effective_settings(parse(["serve", "--engine=vllm", "--enforce-eager", *given])).options
     assert isinstance(options, VllmOptions)
     assert options.flags == ("--dtype", wanted, "--enforce-eager")
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
 
 
 def test_the_models_own_defaults_have_vllms_flag_on_both_engines() -> None:
-    own = engine_options(parse(["serve", "--generation-config", "vllm"]))
+    own = effective_settings(parse(["serve", "--generation-config", "vllm"])).options
     assert isinstance(own, EmbeddedOptions)
     assert (own.generation_config, EmbeddedOptions(model="m").generation_config) == ("vllm", "auto")
-    theirs = engine_options(
-        parse(["serve", "--engine=vllm", "--model", "m", "--unguarded", "--generation-config=vllm"])
-    )
+    words = ["serve", "--engine=vllm", "--model", "m", "--unguarded", "--generation-config=vllm"]
+    theirs = effective_settings(parse(words)).options
     assert theirs == VllmOptions(model="m", flags=("--generation-config", "vllm"))
 
 
 def test_another_model_is_served_in_vllms_number_format() -> None:
-    options = engine_options(parse(["serve", "--engine=vllm", "--model", "m", "--unguarded"]))
+    options = effective_settings(parse(["serve", "--engine=vllm", "--model", "m", "--unguarded"])).options
     assert options == VllmOptions(model="m")
 
 
