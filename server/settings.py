@@ -4,8 +4,7 @@ Each value's default is in the model of its section, and nowhere else.
 """
 
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -21,18 +20,9 @@ from server.config import ServerConfig
 from server.demo import with_demo
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import SettingsError
-from server.secret_names import is_secret
-
-PREFIX, NESTED = "SKILLGUARD_", "__"
-CONFIG_VARIABLE = "SKILLGUARD_CONFIG"
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "SKILLGUARD_KEY", "SKILLGUARD_DATA", "SKILLGUARD_FAILURE_FILE"})
-"""What begins alike and is no setting: the file's path, a client's key, tests' data, vLLM's word to its workers."""
+from server.refused_names import NESTED, PREFIX, secrets_in, stray_variables
 
 SECTIONS: dict[str, type[BaseModel]] = {"server": ServerConfig, "transformers": EmbeddedOptions, "vllm": VllmOptions}
-
-_SERVICE_LINK = re.compile(r"SKILLGUARD_(.+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-_PORT_LINK = re.compile(r"SKILLGUARD_(.+_)?PORT=[a-z]+://.*")
-"""What Kubernetes sets in every pod for a Service whose name begins with skillguard, and that as NAME=VALUE."""
 
 Key = tuple[str, ...]
 """A top-level name, or a section and a name in it."""
@@ -120,7 +110,8 @@ def load(engine: str | None, flags_of: Callable[[str], Mapping[str, Any]], file:
     chosen = engine or str(next((tree["engine"] for _, tree in reversed(layers) if "engine" in tree), Choice().engine))
     flags = flags_of(chosen)
     layers.append((Origin.FLAG, flags if engine is None else {"engine": engine, **flags}))
-    problems = [*_stray_variables(), *(_misplaced_secrets(file, layers[0][1]) if file else ())]
+    problems = [*stray_variables(_variables(), Settings.model_fields)]
+    problems += [] if file is None else secrets_in(file, layers[0][1])
     if problems:
         raise SettingsError(problems)
     values, origins = _joined(layers, file)
@@ -207,43 +198,8 @@ def _nearest(name: str, names: Mapping[str, Any]) -> str:
     return f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(names)}"
 
 
-def _known_variables() -> dict[str, str]:
+def _variables() -> dict[str, str]:
     """Every setting's variable by its words alone."""
     keys: list[Key] = [(name,) for name in Choice.model_fields]
     keys += [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
     return {"_".join(key): environment_name(key) for key in keys}
-
-
-def _stray_variables() -> Iterator[str]:
-    """Sentences about variables that somebody took for settings. Values are not shown: one may be a secret."""
-    known = _known_variables()
-    for name, value in sorted(os.environ.items()):
-        words = name.upper().removeprefix(PREFIX)
-        if words == name.upper() or name in OTHER_VARIABLES:
-            continue
-        if _SERVICE_LINK.fullmatch(name) or _PORT_LINK.fullmatch(f"{name}={value}"):
-            continue
-        if words.lower().partition(NESTED)[0] in Settings.model_fields:
-            continue  # what is wrong behind that is said with the other values
-        if is_secret(words):
-            yield f"{name}: is no setting, and none takes a secret; `skillguard key add` makes keys. Unset it"
-            continue
-        plain = words.lower().replace(NESTED, "_")
-        near = [known[each] for each in known if each == plain or each.endswith("_" + plain)]
-        near = near or [known[each] for each in get_close_matches(plain, known, n=1)]
-        meant = f"did you mean {' or '.join(near)}?" if near else "unset it, or name it otherwise"
-        yield f"{name}: is no setting; {meant}"
-
-
-def _misplaced_secrets(file: Path, tree: Mapping[str, Any]) -> Iterator[str]:
-    for section, value in tree.items():
-        below = value if isinstance(value, Mapping) else {}
-        for key in [section, *(f"{section}.{name}" for name in below)]:
-            if is_secret(key):
-                yield (
-                    f"{file}: {key}: is no setting, and no secret belongs in this file; remove it. Keys are made by "
-                    "`skillguard key add`, which keeps their hashes in the file of --api-keys-file"
-                )
-        for flag in below.get("flags", ()) if isinstance(below.get("flags"), list) else ():
-            if str(flag).startswith("-") and is_secret(name := str(flag).partition("=")[0]):
-                yield f"{file}: {section}.flags: got {name}, and no secret belongs in this file; use the environment"

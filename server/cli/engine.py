@@ -12,7 +12,8 @@ from server.config import ServerConfig
 from server.demo import with_demo
 from server.engines.errors import EngineFlagError
 from server.engines.options import EmbeddedOptions, VllmOptions
-from server.settings import CONFIG_VARIABLE, SECTIONS, Choice, Effective, load
+from server.refused_names import CONFIG_VARIABLE
+from server.settings import SECTIONS, Choice, Effective, load
 
 _SHARED = [name for name in EmbeddedOptions.model_fields if name in VllmOptions.model_fields]
 _ONLY_EMBEDDED = [name for name in EmbeddedOptions.model_fields if name not in _SHARED]

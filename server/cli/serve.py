@@ -11,7 +11,8 @@ from server.cli.engine import add_arguments, effective_settings
 from server.cli.fields import add_fields
 from server.config import ServerConfig
 from server.create import create_engine
-from server.settings import CONFIG_VARIABLE, environment_name
+from server.refused_names import CONFIG_VARIABLE
+from server.settings import environment_name
 
 if TYPE_CHECKING:
     import uvicorn

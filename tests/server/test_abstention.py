@@ -44,7 +44,7 @@ def engine() -> ScriptedEngine:
 @pytest.mark.parametrize(("style", "shown_as"), [("content_filter", "content"), ("refusal", "refusal")])
 async def test_chat(style: str, shown_as: str) -> None:
     """The text is there once: clients show content and refusal one behind the other."""
-    async with serving(engine(), abstain_style=style, abstain_text=TEXT) as served:
+    async with serving(engine(), abstain_style=style, abstain_text=TEXT, anonymous_role="operator") as served:
         body = (await served.post(CHAT, chat("cook"))).json()
         ChatCompletion.model_validate(body, strict=True)
         assert body["choices"] == [
@@ -61,7 +61,7 @@ async def test_chat(style: str, shown_as: str) -> None:
 
 @pytest.mark.parametrize("style", FINISH_REASONS)
 async def test_whole_answer_is_replaced_whole(style: str) -> None:
-    async with serving(engine(), abstain_style=style, abstain_text=TEXT) as served:
+    async with serving(engine(), abstain_style=style, abstain_text=TEXT, anonymous_role="operator") as served:
         response = await served.post(COMPLETIONS, completion("later", logprobs=1))
         assert "eggs" not in response.text
         assert response.json()["choices"] == [
@@ -80,7 +80,7 @@ async def test_whole_answer_is_replaced_whole(style: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat("cook")), (COMPLETIONS, completion("cook"))])
 async def test_error_style_before_the_first_byte(path: str, body: dict[str, object], stream: bool) -> None:
-    async with serving(engine(), abstain_style="error", abstain_text=TEXT) as served:
+    async with serving(engine(), abstain_style="error", abstain_text=TEXT, anonymous_role="operator") as served:
         error = await served.error(path, {**body, "stream": stream})
         assert error == {
             "status": 400,

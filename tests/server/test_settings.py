@@ -17,8 +17,9 @@ from server.demo import DEMO
 from server.engines.errors import EngineFlagError
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError, SettingsError
+from server.refused_names import PREFIX
 from server.secret_names import is_secret, redacted
-from server.settings import PREFIX, SECTIONS, Choice, Effective, environment_name
+from server.settings import SECTIONS, Choice, Effective, environment_name
 
 Write = Callable[[str], str]
 
