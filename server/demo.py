@@ -1,6 +1,6 @@
 """What is served where no model was named: the demo, with its guard for mathematics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ def with_demo(engine: str, given: Mapping[str, Any], *, unguarded: bool) -> dict
         options["model"] = str(DEMO / "model")
         options.setdefault("served_name", "skillguard-demo")
         # vLLM's own default is a 16-bit format even for a float32 model, which the demo's artifacts would not fit.
-        if engine == "vllm" and "--dtype" not in (flag.partition("=")[0] for flag in given.get("flags", ())):
-            options["flags"] = ("--dtype", _DTYPE, *given.get("flags", ()))
+        flags = given.get("flags", ())
+        # What is no list is refused with the other values.
+        if engine == "vllm" and isinstance(flags, list | tuple) and "--dtype" not in _names(flags):
+            options["flags"] = ("--dtype", _DTYPE, *flags)
     if unguarded and given.get("artifacts"):
         raise ConfigError("--unguarded: got --artifacts as well; give one of them")
     if not unguarded and not given.get("artifacts"):
@@ -33,3 +35,7 @@ def with_demo(engine: str, given: Mapping[str, Any], *, unguarded: bool) -> dict
             )
         options["artifacts"] = (DEMO / "guards" / _GUARD,)
     return options
+
+
+def _names(flags: Sequence[object]) -> set[str]:
+    return {str(flag).partition("=")[0] for flag in flags}

@@ -14,7 +14,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from server.config import ServerConfig
 from server.demo import with_demo
@@ -60,7 +66,14 @@ class Settings(BaseSettings, Choice):
     vllm: VllmOptions | None = None
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """`load` puts the sources together, since it remembers which one gave a value."""
         return (init_settings,)
 
@@ -105,7 +118,7 @@ def load(engine: str | None, flags_of: Callable[[str], Mapping[str, Any]], file:
     Raises SettingsError with all that is wrong, each with what, got, wanted and the next step; and what `flags_of` and
     `with_demo` raise.
     """
-    layers = [] if file is None else [(Origin.FILE, _read(file))]
+    layers: list[tuple[Origin, Mapping[str, Any]]] = [] if file is None else [(Origin.FILE, _read(file))]
     layers.append((Origin.ENVIRONMENT, _Environment(Settings)()))
     chosen = engine or str(next((tree["engine"] for _, tree in reversed(layers) if "engine" in tree), Choice().engine))
     flags = flags_of(chosen)
@@ -121,11 +134,11 @@ def load(engine: str | None, flags_of: Callable[[str], Mapping[str, Any]], file:
 
     try:
         choice = Choice.model_validate({name: values[name] for name in Choice.model_fields if name in values})
-        for engine in ("transformers", "vllm"):
-            if engine == choice.engine:
-                values[engine] = with_demo(engine, values.get(engine, {}), unguarded=choice.unguarded)
-            elif engine in values:  # of no account, so its model need not be named
-                values[engine] = {"model": "none", **values[engine]}
+        for each in ("transformers", "vllm"):
+            if each == choice.engine:
+                values[each] = with_demo(each, values.get(each, {}), unguarded=choice.unguarded)
+            elif each in values:  # of no account, so its model need not be named
+                values[each] = {"model": "none", **values[each]}
         return Effective(Settings(**values), origins, file)
     except ValidationError as error:
         raise SettingsError([_problem(issue, name_of) for issue in error.errors(include_url=False)]) from error
@@ -162,8 +175,13 @@ def _joined(
                 raise SettingsError([f"{_name((name,), origin, file)}: got {value!r}, {wanted}"])
             section = values.setdefault(name, {})
             for key, each in value.items():
-                if (name, key) == ("vllm", "flags") and isinstance(each, list | tuple) and section.get(key):
-                    section[key] = [*section[key], *each]
+                before = section.get(key)
+                if (
+                    (name, key) == ("vllm", "flags")
+                    and isinstance(each, list | tuple)
+                    and isinstance(before, list | tuple)
+                ):
+                    section[key] = [*before, *each]
                     origins[name, key] += (origin,)
                 else:
                     section[key], origins[name, key] = each, (origin,)

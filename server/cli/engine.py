@@ -106,8 +106,8 @@ def given_options(engine: str, args: argparse.Namespace) -> dict[str, Any]:
 def engine_options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
     """The chosen engine's settings, of the command line alone. Raises what `given_options` and `with_demo` raise."""
     engine = build_settings(Choice, args).engine
-    made = with_demo(engine, given_options(engine, args), unguarded=False)
-    return build_settings(VllmOptions if engine == "vllm" else EmbeddedOptions, argparse.Namespace(**made))
+    made = argparse.Namespace(**with_demo(engine, given_options(engine, args), unguarded=False))
+    return build_settings(VllmOptions, made) if engine == "vllm" else build_settings(EmbeddedOptions, made)
 
 
 def effective_settings(args: argparse.Namespace) -> Effective:

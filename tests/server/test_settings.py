@@ -215,6 +215,13 @@ def test_what_is_wrong_in_the_file_is_named(text: str, says: str, write: Write) 
     assert found.startswith(says.replace("FILE", file))
 
 
+@pytest.mark.parametrize("flags", ['"-tp 2"', "3", '["-tp", 2]'])
+def test_vllms_flags_are_a_list_of_words(flags: str, write: Write) -> None:
+    file = write(f'engine = "vllm"\n[vllm]\nflags = {flags}\n')
+    (found,) = problems("--config", file)
+    assert found.startswith(f"{file}: vllm.flags: got ")
+
+
 def test_all_that_is_wrong_is_said(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKILLGUARD_SERVER__HOLD_BACK_TOKENS", "many")
     file = write("[server]\nprot = 1\n[vllm]\nflag = 1\n")
@@ -319,7 +326,8 @@ def test_what_a_secret_is_called(name: str, secret: bool) -> None:
 
 
 def test_no_setting_is_called_like_a_secret() -> None:
-    assert not [name for model in (*SECTIONS.values(), Choice) for name in model.model_fields if is_secret(name)]
+    models: list[type[BaseModel]] = [*SECTIONS.values(), Choice]
+    assert not [name for model in models for name in model.model_fields if is_secret(name)]
 
 
 def test_redaction_leaves_the_rest() -> None:
