@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from server.auth import KeyRing, Role, load_keys
+from server.auth import Role
 from server.collectors import StateCollector
 from server.config import ServerConfig
 from server.context import Services
 from server.engines.base import Engine
+from server.keyring import KeyRing, KeysFile
+from server.limits import Limiter
 from server.metrics import Metrics
-from server.middleware import BodyMiddleware, KeyMiddleware, RequestMiddleware
+from server.middleware import BodyMiddleware, KeyMiddleware, LimitMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
 from server.routes import checks, descriptions, generation, operations, tokens
@@ -26,16 +28,17 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     The engine starts with the app's lifespan, in the background. `app.state.services.readiness.settled` is set once it
     is ready or has failed.
     """
-    keys = load_keys(config.api_keys_file) if config.api_keys_file else ()
+    keys = KeysFile(config.api_keys_file) if config.api_keys_file else None
     metrics = Metrics()
     readiness = Readiness(engine, config.shadow, keys, metrics.know)
-    metrics.registry.register(StateCollector(engine, readiness))
+    metrics.registry.register(StateCollector(engine, readiness, keys))
     services = Services(
         engine=engine,
         config=config,
         readiness=readiness,
         metrics=metrics,
-        keys=KeyRing(keys, anonymous=Role.OPERATOR if config.listens_on_loopback else Role.USER),
+        keys=KeyRing(keys, anonymous=Role(config.anonymous_role)),
+        limiter=Limiter(),
         created=int(time.time()),
     )
 
@@ -67,6 +70,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     routes = [route for router in routers for route in router.routes]
     # The last one added is the outermost.
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
+    app.add_middleware(LimitMiddleware, limiter=services.limiter)
     app.add_middleware(KeyMiddleware, keys=services.keys)
     app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics)
     if config.allowed_origins:  # outside all else: a browser asks first, without a key, and reads errors too

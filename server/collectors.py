@@ -8,15 +8,17 @@ from prometheus_client.registry import Collector
 
 from guards.core.version import version
 from server.engines.base import Engine, TemplateState
+from server.keyring import KeysFile
 from server.readiness import Readiness
 
 
 class StateCollector(Collector):
     """Queue, readiness, guards and versions."""
 
-    def __init__(self, engine: Engine, readiness: Readiness) -> None:
+    def __init__(self, engine: Engine, readiness: Readiness, keys: KeysFile | None) -> None:
         self._engine = engine
         self._readiness = readiness
+        self._keys = keys
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: else the registry would call `collect` at registration, before the engine runs."""
@@ -29,6 +31,12 @@ class StateCollector(Collector):
             "skillguard_ready", "1 while every guard is verified and the engine lives.", value=readiness.ready
         )
         yield InfoMetricFamily("skillguard_build", "This program.", value={"version": version()})
+        if self._keys is not None:
+            yield GaugeMetricFamily(
+                "skillguard_keys_file_valid",
+                "1 while the keys file can be used; else those of the last good one that it still holds go on.",
+                value=self._keys.trouble is None,
+            )
         if readiness.running is None:
             return
         info, rules = readiness.running.info, readiness.running.policy.rules

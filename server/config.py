@@ -7,7 +7,7 @@ import ipaddress
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -27,7 +27,8 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 
 GuardNames = Annotated[tuple[str, ...], AfterValidator(_each_once)]
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
-_Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+"""A text that is not blank."""
 
 
 class AbstainStyle(StrEnum):
@@ -43,7 +44,7 @@ class ServerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: _Line = Field("127.0.0.1", description="Address to listen on.")
+    host: Line = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     abstain_style: AbstainStyle = Field(
         AbstainStyle.CONTENT_FILTER,
@@ -51,7 +52,7 @@ class ServerConfig(BaseModel):
         "the text as the message's refusal, for SDK helpers that raise on content_filter. error: 400 with code "
         "skill_abstained.",
     )
-    abstain_text: _Line = Field(
+    abstain_text: Line = Field(
         "I'm sorry, but I can't help with that here.",
         description="What the caller reads in place of a withheld answer.",
     )
@@ -69,8 +70,13 @@ class ServerConfig(BaseModel):
     )
     api_keys_file: Path | None = Field(
         None,
-        description="JSON file of hashed API keys. Without one every route is open; callers then count as operators "
-        "where the server listens on loopback only, and as users elsewhere.",
+        description="JSON file of tenants and their hashed API keys, which `skillguard key` writes. A change counts "
+        "from the next request on. Without a file every route is open.",
+    )
+    anonymous_role: Literal["user", "operator"] = Field(
+        "user",
+        description="What callers are where there are no keys. operator shows scores and thresholds to whoever can "
+        "connect: a score tells an attacker which wording comes nearer to passing.",
     )
     allowed_origins: Annotated[tuple[str, ...], AfterValidator(_origins)] = Field(
         (),

@@ -7,9 +7,11 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from starlette.types import Scope
 
-from server.auth import Caller, KeyRing
+from server.auth import Caller
 from server.config import ServerConfig
 from server.engines.base import Engine
+from server.keyring import KeyRing
+from server.limits import Limiter, Spend
 from server.metrics import Metrics
 from server.readiness import Readiness
 
@@ -24,6 +26,8 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
     """None until the key was checked."""
+    spend: Spend = lambda amount: None
+    """Told how many tokens the request takes of its tenant's minute."""
     error: Exception | None = None
     """What the request was answered with, where that is an error."""
     client_gone: bool = False
@@ -39,6 +43,7 @@ class Services:
     readiness: Readiness
     metrics: Metrics
     keys: KeyRing
+    limiter: Limiter
     created: int
     """Unix time of the start; `created` of the served model."""
 

@@ -4,6 +4,7 @@ SkillguardError (guards/errors.py)
 ├── EngineError …                (server/engines/errors.py)
 └── ServerError
     ├── ConfigError              a setting or a file named by one is wrong; nothing starts
+    │   └── SettingsError            several may be, of `serve`
     ├── RequestError             the caller's request is refused (4xx); its text is written for the caller
     │   ├── InvalidRequestError      a field is missing, unknown or wrong
     │   ├── NotJsonError             the body is not declared as JSON
@@ -14,6 +15,7 @@ SkillguardError (guards/errors.py)
     │   ├── ModelNotFoundError       `model` is not the one served
     │   ├── InvalidKeyError          no API key, or an unknown one
     │   ├── ForbiddenError           the key's role may not do this
+    │   ├── LimitError               the tenant has had what its limits allow
     │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
     ├── ServerUnreachableError   no skillguard server answers at an address to inspect
@@ -23,7 +25,7 @@ SkillguardError (guards/errors.py)
         └── UnverifiedError          a position had no finite reading of every guard
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from guards.errors import GuardReadingError, SkillguardError
@@ -44,6 +46,14 @@ class ServerError(SkillguardError):
 
 class ConfigError(ServerError):
     """A setting, or a file that a setting names, cannot be used. Raised before anything is served."""
+
+
+class SettingsError(ConfigError):
+    """What is wrong with the settings of `serve`, a sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 class ServerUnreachableError(ServerError):
@@ -98,6 +108,14 @@ class ForbiddenError(RequestError):
     """The key is good, its role is not enough."""
 
 
+class LimitError(RequestError):
+    """The tenant has had what its policy allows in a minute, or at a time."""
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class AbstainedError(RequestError):
     """An enforced guard fired and the server is set to answer with an error. `guard` is what the caller may see."""
 
@@ -149,6 +167,7 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     ModelNotFoundError: ErrorReply(404, "invalid_request_error", "model_not_found"),
     InvalidKeyError: ErrorReply(401, "invalid_request_error", "invalid_api_key"),
     ForbiddenError: ErrorReply(403, "invalid_request_error", "insufficient_permissions"),
+    LimitError: ErrorReply(429, "rate_limit_error", "rate_limit_exceeded"),
     AbstainedError: ErrorReply(400, "invalid_request_error", "skill_abstained"),
     ClientGoneError: ErrorReply(499, "invalid_request_error", "client_disconnected"),
     NotReadyError: ErrorReply(503, "server_error", "not_ready"),
@@ -190,7 +209,7 @@ def error_body(error: Exception, request_id: str) -> dict[str, object]:
 def error_headers(error: Exception) -> dict[str, str]:
     """Headers that clients act on: when to come back, whether at all, and how to authenticate."""
     headers = {}
-    if isinstance(error, EngineBusyError | NotReadyError):
+    if isinstance(error, EngineBusyError | LimitError | NotReadyError):
         if error.retry_after_seconds is not None:
             headers["retry-after"] = str(error.retry_after_seconds)
         else:

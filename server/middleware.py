@@ -1,4 +1,4 @@
-"""What happens around every route: request id, errors, log, metrics; then the key; then the size of the body.
+"""What happens around every route: request id, errors, log, metrics; then the key, its limits, the body.
 
 Plain ASGI, since Starlette's `BaseHTTPMiddleware` hides the disconnect of a client from the route behind it.
 """
@@ -13,9 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.auth import KeyRing
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
+from server.keyring import OPEN_PATHS, KeyRing
+from server.limits import Limiter
 from server.metrics import Metrics
 from server.openai.body import known_path
 from server.openai.error_responses import error_response
@@ -89,9 +90,26 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            authorization = dict(scope["headers"]).get(b"authorization")
-            context_of(scope).caller = self._keys.admit(route_path(scope), authorization)
+            authorizations = [value for name, value in scope["headers"] if name == b"authorization"]
+            context_of(scope).caller = self._keys.admit(route_path(scope), authorizations)
         await self._app(scope, receive, send)
+
+
+class LimitMiddleware:
+    """Keeps a tenant within its limits, before a body is read. What is posted counts; what only tells does not."""
+
+    def __init__(self, app: ASGIApp, limiter: Limiter) -> None:
+        self._app = app
+        self._limiter = limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or route_path(scope) in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        context = context_of(scope)
+        assert context.caller is not None, "the key is checked before"
+        with self._limiter.admitted(context.caller) as context.spend:
+            await self._app(scope, receive, send)
 
 
 class BodyMiddleware:

@@ -8,11 +8,12 @@ from enum import StrEnum
 
 from guards.core.policy import Policy
 from guards.errors import SkillguardError
-from server.auth import Caller, KeyEntry
+from server.auth import Caller
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.errors import NotReadyError
-from server.policies import default_policy, require_shadowable, shadowed
+from server.keyring import KeysFile
+from server.policies import default_policy, require_shadowable, require_tenants, shadowed, tenant_policy
 
 logger = logging.getLogger("skillguard.server")
 
@@ -36,11 +37,11 @@ class Running:
 
     info: EngineInfo
     policy: Policy
-    """For callers whose key says nothing else."""
+    """For callers whose tenant says nothing else."""
 
     def policy_for(self, caller: Caller) -> Policy:
-        """What holds for one caller. A key only adds to the guards that watch; names were checked at the start."""
-        return shadowed(self.policy, caller.shadow) if caller.shadow else self.policy
+        """What holds for one caller."""
+        return tenant_policy(self.policy, caller.policy)
 
 
 class Readiness:
@@ -50,7 +51,7 @@ class Readiness:
         self,
         engine: Engine,
         shadow: Collection[str],
-        keys: Collection[KeyEntry],
+        keys: KeysFile | None,
         know: Callable[[Iterable[GuardInfo]], object] = lambda _: None,
     ) -> None:
         """`know` is told the guards as soon as the engine runs."""
@@ -93,11 +94,9 @@ class Readiness:
             self.settled.set()
 
     def _policy(self, info: EngineInfo) -> Policy:
-        """Raises ConfigError where a setting or a key shadows what is not there to be shadowed."""
-        for key in self._keys:
-            require_shadowable(info.guards, key.shadow, f"keys file: shadow of {key.name!r}")
-            if key.shadow:
-                logger.info("key %s: guard %s only watches", key.name, ", ".join(key.shadow))
+        """Raises ConfigError where a setting or a tenant's policy names what is not there, or cannot be so."""
+        if self._keys is not None:
+            self._keys.require(lambda tenants: require_tenants(info.guards, tenants))
         require_shadowable(info.guards, self._shadow, "shadow")
         return shadowed(default_policy(info.guards), self._shadow)
 

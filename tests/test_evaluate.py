@@ -54,7 +54,7 @@ def test_together_is_one_row() -> None:
 
 def test_against_servers(tmp_path: Path) -> None:
     """The same figures over HTTP, all guards of a server together."""
-    with running_server("--unguarded") as baseline, running_server() as guarded:
+    with running_server("--unguarded") as baseline, running_server("--anonymous-role", "operator") as guarded:
         servers = ["--url", guarded, "--baseline-url", f"{baseline}/v1"]
         arguments = [*servers, *suites("mathematics", "facts"), "--limit", str(LIMIT)]
         assert main(["evaluate", "--output", str(tmp_path / "run"), *arguments]) == 0

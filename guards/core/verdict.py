@@ -21,10 +21,14 @@ class GuardKind(StrEnum):
 
 
 class GuardMode(StrEnum):
-    """What a hit of a guard does for a caller: `enforce` abstains, `shadow` only counts."""
+    """What a hit of a guard does for a caller: `enforce` abstains, `shadow` only counts, `off` counts for nothing.
+
+    A guard that is off is read all the same: one that gives no valid reading is an error for every caller.
+    """
 
     ENFORCE = "enforce"
     SHADOW = "shadow"
+    OFF = "off"
 
 
 class Scope(StrEnum):
@@ -66,6 +70,6 @@ def decide(reading: Reading, mode: GuardMode, judged: bool) -> Verdict:
     """
     if reading not in (Reading.OUTSIDE, Reading.INSIDE):
         return Verdict.ERROR
-    if reading is Reading.OUTSIDE or not judged:
+    if reading is Reading.OUTSIDE or not judged or mode is GuardMode.OFF:
         return Verdict.ALLOW
     return Verdict.ABSTAIN if mode is GuardMode.ENFORCE else Verdict.SHADOW

@@ -1,22 +1,19 @@
 """Which engine a command runs, and whose flag is whose. Imports an engine only to create it."""
 
 import argparse
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.cli.fields import add_fields, build_settings
+from server.config import ServerConfig
+from server.demo import with_demo
 from server.engines.errors import EngineFlagError
 from server.engines.options import EmbeddedOptions, VllmOptions
-from server.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
-DEMO = Path(__file__).resolve().parents[2] / "artifacts" / "demo"
-DEMO_GUARD = "ksd-mathematics"
-DEMO_DTYPE = "float32"
+from server.refused_names import CONFIG_VARIABLE
+from server.settings import SECTIONS, Choice, Effective, load
 
 _SHARED = [name for name in EmbeddedOptions.model_fields if name in VllmOptions.model_fields]
 _ONLY_EMBEDDED = [name for name in EmbeddedOptions.model_fields if name not in _SHARED]
@@ -35,19 +32,11 @@ _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)
 
 def add_arguments(parser: argparse.ArgumentParser, *, may_be_unguarded: bool = True) -> None:
     """Adds the choice of the engine and the options of each."""
-    parser.set_defaults(unguarded=False)
     group = parser.add_argument_group("model and guards")
-    group.add_argument(
-        "--engine",
-        choices=("transformers", "vllm"),
-        default="transformers",
-        help="What runs the model; vllm must be installed (default: %(default)s).",
-    )
+    add_fields(group, Choice, "engine")
     add_fields(group, EmbeddedOptions, *_SHARED)
     if may_be_unguarded:
-        group.add_argument(
-            "--unguarded", action="store_true", help="Serve without any guard; otherwise serving none is an error."
-        )
+        add_fields(group, Choice, "unguarded")
     add_fields(parser.add_argument_group("engine transformers"), EmbeddedOptions, *_ONLY_EMBEDDED)
     flags = (
         "--dtype, --generation-config, and every flag that is not listed here, go to vLLM. `skillguard serve --engine "
@@ -90,41 +79,49 @@ def split_flags(argv: Sequence[str], own: Collection[str]) -> tuple[list[str], l
     return ours, theirs
 
 
-def demo_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """What is served where nothing was named. Raises ConfigError for a guard-less server that was not asked for."""
-    fixed: dict[str, Any] = {}
-    if not hasattr(args, "model"):
-        fixed = {"model": str(DEMO / "model"), "served_name": getattr(args, "served_name", "skillguard-demo")}
-    if args.unguarded and hasattr(args, "artifacts"):
-        raise ConfigError("--unguarded: got --artifacts as well; give one of them")
-    if not args.unguarded and not hasattr(args, "artifacts"):
-        if hasattr(args, "model"):
-            raise ConfigError(
-                "--artifacts: got none, so nothing would be guarded; name artifact folders "
-                "(`skillguard calibrate` makes them), or say --unguarded"
-            )
-        fixed["artifacts"] = (DEMO / "guards" / DEMO_GUARD,)
-    return fixed
+def given_options(engine: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of an engine's options.
 
-
-def engine_options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
-    """The chosen engine's settings. Raises ConfigError; EngineFlagError for a flag that the engine does not have."""
-    flags, fixed = tuple(args.engine_flags), demo_defaults(args)
-    if args.engine == "transformers":
+    Raises EngineFlagError for a flag that the engine does not have.
+    """
+    flags = tuple(args.engine_flags)
+    if engine != "vllm":
         if flags:
             raise EngineFlagError(f"{' '.join(flags)}: engine transformers has no such flag; vLLM's need --engine vllm")
         for name in _ONLY_VLLM:
             if hasattr(args, name):
-                raise EngineFlagError(f"--{name.replace('_', '-')}: needs --engine vllm")
-        return build_settings(EmbeddedOptions, args, **fixed)
+                raise EngineFlagError(f"{_flag(name)}: needs --engine vllm")
+        return {name: getattr(args, name) for name in EmbeddedOptions.model_fields if hasattr(args, name)}
     for name in _ONLY_EMBEDDED:
         if hasattr(args, name) and name not in _SAME_ON_VLLM:
             instead = f"; vLLM calls it {_ON_VLLM[name]}" if name in _ON_VLLM else ""
-            raise EngineFlagError(f"--{name.replace('_', '-')}: belongs to engine transformers{instead}")
-    # vLLM's own default is a 16-bit format even for a float32 model, which the demo's artifacts would not fit.
-    if not (hasattr(args, "model") or hasattr(args, "dtype")):
-        flags = ("--dtype", DEMO_DTYPE, *flags)
+            raise EngineFlagError(f"{_flag(name)}: belongs to engine transformers{instead}")
     for name in _SAME_ON_VLLM:
         if hasattr(args, name):
-            flags = (f"--{name.replace('_', '-')}", getattr(args, name), *flags)
-    return build_settings(VllmOptions, args, **fixed, flags=flags)
+            flags = (_flag(name), getattr(args, name), *flags)
+    given = {name: getattr(args, name) for name in VllmOptions.model_fields if hasattr(args, name)}
+    return {**given, "flags": flags} if flags else given
+
+
+def engine_options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
+    """The chosen engine's settings, of the command line alone. Raises what `given_options` and `with_demo` raise."""
+    engine = build_settings(Choice, args).engine
+    made = argparse.Namespace(**with_demo(engine, given_options(engine, args), unguarded=False))
+    return build_settings(VllmOptions, made) if engine == "vllm" else build_settings(EmbeddedOptions, made)
+
+
+def effective_settings(args: argparse.Namespace) -> Effective:
+    """What `serve` has to go by: flags over the environment over the file. Raises what `load` raises."""
+
+    def flags_of(engine: str) -> dict[str, Any]:
+        layer: dict[str, Any] = {"unguarded": True} if hasattr(args, "unguarded") else {}
+        layer["server"] = {name: getattr(args, name) for name in ServerConfig.model_fields if hasattr(args, name)}
+        layer[engine if engine in SECTIONS else "transformers"] = given_options(engine, args)
+        return layer
+
+    named = args.config or os.environ.get(CONFIG_VARIABLE)
+    return load(getattr(args, "engine", None), flags_of, Path(named) if named else None)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

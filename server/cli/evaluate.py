@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.cli.engine import DEMO, add_arguments, engine_options
+from server.cli.engine import add_arguments, engine_options
 from server.cli.fields import add_fields, build_settings
 from server.cli.frame import read_frame
 from server.cli.inspect import KEY_VARIABLE
+from server.demo import DEMO
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
 from server.evaluation.options import EvaluationOptions
+from server.settings import Choice
 
 if TYPE_CHECKING:
     from server.evaluation.arms import Arm
@@ -52,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--plots", action="store_true", help="draw PNGs too (needs the extra: skillguard[plots])")
 
     add_arguments(parser, may_be_unguarded=False)
+    parser.set_defaults(engine=Choice().engine)
     parser.add_argument(
         "--together",
         action="store_true",

@@ -1,9 +1,7 @@
-"""`skillguard key`: makes an API key; only its hash is kept."""
+"""`skillguard key add|list|revoke`: the keys of a keys file, of which only hashes are kept."""
 
 import argparse
-import json
-import os
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +10,87 @@ def add_parser(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "key",
-        help="make an API key",
-        description="Makes an API key, adds its hash to a keys file for `serve --api-keys-file`, and prints the key. "
-        "It is shown once: the file holds its hash only.",
+        help="add, list or revoke API keys",
+        description="Adds, lists and revokes the API keys of a file for `serve --api-keys-file`. A running server "
+        "takes a change in with the next request. A tenant's policy is edited in the file; `check-config` checks it.",
     )
-    parser.add_argument("name", help="whose key it is; shown in logs")
-    parser.add_argument("--file", type=Path, required=True, help="keys file; made when it does not exist")
-    parser.add_argument("--role", choices=("user", "operator", "metrics"), default="user")
-    parser.add_argument(
-        "--shadow",
-        metavar="GUARD",
-        action="append",
-        default=[],
-        help="a guard whose hits on this key's requests are only counted and logged; repeat it for more",
+    commands = parser.add_subparsers(dest="change", required=True, metavar="add|list|revoke")
+
+    add = commands.add_parser(
+        "add", help="make a key", description="Makes a key and prints it. It is shown once: the file holds its hash."
     )
-    parser.set_defaults(run=run)
+    add.add_argument("name", help="whose key it is; shown in logs")
+    add.add_argument(
+        "--tenant", metavar="NAME", default="default", help="whose policy holds for it (default: %(default)s)"
+    )
+    add.add_argument("--role", choices=("user", "operator", "metrics"), default="user")
+    add.set_defaults(run=add_key)
+
+    show = commands.add_parser(
+        "list", help="show the keys", description="Shows every key by tenant, and never the key itself."
+    )
+    show.set_defaults(run=list_keys)
+
+    revoke = commands.add_parser("revoke", help="take a key away", description="Takes a key out of the file.")
+    revoke.add_argument("name", help="the key's name")
+    revoke.set_defaults(run=revoke_key)
+
+    for command in (add, show, revoke):
+        command.add_argument("--file", type=Path, required=True, help="keys file; `add` makes one where there is none")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the new key."""
-    print(add_key(args.file, args.name, args.role, args.shadow))
+def add_key(args: argparse.Namespace) -> int:
+    """Prints the new key; says on stderr where it is of a new tenant."""
+    from server.auth import Role, new_key
+    from server.errors import ConfigError
+    from server.tenants import Tenant, Tenants, changing
+
+    key, entry = new_key(args.name, Role(args.role))
+    with changing(args.file) as held:
+        tenants = held[0]
+        if any(entry.name == other.name for _, other in tenants.keys):
+            raise ConfigError(f"keys file {args.file}: has a key named {args.name!r} already; choose another name")
+        made = args.tenant not in tenants.tenants
+        tenant = Tenant() if made else tenants.tenants[args.tenant]
+        grown = tenant.model_copy(update={"keys": (*tenant.keys, entry)})
+        held[0] = Tenants.model_construct(tenants={**tenants.tenants, args.tenant: grown})
+    if made:
+        print(f"tenant {args.tenant} is new: it has the server's policy and no limits", file=sys.stderr)
+    print(key)
     return 0
 
 
-def add_key(path: Path, name: str, role: str, shadow: Iterable[str] = ()) -> str:
-    """Adds an entry to a keys file, readable by its owner only, and returns the key. Raises ConfigError."""
-    from server.auth import Role, load_keys, new_key
-    from server.errors import ConfigError
+def list_keys(args: argparse.Namespace) -> int:
+    """Prints one line for each key."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
 
-    entries = load_keys(path) if path.exists() else ()
-    if any(entry.name == name for entry in entries):
-        raise ConfigError(f"keys file {path}: has a key named {name!r} already; choose another name")
-    key, entry = new_key(name, Role(role), shadow)
-    kept = [each.model_dump(mode="json", exclude_defaults=True) for each in (*entries, entry)]
-    text = json.dumps({"keys": kept}, indent=1)
-    scratch = path.with_name(path.name + ".new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-    scratch.replace(path)
-    return key
+    from server.tenants import read_tenants
+
+    table = Table("key", "tenant", "role", "hash", box=box.SIMPLE)
+    for tenant, key in read_tenants(args.file).keys:
+        table.add_row(key.name, tenant, key.role, key.sha256[:12])
+    Console().print(table)
+    return 0
+
+
+def revoke_key(args: argparse.Namespace) -> int:
+    """Takes the key out. Its tenant stays, with its policy."""
+    from server.errors import ConfigError
+    from server.tenants import Tenants, changing
+
+    with changing(args.file) as held:
+        tenants = held[0].tenants
+        names = [key.name for _, key in held[0].keys]
+        if args.name not in names:
+            raise ConfigError(
+                f"keys file {args.file}: got no key named {args.name!r}; it has {', '.join(names) or 'none'}"
+            )
+        left = {
+            name: tenant.model_copy(update={"keys": tuple(key for key in tenant.keys if key.name != args.name)})
+            for name, tenant in tenants.items()
+        }
+        held[0] = Tenants.model_construct(tenants=left)
+    print(f"revoked {args.name}")
+    return 0

@@ -7,10 +7,12 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from server.cli.engine import add_arguments, engine_options
-from server.cli.fields import add_fields, build_settings
+from server.cli.engine import add_arguments, effective_settings
+from server.cli.fields import add_fields
 from server.config import ServerConfig
 from server.create import create_engine
+from server.refused_names import CONFIG_VARIABLE
+from server.settings import environment_name
 
 if TYPE_CHECKING:
     import uvicorn
@@ -27,15 +29,26 @@ def add_parser(subparsers: Any) -> None:
         "unable to do mathematics, on 127.0.0.1:8000.",
         allow_abbrev=False,
     )
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds the file, and a flag for every setting in it."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"TOML file of settings; ${CONFIG_VARIABLE} names one too. A variable such as "
+        f"{environment_name(('server', 'port'))} wins over the file, and a flag over both",
+    )
     add_arguments(parser)
     add_fields(parser.add_argument_group("server"), ServerConfig, *ServerConfig.model_fields)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until interrupted. Exit status 1 when the engine could not start."""
-    config = build_settings(ServerConfig, args)
-    options = engine_options(args)
+    settings = effective_settings(args)
+    config, options = settings.server, settings.options
 
     import logging
 
@@ -98,6 +111,8 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     if defaults := shown(info.defaults):
         lines.append(f"  draws  {defaults}, where a request does not say (--generation-config vllm leaves this out)")
     lines += [f"  note   {sentence}" for sentence in [*accepted(info), *uncovered(info)]]
+    if config.api_keys_file is None and (config.anonymous_role == "operator" or not config.listens_on_loopback):
+        lines.append(f"  note   no keys: whoever can connect to {config.host} is a {config.anonymous_role}")
     if not readiness.ready:
         return "\n".join([*lines, f"  NOT READY: nothing is generated. {url}/ready says why."])
     body = json.dumps({"model": info.model, "messages": [{"role": "user", "content": "What is 23 plus 58?"}]})

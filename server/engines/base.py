@@ -17,6 +17,8 @@ from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
 
 NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
+NO_RULES = Policy()
+"""Every guard under its default rule."""
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -465,8 +467,10 @@ class Engine(Protocol):
         """
         ...
 
-    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
-        """One forward pass over a prompt: every guard's reading at its last token.
+    async def check(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardScore, ...]:
+        """One forward pass over a prompt: every guard's reading at its last token, under this policy's taus.
 
         Raises like `submit`; GuardReadingError where a guard gave no valid reading, EngineError where the pass failed.
         """

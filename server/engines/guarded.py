@@ -18,6 +18,7 @@ from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import (
+    NO_RULES,
     NO_VARIABLES,
     EngineInfo,
     EngineRequest,
@@ -127,17 +128,19 @@ class GuardedEngine(ABC):
         answer = await self._probe(prompt_token_ids, request_id)
         return {name: answer.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
-    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
-        answer = await self._probe(prompt_token_ids, request_id)
+    async def check(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardScore, ...]:
+        answer = await self._probe(prompt_token_ids, request_id, policy)
         if not answer.verified:
             raise GuardReadingError(f"the prompt was not read: {answer.error}")
         if answer.error is not None:
             raise EngineError(answer.error)
         return answer.prompt_scores
 
-    async def _probe(self, token_ids: tuple[int, ...], request_id: str) -> AnswerState:
-        """One forward pass over a prompt in shadow mode; what it draws is thrown away."""
-        shadow = Policy(self._rules).in_mode(GuardMode.SHADOW)
+    async def _probe(self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES) -> AnswerState:
+        """One forward pass over a prompt under a policy's taus, in shadow mode; what it draws is thrown away."""
+        shadow = policy.over(self._rules).in_mode(GuardMode.SHADOW)
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
         finish = None

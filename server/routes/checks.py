@@ -37,9 +37,10 @@ async def checks(
     else:
         assert body.prompt is not None, "the protocol model holds one of the two"
         prompt = body.prompt
-    scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}"))
-    by_guard = {score.guard: score for score in scores}
-    rules = running.policy_for(caller).rules
+    context.spend(len(prompt))
+    policy = running.policy_for(caller)
+    scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}", policy))
+    by_guard, rules = {score.guard: score for score in scores}, policy.rules
     rows = []
     for guard in running.info.guards:
         score = by_guard.get(guard.name)

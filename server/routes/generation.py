@@ -17,6 +17,7 @@ from server.engines.errors import InvalidOptionError
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
 from server.generation import Observer, collect, while_connected
+from server.limits import spending
 from server.openai import ChatRequest, CompletionRequest
 from server.openai.abstention import Abstention
 from server.openai.answers import AnswerJob
@@ -159,7 +160,11 @@ def _job(
         wants_usage_chunk=body.wants_usage_chunk,
         wants_usage_everywhere=body.wants_usage_everywhere,
         shape=shape,
-        abstention=Abstention(config.abstain_style, config.abstain_text, caller.is_operator),
+        abstention=Abstention(
+            caller.policy.abstain_style or config.abstain_style,
+            caller.policy.abstain_text or config.abstain_text,
+            caller.is_operator,
+        ),
         parser=PlainText if plan is None else plan.parser,
     )
 
@@ -186,13 +191,16 @@ async def _respond(
     def observer() -> Observer:
         measure = services.metrics.answer_observer(context.started)
         audit = audit_observer(context.request_id, caller.name)
+        spent = spending(context.spend)
 
         def observe(event: Event) -> None:
             measure(event)
             audit(event)
+            spent(event)
 
         return observe
 
+    context.spend(sum(len(each.prompt_token_ids) for each in job.requests[:: job.answers_per_prompt]))
     if stream:
         return StreamedResponse(services.engine, job, wire, services.config.hold_back_tokens, observer)
     answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from server.context import ServicesDep
+from server.context import CallerDep, ServicesDep
 from server.routes.reading import reads
 
 router = APIRouter()
@@ -18,15 +18,20 @@ async def health(services: ServicesDep) -> JSONResponse:
 
 
 @reads(router, "/ready")
-async def ready(services: ServicesDep) -> JSONResponse:
-    """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards."""
-    readiness = services.readiness
+async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
+    """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards.
+
+    A keys file that cannot be used takes no server out, since the keys that it still holds go on; operators see why.
+    """
+    readiness, keys = services.readiness, services.keys.file
     running = readiness.running
     names = [guard.name for guard in running.info.guards] if running else []
-    body = {
+    body: dict[str, object] = {
         "status": "dead" if readiness.engine_died else readiness.phase.value,
         "guards": {name: readiness.is_verified(name) for name in names},
     }
+    if keys is not None and caller.is_operator:
+        body["keys_file"] = {"valid": keys.trouble is None, "reason": keys.trouble}
     return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 

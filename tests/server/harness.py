@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.auth import KeyEntry
 from server.config import ServerConfig
 from server.engines.scripted.engine import ScriptedEngine
 from server.readiness import Readiness
@@ -39,6 +41,19 @@ def completion(prompt: object = "hi", **fields: object) -> dict[str, object]:
 def responses(input: object = "hi", **fields: object) -> dict[str, object]:
     """A request of the Responses API."""
     return {"model": MODEL, "input": input, **fields}
+
+
+def keys_file(folder: Path, *entries: KeyEntry, tenant: str = "team", **policy: object) -> Path:
+    """A keys file of one tenant."""
+    keys = [entry.model_dump(mode="json") for entry in entries]
+    return write_tenants(folder / "keys.json", {tenant: {"keys": keys, **policy}})
+
+
+def write_tenants(path: Path, tenants: object) -> Path:
+    """A keys file, put there in one step as `skillguard key` does."""
+    scratch = path.with_suffix(".new")
+    scratch.write_text(json.dumps({"tenants": tenants}))
+    return scratch.replace(path)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from server.auth import Role, new_key
 from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
-from tests.server.harness import CHAT, COMPLETIONS, Served, chat, completion, serving
+from tests.server.harness import CHAT, COMPLETIONS, Served, chat, completion, keys_file, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ def engine() -> ScriptedEngine:
 @pytest.mark.parametrize(("style", "shown_as"), [("content_filter", "content"), ("refusal", "refusal")])
 async def test_chat(style: str, shown_as: str) -> None:
     """The text is there once: clients show content and refusal one behind the other."""
-    async with serving(engine(), abstain_style=style, abstain_text=TEXT) as served:
+    async with serving(engine(), abstain_style=style, abstain_text=TEXT, anonymous_role="operator") as served:
         body = (await served.post(CHAT, chat("cook"))).json()
         ChatCompletion.model_validate(body, strict=True)
         assert body["choices"] == [
@@ -61,7 +61,7 @@ async def test_chat(style: str, shown_as: str) -> None:
 
 @pytest.mark.parametrize("style", FINISH_REASONS)
 async def test_whole_answer_is_replaced_whole(style: str) -> None:
-    async with serving(engine(), abstain_style=style, abstain_text=TEXT) as served:
+    async with serving(engine(), abstain_style=style, abstain_text=TEXT, anonymous_role="operator") as served:
         response = await served.post(COMPLETIONS, completion("later", logprobs=1))
         assert "eggs" not in response.text
         assert response.json()["choices"] == [
@@ -80,7 +80,7 @@ async def test_whole_answer_is_replaced_whole(style: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat("cook")), (COMPLETIONS, completion("cook"))])
 async def test_error_style_before_the_first_byte(path: str, body: dict[str, object], stream: bool) -> None:
-    async with serving(engine(), abstain_style="error", abstain_text=TEXT) as served:
+    async with serving(engine(), abstain_style="error", abstain_text=TEXT, anonymous_role="operator") as served:
         error = await served.error(path, {**body, "stream": stream})
         assert error == {
             "status": 400,
@@ -115,18 +115,17 @@ async def outcome(served: Served, **headers: str) -> dict[str, Any]:
 async def test_scores_are_for_operators(tmp_path: Path) -> None:
     user, user_entry = new_key("ann", Role.USER)
     operator, operator_entry = new_key("olga", Role.OPERATOR)
-    keys = tmp_path / "keys.json"
-    entries = ",".join(entry.model_dump_json() for entry in (user_entry, operator_entry))
-    keys.write_text(f'{{"keys": [{entries}]}}')
-    async with serving(engine(), api_keys_file=keys) as served:
+    async with serving(engine(), api_keys_file=keys_file(tmp_path, user_entry, operator_entry)) as served:
         assert await outcome(served, authorization=f"Bearer {user}") == USER_GUARD
         assert await outcome(served, authorization=f"Bearer {operator}") == OPERATOR_GUARD
 
 
-@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", OPERATOR_GUARD), ("0.0.0.0", USER_GUARD)])
-async def test_without_keys_scores_are_for_this_machine(host: str, shown: dict[str, object]) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_without_keys_callers_are_users_unless_the_operator_says_otherwise(host: str) -> None:
     async with serving(engine(), host=host) as served:
-        assert await outcome(served) == shown
+        assert await outcome(served) == USER_GUARD
+    async with serving(engine(), host=host, anonymous_role="operator") as served:
+        assert await outcome(served) == OPERATOR_GUARD
 
 
 async def test_shadowed_hit_changes_nothing_for_the_caller() -> None:

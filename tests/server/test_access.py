@@ -1,12 +1,11 @@
 """Every route with every kind of key: also those of FastAPI and paths that do not exist."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from server.auth import Role, new_key
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, chat, completion, responses, serving
+from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, chat, completion, keys_file, responses, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -39,10 +38,8 @@ UNKNOWN: list[tuple[str, str, object]] = [
 
 
 @pytest.fixture
-def keys_file(tmp_path: Path) -> Path:
-    path = tmp_path / "keys.json"
-    path.write_text(json.dumps({"keys": [entry.model_dump(mode="json") for _, entry in KEYS.values()]}))
-    return path
+def keys(tmp_path: Path) -> Path:
+    return keys_file(tmp_path, *(entry for _, entry in KEYS.values()))
 
 
 def authorization(role: Role) -> dict[str, str]:
@@ -51,10 +48,8 @@ def authorization(role: Role) -> dict[str, str]:
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer sk-wrong"}, {"authorization": "Basic x"}])
 @pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, *UNKNOWN])
-async def test_without_a_good_key(
-    keys_file: Path, method: str, path: str, body: object, headers: dict[str, str]
-) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+async def test_without_a_good_key(keys: Path, method: str, path: str, body: object, headers: dict[str, str]) -> None:
+    async with serving(api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=headers)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
@@ -65,22 +60,22 @@ async def test_without_a_good_key(
 
 
 @pytest.mark.parametrize(("method", "path", "body"), [*OPEN])
-async def test_probes_are_open(keys_file: Path, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+async def test_probes_are_open(keys: Path, method: str, path: str, body: object) -> None:
+    async with serving(api_keys_file=keys) as served:
         assert (await served.client.request(method, path)).status_code == 200
 
 
 @pytest.mark.parametrize("role", [Role.USER, Role.OPERATOR])
 @pytest.mark.parametrize(("method", "path", "body"), GUARDED)
-async def test_with_a_good_key(keys_file: Path, role: Role, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+async def test_with_a_good_key(keys: Path, role: Role, method: str, path: str, body: object) -> None:
+    async with serving(api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(role))
         assert response.status_code == 200
 
 
 @pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 200)])
-async def test_metrics(keys_file: Path, role: Role, status: int) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+async def test_metrics(keys: Path, role: Role, status: int) -> None:
+    async with serving(api_keys_file=keys) as served:
         response = await served.client.get("/metrics", headers=authorization(role))
         assert response.status_code == status
         if status == 403:
@@ -88,8 +83,8 @@ async def test_metrics(keys_file: Path, role: Role, status: int) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *UNKNOWN])
-async def test_metrics_key_reads_nothing_else(keys_file: Path, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+async def test_metrics_key_reads_nothing_else(keys: Path, method: str, path: str, body: object) -> None:
+    async with serving(api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
         assert response.status_code == 403
 

@@ -1,12 +1,11 @@
 """Pages of other origins: nobody's by default, and those that the operator names."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from server.auth import Role, new_key
-from tests.server.harness import CHAT, chat, serving
+from tests.server.harness import CHAT, chat, keys_file, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -23,9 +22,8 @@ async def test_closed_by_default() -> None:
 
 
 async def test_a_named_origin(tmp_path: Path) -> None:
-    keys, (key, entry) = tmp_path / "keys.json", new_key("web", Role.USER)
-    keys.write_text(json.dumps({"keys": [entry.model_dump(mode="json")]}))
-    async with serving(allowed_origins=(HERE,), api_keys_file=keys) as served:
+    key, entry = new_key("web", Role.USER)
+    async with serving(allowed_origins=(HERE,), api_keys_file=keys_file(tmp_path, entry)) as served:
         asked = await served.client.options(CHAT, headers={"origin": HERE, **ASKS})
         assert (asked.status_code, asked.headers[ALLOWED]) == (200, HERE)
         assert "authorization" in asked.headers["access-control-allow-headers"].lower()

@@ -35,7 +35,7 @@ async def rows(served: Served) -> list[dict[str, Any]]:
 
 async def test_check_of_a_prompt() -> None:
     inside, outside = score(COOKING, Reading.INSIDE), score(PYTHON)
-    async with serving(engine(outside, inside)) as served:
+    async with serving(engine(outside, inside), anonymous_role="operator") as served:
         assert (await served.post(CHECKS, completion("abc"))).json() == {
             "object": "list",
             "model": "scripted",
@@ -74,7 +74,7 @@ async def test_check_of_messages_uses_the_template() -> None:
 
 
 async def test_users_see_verdicts_only() -> None:
-    async with serving(engine(score(COOKING, Reading.INSIDE), score(PYTHON)), host="0.0.0.0") as served:
+    async with serving(engine(score(COOKING, Reading.INSIDE), score(PYTHON))) as served:
         assert [row.keys() for row in await rows(served)] == [{"guard", "skill", "method", "verdict"}] * 2
 
 

@@ -37,13 +37,13 @@ async def test_models() -> None:
 
 
 async def test_guards_for_users() -> None:
-    async with serving(host="0.0.0.0") as served:
+    async with serving() as served:
         assert (await served.client.get("/v1/guards")).json() == {"object": "list", "data": [FOR_USERS]}
 
 
 async def test_guards_for_operators() -> None:
     engine = ScriptedEngine(guards=(guard(), guard("other")))
-    async with serving(engine, shadow=("demo",)) as served:
+    async with serving(engine, shadow=("demo",), anonymous_role="operator") as served:
         rows = (await served.client.get("/v1/guards")).json()["data"]
         assert [row["name"] for row in rows] == ["demo", "other"]
         assert rows[0] == {

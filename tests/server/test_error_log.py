@@ -20,6 +20,7 @@ from tests.server.harness import (
     Exchange,
     chat,
     completion,
+    keys_file,
     responses,
     serving,
 )
@@ -138,9 +139,7 @@ async def test_errors_around_the_routes(caplog: pytest.LogCaptureFixture) -> Non
 async def test_keys(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level(logging.INFO, "skillguard")
     key, entry = new_key("ann", Role.USER)
-    keys = tmp_path / "keys.json"
-    keys.write_text(f'{{"keys": [{entry.model_dump_json()}]}}')
-    async with serving(api_keys_file=keys) as served:
+    async with serving(api_keys_file=keys_file(tmp_path, entry)) as served:
         for given in (SECRET, key):
             await served.client.get("/metrics", headers={"authorization": f"Bearer {given}"})
     assert re.findall(r"/metrics (\d+) [0-9.]+s key=(.*)", caplog.text) == [

@@ -13,6 +13,7 @@ from server.errors import (
     BodyTooLargeError,
     InvalidKeyError,
     InvalidRequestError,
+    LimitError,
     NotReadyError,
     UnverifiedError,
     error_body,
@@ -94,6 +95,7 @@ def test_abstention_carries_its_guard() -> None:
 
 def test_headers_tell_clients_what_to_do() -> None:
     assert error_headers(EngineBusyError("full", retry_after_seconds=3)) == {"retry-after": "3"}
+    assert error_headers(LimitError("enough", 7)) == {"retry-after": "7"}
     assert error_headers(NotReadyError("loading", 5)) == {"retry-after": "5"}
     assert error_headers(NotReadyError("failed", None)) == {"x-should-retry": "false"}
     assert error_headers(InvalidKeyError("who?")) == {"www-authenticate": "Bearer"}

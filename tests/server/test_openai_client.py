@@ -17,7 +17,7 @@ from server.engines.base import COMMON_OPTIONS, Chunk, Finish, FinishReason, Gra
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
-from tests.server.harness import listening
+from tests.server.harness import keys_file, listening
 
 pytestmark = pytest.mark.anyio
 
@@ -261,9 +261,7 @@ async def test_errors_have_the_clients_classes() -> None:
 
 async def test_key(tmp_path: Path) -> None:
     key, entry = new_key("ann", Role.USER)
-    keys_file = tmp_path / "keys.json"
-    keys_file.write_text(json.dumps({"keys": [entry.model_dump(mode="json")]}))
-    async with client_of(engine(), api_key=key, api_keys_file=keys_file) as client:
+    async with client_of(engine(), api_key=key, api_keys_file=keys_file(tmp_path, entry)) as client:
         assert (await ask(client, "hi")).choices[0].message.content == "Hello there."
         with pytest.raises(openai.AuthenticationError) as caught:
             await ask(client.with_options(api_key="sk-wrong"), "hi")

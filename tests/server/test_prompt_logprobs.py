@@ -177,7 +177,7 @@ async def test_a_place_that_is_withheld_inside_the_prompt() -> None:
         metrics = (await served.client.get("/metrics")).text
         abstained = re.findall(r"^skillguard_abstentions_total{.*} (.*)$", metrics, re.M)
         assert abstained == ["0.0"] * 2, "at either stage"
-    async with serving(withholding(), host="0.0.0.0") as served:
+    async with serving(withholding()) as served:
         (choice,) = (await served.post(COMPLETIONS, body)).json()["choices"]
         assert choice["guard"].keys() == {"action", "skill", "method", "stage", "positions"}, "no scores for users"
 

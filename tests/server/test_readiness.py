@@ -59,7 +59,7 @@ async def test_nothing_is_generated_while_guards_are_verified() -> None:
 async def test_failed_verification_is_final_and_names_the_guard() -> None:
     engine = ScriptedEngine(guards=(guard("good"), guard("bad")))
     engine.verification = {"good": None, "bad": "canary 2: wanted abstain, got allow"}
-    async with serving(engine) as served:
+    async with serving(engine, anonymous_role="operator") as served:
         assert served.readiness.phase is Phase.FAILED
         await assert_refused(served, "Verification failed for guard bad;", None, "failed")
         assert "canary" not in (await served.post(CHAT, chat())).text

@@ -25,7 +25,7 @@ from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.engines.tools import Tool, ToolCall, ToolChoice, ToolUse
 from tests.server.harness import CHAT, MODEL, RESPONSES, chat, responses, serving
-from tests.server.test_abstention import OPERATOR_GUARD, TEXT
+from tests.server.test_abstention import TEXT, USER_GUARD
 from tests.server.test_abstention import engine as abstaining
 from tests.server.test_options import OPTIONS
 
@@ -305,7 +305,7 @@ async def test_length(written: str, output: list[object]) -> None:
 @pytest.mark.parametrize("tools", [[], [CLOCK]])
 async def test_abstention(question: str, tools: list[object]) -> None:
     """Its text is there once, and nothing that the model wrote."""
-    shown = {**OPERATOR_GUARD, "stage": "prompt" if question == "cook" else "generation"}
+    shown = {**USER_GUARD, "stage": "prompt" if question == "cook" else "generation"}
     async with serving(abstaining(), abstain_text=TEXT) as served:
         body = (await served.post(RESPONSES, responses(question, tools=tools))).json()
         Response.model_validate(body, strict=True)

@@ -21,12 +21,6 @@ GUARD = {
     "skill": "cooking",
     "method": "ksd",
     "stage": "generation",
-    "guard": "demo",
-    "score": 0.25,
-    "tau": 0.5,
-    "layers": [1],
-    "part": "cube 0",
-    "position": 7,
 }
 
 

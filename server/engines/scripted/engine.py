@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from prometheus_client import Metric
 
+from guards.core.policy import Policy
 from server.engines.base import (
     ALL_OPTIONS,
+    NO_RULES,
     NO_VARIABLES,
     EngineInfo,
     EngineRequest,
@@ -159,7 +161,9 @@ class ScriptedEngine:
         self.submitted.append(request)
         return _Played(script.steps, len(request.prompt_token_ids), lambda: self.cancelled.append(request.request_id))
 
-    async def check(self, prompt_token_ids: tuple[int, ...], request_id: str) -> tuple[GuardScore, ...]:
+    async def check(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardScore, ...]:
         self._admit(prompt_token_ids, answer_tokens=0)
         self.checked.append(request_id)
         try:

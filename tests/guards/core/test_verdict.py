@@ -20,6 +20,7 @@ def test_no_reading_is_an_error_in_every_mode_and_scope(reading: Reading, mode: 
     [
         (Reading.INSIDE, GuardMode.ENFORCE, True, Verdict.ABSTAIN),
         (Reading.INSIDE, GuardMode.SHADOW, True, Verdict.SHADOW),
+        (Reading.INSIDE, GuardMode.OFF, True, Verdict.ALLOW),
         (Reading.INSIDE, GuardMode.ENFORCE, False, Verdict.ALLOW),
         (Reading.INSIDE, GuardMode.SHADOW, False, Verdict.ALLOW),
         (Reading.OUTSIDE, GuardMode.ENFORCE, True, Verdict.ALLOW),

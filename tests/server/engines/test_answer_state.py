@@ -49,6 +49,14 @@ def test_shadow_counts_and_lets_through() -> None:
     assert state.hits["a"].mode is GuardMode.SHADOW
 
 
+def test_off_counts_nothing_and_still_needs_a_reading() -> None:
+    inside, missing = (Reading.INSIDE, (1.0, 9.0)), (Reading.MISSING, ())
+    state = answer(a=replace(RULES["a"], mode=GuardMode.OFF))
+    assert state.judge(FACTS, {**QUIET, "a": inside}) is Verdict.ALLOW
+    assert state.hits == {}
+    assert state.judge(FACTS, {**QUIET, "a": missing}) is Verdict.ERROR
+
+
 def test_scope_leaves_generated_positions_out() -> None:
     state = answer()
     state.judge(FACTS, QUIET)

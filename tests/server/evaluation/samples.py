@@ -58,7 +58,7 @@ def arm(played: ScriptedEngine, **settings: Any) -> Arm:
     @asynccontextmanager
     async def connect() -> AsyncIterator[httpx.AsyncClient]:
         played.alive = True
-        async with serving(played, **settings) as served:
+        async with serving(played, anonymous_role="operator", **settings) as served:
             yield served.client
 
     return Arm("+".join(of.name for of in guards) or BASELINE, MODEL, guards, connect, scores=bool(guards))

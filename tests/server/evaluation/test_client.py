@@ -48,7 +48,7 @@ async def test_the_likeliest_letter(prompt: Prompt) -> None:
 
 @pytest.mark.parametrize("prompt", ENDPOINTS)
 async def test_scores_over_tau(prompt: Prompt) -> None:
-    async with serving() as served:
+    async with serving(anonymous_role="operator") as served:
         assert await Client(served.client, MODEL).ratios(prompt) == {"demo": 2.0}
 
 

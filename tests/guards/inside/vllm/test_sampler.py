@@ -120,17 +120,18 @@ def test_every_request_stands_under_the_policy_that_it_brought() -> None:
     brought = (
         *(None, Policy().text, ruled(4.5), ruled(4.0), ruled(3.9), ruled(4.5, GuardMode.SHADOW)),
         *(ruled(4.5, scope=Scope.PROMPT), ruled(4.5, scope=Scope.GENERATION), ruled(4.5)),
+        ruled(4.5, GuardMode.OFF),
     )
-    under_test = sampler(runner(*(1,) * 9, brought=brought), Scope.BOTH)
-    rows = [row(a=4.0)] * 8 + [row(a=9, b=IN)]
-    withheld = [False, False, True, True, False, False, False, True, True]
+    under_test = sampler(runner(*(1,) * 10, brought=brought), Scope.BOTH)
+    rows = [row(a=4.0)] * 8 + [row(a=9, b=IN), row(a=4.0)]
+    withheld = [False, False, True, True, False, False, False, True, True, False]
     for _ in range(2):  # kept rules are those of the same text
         output = draw(under_test, *rows)
         assert [token == SENTINEL for token in output.sampled_token_ids.flatten().tolist()] == withheld
     judged = under_test.take()
     assert judged is not None
     report = judged.report()
-    assert set(report.rows) == {"r2", "r3", "r5", "r6", "r7", "r8"}, "hits are told in every mode and scope"
+    assert set(report.rows) == {"r2", "r3", "r5", "r6", "r7", "r8", "r9"}, "hits are told in every mode and scope"
     assert {name for name, each in report.rows.items() if each.withheld} == {"r2", "r3", "r7", "r8"}
 
 

@@ -145,9 +145,20 @@ def test_the_requests_mode_decides(served: Served) -> None:
     assert answers[GuardMode.ENFORCE].finish.reason is FinishReason.ABSTAIN
     watched = answers[GuardMode.SHADOW]
     assert (watched.text, watched.finish.reason) == (free.text, free.finish.reason)
+    off = answers.pop(GuardMode.OFF)
+    assert (off.text, off.finish.reason, off.finish.hits) == (free.text, watched.finish.reason, ())
+    assert off.finish.verified
     for mode, answer in answers.items():
         (hit,) = answer.finish.hits
         assert (hit.mode, hit.score.tau) == (mode, EVERYTHING)
+
+
+def test_a_check_is_made_under_the_taus_it_is_given(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> list[Reading]:
+        policies = [Policy(), *(under(Rule(taus=(tau,))) for tau in (EVERYTHING, NOTHING)), Policy()]
+        return [(await engine.check(retain_prompt(0), f"c{i}", each))[0].reading for i, each in enumerate(policies)]
+
+    assert run(guarded(served), work) == [Reading.OUTSIDE, Reading.INSIDE, Reading.OUTSIDE, Reading.OUTSIDE]
 
 
 def test_what_a_policy_does_not_name_is_under_its_default(served: Served) -> None:

@@ -110,7 +110,7 @@ async def answer(served: Served) -> int:
 async def test_what_gives_the_same_ids_is_verified(folder: Path, name: str, change: Callable[[Path], None]) -> None:
     """A guard of texts does not depend on the template."""
     change(folder / "model")
-    async with serving(engine(folder, name)) as served:
+    async with serving(engine(folder, name), anonymous_role="operator") as served:
         assert await shown(served) == (200, True, "verified", None)
         assert await answer(served) == 200
         assert await served.metric(f'skillguard_guard_template_accepted{{guard="{name}"}}') == 0
@@ -132,7 +132,7 @@ async def test_what_gives_other_ids_is_not_verified(
     folder: Path, name: str, change: Callable[[Path], None], says: str
 ) -> None:
     change(folder / "model")
-    async with serving(engine(folder, name)) as served:
+    async with serving(engine(folder, name), anonymous_role="operator") as served:
         status, verified, template, reason = await shown(served)
         assert (status, verified, template) == (503, False, "changed")
         assert re.match(says, str(reason)), reason
@@ -146,7 +146,7 @@ async def test_an_operator_may_take_it_and_everybody_sees_that(
 ) -> None:
     change(folder / "model")
     with caplog.at_level(logging.WARNING, "skillguard.server"):
-        async with serving(engine(folder, name, accept_template=True)) as served:
+        async with serving(engine(folder, name, accept_template=True), anonymous_role="operator") as served:
             assert await shown(served) == (200, True, "accepted", None)
             assert await answer(served) == 200
             assert await served.metric(f'skillguard_guard_template_accepted{{guard="{name}"}}') == 1
@@ -161,14 +161,14 @@ async def test_token_ids_are_still_verified_under_the_operators_flag(folder: Pat
     first, *rest = artifact.manifest.canaries
     canaries = (first.model_copy(update={"fires": not first.fires}), *rest)
     write_artifact(folder / "chat", artifact.manifest.model_copy(update={"canaries": canaries}), artifact.tensors)
-    async with serving(engine(folder, "chat", accept_template=True)) as served:
+    async with serving(engine(folder, "chat", accept_template=True), anonymous_role="operator") as served:
         status, verified, template, reason = await shown(served)
         assert (status, verified, template) == (503, False, "accepted")
         assert str(reason).startswith("canary 0: got a guard that")
 
 
 async def test_the_flag_changes_nothing_where_nothing_differs(folder: Path) -> None:
-    async with serving(engine(folder, "chat", accept_template=True)) as served:
+    async with serving(engine(folder, "chat", accept_template=True), anonymous_role="operator") as served:
         assert await shown(served) == (200, True, "verified", None)
 
 
@@ -176,7 +176,7 @@ async def test_a_guard_that_nothing_binds_says_so(folder: Path) -> None:
     artifact = read_artifact(folder / "text")
     canaries = tuple(canary.model_copy(update={"text": None}) for canary in artifact.manifest.canaries)
     write_artifact(folder / "text", artifact.manifest.model_copy(update={"canaries": canaries}), artifact.tensors)
-    async with serving(engine(folder, "text")) as served:
+    async with serving(engine(folder, "text"), anonymous_role="operator") as served:
         assert await shown(served) == (200, True, "unbound", None)
 
 
@@ -209,7 +209,7 @@ async def asked(served: Served, **fields: Any) -> tuple[int, str | None]:
 
 
 async def test_a_request_does_not_change_what_guards_were_calibrated_for(folder: Path) -> None:
-    async with serving(thinking_engine(folder, "chat")) as served:
+    async with serving(thinking_engine(folder, "chat"), anonymous_role="operator") as served:
         assert await shown(served) == (200, True, "verified", None)
         for same in ({}, ON, {"other": "<eos>"}, {"other": [1, {"a": None}]}):
             assert await asked(served, chat_template_kwargs=same) == (200, None)
@@ -226,7 +226,7 @@ async def test_a_request_does_not_change_what_guards_were_calibrated_for(folder:
 async def test_what_the_template_is_given_anyway_is_not_a_requests_to_set(
     folder: Path, name: str, guards: tuple[str, ...]
 ) -> None:
-    async with serving(thinking_engine(folder, *guards, accept_template=True)) as served:
+    async with serving(thinking_engine(folder, *guards, accept_template=True), anonymous_role="operator") as served:
         assert (await asked(served, chat_template_kwargs={name: "x"}))[0] == 400
 
 
@@ -234,7 +234,7 @@ async def test_what_the_template_is_given_anyway_is_not_a_requests_to_set(
 async def test_where_nothing_is_bound_or_the_operator_takes_it(
     folder: Path, guards: tuple[str, ...], accept: bool
 ) -> None:
-    async with serving(thinking_engine(folder, *guards, accept_template=accept)) as served:
+    async with serving(thinking_engine(folder, *guards, accept_template=accept), anonymous_role="operator") as served:
         assert await asked(served, chat_template_kwargs=OFF) == (200, None)
         messages = [{"role": "user", "content": "1+2="}]
         on, off = [
@@ -245,18 +245,20 @@ async def test_where_nothing_is_bound_or_the_operator_takes_it(
 
 
 async def test_the_operators_variables_are_part_of_what_is_verified(folder: Path) -> None:
-    async with serving(thinking_engine(folder, "chat", chat_template_kwargs=OFF)) as served:
+    async with serving(thinking_engine(folder, "chat", chat_template_kwargs=OFF), anonymous_role="operator") as served:
         status, verified, template, reason = await shown(served)
         assert (status, verified, template) == (503, False, "changed")
         assert str(reason).startswith("canary 0: its messages gave")
-    async with serving(thinking_engine(folder, "before", chat_template_kwargs=OFF)) as served:
+    async with serving(
+        thinking_engine(folder, "before", chat_template_kwargs=OFF), anonymous_role="operator"
+    ) as served:
         assert "got variables of the chat template" in str((await shown(served))[3])
     loaded = load_model(folder / "model", "cpu", variables=OFF)
     options = SpanOptions(frames=("chat",), max_false_abstention=0.1, material="none", answers=0, longest=200)
     calibrate(loaded, *sources(), options).save(folder / "off", "sums")
-    async with serving(thinking_engine(folder, "off", chat_template_kwargs=OFF)) as served:
+    async with serving(thinking_engine(folder, "off", chat_template_kwargs=OFF), anonymous_role="operator") as served:
         assert await shown(served) == (200, True, "verified", None)
         assert await asked(served, chat_template_kwargs=OFF) == (200, None)
         assert await asked(served, chat_template_kwargs=ON) == (400, "chat_template_kwargs")
-    async with serving(thinking_engine(folder, "off")) as served:
+    async with serving(thinking_engine(folder, "off"), anonymous_role="operator") as served:
         assert (await shown(served))[2] == "changed"

@@ -1,0 +1,146 @@
+"""Decides who a caller is and which paths are theirs, by a keys file that may change at any time."""
+
+import hmac
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from server.auth import ANONYMOUS, Caller, Role, key_digest
+from server.errors import ConfigError, ForbiddenError, InvalidKeyError, NotReadyError
+from server.tenants import Tenants, parse_tenants, read_tenants
+
+logger = logging.getLogger("skillguard.server")
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
+"""What an orchestrator's probes need: they hold no secrets and answer without a key."""
+
+METRICS_PATH = "/metrics"
+
+_RETRY_AFTER_SECONDS = 5
+_SETTLED_SECONDS = 2
+"""Coarser than any file system's clock: a file changed twice within a tick of it may look unchanged."""
+
+Check = Callable[[Tenants], None]
+"""Raises ConfigError for tenants that this server cannot have."""
+
+
+class KeysFile:
+    """The keys of a file, looked at again with each request, so that a change counts from the next one on.
+
+    A file that cannot be used any more lets nobody in who was not in before, and nobody whose hash it no longer holds:
+    so a revoked key stops at once, whatever else is wrong with the file. The others keep the policy of the last good
+    one, and `trouble` says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError for a file that cannot be used."""
+        self._path = path
+        self._check: Check = lambda tenants: None
+        self._text: bytes | None = None
+        self._seen: tuple[int, ...] | None = None
+        self._take(read_tenants(path))
+        self.refresh()
+
+    def require(self, check: Check) -> None:
+        """Holds this file to a check from now on. Raises what it raises."""
+        check(self._tenants)
+        self._check = check
+
+    def find(self, digest: str) -> Caller | None:
+        """Whose key that is. Every stored hash is compared, so that the time taken tells nothing about them."""
+        found = None
+        for sha256, caller in self._callers:
+            if hmac.compare_digest(sha256, digest):
+                found = caller
+        return found
+
+    def refresh(self) -> None:
+        """Takes in the file where it is not as it was."""
+        try:
+            if _signature(os.stat(self._path)) == self._seen:
+                return
+            with open(self._path, "rb") as file:
+                status, text = os.fstat(file.fileno()), file.read()
+        except OSError as error:
+            self._seen = self._text = None
+            self._keep((), f"keys file {self._path}: cannot be read ({error.strerror})")
+            return
+        settled = time.time() - status.st_mtime > _SETTLED_SECONDS
+        self._seen = _signature(status) if settled else None
+        if text == self._text:
+            return
+        self._text = text
+        try:
+            tenants = parse_tenants(self._path, text)
+            self._check(tenants)
+        except ConfigError as error:
+            self._keep([each for each in self._callers if each[0].encode() in text], str(error))
+        else:
+            self._take(tenants)
+            logger.info("%s: %d keys of %d tenants", self._path, len(self._callers), len(tenants.tenants))
+
+    def _take(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+        self._callers: Sequence[tuple[str, Caller]] = [
+            (key.sha256, Caller(name=key.name, role=key.role, tenant=name, policy=tenants.tenants[name]))
+            for name, key in tenants.keys
+        ]
+        self.trouble: str | None = None
+        """Why the file as it is now cannot be used. For the operator."""
+
+    def _keep(self, callers: Sequence[tuple[str, Caller]], trouble: str) -> None:
+        if trouble != self.trouble:
+            logger.error("%s; %d keys go on under the last good one", trouble, len(callers))
+        self._callers, self.trouble = callers, trouble
+
+
+class KeyRing:
+    """Without a keys file every path is open to everybody."""
+
+    def __init__(self, file: KeysFile | None, anonymous: Role) -> None:
+        """`anonymous`: what callers are where there is no file."""
+        self.file = file
+        self._anonymous = Caller(name=ANONYMOUS, role=anonymous if file is None else Role.USER)
+
+    def admit(self, path: str, authorizations: Sequence[bytes]) -> Caller:
+        """The caller behind the Authorization headers, if this path is theirs.
+
+        Raises InvalidKeyError or ForbiddenError; NotReadyError where the key may be one of a file that cannot be used.
+        """
+        if self.file is None:
+            return self._anonymous
+        self.file.refresh()
+        try:
+            caller = self.file.find(key_digest(_bearer_token(authorizations)))
+        except InvalidKeyError:
+            if path in OPEN_PATHS:
+                return self._anonymous
+            raise
+        if path in OPEN_PATHS:
+            return caller or self._anonymous
+        if caller is None and self.file.trouble is not None:
+            raise NotReadyError("The server's keys are being changed; try again later.", _RETRY_AFTER_SECONDS)
+        if caller is None:
+            raise InvalidKeyError("The API key is not known to this server; ask its operator for one.")
+        if path == METRICS_PATH and caller.role is Role.USER:
+            raise ForbiddenError("A key of role user cannot read /metrics; use one of role metrics or operator.")
+        if path != METRICS_PATH and caller.role is Role.METRICS:
+            raise ForbiddenError("A key of role metrics can only read /metrics; use one of role user or operator.")
+        return caller
+
+
+def _bearer_token(authorizations: Sequence[bytes]) -> bytes:
+    if not any(authorizations):
+        raise InvalidKeyError("No API key: send the header 'Authorization: Bearer <key>'.")
+    if len(authorizations) > 1:  # whoever stands in front may have checked another than the one we would
+        raise InvalidKeyError(f"Got {len(authorizations)} Authorization headers; send one.")
+    scheme, _, token = authorizations[0].partition(b" ")
+    if scheme.lower() != b"bearer" or not token.strip():
+        raise InvalidKeyError("The Authorization header is not of the form 'Bearer <key>'.")
+    return token.strip()
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
