@@ -3,20 +3,23 @@
 from collections.abc import Iterator
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from guards.core.version import version
+from server.audit.log import AuditLog
+from server.audit.records import Kind
 from server.engines.base import Engine, TemplateState
 from server.readiness import Readiness
 
 
 class StateCollector(Collector):
-    """Queue, readiness, guards and versions."""
+    """Queue, readiness, guards, versions, and whether the audit log is written."""
 
-    def __init__(self, engine: Engine, readiness: Readiness) -> None:
+    def __init__(self, engine: Engine, readiness: Readiness, audit: AuditLog | None) -> None:
         self._engine = engine
         self._readiness = readiness
+        self._audit = audit
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: else the registry would call `collect` at registration, before the engine runs."""
@@ -29,6 +32,8 @@ class StateCollector(Collector):
             "skillguard_ready", "1 while every guard is verified and the engine lives.", value=readiness.ready
         )
         yield InfoMetricFamily("skillguard_build", "This program.", value={"version": version()})
+        if self._audit is not None:
+            yield from _audit_metrics(self._audit)
         if readiness.running is None:
             return
         info, rules = readiness.running.info, readiness.running.policy.rules
@@ -67,3 +72,17 @@ class StateCollector(Collector):
         yield verified
         yield accepted
         yield from self._engine.metrics()
+
+
+def _audit_metrics(audit: AuditLog) -> Iterator[Metric]:
+    written = CounterMetricFamily("skillguard_audit_records", "Records in the audit log.", labels=("kind",))
+    for kind in Kind:
+        written.add_metric((kind.value,), audit.written[kind.value])
+    yield written
+    yield CounterMetricFamily(
+        "skillguard_audit_failures", "Records that were not written, or not in time.", value=audit.failures
+    )
+    yield GaugeMetricFamily(
+        "skillguard_audit_failing", "1 while the audit log cannot be written.", value=audit.failing is not None
+    )
+    yield GaugeMetricFamily("skillguard_audit_waiting", "Answers whose records wait.", value=audit.waiting)

@@ -5,7 +5,6 @@ Plain ASGI, since Starlette's `BaseHTTPMiddleware` hides the disconnect of a cli
 
 import logging
 import re
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.audit.auditor import Auditor
 from server.auth import KeyRing
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
@@ -35,16 +35,17 @@ def route_path(scope: Scope) -> str:
 class RequestMiddleware:
     """Outermost: gives the request its id and context, and turns whatever is raised inside into an answer."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics, audit: Auditor) -> None:
         self._app = app
         self._routes = routes
         self._metrics = metrics
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = RequestContext(_request_id(Headers(scope=scope)), self._label(scope))
+        context = RequestContext(_client_request_id(Headers(scope=scope)), self._label(scope))
         attach_context(scope, context)
         status = 0
 
@@ -69,6 +70,8 @@ class RequestMiddleware:
     def _record(self, context: RequestContext, method: str, status: int) -> None:
         seconds = time.monotonic() - context.started
         self._metrics.observe_request(context.route, method, status, seconds)
+        if context.error is not None and context.caller is not None:
+            self._audit.failed(context.asked, context.error)
         name = context.caller.name if context.caller else "-"
         why = _why(context)
         logger.info("%s %s %d %.3fs key=%s%s", context.request_id, context.route, status, seconds, name, why)
@@ -154,7 +157,7 @@ def _why(context: RequestContext) -> str:
     return f" code={shape.code} param={'-' if param is None else known_path(param)}"
 
 
-def _request_id(headers: Headers) -> str:
-    """The caller's, where it is fit for a log line; else a new one."""
+def _client_request_id(headers: Headers) -> str | None:
+    """The caller's, where it is fit for a log line."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+    return given if _REQUEST_ID.fullmatch(given) else None

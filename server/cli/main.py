@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from guards.core.version import tool_name
 from guards.errors import SkillguardError
+from server.cli import audit as cli_audit
 from server.cli import calibrate as cli_calibrate
 from server.cli import evaluate as cli_evaluate
 from server.cli import import_esu as cli_import
@@ -16,7 +17,7 @@ from server.cli.engine import own_flags, split_flags
 from server.cli.flags import as_flags
 from server.engines.errors import EngineFlagError
 
-COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
+COMMANDS = (cli_serve, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key, cli_audit)
 WITH_ENGINE = ("serve", "calibrate", "evaluate")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from guards.contract.columns import GuardReading
 from guards.contract.guard import Health, Part
 from guards.core.verdict import Reading, Stage, Verdict, decide
-from server.engines.base import Acted, EngineRequest, GuardScore, Hit
+from server.engines.base import Acted, EngineRequest, GuardFault, GuardScore, Hit
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class AnswerState:
     """What interventions did, by position."""
     verified: bool = True
     """False from the first token on that no valid reading of every guard stands for."""
+    faults: dict[str, GuardFault] = field(default_factory=dict)
+    """The first of each guard."""
     judged: bool = False
     prompt_hits: dict[str, dict[int, Hit]] = field(default_factory=dict)
     """By guard and position, inside a prompt whose log-probabilities are asked for."""
@@ -109,6 +111,7 @@ class AnswerState:
             rule = self.request.policy.rules[name]
             verdict = decide(reading, rule.mode, stage.within(rule.scope))
             if verdict is Verdict.ERROR:
+                self.faults.setdefault(name, GuardFault(name, reading, position, stage))
                 self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
             yield name, _summary(name, fact, rule.taus, reading, parts, position, stage), verdict

@@ -240,6 +240,16 @@ class PromptHits:
 
 
 @dataclass(frozen=True)
+class GuardFault:
+    """A guard without a valid reading at a position that it had to read: MISSING or INVALID."""
+
+    guard: str
+    reading: Reading
+    position: int
+    stage: Stage
+
+
+@dataclass(frozen=True)
 class Acted:
     """What an intervention did to an answer: how much of its unit, over all positions."""
 
@@ -253,8 +263,8 @@ class Finish:
     """The last event of every request.
 
     `hits`: the first hit of each guard, enforced or shadowed. `prompt_scores`: every guard at the last prompt
-    token. `verified`: every position at which a token was drawn had a finite reading of every guard. `error` is set,
-    for the operator's log only, when `reason` is ERROR.
+    token. `verified`: every position at which a token was drawn had a finite reading of every guard; `faults`: each
+    guard's first that was not. `error` is set, for the operator's log only, when `reason` is ERROR.
     """
 
     reason: FinishReason
@@ -265,6 +275,7 @@ class Finish:
     prompt_scores: tuple[GuardScore, ...] = ()
     acted: tuple[Acted, ...] = ()
     prompt_hits: tuple[PromptHits, ...] = ()
+    faults: tuple[GuardFault, ...] = ()
     error: str | None = None
 
     def __post_init__(self) -> None:

@@ -9,10 +9,9 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import Engine, EngineRequest, Event, ToolPlan
+from server.engines.base import Engine, EngineRequest, Event, Finish, ToolPlan
 from server.engines.errors import InvalidOptionError
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
@@ -41,7 +40,7 @@ async def chat_completions(
 ) -> Response:
     """Continues a conversation."""
     job = await _converse(body, ChatShape(), services, context, caller)
-    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
 
 
 @router.post("/v1/responses")
@@ -50,7 +49,7 @@ async def responses(
 ) -> Response:
     """Continues a conversation, in the words of OpenAI's Responses API."""
     job = await _converse(body, ResponseShape(), services, context, caller)
-    return await _respond(job, ResponsesWire(job, body), bool(body.stream), request, services, context, caller)
+    return await _respond(job, ResponsesWire(job, body), bool(body.stream), request, services, context)
 
 
 @router.post("/v1/completions")
@@ -71,7 +70,7 @@ async def completions(
         echoes = [echo for echo in echoes for _ in range(body.answers_per_prompt)]
         job = replace(job, echoes=tuple(echoes), only_prompts=body.max_tokens == 0)
     await _prepare(job, body, services)
-    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
 
 
 def _echo(engine: Engine, said: str | TokenIds, prompt: TokenIds, logprobs: int | None) -> Echo:
@@ -181,19 +180,20 @@ async def _respond(
     request: Request,
     services: Services,
     context: RequestContext,
-    caller: Caller,
 ) -> Response:
-    def observer() -> Observer:
-        measure = services.metrics.answer_observer(context.started)
-        audit = audit_observer(context.request_id, caller.name)
+    hold_back_tokens = services.config.hold_back_tokens
 
-        def observe(event: Event) -> None:
+    def observer(of: EngineRequest) -> Observer:
+        measure = services.metrics.answer_observer(context.started)
+
+        async def observe(event: Event) -> None:
             measure(event)
-            audit(event)
+            if isinstance(event, Finish):
+                await services.audit.answered(context.asked, of, event, hold_back_tokens if stream else None)
 
         return observe
 
     if stream:
-        return StreamedResponse(services.engine, job, wire, services.config.hold_back_tokens, observer)
+        return StreamedResponse(services.engine, job, wire, hold_back_tokens, observer)
     answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))
     return JSONResponse(wire.whole(job.whole(answers)))

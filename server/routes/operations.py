@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from server.context import ServicesDep
+from server.context import CallerDep, ServicesDep
 from server.routes.reading import reads
 
 router = APIRouter()
@@ -18,15 +18,20 @@ async def health(services: ServicesDep) -> JSONResponse:
 
 
 @reads(router, "/ready")
-async def ready(services: ServicesDep) -> JSONResponse:
-    """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards."""
+async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
+    """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards.
+
+    Operators are told whether the audit log is written. It does not decide: an answer that needs no record goes out.
+    """
     readiness = services.readiness
     running = readiness.running
     names = [guard.name for guard in running.info.guards] if running else []
-    body = {
+    body: dict[str, object] = {
         "status": "dead" if readiness.engine_died else readiness.phase.value,
         "guards": {name: readiness.is_verified(name) for name in names},
     }
+    if (log := services.audit.log) is not None and caller.is_operator:
+        body["audit"] = "ok" if log.failing is None else "failing"
     return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 
