@@ -12,7 +12,7 @@ from server.audit.auditor import Auditor
 from server.audit.folder import AuditFolder
 from server.audit.log import AuditLog
 from server.audit.redaction import Redaction
-from server.auth import KeyRing, Role, load_keys
+from server.auth import ANONYMOUS, KeyRing, Role, load_keys
 from server.collectors import StateCollector
 from server.config import AuditFailure, ServerConfig
 from server.context import Services
@@ -32,6 +32,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     """
     keys = load_keys(config.api_keys_file) if config.api_keys_file else ()
     metrics, auditor = Metrics(), _auditor(engine, config)
+    metrics.know_tenants([ANONYMOUS, *(key.name for key in keys)])
     readiness = Readiness(
         engine, config.shadow, keys, auditor, metrics.know, canary_interval_seconds=config.canary_interval_seconds
     )

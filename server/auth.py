@@ -21,6 +21,8 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
 """What an orchestrator's probes need: they hold no secrets and answer without a key."""
 
 METRICS_PATH = "/metrics"
+ANONYMOUS = "anonymous"
+"""The name of callers without a key."""
 
 _KEY_PREFIX = "sk-skillguard-"
 _NEXT_STEP = (
@@ -104,7 +106,7 @@ class KeyRing:
 
     def __init__(self, keys: tuple[KeyEntry, ...], anonymous: Role) -> None:
         self._keys = keys
-        self._anonymous = Caller(name="anonymous", role=anonymous)
+        self._anonymous = Caller(name=ANONYMOUS, role=anonymous)
 
     def admit(self, path: str, authorization: bytes | None) -> Caller:
         """The caller behind an Authorization header, if this path is theirs.

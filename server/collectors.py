@@ -63,11 +63,29 @@ class StateCollector(Collector):
             "1 where the operator took another chat template or tokenizer than the calibrated one.",
             labels=("guard",),
         )
+        artifacts = InfoMetricFamily(
+            "skillguard_artifact",
+            "The artifact of each guard. Without quantiles it is unknown how common a score is.",
+            labels=("guard",),
+        )
         for guard in info.guards:
+            artifacts.add_metric(
+                (guard.name,),
+                {
+                    "method": guard.method,
+                    "variant": guard.variant or "",
+                    "sha256": guard.digest,
+                    "quantiles": "unknown" if guard.quantiles is None else "calibrated",
+                },
+            )
             rule = rules[guard.name]
             guards.add_metric((guard.name, guard.skill, guard.method, guard.kind, rule.mode, rule.scope), 1)
             verified.add_metric((guard.name,), readiness.is_verified(guard.name))
             accepted.add_metric((guard.name,), guard.template is TemplateState.ACCEPTED)
+        yield artifacts
+        yield InfoMetricFamily(
+            "skillguard_policy", "How guards judge by default.", value={"version": readiness.running.policy.version}
+        )
         yield guards
         yield verified
         yield accepted

@@ -10,11 +10,9 @@ from server.audit.log import AuditLog
 from server.audit.records import (
     Fields,
     Kind,
-    drawn_before,
     hits_of,
     record,
     score_fields,
-    sent_before,
     start_fields,
 )
 from server.audit.redaction import Redaction
@@ -112,8 +110,8 @@ class Auditor:
                 **self._score(hit),
                 **more,
                 **prompt,
-                drawn_tokens=drawn_before(finish, hit),
-                sent_tokens=sent_before(finish, hit, hold_back_tokens),
+                drawn_tokens=finish.drawn_before(hit),
+                sent_tokens=finish.sent_before(hit, hold_back_tokens),
             )
             for kind, hit, more in found
         ]

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from guards.core.policy import Rule
 from guards.core.verdict import GuardMode
-from server.engines.base import EngineInfo, Finish, FinishReason, GuardInfo, GuardScore, Hit
+from server.engines.base import EngineInfo, Finish, GuardInfo, GuardScore, Hit
 
 Fields = dict[str, object]
 
@@ -93,15 +93,3 @@ def hits_of(finish: Finish) -> Iterator[tuple[Kind, Hit, Fields]]:
             yield Kind.ABSTENTION if hit is ended_by else Kind.HIT, hit, {}
     for hits in finish.prompt_hits:
         yield Kind.PROMPT_HIT, hits.first, {"positions": hits.positions}
-
-
-def drawn_before(finish: Finish, hit: Hit) -> int:
-    """Tokens of the answer that were drawn before a hit."""
-    return max(0, hit.score.position - (finish.prompt_tokens - 1))
-
-
-def sent_before(finish: Finish, hit: Hit, hold_back_tokens: int | None) -> int:
-    """Tokens of them that may have gone out by then; `hold_back_tokens` is None where an answer goes out whole."""
-    if finish.reason is not FinishReason.ABSTAIN or hold_back_tokens is None:
-        return 0
-    return max(0, drawn_before(finish, hit) - hold_back_tokens)

@@ -126,8 +126,13 @@ def _summary(
     position: int,
     stage: Stage,
 ) -> GuardScore:
-    """The part that is furthest inside, or nearest to it (detector), or the only part (intervention)."""
-    best = min(range(len(parts)), key=lambda i: parts[i] / taus[i]) if taus else 0
+    """The part that is furthest inside, or nearest to it (detector), or the only part (intervention).
+
+    Where nothing fired, among those of the stage's own words: an answer's part says nothing of a prompt.
+    """
+    outside = reading is Reading.OUTSIDE
+    own = [i for i, part in enumerate(fact.parts) if part.reads(stage)] if outside else []
+    best = min(own or range(len(parts)), key=lambda i: parts[i] / taus[i]) if taus else 0
     return GuardScore(
         guard=name,
         skill=fact.skill,

@@ -184,12 +184,15 @@ async def _respond(
     hold_back_tokens = services.config.hold_back_tokens
 
     def observer(of: EngineRequest) -> Observer:
-        measure = services.metrics.answer_observer(context.started)
+        lag = hold_back_tokens if stream else None
+        measure = services.metrics.answer_observer(
+            context.started, tenant=context.asked.caller.name, policy=of.policy, hold_back_tokens=lag
+        )
 
         async def observe(event: Event) -> None:
             measure(event)
             if isinstance(event, Finish):
-                await services.audit.answered(context.asked, of, event, hold_back_tokens if stream else None)
+                await services.audit.answered(context.asked, of, event, lag)
 
         return observe
 
