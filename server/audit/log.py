@@ -72,6 +72,7 @@ class AuditLog:
 
     def start(self) -> None:
         """Starts the thread; records may be put before."""
+        logger.info("the audit log goes on behind %d lines, the last with hash %s", self.link.lines, self.link.head)
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 

@@ -1,6 +1,11 @@
 """What Prometheus reads."""
 
+import asyncio
+import os
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -311,3 +316,25 @@ async def test_a_request_is_counted_for_its_caller_under_its_policy() -> None:
         text = (await served.client.get("/metrics")).text
         assert 'skillguard_artifact_info{guard="demo",method="ksd",quantiles="unknown",sha256="000' in text
         assert 'skillguard_policy_info{version="' in text
+
+
+async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
+    """Every series that a server can have: guards of all kinds, an audit log, and an answer of each outcome."""
+    if (promtool := shutil.which("promtool")) is None:
+        assert not os.environ.get("CI"), "promtool is not installed; .ci/run installs Debian's package prometheus"
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    moved = replace(guard("na-facts", skill="facts", kind=GuardKind.INTERVENTION), unit="neurons")
+    engine = ScriptedEngine([Script(abstention(hit(guard())))], guards=(guard(), judged(), moved))
+    async with serving(engine, audit_dir=tmp_path) as served:
+        await served.post(CHAT, chat())
+        text = (await served.client.get("/metrics")).text
+
+    def check(text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(promtool), "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        )
+
+    done = await asyncio.to_thread(check, text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    odd = "# HELP skillguard_odd Odd.\n# TYPE skillguard_odd counter\nskillguard_odd 1\n"
+    assert (await asyncio.to_thread(check, odd)).returncode != 0, "the positive control"
