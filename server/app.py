@@ -22,16 +22,18 @@ from server.middleware import BodyMiddleware, KeyMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
 from server.routes import audit, checks, descriptions, generation, operations, tokens
+from server.tracing import make_tracer
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
-    """The server for one engine. Raises ConfigError for a keys file or an audit folder that cannot be used.
+    """The server for one engine. Raises ConfigError for a keys file, an audit folder or tracing that cannot be used.
 
     The engine starts with the app's lifespan, in the background. `app.state.services.readiness.settled` is set once it
     is ready or has failed.
     """
     keys = load_keys(config.api_keys_file) if config.api_keys_file else ()
-    metrics, auditor = Metrics(), _auditor(engine, config)
+    metrics, tracer = Metrics(), make_tracer(guard_events=config.trace_guards)
+    auditor = _auditor(engine, config)
     metrics.know_tenants([ANONYMOUS, *(key.name for key in keys)])
     readiness = Readiness(
         engine, config.shadow, keys, auditor, metrics.know, canary_interval_seconds=config.canary_interval_seconds
@@ -60,6 +62,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
             readiness.phase = Phase.STOPPING
             await engine.stop()
             await asyncio.to_thread(auditor.stopped)
+            await asyncio.to_thread(tracer.shutdown)
 
     app = FastAPI(
         title="skillguard",
@@ -79,7 +82,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
     app.add_middleware(KeyMiddleware, keys=services.keys)
-    app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics, audit=auditor)
+    app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics, audit=auditor, tracer=tracer)
     if config.allowed_origins:  # outside all else: a browser asks first, without a key, and reads errors too
         app.add_middleware(
             CORSMiddleware,

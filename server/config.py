@@ -152,6 +152,11 @@ class ServerConfig(BaseModel):
         description="Regular expressions whose matches are replaced in recorded text, in the place of those for mail "
         "addresses, long numbers and keys.",
     )
+    trace_guards: bool = Field(
+        False,
+        description="Add an event to the request's OpenTelemetry span for each hit, by the conventions for generative "
+        "models. Spans themselves are switched on by OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
     canary_interval_seconds: float | None = Field(
         None,
         ge=1,

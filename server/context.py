@@ -14,6 +14,7 @@ from server.config import ServerConfig
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.readiness import Readiness
+from server.tracing import Trace, Untraced
 
 
 @dataclass
@@ -31,6 +32,7 @@ class RequestContext:
     """What the request was answered with, where that is an error."""
     client_gone: bool = False
     """Set where a stream ended because its reader hung up: its status was already sent as 200."""
+    trace: Trace = field(default_factory=Untraced)
     own_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(16)}")
     """Nobody else has it, whatever id the caller gave."""
 

@@ -26,7 +26,7 @@ _TOKEN_BUCKETS = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 _SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HIT_LABELS = ("skill", "method", "stage")
 _FAULTS = (Reading.MISSING, Reading.INVALID)
 _VERDICTS = {
@@ -160,7 +160,7 @@ class Metrics:
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """A finished HTTP request. `route` is a template; a method nobody defined counts as "other"."""
-        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._requests.labels(route, method if method in METHODS else "other", str(status)).inc()
         self._duration.labels(route).observe(seconds)
 
     def answer_observer(

@@ -192,6 +192,7 @@ async def _respond(
         async def observe(event: Event) -> None:
             measure(event)
             if isinstance(event, Finish):
+                context.trace.answered(event, job.model, of.policy.version)
                 await services.audit.answered(context.asked, of, event, lag)
 
         return observe
