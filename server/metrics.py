@@ -212,8 +212,9 @@ class Metrics:
         for guard in self._guards.values():
             if guard.kind is GuardKind.DETECTOR:
                 rule = policy.rules.get(guard.name, guard.rule)
+                known = _VERDICTS.get(rule.mode, ())
                 for stage, verdict in _verdicts(finish, guard.name):
-                    if stage.within(rule.scope) or verdict is Verdict.ERROR:
+                    if verdict in known and (stage.within(rule.scope) or verdict is Verdict.ERROR):
                         self._verdicts.labels(guard.name, rule.mode.value, stage.value, verdict.value).inc()
         for score in finish.prompt_scores:
             if score.tau and math.isfinite(score.score):  # one NaN would spoil the sum for good
