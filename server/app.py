@@ -8,9 +8,13 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from server.auth import Role
+from server.audit.auditor import Auditor
+from server.audit.folder import AuditFolder
+from server.audit.log import AuditLog
+from server.audit.redaction import Redaction
+from server.auth import ANONYMOUS, Role
 from server.collectors import StateCollector
-from server.config import ServerConfig
+from server.config import AuditFailure, ServerConfig
 from server.context import Services
 from server.engines.base import Engine
 from server.keyring import KeyRing, KeysFile
@@ -19,24 +23,30 @@ from server.metrics import Metrics
 from server.middleware import BodyMiddleware, KeyMiddleware, LimitMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
-from server.routes import checks, descriptions, generation, operations, tokens
+from server.routes import audit, checks, descriptions, generation, operations, tokens
+from server.tracing import make_tracer
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
-    """The server for one engine. Raises ConfigError for a keys file that cannot be used.
+    """The server for one engine. Raises ConfigError for a keys file, an audit folder or tracing that cannot be used.
 
     The engine starts with the app's lifespan, in the background. `app.state.services.readiness.settled` is set once it
     is ready or has failed.
     """
     keys = KeysFile(config.api_keys_file) if config.api_keys_file else None
-    metrics = Metrics()
-    readiness = Readiness(engine, config.shadow, keys, metrics.know)
-    metrics.registry.register(StateCollector(engine, readiness, keys))
+    metrics, tracer = Metrics(), make_tracer(guard_events=config.trace_guards)
+    auditor = _auditor(engine, config)
+    metrics.know_tenants([ANONYMOUS, *(keys.tenants if keys else ())])
+    readiness = Readiness(
+        engine, config.shadow, keys, auditor, metrics.know, canary_interval_seconds=config.canary_interval_seconds
+    )
+    metrics.registry.register(StateCollector(engine, readiness, keys, auditor.log))
     services = Services(
         engine=engine,
         config=config,
         readiness=readiness,
         metrics=metrics,
+        audit=auditor,
         keys=KeyRing(keys, anonymous=Role(config.anonymous_role)),
         limiter=Limiter(),
         created=int(time.time()),
@@ -44,14 +54,18 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        bring_up = asyncio.create_task(readiness.bring_up())
+        if auditor.log is not None:
+            auditor.log.start()
+        life = asyncio.create_task(readiness.live())
         try:
             yield
         finally:
-            bring_up.cancel()
-            await asyncio.gather(bring_up, return_exceptions=True)
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
             readiness.phase = Phase.STOPPING
             await engine.stop()
+            await asyncio.to_thread(auditor.stopped)
+            await asyncio.to_thread(tracer.shutdown)
 
     app = FastAPI(
         title="skillguard",
@@ -64,7 +78,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    routers = [module.router for module in (generation, checks, tokens, descriptions, operations)]
+    routers = [module.router for module in (generation, checks, tokens, descriptions, operations, audit)]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
@@ -72,7 +86,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
     app.add_middleware(LimitMiddleware, limiter=services.limiter)
     app.add_middleware(KeyMiddleware, keys=services.keys)
-    app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics)
+    app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics, audit=auditor, tracer=tracer)
     if config.allowed_origins:  # outside all else: a browser asks first, without a key, and reads errors too
         app.add_middleware(
             CORSMiddleware,
@@ -82,3 +96,15 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
             expose_headers=("retry-after", "x-request-id", "x-should-retry"),
         )
     return app
+
+
+def _auditor(engine: Engine, config: ServerConfig) -> Auditor:
+    if config.audit_dir is None:
+        return Auditor()
+    folder = AuditFolder(config.audit_dir, config.audit_max_bytes, fsync=config.audit_fsync)
+    return Auditor(
+        AuditLog(folder, refuse=config.audit_failure is AuditFailure.REFUSE),
+        scores=config.audit_scores,
+        redaction=Redaction(config.audit_redact) if config.audit_text else None,
+        decode=engine.decode,
+    )

@@ -3,22 +3,25 @@
 from collections.abc import Iterator
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from guards.core.version import version
+from server.audit.log import AuditLog
+from server.audit.records import Kind
 from server.engines.base import Engine, TemplateState
 from server.keyring import KeysFile
 from server.readiness import Readiness
 
 
 class StateCollector(Collector):
-    """Queue, readiness, guards and versions."""
+    """Queue, readiness, guards, versions, and whether the audit log is written."""
 
-    def __init__(self, engine: Engine, readiness: Readiness, keys: KeysFile | None) -> None:
+    def __init__(self, engine: Engine, readiness: Readiness, keys: KeysFile | None, audit: AuditLog | None) -> None:
         self._engine = engine
         self._readiness = readiness
         self._keys = keys
+        self._audit = audit
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: else the registry would call `collect` at registration, before the engine runs."""
@@ -37,6 +40,8 @@ class StateCollector(Collector):
                 "1 while the keys file can be used; else those of the last good one that it still holds go on.",
                 value=self._keys.trouble is None,
             )
+        if self._audit is not None:
+            yield from _audit_metrics(self._audit)
         if readiness.running is None:
             return
         info, rules = readiness.running.info, readiness.running.policy.rules
@@ -66,12 +71,44 @@ class StateCollector(Collector):
             "1 where the operator took another chat template or tokenizer than the calibrated one.",
             labels=("guard",),
         )
+        artifacts = InfoMetricFamily(
+            "skillguard_artifact",
+            "The artifact of each guard. Without quantiles it is unknown how common a score is.",
+            labels=("guard",),
+        )
         for guard in info.guards:
+            artifacts.add_metric(
+                (guard.name,),
+                {
+                    "method": guard.method,
+                    "variant": guard.variant or "",
+                    "sha256": guard.digest,
+                    "quantiles": "unknown" if guard.quantiles is None else "calibrated",
+                },
+            )
             rule = rules[guard.name]
             guards.add_metric((guard.name, guard.skill, guard.method, guard.kind, rule.mode, rule.scope), 1)
             verified.add_metric((guard.name,), readiness.is_verified(guard.name))
             accepted.add_metric((guard.name,), guard.template is TemplateState.ACCEPTED)
+        yield artifacts
+        yield InfoMetricFamily(
+            "skillguard_policy", "How guards judge by default.", value={"version": readiness.running.policy.version}
+        )
         yield guards
         yield verified
         yield accepted
         yield from self._engine.metrics()
+
+
+def _audit_metrics(audit: AuditLog) -> Iterator[Metric]:
+    written = CounterMetricFamily("skillguard_audit_records", "Records in the audit log.", labels=("kind",))
+    for kind in Kind:
+        written.add_metric((kind.value,), audit.written[kind.value])
+    yield written
+    yield CounterMetricFamily(
+        "skillguard_audit_failures", "Records that were not written, or not in time.", value=audit.failures
+    )
+    yield GaugeMetricFamily(
+        "skillguard_audit_failing", "1 while the audit log cannot be written.", value=audit.failing is not None
+    )
+    yield GaugeMetricFamily("skillguard_audit_waiting", "Answers whose records wait.", value=audit.waiting)

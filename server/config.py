@@ -31,6 +31,31 @@ Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 """A text that is not blank."""
 
 
+def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern}: wanted a regular expression ({error})") from error
+    return patterns
+
+
+_PERSONAL = (
+    r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+",
+    r"\b(?:(?:sk|pk|rk|ghp|gho|ghs|glpat|xox[abprs]|hf)[-_]|AKIA)[\w.-]{8,}",
+    r"\b(?=\w*\d)(?=\w*[A-Za-z])[\w-]{24,}\b",
+    r"\+?\d(?:[ ().-]?\d){6,}",
+)
+"""Mail addresses, keys by how they begin, long words of letters and digits, and long numbers as people write them."""
+
+
+class AuditFailure(StrEnum):
+    """What an answer gets that must be recorded and cannot be."""
+
+    REFUSE = "refuse"
+    ANSWER = "answer"
+
+
 class AbstainStyle(StrEnum):
     """How a withheld answer looks to the caller; `server/abstention.py` says exactly what each sends."""
 
@@ -98,6 +123,51 @@ class ServerConfig(BaseModel):
         ge=1,
         description="Length of an answer where the caller gives none; by default the model's own (max_new_tokens of "
         "its generation_config.json), and else what its context leaves.",
+    )
+
+    audit_dir: Path | None = Field(
+        None,
+        description="Folder for the audit log, which must be there: a chained JSON line for each abstention, shadow "
+        "hit, error and self-check. Without one, hits are lines of the program's log.",
+    )
+    audit_failure: AuditFailure = Field(
+        AuditFailure.REFUSE,
+        description="What an answer gets that must be recorded and cannot be. refuse: 503 with code audit_failure. "
+        "answer: it goes on, and is counted.",
+    )
+    audit_max_bytes: int = Field(
+        64 << 20, ge=4096, description="Size at which another file of the audit log is begun. None is ever removed."
+    )
+    audit_fsync: bool = Field(
+        False,
+        description="Wait until the disk has each record. Without it a power cut may lose the last ones; with it an "
+        "abstention waits for the disk.",
+    )
+    audit_scores: GuardNames = Field(
+        (),
+        title="GUARD",
+        description="Guards of which every reading of a prompt is recorded, not only hits: what `skillguard "
+        "propose-tau` needs. A line for each answer.",
+    )
+    audit_text: bool = Field(
+        False, description="Record the prompt's text beside each hit, redacted, from its end up to 4,096 characters."
+    )
+    audit_redact: Annotated[tuple[str, ...], AfterValidator(_patterns)] = Field(
+        _PERSONAL,
+        title="PATTERN",
+        description="Regular expressions whose matches are replaced in recorded text, in the place of those for mail "
+        "addresses, long numbers and keys.",
+    )
+    trace_guards: bool = Field(
+        False,
+        description="Add an event to the request's OpenTelemetry span for each hit, by the conventions for generative "
+        "models. Spans themselves are switched on by OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
+    canary_interval_seconds: float | None = Field(
+        None,
+        ge=1,
+        description="Time between self-checks of a server that is ready: its guards' canaries go through the engine "
+        "again. By default only at the start.",
     )
 
     @property

@@ -1,5 +1,6 @@
 """What travels with a request, and what every route shares. Nothing here is module-level state."""
 
+import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Annotated, cast
@@ -7,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from starlette.types import Scope
 
+from server.audit.auditor import Asked, Auditor
 from server.auth import Caller
 from server.config import ServerConfig
 from server.engines.base import Engine
@@ -14,13 +16,15 @@ from server.keyring import KeyRing
 from server.limits import Limiter, Spend
 from server.metrics import Metrics
 from server.readiness import Readiness
+from server.tracing import Trace, Untraced
 
 
 @dataclass
 class RequestContext:
     """One HTTP request as the server sees it; made by the outermost middleware."""
 
-    request_id: str
+    client_request_id: str | None
+    """The caller's, where it is fit for a log line."""
     route: str
     """The route's template, or "other": never the path the caller typed."""
     started: float = field(default_factory=time.monotonic)
@@ -32,6 +36,20 @@ class RequestContext:
     """What the request was answered with, where that is an error."""
     client_gone: bool = False
     """Set where a stream ended because its reader hung up: its status was already sent as 200."""
+    trace: Trace = field(default_factory=Untraced)
+    own_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(16)}")
+    """Nobody else has it, whatever id the caller gave."""
+
+    @property
+    def request_id(self) -> str:
+        """What the answer and the log call it: as the caller does, if the caller calls it anything."""
+        return self.client_request_id or self.own_id
+
+    @property
+    def asked(self) -> Asked:
+        """Who asked for what, for records. Once the key was checked."""
+        assert self.caller is not None, "nobody is recorded before the key was checked"
+        return Asked(self.own_id, self.client_request_id, self.route, self.caller)
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,7 @@ class Services:
     config: ServerConfig
     readiness: Readiness
     metrics: Metrics
+    audit: Auditor
     keys: KeyRing
     limiter: Limiter
     created: int

@@ -20,6 +20,8 @@ SkillguardError (guards/errors.py)
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
     ├── ServerUnreachableError   no skillguard server answers at an address to inspect
     ├── EvaluationError          an evaluation cannot be run, resumed or completed as asked
+    ├── AuditFilesError          files of an audit log cannot be read, or do not hold what a command needs
+    ├── AuditError               an answer cannot be recorded in the audit log, so it is not given
     ├── NotReadyError            the engine is loading, being verified, failed, or stopping
     └── GenerationError          the engine ended an answer with an error
         └── UnverifiedError          a position had no finite reading of every guard
@@ -29,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from guards.errors import GuardReadingError, SkillguardError
+from server.engines.base import GuardFault
 from server.engines.errors import (
     EngineBusyError,
     EngineError,
@@ -136,8 +139,20 @@ class NotReadyError(ServerError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class AuditFilesError(ServerError):
+    """Files of an audit log cannot be read, or do not hold what a command needs of them."""
+
+
+class AuditError(ServerError):
+    """What must be recorded was not, and the server is set to give no answer then."""
+
+
 class GenerationError(ServerError):
-    """The engine ended an answer with an error; nothing of it may be sent."""
+    """The engine ended an answer with an error; nothing of it may be sent. `faults`: guards that gave no reading."""
+
+    def __init__(self, message: str, faults: tuple[GuardFault, ...] = ()) -> None:
+        super().__init__(message)
+        self.faults = faults
 
 
 class UnverifiedError(GenerationError):
@@ -171,6 +186,7 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     AbstainedError: ErrorReply(400, "invalid_request_error", "skill_abstained"),
     ClientGoneError: ErrorReply(499, "invalid_request_error", "client_disconnected"),
     NotReadyError: ErrorReply(503, "server_error", "not_ready"),
+    AuditError: ErrorReply(503, "server_error", "audit_failure", tells=False),
     GenerationError: ErrorReply(500, "server_error", "engine_error", tells=False),
     UnverifiedError: ErrorReply(500, "server_error", "guard_error", tells=False),
     GuardReadingError: ErrorReply(500, "server_error", "guard_error", tells=False),

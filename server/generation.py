@@ -1,7 +1,7 @@
 """Runs the engine requests behind one HTTP request: all are queued or none, and all end when it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,8 +23,11 @@ from server.errors import ClientGoneError, GenerationError, UnverifiedError
 
 T = TypeVar("T")
 
-Observer = Callable[[Event], None]
-"""Sees every event of one answer as it arrives, for metrics and the audit log."""
+Observer = Callable[[Event], Awaitable[None]]
+"""Sees every event of one answer before whoever reads the answer does, for metrics and the audit log.
+
+What it raises ends the answer, in the place of the event.
+"""
 
 
 class _Queue(asyncio.Queue[tuple[int, Event | Exception]]):
@@ -49,14 +52,16 @@ def require_sound(finish: Finish) -> None:
     """
     if finish.reason is FinishReason.ERROR:
         kind = GenerationError if finish.verified else UnverifiedError
-        raise kind(f"the engine ended the answer: {finish.error}")
+        raise kind(f"the engine ended the answer: {finish.error}", finish.faults)
     if finish.reason is not FinishReason.ABSTAIN and not finish.verified:
-        raise UnverifiedError("the engine finished an answer without a reading of every guard at every position")
+        raise UnverifiedError(
+            "the engine finished an answer without a reading of every guard at every position", finish.faults
+        )
 
 
 @asynccontextmanager
 async def run_all(
-    engine: Engine, requests: Sequence[EngineRequest], observe: Callable[[], Observer]
+    engine: Engine, requests: Sequence[EngineRequest], observe: Callable[[EngineRequest], Observer]
 ) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
     """The events of all requests in order of arrival, each with the index of its request.
 
@@ -68,8 +73,8 @@ async def run_all(
     try:
         for request in requests:
             streams.append(engine.submit(request))
-        for index, stream in enumerate(streams):
-            pumps.append(asyncio.create_task(_pump(index, stream, queue, observe())))
+        for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
+            pumps.append(asyncio.create_task(_pump(index, stream, queue, observe(request))))
         yield _Merged(queue, unfinished=len(streams))
     finally:
         for stream in streams:  # first, since a second cancellation may cut the wait below short
@@ -82,7 +87,7 @@ async def run_all(
 async def _pump(index: int, stream: AsyncIterator[Event], queue: _Queue, observer: Observer) -> None:
     try:
         async for event in stream:
-            observer(event)
+            await observer(event)
             queue.put_nowait((index, event))
             if isinstance(event, Finish):
                 return
@@ -109,7 +114,9 @@ class _Merged(AsyncIterator[tuple[int, Event]]):
         return index, event
 
 
-async def collect(engine: Engine, requests: Sequence[EngineRequest], observe: Callable[[], Observer]) -> list[Answer]:
+async def collect(
+    engine: Engine, requests: Sequence[EngineRequest], observe: Callable[[EngineRequest], Observer]
+) -> list[Answer]:
     """Whole answers in the order of their requests. Raises as soon as one of them must not go out."""
     chunks: list[list[Chunk]] = [[] for _ in requests]
     finishes: dict[int, Finish] = {}

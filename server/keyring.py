@@ -48,6 +48,11 @@ class KeysFile:
         check(self._tenants)
         self._check = check
 
+    @property
+    def tenants(self) -> Sequence[str]:
+        """The names in the last good file."""
+        return tuple(self._tenants.tenants)
+
     def find(self, digest: str) -> Caller | None:
         """Whose key that is. Every stored hash is compared, so that the time taken tells nothing about them."""
         found = None

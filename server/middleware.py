@@ -5,7 +5,6 @@ Plain ASGI, since Starlette's `BaseHTTPMiddleware` hides the disconnect of a cli
 
 import logging
 import re
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -13,13 +12,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.audit.auditor import Auditor
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
 from server.keyring import OPEN_PATHS, KeyRing
 from server.limits import Limiter
-from server.metrics import Metrics
+from server.metrics import METHODS, Metrics
 from server.openai.body import known_path
 from server.openai.error_responses import error_response
+from server.tracing import Tracer
 
 logger = logging.getLogger("skillguard.server")
 
@@ -36,16 +37,22 @@ def route_path(scope: Scope) -> str:
 class RequestMiddleware:
     """Outermost: gives the request its id and context, and turns whatever is raised inside into an answer."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics, audit: Auditor, tracer: Tracer
+    ) -> None:
         self._app = app
         self._routes = routes
         self._metrics = metrics
+        self._audit = audit
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = RequestContext(_request_id(Headers(scope=scope)), self._label(scope))
+        headers = Headers(scope=scope)
+        context = RequestContext(_client_request_id(headers), self._label(scope))
+        context.trace = self._tracer.begin(context.own_id, _method(scope["method"]), context.route, headers)
         attach_context(scope, context)
         status = 0
 
@@ -70,6 +77,10 @@ class RequestMiddleware:
     def _record(self, context: RequestContext, method: str, status: int) -> None:
         seconds = time.monotonic() - context.started
         self._metrics.observe_request(context.route, method, status, seconds)
+        if context.error is not None and context.caller is not None:
+            self._audit.failed(context.asked, context.error)
+        error = _error(context)
+        context.trace.end(status, None if error is None else reply_of(error).code)
         name = context.caller.name if context.caller else "-"
         why = _why(context)
         logger.info("%s %s %d %.3fs key=%s%s", context.request_id, context.route, status, seconds, name, why)
@@ -162,17 +173,26 @@ class BodyMiddleware:
             raise BodyTooLargeError(f"The body is larger than {self._max_bytes} bytes; send less.")
 
 
+def _error(context: RequestContext) -> Exception | None:
+    """What the request ended with, where it was no answer."""
+    return ClientGoneError("") if context.client_gone else context.error
+
+
+def _method(method: str) -> str:
+    """One that HTTP defines, or what OpenTelemetry's conventions call any other."""
+    return method if method in METHODS else "_OTHER"
+
+
 def _why(context: RequestContext) -> str:
     """The code and the field of an error, as the caller was told them, but for what the caller wrote."""
-    error = ClientGoneError("") if context.client_gone else context.error
-    if error is None:
+    if (error := _error(context)) is None:
         return ""
     shape = reply_of(error)
     param = getattr(error, "param", None) if shape.tells else None
     return f" code={shape.code} param={'-' if param is None else known_path(param)}"
 
 
-def _request_id(headers: Headers) -> str:
-    """The caller's, where it is fit for a log line; else a new one."""
+def _client_request_id(headers: Headers) -> str | None:
+    """The caller's, where it is fit for a log line."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+    return given if _REQUEST_ID.fullmatch(given) else None

@@ -2,16 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from guards.core.policy import Policy
+from guards.core.version import version
 from guards.errors import SkillguardError
+from server.audit.auditor import Auditor
 from server.auth import Caller
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
-from server.errors import NotReadyError
+from server.engines.errors import EngineBusyError
+from server.errors import ConfigError, NotReadyError
 from server.keyring import KeysFile
 from server.policies import default_policy, require_shadowable, require_tenants, shadowed, tenant_policy
 
@@ -52,11 +55,18 @@ class Readiness:
         engine: Engine,
         shadow: Collection[str],
         keys: KeysFile | None,
+        audit: Auditor,
         know: Callable[[Iterable[GuardInfo]], object] = lambda _: None,
+        *,
+        canary_interval_seconds: float | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """`know` is told the guards as soon as the engine runs."""
         self._engine = engine
+        self._audit = audit
         self._know = know
+        self._canary_interval_seconds = canary_interval_seconds
+        self._sleep = sleep
         self._shadow = shadow
         self._keys = keys
         self._running: Running | None = None
@@ -68,6 +78,28 @@ class Readiness:
         self.settled = asyncio.Event()
         """Set once the start is over, one way or the other; a command line waits for it to exit with an error."""
 
+    async def live(self) -> None:
+        """Start and verify, then verify again from time to time. Ends where nothing is left to verify."""
+        await self.bring_up()
+        while self._canary_interval_seconds is not None and self.ready:
+            await self._sleep(self._canary_interval_seconds)
+            await self.check_again()
+
+    async def check_again(self) -> None:
+        """The canaries once more. A guard that no longer agrees closes the server for good, as at the start."""
+        if not self.ready:
+            return
+        try:
+            reasons = unverified(await self._engine.verify(), info := self._engine.info)
+            await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=True)
+        except EngineBusyError:
+            logger.warning("the queue is full: the guards' canaries wait for the next time")
+        except Exception as error:
+            logger.exception("the guards could not be verified again")
+            self._fail(f"{type(error).__name__}: {error}")
+        else:
+            self._settle(reasons)
+
     async def bring_up(self) -> None:
         """Start, then verify. Never raises: what goes wrong becomes the phase FAILED, and the log says why."""
         try:
@@ -75,26 +107,36 @@ class Readiness:
             info = self._engine.info
             self._running = Running(info, self._policy(info))
             self._know(info.guards)
+            self._audit.know(info.guards)
             for sentence in accepted(info):
                 logger.warning(sentence)
             self.phase = Phase.VERIFYING
-            self.reasons = unverified(await self._engine.verify(), info)
+            await self._audit.started(info, self._running.policy, version())
+            reasons = unverified(await self._engine.verify(), info)
+            await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=False)
         except SkillguardError as error:
             self._fail(str(error))
         except Exception as error:  # an engine's own bug must leave a closed server, not a silent one
             logger.exception("the engine raised at start")
             self._fail(f"{type(error).__name__}: {error}")
         else:
-            if self.reasons:
-                self._fail("; ".join(f"guard {name}: {reason}" for name, reason in self.reasons.items()))
-            else:
-                self.phase = Phase.READY
+            self._settle(reasons)
+            if self.phase is Phase.READY:
                 logger.info("ready: %s with %d verified guards", info.model, len(info.guards))
         finally:
             self.settled.set()
 
+    def _settle(self, reasons: dict[str, str]) -> None:
+        self.reasons = reasons
+        if reasons:
+            self._fail("; ".join(f"guard {name}: {reason}" for name, reason in reasons.items()))
+        else:
+            self.phase = Phase.READY
+
     def _policy(self, info: EngineInfo) -> Policy:
         """Raises ConfigError where a setting or a tenant's policy names what is not there, or cannot be so."""
+        if unknown := sorted({*self._audit.scores} - {guard.name for guard in info.guards}):
+            raise ConfigError(f"audit_scores: no guard named {unknown[0]!r}; correct the name, or load the artifact")
         if self._keys is not None:
             self._keys.require(lambda tenants: require_tenants(info.guards, tenants))
         require_shadowable(info.guards, self._shadow, "shadow")

@@ -87,6 +87,13 @@ def clear_verdict(scores: Sequence[float], taus: Sequence[float], *, dtype: str,
     return False if all(score / tau >= CLEAR_OUTSIDE and score - room > tau for score, room, tau in parts) else None
 
 
+def room_left(canary: Canary, scores: Sequence[float], *, dtype: str, drift: Drift) -> float:
+    """Share of the drift that is allowed which no score used up: 1 where all are as calibrated, 0 at the edge."""
+    return min(
+        1 - abs(got - wanted) / drift.of(wanted, dtype) for got, wanted in zip(scores, canary.scores, strict=True)
+    )
+
+
 def disagreement(
     canary: Canary,
     reading: Reading,

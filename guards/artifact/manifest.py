@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from guards.core.quantiles import LEVELS
 from guards.core.verdict import Scope
 
 FORMAT_VERSION = 1
@@ -83,6 +84,23 @@ class SourceRecord(Strict):
         return f"{line}, {self.cut} cut to what fits" if self.cut else line
 
 
+class ScoreQuantiles(Strict):
+    """How retain prompts of the report part score, so that a server can say how common a score is.
+
+    `over_tau`: the score over tau at the last prompt token, of the part where that is smallest among those that judge
+    prompts; its quantiles at `guards.core.quantiles.LEVELS`, of so many `examples`.
+    """
+
+    examples: Annotated[int, Field(ge=1)]
+    over_tau: Annotated[tuple[float, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.over_tau) != sorted(self.over_tau):
+            raise ValueError("got quantiles that fall, wanted them ascending")
+        return self
+
+
 class CalibrationRecord(Strict):
     """How a guard came to be, for whoever has to trust it."""
 
@@ -97,6 +115,8 @@ class CalibrationRecord(Strict):
     false_abstention: Rate | None
     """Held-out retain examples on which the guard fires; of several frames, in the one where it is highest."""
     notes: tuple[str, ...] = ()
+    quantiles: ScoreQuantiles | None = None
+    """None where calibration measured none. Not written when None."""
 
 
 class CanaryMessage(Strict):

@@ -59,6 +59,7 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
     data = manifest.model_dump(mode="json")
     later = [
         (data["model"], "quantization"),
+        (data["calibration"], "quantiles"),
         *((each, key) for each in data["canaries"] for key in ("messages", "text")),
         *((each, key) for each in data["calibration"]["sources"] for key in ("field", "rows", "repeats", "cut")),
     ]

@@ -8,13 +8,22 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from guards.artifact.manifest import CalibrationRecord, Canary, Manifest, ModelIdentity, Name, Rate
+from guards.artifact.manifest import (
+    CalibrationRecord,
+    Canary,
+    Manifest,
+    ModelIdentity,
+    Name,
+    Rate,
+    ScoreQuantiles,
+)
 from guards.artifact.store import refuse_folder, write_artifact
 from guards.calibration.activations import Activations
 from guards.calibration.canary_choice import choose_canaries
 from guards.calibration.corpus import Corpus
 from guards.contract.guard import Guard
 from guards.contract.method import Method
+from guards.core.quantiles import quantile_table
 from guards.core.version import tool_name
 from guards.errors import CalibrationError
 from guards.model.encoding import CHAT_FRAME
@@ -75,6 +84,7 @@ def make_record(
     *,
     recall: Rate | None = None,
     false_abstention: Rate | None = None,
+    quantiles: ScoreQuantiles | None = None,
 ) -> CalibrationRecord:
     """The calibration record; the rates are those of held-out examples, None where none were measured."""
     return CalibrationRecord(
@@ -85,6 +95,7 @@ def make_record(
         recall=recall,
         false_abstention=false_abstention,
         notes=tuple(notes),
+        quantiles=quantiles,
     )
 
 
@@ -114,11 +125,14 @@ def finish(
     notes: Sequence[str],
     warnings: Sequence[str],
     rates: tuple[Rate | None, Rate | None] = (None, None),
+    prompt_ratios: Sequence[float] = (),
     **figures: Any,
 ) -> Finished:
     """The calibration of a fitted guard: canaries are read on the model, and the record is made.
 
-    `rates` are recall and false abstention of held-out examples. `figures` are the fields that `kind` has of its own.
+    `rates` are recall and false abstention of held-out examples. `prompt_ratios`: the score over tau of each retain
+    prompt of the report part, as `ScoreQuantiles` has it; none where that was not measured. `figures` are the fields
+    that `kind` has of its own.
     Raises CalibrationError where no prompt can be a canary.
     """
     forget, retain = corpora
@@ -128,9 +142,21 @@ def finish(
         method=method,
         guard=guard,
         identity=model.identity,
-        record=make_record(model, frames, corpora, [*notes, *warnings], recall=rates[0], false_abstention=rates[1]),
+        record=make_record(
+            model,
+            frames,
+            corpora,
+            [*notes, *warnings],
+            recall=rates[0],
+            false_abstention=rates[1],
+            quantiles=_quantiles(prompt_ratios),
+        ),
         canaries=canaries,
         warnings=tuple(warnings),
         seconds=clock.seconds,
         **figures,
     )
+
+
+def _quantiles(ratios: Sequence[float]) -> ScoreQuantiles | None:
+    return ScoreQuantiles(examples=len(ratios), over_tau=quantile_table(ratios)) if ratios else None

@@ -12,7 +12,7 @@ from torch import nn
 
 from guards.contract.accumulate import TOKEN, OverTokens
 from guards.core.policy import Rule
-from guards.core.verdict import GuardMode, Scope
+from guards.core.verdict import GuardMode, Scope, Stage
 from guards.model.sites import Place
 
 
@@ -45,6 +45,11 @@ class Part:
     label: str
     layers: tuple[int, ...]
     over_tokens: OverTokens = TOKEN
+
+    def reads(self, stage: Stage) -> bool:
+        """Whether what it reads at a position of this stage is of that stage's words, or of all."""
+        written = getattr(self.over_tokens, "written", None)
+        return written is None or written == (stage is Stage.GENERATION)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class LoadedGuard:
         """The artifact's own threshold of each part; none for an intervention."""
         return self.method.bind(self.guard, torch.device("cpu"), WHOLE).taus
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The label of each part."""
+        return tuple(part.label for part in self.method.bind(self.guard, torch.device("cpu"), WHOLE).parts)
+
 
 def read_guards(folders: Sequence[Path], *, verifiable: bool = True) -> dict[str, LoadedGuard]:
     """Reads artifacts by folder name.

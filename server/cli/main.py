@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 from guards.core.version import tool_name
 from guards.errors import SkillguardError
+from server.cli import audit as cli_audit
 from server.cli import calibrate as cli_calibrate
 from server.cli import check_config as cli_check
 from server.cli import evaluate as cli_evaluate
 from server.cli import import_esu as cli_import
 from server.cli import inspect as cli_inspect
 from server.cli import key as cli_key
+from server.cli import propose_tau as cli_propose
 from server.cli import serve as cli_serve
 from server.cli.engine import own_flags, split_flags
 from server.cli.flags import as_flags
 from server.engines.errors import EngineFlagError
 
-COMMANDS = (cli_serve, cli_check, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key)
+COMMANDS = (cli_serve, cli_check, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key, cli_audit, cli_propose)
 WITH_ENGINE = ("serve", "check-config", "calibrate", "evaluate")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from guards.contract.columns import GuardReading
 from guards.contract.guard import Health, Part
 from guards.core.verdict import Reading, Stage, Verdict, decide
-from server.engines.base import Acted, EngineRequest, GuardScore, Hit
+from server.engines.base import Acted, EngineRequest, GuardFault, GuardScore, Hit
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class AnswerState:
     """What interventions did, by position."""
     verified: bool = True
     """False from the first token on that no valid reading of every guard stands for."""
+    faults: dict[str, GuardFault] = field(default_factory=dict)
+    """The first of each guard."""
     judged: bool = False
     prompt_hits: dict[str, dict[int, Hit]] = field(default_factory=dict)
     """By guard and position, inside a prompt whose log-probabilities are asked for."""
@@ -109,6 +111,7 @@ class AnswerState:
             rule = self.request.policy.rules[name]
             verdict = decide(reading, rule.mode, stage.within(rule.scope))
             if verdict is Verdict.ERROR:
+                self.faults.setdefault(name, GuardFault(name, reading, position, stage))
                 self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
             yield name, _summary(name, fact, rule.taus, reading, parts, position, stage), verdict
@@ -123,8 +126,13 @@ def _summary(
     position: int,
     stage: Stage,
 ) -> GuardScore:
-    """The part that is furthest inside, or nearest to it (detector), or the only part (intervention)."""
-    best = min(range(len(parts)), key=lambda i: parts[i] / taus[i]) if taus else 0
+    """The part that is furthest inside, or nearest to it (detector), or the only part (intervention).
+
+    Where nothing fired, among those of the stage's own words: an answer's part says nothing of a prompt.
+    """
+    outside = reading is Reading.OUTSIDE
+    own = [i for i, part in enumerate(fact.parts) if part.reads(stage)] if outside else []
+    best = min(own or range(len(parts)), key=lambda i: parts[i] / taus[i]) if taus else 0
     return GuardScore(
         guard=name,
         skill=fact.skill,

@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from guards.artifact.manifest import ScoreQuantiles
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
@@ -242,6 +243,16 @@ class PromptHits:
 
 
 @dataclass(frozen=True)
+class GuardFault:
+    """A guard without a valid reading at a position that it had to read: MISSING or INVALID."""
+
+    guard: str
+    reading: Reading
+    position: int
+    stage: Stage
+
+
+@dataclass(frozen=True)
 class Acted:
     """What an intervention did to an answer: how much of its unit, over all positions."""
 
@@ -255,8 +266,8 @@ class Finish:
     """The last event of every request.
 
     `hits`: the first hit of each guard, enforced or shadowed. `prompt_scores`: every guard at the last prompt
-    token. `verified`: every position at which a token was drawn had a finite reading of every guard. `error` is set,
-    for the operator's log only, when `reason` is ERROR.
+    token. `verified`: every position at which a token was drawn had a finite reading of every guard; `faults`: each
+    guard's first that was not. `error` is set, for the operator's log only, when `reason` is ERROR.
     """
 
     reason: FinishReason
@@ -267,6 +278,7 @@ class Finish:
     prompt_scores: tuple[GuardScore, ...] = ()
     acted: tuple[Acted, ...] = ()
     prompt_hits: tuple[PromptHits, ...] = ()
+    faults: tuple[GuardFault, ...] = ()
     error: str | None = None
 
     def __post_init__(self) -> None:
@@ -286,6 +298,19 @@ class Finish:
     def withheld_in_prompt(self) -> PromptHits | None:
         """The first guard that withholds log-probabilities of this prompt, if one does."""
         return next((hits for hits in self.prompt_hits if hits.first.mode is GuardMode.ENFORCE), None)
+
+    def drawn_before(self, hit: Hit) -> int:
+        """Tokens of the answer that were drawn before one of its hits."""
+        return max(0, hit.score.position - (self.prompt_tokens - 1))
+
+    def sent_before(self, hit: Hit, hold_back_tokens: int | None) -> int:
+        """How many of them a caller may have, where the hit withheld the rest.
+
+        `hold_back_tokens`: by how many the caller's stream lags; None where an answer goes out whole.
+        """
+        if self.reason is not FinishReason.ABSTAIN or hold_back_tokens is None:
+            return 0
+        return max(0, self.drawn_before(hit) - hold_back_tokens)
 
 
 Event = Chunk | Finish
@@ -333,6 +358,12 @@ class GuardInfo:
     """What the live chat template or tokenizer gave and what was wanted, where they are CHANGED or ACCEPTED."""
     unit: str | None = None
     """What an intervention counts of its acting; None of a detector."""
+    variant: str | None = None
+    """Of its method, where that has several."""
+    parts: tuple[str, ...] = ()
+    """The label of each part, in the order of the rule's taus."""
+    quantiles: ScoreQuantiles | None = None
+    """How common scores of prompts are where the skill is not asked for; None where nobody measured it."""
     detail: Mapping[str, object] = field(default_factory=dict)
 
 

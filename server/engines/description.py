@@ -20,6 +20,7 @@ def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool, un
         name=loaded.artifact.name,
         skill=manifest.skill,
         method=loaded.method.name,
+        variant=loaded.method.variant,
         kind=loaded.method.kind,
         rule=Rule(GuardMode.ENFORCE, loaded.guard.scope, loaded.taus),
         layers=loaded.guard.layers,
@@ -29,6 +30,8 @@ def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool, un
         digest=loaded.artifact.digest,
         template_difference=difference,
         unit=unit,
+        parts=loaded.parts,
+        quantiles=manifest.calibration.quantiles,
         detail={
             "parameters": manifest.parameters,
             "calibration": manifest.calibration.model_dump(mode="json"),

@@ -7,8 +7,9 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
 
-from guards.artifact.canaries import disagreement
+from guards.artifact.canaries import disagreement, room_left
 from guards.contract.columns import GuardReading
 from guards.contract.guard import Bound, default_rules
 from guards.core.policy import Policy, Rule
@@ -69,6 +70,8 @@ class GuardedEngine(ABC):
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
         self._probes = 0
+        self._canary_room: dict[str, float] = {}
+        """By guard, of the last verification."""
 
     @property
     def info(self) -> EngineInfo:
@@ -89,7 +92,14 @@ class GuardedEngine(ABC):
         """See `Engine.submit`."""
 
     def metrics(self) -> Iterable[Metric]:
-        return ()
+        room = GaugeMetricFamily(
+            "skillguard_canary_margin_ratio",
+            "Share of the allowed drift that no canary used up in the last verification: 1 as calibrated, 0 the edge.",
+            labels=("guard",),
+        )
+        for name, left in self._canary_room.items():
+            room.add_metric((name,), left)
+        return (room,)
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
@@ -106,21 +116,22 @@ class GuardedEngine(ABC):
     async def _disagreement(self, name: str) -> str | None:
         """None where the live engine gives every canary's scores again, else a sentence about the first other one."""
         entry = self._guards[name]
+        self._canary_room.pop(name, None)
+        rooms = []
         changing = {each for each, of in self._guards.items() if of.method.kind is GuardKind.INTERVENTION}
         for index, canary in enumerate(entry.artifact.manifest.canaries):
             readings = await self.read(canary.token_ids, f"canary-{name}-{index}")
             reading, scores = readings[name]
+            dtype, drift, alone = entry.artifact.manifest.model.dtype, entry.method.drift, changing <= {name}
             trouble = disagreement(
-                canary,
-                reading,
-                scores,
-                dtype=entry.artifact.manifest.model.dtype,
-                kind=entry.method.kind,
-                drift=entry.method.drift,
-                alone=changing <= {name},
+                canary, reading, scores, dtype=dtype, kind=entry.method.kind, drift=drift, alone=alone
             )
             if trouble is not None:
                 return f"canary {index}: {trouble}"
+            if alone:  # beside another intervention scores move for a good reason
+                rooms.append(room_left(canary, scores, dtype=dtype, drift=drift))
+        if rooms:
+            self._canary_room[name] = min(rooms)
         return None
 
     async def read(self, prompt_token_ids: tuple[int, ...], request_id: str) -> Mapping[str, GuardReading]:

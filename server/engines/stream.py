@@ -142,6 +142,7 @@ class AnswerStream(EventStream):
                     PromptHits(at[min(at)], len(at)) for at in map(dict, tuple(answer.prompt_hits.values()))
                 ),
                 acted=_sums(each for position, each in tuple(answer.acted) if position <= last),
+                faults=tuple(answer.faults.values()),
                 error=answer.error,
             )
         )

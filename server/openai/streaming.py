@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.context import context_of
-from server.engines.base import Chunk, Engine, Event, Finish, PromptToken
+from server.engines.base import Chunk, Engine, EngineRequest, Event, Finish, PromptToken
 from server.errors import ClientGoneError
 from server.generation import Observer, require_sound, run_all, while_connected
 from server.openai.answers import AnswerJob
@@ -43,7 +43,12 @@ class StreamedResponse(Response):
     """Runs a job and sends it as it comes. Cancels it when the reader leaves."""
 
     def __init__(
-        self, engine: Engine, job: AnswerJob, wire: Wire, hold_back_tokens: int, observe: Callable[[], Observer]
+        self,
+        engine: Engine,
+        job: AnswerJob,
+        wire: Wire,
+        hold_back_tokens: int,
+        observe: Callable[[EngineRequest], Observer],
     ) -> None:
         # Not Response.__init__: it would promise an empty body.
         self.status_code = 200
@@ -67,6 +72,7 @@ class StreamedResponse(Response):
         except Exception as error:
             if not self._started:
                 raise
+            context.error = error
             logger.error("%s the stream ended by an error", context.request_id, exc_info=error)
             await self._send(send, self._wire.failed(error, context.request_id), last=True)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, Reading, Verdict, decide
 from server.context import CallerDep, ContextDep, ServicesDep
-from server.engines.base import GuardInfo, GuardScore
+from server.engines.base import GuardInfo, GuardScore, Hit
 from server.errors import UnverifiedError
 from server.generation import while_connected
 from server.openai import CheckRequest
@@ -41,12 +41,15 @@ async def checks(
     policy = running.policy_for(caller)
     scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}", policy))
     by_guard, rules = {score.guard: score for score in scores}, policy.rules
-    rows = []
+    rows, hits = [], []
     for guard in running.info.guards:
         score = by_guard.get(guard.name)
         verdict = verdict_of(guard, score, rules[guard.name])
         assert score is not None, "a verdict needs a score"
         rows.append(_row(score, verdict, caller.is_operator))
+        if verdict is not Verdict.ALLOW:
+            hits.append(Hit(score, rules[guard.name].mode))
+    await services.audit.checked(context.asked, policy, hits)
     return {
         "object": "list",
         "model": running.info.model,

@@ -9,10 +9,9 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import Engine, EngineRequest, Event, ToolPlan
+from server.engines.base import Engine, EngineRequest, Event, Finish, ToolPlan
 from server.engines.errors import InvalidOptionError
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
@@ -42,7 +41,7 @@ async def chat_completions(
 ) -> Response:
     """Continues a conversation."""
     job = await _converse(body, ChatShape(), services, context, caller)
-    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
 
 
 @router.post("/v1/responses")
@@ -51,7 +50,7 @@ async def responses(
 ) -> Response:
     """Continues a conversation, in the words of OpenAI's Responses API."""
     job = await _converse(body, ResponseShape(), services, context, caller)
-    return await _respond(job, ResponsesWire(job, body), bool(body.stream), request, services, context, caller)
+    return await _respond(job, ResponsesWire(job, body), bool(body.stream), request, services, context)
 
 
 @router.post("/v1/completions")
@@ -72,7 +71,7 @@ async def completions(
         echoes = [echo for echo in echoes for _ in range(body.answers_per_prompt)]
         job = replace(job, echoes=tuple(echoes), only_prompts=body.max_tokens == 0)
     await _prepare(job, body, services)
-    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context, caller)
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
 
 
 def _echo(engine: Engine, said: str | TokenIds, prompt: TokenIds, logprobs: int | None) -> Echo:
@@ -186,22 +185,27 @@ async def _respond(
     request: Request,
     services: Services,
     context: RequestContext,
-    caller: Caller,
 ) -> Response:
-    def observer() -> Observer:
-        measure = services.metrics.answer_observer(context.started)
-        audit = audit_observer(context.request_id, caller.name)
+    hold_back_tokens = services.config.hold_back_tokens
+
+    def observer(of: EngineRequest) -> Observer:
+        lag = hold_back_tokens if stream else None
+        measure = services.metrics.answer_observer(
+            context.started, tenant=context.asked.caller.tenant, policy=of.policy, hold_back_tokens=lag
+        )
         spent = spending(context.spend)
 
-        def observe(event: Event) -> None:
+        async def observe(event: Event) -> None:
             measure(event)
-            audit(event)
             spent(event)
+            if isinstance(event, Finish):
+                context.trace.answered(event, job.model, of.policy.version)
+                await services.audit.answered(context.asked, of, event, lag)
 
         return observe
 
     context.spend(sum(len(each.prompt_token_ids) for each in job.requests[:: job.answers_per_prompt]))
     if stream:
-        return StreamedResponse(services.engine, job, wire, services.config.hold_back_tokens, observer)
+        return StreamedResponse(services.engine, job, wire, hold_back_tokens, observer)
     answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))
     return JSONResponse(wire.whole(job.whole(answers)))

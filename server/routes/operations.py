@@ -21,7 +21,8 @@ async def health(services: ServicesDep) -> JSONResponse:
 async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards.
 
-    A keys file that cannot be used takes no server out, since the keys that it still holds go on; operators see why.
+    A keys file that cannot be used takes no server out, since the keys that it still holds go on, and nor does an audit
+    log that is not written, since an answer that needs no record goes out. Operators are told of both.
     """
     readiness, keys = services.readiness, services.keys.file
     running = readiness.running
@@ -32,6 +33,8 @@ async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     }
     if keys is not None and caller.is_operator:
         body["keys_file"] = {"valid": keys.trouble is None, "reason": keys.trouble}
+    if (log := services.audit.log) is not None and caller.is_operator:
+        body["audit"] = "ok" if log.failing is None else "failing"
     return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 

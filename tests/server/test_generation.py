@@ -7,7 +7,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from guards.core.verdict import Stage
-from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling, TokenLogprob
+from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Sampling, TokenLogprob
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
@@ -143,5 +143,9 @@ async def test_withheld_text_goes_no_further_than_the_engine() -> None:
     steps = abstention(hit(guard(), Stage.GENERATION), "secret")
     engine = ScriptedEngine([Script(steps)])
     request = EngineRequest("r1", (104, 105), Sampling(max_tokens=4))
-    (collected,) = await collect(engine, [request], lambda: lambda event: None)
+
+    async def ignore(_: Event) -> None:
+        pass
+
+    (collected,) = await collect(engine, [request], lambda _: ignore)
     assert (collected.text, collected.logprobs) == ("", ())

@@ -1,16 +1,34 @@
 """What Prometheus reads."""
 
+import asyncio
+import os
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guards.core.verdict import GuardKind, GuardMode, Reading
-from server.engines.base import Acted, Chunk, Finish, FinishReason, Load, TemplateState
+from guards.artifact.manifest import ScoreQuantiles
+from guards.core.policy import Policy
+from guards.core.quantiles import LEVELS
+from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage
+from server.engines.base import (
+    Acted,
+    Chunk,
+    Finish,
+    FinishReason,
+    GuardFault,
+    GuardInfo,
+    Hit,
+    Load,
+    TemplateState,
+)
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
-from server.metrics import Metrics
+from server.metrics import MOST_TENANTS, Metrics
 from tests.server.harness import CHAT, chat, completion, serving
 
 pytestmark = pytest.mark.anyio
@@ -175,3 +193,148 @@ def test_a_histogram_never_observes_less_than_nothing() -> None:
     assert sums == [0.5, 0.5, 1.5]
     assert sample(metrics, "score_over_tau_count", guard="a") == 3
     assert sample(metrics, "score_over_tau_bucket", guard="a", le="0.25") == 1
+
+
+TABLE = ScoreQuantiles(examples=9999, over_tau=tuple(1 + level for level in LEVELS))
+"""Of scores that are even between once and twice tau."""
+
+
+def judged(name: str = "a", **changes: Any) -> GuardInfo:
+    return replace(guard(name), parts=("prompt",), quantiles=TABLE, **changes)
+
+
+def seen(metrics: Metrics, finish: Finish, **asked: Any) -> None:
+    metrics.answer_observer(started=0.0, **asked)(finish)
+
+
+def at(of: GuardInfo, over_tau: float) -> Finish:
+    read = replace(score(of), score=over_tau * 0.5, part="prompt")
+    return Finish(FinishReason.STOP, 1, 1, verified=True, prompt_scores=(read,))
+
+
+def test_a_score_is_told_as_its_quantile() -> None:
+    metrics = Metrics()
+    metrics.know([judged()])
+    assert sample(metrics, "score_quantile_count", guard="a") == 0
+    assert sample(metrics, "score_over_tau_count", guard="a") is None, "one of the two is enough"
+    seen(metrics, at(judged(), 1.25))
+    assert sample(metrics, "score_quantile_sum", guard="a") == pytest.approx(0.25)
+    assert sample(metrics, "score_quantile_bucket", guard="a", le="0.2") == 0
+    assert sample(metrics, "score_quantile_bucket", guard="a", le="0.3") == 1
+
+
+def test_a_quantile_is_that_of_the_artifacts_tau_whatever_tau_holds() -> None:
+    metrics = Metrics()
+    metrics.know([judged()])
+    finish = at(judged(), 1.25)
+    seen(metrics, replace(finish, prompt_scores=(replace(finish.prompt_scores[0], tau=0.1),)))
+    assert sample(metrics, "score_quantile_sum", guard="a") == pytest.approx(0.25)
+
+
+def test_outside_of_the_table_a_quantile_is_drawn() -> None:
+    metrics = Metrics(draw=lambda low, high: (low + high) / 2)
+    metrics.know([judged()])
+    seen(metrics, at(judged(), 0.2))
+    assert sample(metrics, "score_quantile_sum", guard="a") == pytest.approx(0.0005)
+    seen(metrics, at(judged(), 9.0))
+    assert sample(metrics, "score_quantile_sum", guard="a") == pytest.approx(0.0005 + 0.9995)
+
+
+def test_verdicts_by_guard_mode_and_stage() -> None:
+    metrics = Metrics()
+    a, b, c = judged("a"), judged("b"), judged("c", rule=replace(guard().rule, scope=Scope.GENERATION))
+    metrics.know([a, b, c])
+    rules = {each.name: each.rule for each in (a, b, c)}
+    policy = Policy({**rules, "b": replace(b.rule, mode=GuardMode.SHADOW)})
+
+    def count(name: str, mode: str, stage: str, verdict: str) -> float | None:
+        return sample(metrics, "verdicts_total", guard=name, mode=mode, stage=stage, verdict=verdict)
+
+    scores = tuple(replace(score(each), part="prompt") for each in (a, b, c))
+    late = hit(a, Stage.GENERATION)
+    watched = Hit(score(b, Reading.INSIDE), GuardMode.SHADOW)
+    seen(
+        metrics,
+        Finish(FinishReason.ABSTAIN, 4, 3, verified=True, hits=(watched, late), prompt_scores=scores),
+        policy=policy,
+    )
+    assert count("a", "enforce", "prompt", "allow") == 1
+    assert count("a", "enforce", "generation", "abstain") == 1
+    assert count("b", "shadow", "prompt", "shadow") == 1
+    assert count("b", "shadow", "generation", "allow") == 1
+    assert count("c", "enforce", "prompt", "allow") == 0, "outside of its scope"
+    assert count("c", "enforce", "generation", "allow") == 1
+    fault = GuardFault("c", Reading.MISSING, 3, Stage.PROMPT)
+    broken = Finish(FinishReason.ERROR, 4, 0, verified=False, prompt_scores=scores[:2], faults=(fault,))
+    seen(metrics, broken, policy=policy)
+    assert count("c", "enforce", "prompt", "error") == 1
+    assert count("a", "enforce", "prompt", "allow") == 2
+    assert sample(metrics, "guard_errors_total", guard="c", kind="missing") == 1
+    assert sample(metrics, "guard_errors_total", guard="c", kind="invalid") == 0
+    assert sample(metrics, "prompt_tokens_unseen_total") == 4
+    assert count("a", "enforce", "generation", "allow") == 0, "nothing was drawn"
+
+
+def test_where_a_guard_fired_and_what_was_out_by_then() -> None:
+    metrics = Metrics()
+    metrics.know([judged()])
+    late = replace(hit(judged(), Stage.GENERATION), score=replace(score(judged()), position=29, stage=Stage.GENERATION))
+    finish = Finish(FinishReason.ABSTAIN, 20, 11, verified=True, hits=(late,))
+    for lag, sent in ((0, 10), (4, 16), (None, 16), (64, 16)):
+        seen(metrics, finish, hold_back_tokens=lag)
+        assert sample(metrics, "sent_before_abstention_tokens_sum", guard="a") == sent
+    assert sample(metrics, "hit_position_tokens_sum", guard="a", stage="generation") == 4 * 29
+
+
+def test_tenants_are_bounded() -> None:
+    metrics = Metrics()
+    metrics.know([judged()])
+    metrics.know_tenants(["alice", *(f"key-{index}" for index in range(2 * MOST_TENANTS))])
+    answers = [each for each in metrics.registry.collect() if each.name == "skillguard_tenant_answers"]
+    tenants = {each.labels["tenant"] for each in answers[0].samples}
+    assert len(tenants) == MOST_TENANTS + 1
+    assert {"alice", "other"} < tenants
+    withheld = Finish(FinishReason.ABSTAIN, 1, 1, verified=True, hits=(hit(judged()),))
+    for tenant in ("alice", "mallory", "mallory"):
+        seen(metrics, withheld, tenant=tenant)
+    assert sample(metrics, "tenant_answers_total", tenant="alice", outcome="abstained") == 1
+    assert sample(metrics, "tenant_answers_total", tenant="other", outcome="abstained") == 2
+    assert sample(metrics, "tenant_answers_total", tenant="mallory", outcome="abstained") is None
+    assert sample(metrics, "tenant_abstentions_total", tenant="alice", skill="cooking", stage="prompt") == 1
+    assert sample(metrics, "tenant_abstentions_total", tenant="alice", skill="cooking", stage="generation") == 0
+
+
+async def test_a_request_is_counted_for_its_caller_under_its_policy() -> None:
+    engine = ScriptedEngine([Script(abstention(hit(guard())))])
+    async with serving(engine) as served:
+        await served.post(CHAT, chat())
+        answers = "skillguard_tenant_answers_total"
+        assert await served.metric(f'{answers}{{outcome="abstained",tenant="anonymous"}}') == 1
+        assert await served.metric(f'{answers}{{outcome="abstained",tenant="other"}}') == 0
+        labels = 'guard="demo",mode="enforce",stage="prompt",verdict="abstain"'
+        assert await served.metric(f"skillguard_verdicts_total{{{labels}}}") == 1
+        text = (await served.client.get("/metrics")).text
+        assert 'skillguard_artifact_info{guard="demo",method="ksd",quantiles="unknown",sha256="000' in text
+        assert 'skillguard_policy_info{version="' in text
+
+
+async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
+    """Every series that a server can have: guards of all kinds, an audit log, and an answer of each outcome."""
+    if (promtool := shutil.which("promtool")) is None:
+        assert not os.environ.get("CI"), "promtool is not installed; .ci/run installs Debian's package prometheus"
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    moved = replace(guard("na-facts", skill="facts", kind=GuardKind.INTERVENTION), unit="neurons")
+    engine = ScriptedEngine([Script(abstention(hit(guard())))], guards=(guard(), judged(), moved))
+    async with serving(engine, audit_dir=tmp_path) as served:
+        await served.post(CHAT, chat())
+        text = (await served.client.get("/metrics")).text
+
+    def check(text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(promtool), "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        )
+
+    done = await asyncio.to_thread(check, text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    odd = "# HELP skillguard_odd Odd.\n# TYPE skillguard_odd counter\nskillguard_odd 1\n"
+    assert (await asyncio.to_thread(check, odd)).returncode != 0, "the positive control"

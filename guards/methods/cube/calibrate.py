@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guards.artifact.manifest import Rate
-from guards.calibration.activations import Activations
+from guards.calibration.activations import Activations, Tokens
 from guards.calibration.corpus import Share
 from guards.calibration.detector_job import prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
@@ -59,7 +59,8 @@ class FrameResult:
     """What the guard does to prompts in one frame, on the report part. The rates are those of all cubes together.
 
     `chosen` is the frame's own cube, among one at each layer; `forget_E` and `retain_E` are its scores, `tau` its own.
-    `sources`: the false abstentions by retain source.
+    `sources`: the false abstentions by retain source. `ratio_E`: of retain prompts the score over tau of the nearest
+    cube, float64.
     """
 
     frame: str
@@ -67,6 +68,7 @@ class FrameResult:
     recall: Rate
     false_abstention: Rate
     sources: Mapping[str, Rate]
+    ratio_E: Tensor
     forget_E: Tensor
     retain_E: Tensor
     chosen: LayerResult
@@ -133,6 +135,7 @@ def _frame_result(
         recall=rate_of(hits(forget_CE, taus)),
         false_abstention=rate_of(retain_hits_E),
         sources=_rates_by_source(job, retain_hits_E),
+        ratio_E=(retain_CE.double() / torch.tensor(taus, dtype=torch.float64)[:, None]).amin(dim=0),
         forget_E=forget_CE[cube],
         retain_E=retain_CE[cube],
         chosen=own,
@@ -207,6 +210,13 @@ def _notes(job: CubeJob, frames: Sequence[FrameResult]) -> list[str]:
     return notes
 
 
+def _prompt_ratios(job: CubeJob, frames: Sequence[FrameResult]) -> list[float]:
+    """None where texts were scored at all of their tokens: a prompt is judged at its last."""
+    if judged_tokens(job.options) is not Tokens.LAST:
+        return []
+    return torch.cat([result.ratio_E for result in frames]).tolist()
+
+
 def sites(_: CubeOptions) -> tuple[Site, ...]:
     """What a calibration looks at."""
     return (Site.KEY,)
@@ -249,6 +259,7 @@ def calibrate(
             min((frame.recall for frame in frames), key=lambda rate: rate.rate),
             max((frame.false_abstention for frame in frames), key=lambda rate: rate.rate),
         ),
+        prompt_ratios=_prompt_ratios(job, frames),
         options=options,
         frames=frames,
     )

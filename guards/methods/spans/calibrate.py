@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guards.artifact.manifest import Rate
-from guards.calibration.accumulated import turns_of
+from guards.calibration.accumulated import read_texts, turns_of
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
 from guards.calibration.detector_job import layers_text, prepare, shortages
@@ -149,6 +149,12 @@ class _Read:
         """Evidence at every token over what is needed to fire, float32 [T]."""
         evidence = gathered(self.values, self.turns, [each.over_tokens for each in two])
         return [margins(each_T2, [needed(each) for each in two]) for each_T2 in evidence]
+
+    def ratios(self, two: Sequence[Judgement]) -> list[float]:
+        """Score over tau at the last token, of the judgement where that is smaller."""
+        tau_2 = torch.tensor([each.tau for each in two], dtype=torch.float64)
+        read = read_texts(self.values, self.turns, [each.over_tokens for each in two])
+        return [float((each_T2[-1].double() / tau_2).amin()) for each_T2 in read]
 
 
 def _is_answer(each: Example) -> bool:
@@ -291,6 +297,7 @@ def calibrate(
     asked, written = reported.of(_is_prompt), reported.of(_is_answer)
     prompt_margins, answer_margins = asked.margins(of_prompts), written.margins(of_answers) if of_answers else []
     margin_E = torch.stack([*(each_T[-1] for each_T in prompt_margins), *(each_T.amax() for each_T in answer_margins)])
+    innocent = asked.of(lambda each: each.side == "retain")
     reported_examples = [*asked.examples, *written.examples]
     rows = _rows(reported_examples, margin_E)
     count = {side: len(each.weight_N) for side, each in windows.items()}
@@ -314,6 +321,7 @@ def calibrate(
             min((row.recall for row in framed if row.recall), key=lambda rate: rate.rate),
             max((row.false_abstention for row in framed if row.false_abstention), key=lambda rate: rate.rate),
         ),
+        prompt_ratios=innocent.ratios(of_prompts),
         options=job.options,
         rows=rows,
         candidates=candidates,

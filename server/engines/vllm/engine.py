@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 import vllm
-from prometheus_client import REGISTRY, Metric
+from prometheus_client import Metric
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from guards.artifact.identity import refuse_mismatch
 from guards.contract.columns import Columns
@@ -206,8 +207,9 @@ class VllmEngine(GuardedEngine):
         return Load(running=running, waiting=len(self._streams) - running)
 
     def metrics(self) -> Iterable[Metric]:
-        """vLLM's own, which it keeps in the process's registry."""
-        return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
+        """vLLM's own as well, from where it keeps them: the process's registry, or files of several processes."""
+        yield from super().metrics()
+        yield from (metric for metric in get_prometheus_registry().collect() if metric.name.startswith("vllm:"))
 
     def submit(self, request: EngineRequest) -> AnswerStream:
         llm = self._llm

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from guards.artifact.manifest import Canary, CanaryMessage
+from guards.artifact.manifest import Canary, CanaryMessage, ScoreQuantiles
 from guards.artifact.store import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -20,9 +20,10 @@ from guards.artifact.store import (
     write_artifact,
 )
 from guards.calibration.entry import Entry
+from guards.core.quantiles import quantile_table
 from guards.errors import ArtifactError
 from guards.methods.registry import CUBE, load_guard, method_of
-from tests.guards.samples import IDENTITY, cube, cubes, each_entry, files, manifest, write
+from tests.guards.samples import CALIBRATION, IDENTITY, cube, cubes, each_entry, files, manifest, write
 
 
 @pytest.fixture
@@ -53,6 +54,26 @@ class TestRoundTrip:
         assert b'"quantization"' not in files(demo)[MANIFEST_NAME]
         write_artifact(tmp_path / "again", artifact.manifest, artifact.tensors)
         assert files(tmp_path / "again") == files(demo)
+
+    def test_what_was_written_before_there_were_quantiles_keeps_its_bytes(self, tmp_path: Path) -> None:
+        for shipped in sorted((Path(__file__).parents[3] / "artifacts").glob("*/guards/*")):
+            artifact = read_artifact(shipped)
+            if artifact.manifest.calibration.quantiles is None:
+                digest = write_artifact(tmp_path / shipped.name, artifact.manifest, artifact.tensors)
+                assert digest == artifact.digest
+                assert files(tmp_path / shipped.name) == files(shipped)
+
+    def test_quantiles_are_kept_and_looked_at(self, tmp_path: Path) -> None:
+        table = quantile_table([1.0, 1.5, 2.0, 4.0])
+        record = CALIBRATION.model_copy(update={"quantiles": ScoreQuantiles(examples=4, over_tau=table)})
+        folder = write(tmp_path / "sums", calibration=record)
+        found = read_artifact(folder).manifest.calibration.quantiles
+        assert found == ScoreQuantiles(examples=4, over_tau=table)
+        for odd in (table[:-1], table[::-1], (float("nan"), *table[1:])):
+            with pytest.raises(ValidationError):
+                ScoreQuantiles(examples=4, over_tau=odd)
+        with pytest.raises(ValidationError):
+            ScoreQuantiles(examples=0, over_tau=table)
 
     def test_quantisation_is_kept(self, tmp_path: Path) -> None:
         quantised = IDENTITY.model_copy(update={"quantization": "compressed-tensors"})

@@ -12,6 +12,7 @@ from guards.calibration.corpus import FORGET_DEAL, RETAIN_DEAL, Share, encode_co
 from guards.calibration.detector_job import prepare
 from guards.calibration.sources import Source
 from guards.calibration.statistics import floor_sigma
+from guards.core.quantiles import LEVELS
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError, DataError
 from guards.inside.transformers.loading import LoadedModel
@@ -119,6 +120,13 @@ def test_separates_what_can_be_separated(calibration: CubeCalibration) -> None:
     assert calibration.record.recall.total == 60
     assert calibration.record.false_abstention is not None
     assert calibration.record.false_abstention.total == 120
+
+
+def test_how_common_scores_of_prompts_are_is_recorded(calibration: CubeCalibration) -> None:
+    quantiles = calibration.record.quantiles
+    assert quantiles is not None
+    assert quantiles.examples == sum(len(frame.retain_E) for frame in calibration.frames)
+    assert quantiles.over_tau[LEVELS.index(0.5)] > 1
 
 
 def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path) -> None:

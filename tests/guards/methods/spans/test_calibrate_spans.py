@@ -13,6 +13,7 @@ from guards.calibration.sources import Source
 from guards.calibration.surroundings import Kind
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import Turns
+from guards.core.quantiles import LEVELS, place
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
@@ -122,6 +123,16 @@ def test_the_artifact_verifies_and_its_bytes_are_the_inputs_alone(
     assert guard.layers == calibration.chosen.layers
     again = calibrate(loaded, *sources(160), OPTIONS)
     assert again.save(tmp_path / "b", "sums") == digest
+
+
+def test_how_common_scores_of_prompts_are_is_recorded(calibration: SpanCalibration) -> None:
+    quantiles = calibration.record.quantiles
+    assert quantiles is not None
+    assert quantiles.examples > 100
+    at_tau, _ = place(quantiles.over_tau, quantiles.examples, 1.0)
+    assert at_tau <= 2 * OPTIONS.max_false_abstention, "so few of these texts fire"
+    assert quantiles.over_tau[LEVELS.index(0.5)] > 1
+    assert len(set(quantiles.over_tau)) > 10, "scores of texts without the skill differ"
 
 
 def test_every_side_has_the_word_in_the_fit(calibration: SpanCalibration) -> None:

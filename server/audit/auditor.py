@@ -1,0 +1,175 @@
+"""Makes records of what happens, and waits for them to be written where an answer depends on it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from guards.core.policy import Policy
+from server.audit.log import AuditLog
+from server.audit.records import (
+    Fields,
+    Kind,
+    hits_of,
+    record,
+    score_fields,
+    start_fields,
+)
+from server.audit.redaction import Redaction
+from server.auth import Caller
+from server.engines.base import EngineInfo, EngineRequest, Finish, GuardInfo, Hit
+from server.errors import AuditError, GenerationError, NotReadyError, reply_of
+
+logger = logging.getLogger("skillguard.audit")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asked for what: what every record of a request says."""
+
+    request: str
+    """The server's own id. A caller may send any `x-request-id`, and the same one twice."""
+    client_request: str | None
+    """The caller's, where there is one."""
+    route: str
+    caller: Caller
+
+    @property
+    def fields(self) -> Fields:
+        """As records have it."""
+        named: Fields = {} if self.client_request is None else {"client_request": self.client_request}
+        return {"request": self.request, **named, "route": self.route, "key": self.caller.name}
+
+
+@dataclass
+class Auditor:
+    """The one place where records are made. Without a `log` hits are lines of the program's log, and nothing else.
+
+    `scores` names guards of which every reading of a prompt is recorded. `redaction` is None where no text is.
+    """
+
+    log: AuditLog | None = None
+    scores: Sequence[str] = ()
+    redaction: Redaction | None = None
+    decode: Callable[[Sequence[int]], str] = lambda _: ""
+    """A prompt's text, from any thread."""
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    def know(self, guards: Iterable[GuardInfo]) -> None:
+        """These guards judge from now on."""
+        self._digests = {guard.name: guard.digest for guard in guards}
+
+    async def started(self, info: EngineInfo, policy: Policy, version: str) -> None:
+        """Raises AuditError: a server that is to refuse what it cannot record does not become ready."""
+        if self.log is not None:
+            cut = {"cut_bytes": self.log.cut_bytes} if self.log.cut_bytes else {}
+            fields = start_fields(info, policy.rules)
+            await self.log.record([record(Kind.START, version=version, policy=policy.version, **fields, **cut)])
+
+    def stopped(self) -> None:
+        """The last record. Blocks until all are written."""
+        if self.log is not None:
+            self.log.put([record(Kind.STOP)])
+            self.log.stop()
+
+    async def canaries(self, reasons: Mapping[str, str], names: Iterable[str], *, scheduled: bool) -> None:
+        """What the canaries of each guard said; `reasons` of those that did not agree. Raises AuditError."""
+        if self.log is not None:
+            when = "schedule" if scheduled else "start"
+            await self.log.record(
+                [
+                    record(
+                        Kind.CANARIES,
+                        guard=name,
+                        digest=self._digests.get(name),
+                        when=when,
+                        agreed=name not in reasons,
+                        reason=reasons.get(name),
+                    )
+                    for name in names
+                ]
+            )
+
+    async def answered(
+        self, asked: Asked, request: EngineRequest, finish: Finish, hold_back_tokens: int | None
+    ) -> None:
+        """Everything of one answer, before its end goes out. Raises AuditError."""
+        found = [*hits_of(finish)]
+        for _, hit, more in found:
+            _log_hit(asked, hit, more)
+        if self.log is None:
+            return
+        answer = {**asked.fields, "answer": request.request_id, "policy": request.policy.version}
+        prompt: Fields = {"prompt_tokens": finish.prompt_tokens}
+        if found and self.redaction is not None:
+            prompt["text"] = await asyncio.to_thread(self._text, self.redaction, request.prompt_token_ids)
+        records = [
+            record(
+                kind,
+                **answer,
+                **self._score(hit),
+                **more,
+                **prompt,
+                drawn_tokens=finish.drawn_before(hit),
+                sent_tokens=finish.sent_before(hit, hold_back_tokens),
+            )
+            for kind, hit, more in found
+        ]
+        records += [
+            record(Kind.SCORE, **answer, **score_fields(score), digest=self._digests.get(score.guard))
+            for score in finish.prompt_scores
+            if score.guard in self.scores
+        ]
+        await self.log.record(records)
+
+    async def checked(self, asked: Asked, policy: Policy, hits: Sequence[Hit]) -> None:
+        """What fired on a prompt that was only checked. Raises AuditError."""
+        if self.log is not None:
+            fields = {**asked.fields, "policy": policy.version}
+            await self.log.record([record(Kind.CHECK, **fields, **self._score(hit)) for hit in hits])
+
+    def failed(self, asked: Asked, error: Exception) -> None:
+        """An error of ours that ended a request. Nobody waits: nothing of an answer goes out anyway.
+
+        Its text is not recorded, since it may quote anything; the program's log has it.
+        """
+        shape = reply_of(error)
+        if self.log is None or shape.status < 500 or isinstance(error, AuditError | NotReadyError):
+            return
+        faults = error.faults if isinstance(error, GenerationError) else ()
+        told = [
+            {"guard": each.guard, "reading": each.reading.name.lower(), "position": each.position} for each in faults
+        ]
+        self.log.put([record(Kind.ERROR, **asked.fields, code=shape.code, error=type(error).__name__, guards=told)])
+
+    async def changed(self, who: Caller, what: str, before: object, after: object, policy: Policy) -> None:
+        """An operator's change, before it takes effect. `before` and `after` are made of what JSON has. Raises
+        AuditError.
+        """
+        if self.log is not None:
+            fields = {"key": who.name, "what": what, "before": before, "after": after, "policy": policy.version}
+            await self.log.record([record(Kind.ADMIN, **fields)])
+
+    def _score(self, hit: Hit) -> Fields:
+        return {**score_fields(hit.score), "mode": hit.mode.value, "digest": self._digests.get(hit.score.guard)}
+
+    def _text(self, redaction: Redaction, token_ids: Sequence[int]) -> str:
+        return redaction(self.decode(token_ids))
+
+
+def _log_hit(asked: Asked, hit: Hit, more: Fields) -> None:
+    score = hit.score
+    logger.info(
+        "%s key=%s guard=%s skill=%s mode=%s stage=%s layers=%s position=%d score=%.6g tau=%s%s",
+        asked.client_request or asked.request,
+        asked.caller.name,
+        score.guard,
+        score.skill,
+        hit.mode.value,
+        score.stage.value,
+        ",".join(map(str, score.layers)),
+        score.position,
+        score.score,
+        score.tau,
+        "".join(f" prompt_{name}={value}" for name, value in more.items()),
+    )
