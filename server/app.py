@@ -17,7 +17,7 @@ from server.metrics import Metrics
 from server.middleware import BodyMiddleware, KeyMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
-from server.routes import checks, descriptions, generation, operations, tokens
+from server.routes import checks, descriptions, generation, judging, operations, tokens
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
@@ -61,7 +61,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    routers = [module.router for module in (generation, checks, tokens, descriptions, operations)]
+    routers = [module.router for module in (generation, checks, judging, tokens, descriptions, operations)]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from server.config import GuardNames
 from server.errors import ConfigError, ForbiddenError, InvalidKeyError
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
+OPEN_PATHS = frozenset(
+    {"/health", "/ready", "/ping", "/v1/health/live", "/v1/health/ready", "/v2/health/live", "/v2/health/ready"}
+)
 """What an orchestrator's probes need: they hold no secrets and answer without a key."""
 
 METRICS_PATH = "/metrics"

@@ -89,8 +89,7 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            authorization = dict(scope["headers"]).get(b"authorization")
-            context_of(scope).caller = self._keys.admit(route_path(scope), authorization)
+            context_of(scope).caller = self._keys.admit(route_path(scope), _authorization(Headers(scope=scope)))
         await self._app(scope, receive, send)
 
 
@@ -152,6 +151,14 @@ def _why(context: RequestContext) -> str:
     shape = reply_of(error)
     param = getattr(error, "param", None) if shape.tells else None
     return f" code={shape.code} param={'-' if param is None else known_path(param)}"
+
+
+def _authorization(headers: Headers) -> bytes | None:
+    """The Authorization header; where there is none, what LiteLLM's guardrails send in its place."""
+    given, key = headers.get("authorization"), headers.get("x-api-key")
+    if given is None and key is not None:
+        given = f"Bearer {key}"
+    return None if given is None else given.encode("latin-1")
 
 
 def _request_id(headers: Headers) -> str:

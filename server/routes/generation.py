@@ -22,6 +22,7 @@ from server.openai.abstention import Abstention
 from server.openai.answers import AnswerJob
 from server.openai.common import SamplingBody
 from server.openai.history import log_dropped
+from server.openai.moderation import BothSides
 from server.openai.prompts import Echo
 from server.openai.responses.request import ResponsesRequest
 from server.openai.responses.wire import ResponseShape, ResponsesWire
@@ -83,11 +84,11 @@ def _echo(engine: Engine, said: str | TokenIds, prompt: TokenIds, logprobs: int 
     return Echo(said if isinstance(said, str) else engine.decode(prompt), tokens, logprobs)
 
 
-def require_model(asked: str | None, running: Running) -> None:
+def require_model(asked: str | None, running: Running, field: str = "model") -> None:
     """One model is served; answering for another would be a lie about what was guarded. None names none."""
     served = running.info.model
     if asked not in (None, served):
-        raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", "model")
+        raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", field)
 
 
 async def _converse(
@@ -107,6 +108,10 @@ async def _converse(
     variables = body.template_variables(running.info)
     prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools, variables)
     job = _job(body, [prompt], shape, services, running, caller, plan)
+    if body.moderation is not None:
+        require_model(body.moderation.model, running, "moderation.model")
+        told = BothSides(running.info.model, running.info.guards, running.policy_for(caller), caller.is_operator)
+        job = replace(job, moderation=told)
     await _prepare(job, body, services, plan)
     return job
 

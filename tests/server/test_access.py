@@ -6,12 +6,24 @@ from pathlib import Path
 import pytest
 
 from server.auth import Role, new_key
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, chat, completion, responses, serving
+from tests.server.harness import (
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODERATIONS,
+    RESPONSES,
+    chat,
+    completion,
+    responses,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 
 KEYS = {role: new_key(role.value, role) for role in Role}
-OPEN = [("GET", "/health", None), ("GET", "/ready", None), ("GET", "/ping", None), ("POST", "/ping", None)]
+PROBES = ["/health", "/ready", "/ping", *(f"/{of}/health/{what}" for of in ("v1", "v2") for what in ("live", "ready"))]
+OPEN: list[tuple[str, str, object]] = [*(("GET", path, None) for path in PROBES), ("POST", "/ping", None)]
 GUARDED = [
     ("POST", CHAT, chat()),
     ("POST", CHAT, chat(stream=True)),
@@ -19,6 +31,8 @@ GUARDED = [
     ("POST", RESPONSES, responses()),
     ("POST", RESPONSES, responses(stream=True)),
     ("POST", CHECKS, completion()),
+    ("POST", MODERATIONS, {"input": "a"}),
+    ("POST", GUARDRAIL, {"input_type": "request", "texts": ["a"]}),
     ("POST", "/tokenize", {"prompt": "a"}),
     ("POST", "/detokenize", {"tokens": [97]}),
     ("GET", "/version", None),
