@@ -3,15 +3,14 @@
 import asyncio
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, Reading, Verdict, decide
-from guards.errors import GuardReadingError
-from server.engines.base import Engine, Finish, FinishReason, GuardInfo, GuardScore, Hit, Message
+from server.engines.base import Engine, EngineRequest, GuardInfo, GuardScore, Message, Sampling
 from server.errors import UnverifiedError
-from server.generation import Observer
+from server.generation import Observer, collect
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,20 @@ def verdict_of(guard: GuardInfo, score: GuardScore | None, rule: Rule) -> Verdic
 class Judge:
     """Judges texts for one caller: each as a user's only turn in a chat, or bare where the model has no chat template.
 
-    One forward pass a text, of which no answer comes. `observe` makes what is told of each, as of an answer.
+    One forward pass a text, of which no answer comes. `observe` is given to `collect`.
     """
 
     engine: Engine
     policy: Policy
     at_a_time: int
     """Texts in the engine's queue together."""
-    observe: Observer
+    observe: Callable[[], Observer]
 
     async def texts(self, texts: Sequence[str]) -> list[tuple[Judged, ...]]:
         """The verdicts on each text, in order; equal texts are judged once.
 
-        Raises what `Engine.check` and `Engine.encode_chat` raise, and UnverifiedError, as soon as one text cannot be
-        judged: there is no verdict on the others then.
+        Raises what `collect` and `Engine.encode_chat` raise as soon as one text cannot be judged: then there is no
+        verdict on the others.
         """
         places = asyncio.Semaphore(self.at_a_time)
 
@@ -83,31 +82,14 @@ class Judge:
         return [running[text].result() for text in texts]
 
     async def _judge(self, text: str) -> tuple[Judged, ...]:
+        """As the first token of an answer would be judged, which is thrown away."""
         prompt = await asyncio.to_thread(self._encode, text)
-        try:
-            scores = await self.engine.check(prompt, f"judge-{secrets.token_hex(16)}")
-            found = judged(self.engine.info.guards, scores, self.policy)
-        except (GuardReadingError, UnverifiedError) as error:
-            self.observe(Finish(FinishReason.ERROR, len(prompt), 0, verified=False, error=str(error)))
-            raise
-        self.observe(self._finish(found, len(prompt)))
-        return found
+        sampling = Sampling(max_tokens=1, temperature=0)
+        request = EngineRequest(f"judge-{secrets.token_hex(16)}", prompt, sampling, self.policy)
+        (answer,) = await collect(self.engine, [request], self.observe)
+        return judged(self.engine.info.guards, answer.finish.prompt_scores, self.policy)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if self.engine.info.template_sha256 is None:
             return self.engine.encode_text(text)
         return self.engine.encode_chat([Message("user", text)])
-
-    def _finish(self, found: Sequence[Judged], prompt_tokens: int) -> Finish:
-        """As if an answer to the text had ended here."""
-        rules = self.policy.rules
-        hits = [each for each in found if each.verdict in (Verdict.ABSTAIN, Verdict.SHADOW)]
-        withheld = any(each.verdict is Verdict.ABSTAIN for each in hits)
-        return Finish(
-            FinishReason.ABSTAIN if withheld else FinishReason.STOP,
-            prompt_tokens,
-            completion_tokens=0,
-            verified=True,
-            hits=tuple(Hit(each.score, rules[each.guard.name].mode) for each in hits),
-            prompt_scores=tuple(each.score for each in found),
-        )

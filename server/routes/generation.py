@@ -91,6 +91,18 @@ def require_model(asked: str | None, running: Running, field: str = "model") -> 
         raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", field)
 
 
+def observer_of(services: Services, context: RequestContext, caller: Caller) -> Observer:
+    """What counts one answer, and logs its hits."""
+    measure = services.metrics.answer_observer(context.started)
+    audit = audit_observer(context.request_id, caller.name)
+
+    def observe(event: Event) -> None:
+        measure(event)
+        audit(event)
+
+    return observe
+
+
 async def _converse(
     body: ChatRequest | ResponsesRequest,
     shape: AnswerShape,
@@ -189,14 +201,7 @@ async def _respond(
     caller: Caller,
 ) -> Response:
     def observer() -> Observer:
-        measure = services.metrics.answer_observer(context.started)
-        audit = audit_observer(context.request_id, caller.name)
-
-        def observe(event: Event) -> None:
-            measure(event)
-            audit(event)
-
-        return observe
+        return observer_of(services, context, caller)
 
     if stream:
         return StreamedResponse(services.engine, job, wire, services.config.hold_back_tokens, observer)

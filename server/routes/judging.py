@@ -5,17 +5,16 @@ import secrets
 from fastapi import APIRouter, Request
 
 from guards.core.verdict import Verdict
-from server.audit import audit_observer
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import Event, Hit
+from server.engines.base import Hit
 from server.generation import while_connected
 from server.judging import Judge, Judged
 from server.openai.abstention import Abstention
 from server.openai.guardrail import GuardrailRequest
 from server.openai.moderation import ModerationRequest, result
 from server.readiness import Running
-from server.routes.generation import require_model
+from server.routes.generation import observer_of, require_model
 
 router = APIRouter()
 
@@ -57,12 +56,9 @@ def _hit(fired: Judged, judge: Judge) -> Hit:
 
 
 def _judge(services: Services, running: Running, context: RequestContext, caller: Caller) -> Judge:
-    """Texts are counted and logged as answers are that end at their prompt."""
-    measure = services.metrics.answer_observer(context.started)
-    audit = audit_observer(context.request_id, caller.name)
-
-    def observe(event: Event) -> None:
-        measure(event)
-        audit(event)
-
-    return Judge(services.engine, running.policy_for(caller), services.config.max_answers, observe)
+    return Judge(
+        services.engine,
+        running.policy_for(caller),
+        services.config.max_answers,
+        lambda: observer_of(services, context, caller),
+    )

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from guards.core.verdict import GuardMode
 from server.auth import Role, new_key
 from server.config import AbstainStyle, ServerConfig
 from tests.server.harness import GUARDRAIL, Served, serving
-from tests.server.judging import Cook
+from tests.server.judging import cook
 
 pytestmark = pytest.mark.anyio
 
@@ -46,23 +47,23 @@ def call(arguments: str, name: str = "act") -> dict[str, object]:
 @pytest.mark.parametrize("style", AbstainStyle)
 @pytest.mark.parametrize("side", SIDES)
 async def test_texts_are_blocked_or_let_through(side: str, style: AbstainStyle) -> None:
-    async with serving(Cook(), abstain_style=style) as served:
+    async with serving(cook(), abstain_style=style) as served:
         assert await action(served, side, ["a", "b"]) == {"action": "NONE"}
         blocked = await action(served, side, ["a", "how to cook"])
         guard = blocked.pop("guard")
         assert blocked == {"action": "BLOCKED", "blocked_reason": TEXT}
         assert (guard["action"], guard["skill"], guard["score"]) == ("abstain", "cooking", 0.25)
-        assert served.engine.submitted == []
+        assert {request.sampling.max_tokens for request in served.engine.submitted} == {1}
 
 
 async def test_users_are_told_no_scores() -> None:
-    async with serving(Cook(), host="0.0.0.0") as served:
+    async with serving(cook(), host="0.0.0.0") as served:
         blocked = await action(served, "request", ["cook"])
         assert blocked["guard"] == {"action": "abstain", "skill": "cooking", "method": "ksd", "stage": "prompt"}
 
 
 async def test_a_guard_that_only_watches_lets_through() -> None:
-    async with serving(Cook(), shadow=("c",)) as served:
+    async with serving(cook(mode=GuardMode.SHADOW), shadow=("c",)) as served:
         assert await action(served, "request", ["cook"]) == {"action": "NONE"}
 
 
@@ -80,7 +81,7 @@ async def test_a_guard_that_only_watches_lets_through() -> None:
     ],
 )
 async def test_calls_and_definitions_of_tools_are_judged(more: dict[str, Any], what: str) -> None:
-    async with serving(Cook()) as served:
+    async with serving(cook()) as served:
         response = await served.post(GUARDRAIL, {**AS_SENT, "input_type": "request", "texts": ["a"], **more})
         assert response.json()["action"] == what
 
@@ -97,10 +98,10 @@ async def test_calls_and_definitions_of_tools_are_judged(more: dict[str, Any], w
     ],
 )
 async def test_what_cannot_be_judged_is_an_error(more: dict[str, Any], param: str) -> None:
-    async with serving(Cook()) as served:
+    async with serving(cook()) as served:
         error = await served.error(GUARDRAIL, {**AS_SENT, "input_type": "request", "texts": ["a"], **more})
         assert (error["status"], error["param"]) == (400, param)
-        assert served.engine.checked == []
+        assert served.engine.submitted == []
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ async def test_what_cannot_be_judged_is_an_error(more: dict[str, Any], param: st
 )
 async def test_half_a_character_is_refused(more: dict[str, Any]) -> None:
     content = json.dumps({**AS_SENT, "input_type": "request", **more})
-    async with serving(Cook()) as served:
+    async with serving(cook()) as served:
         headers = {"content-type": "application/json"}
         response = await served.client.post(GUARDRAIL, content=content, headers=headers)
         assert response.status_code == 400
@@ -117,7 +118,7 @@ async def test_half_a_character_is_refused(more: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 async def test_a_text_that_is_not_read_is_an_error_also_beside_one_that_is(side: str) -> None:
-    async with serving(Cook(max_model_tokens=8)) as served:
+    async with serving(cook(max_model_tokens=8)) as served:
         body = {**AS_SENT, "input_type": side}
         assert (await served.error(GUARDRAIL, {**body, "texts": ["a", "break"]}))["status"] == 500
         assert (await served.error(GUARDRAIL, {**body, "texts": ["a", "a" * 9]}))["status"] == 400
@@ -130,7 +131,7 @@ async def test_the_key_may_come_as_litellm_sends_it(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({"keys": [entry.model_dump(mode="json")]}))
     body = {**AS_SENT, "input_type": "request", "texts": ["a"]}
-    async with serving(Cook(), api_keys_file=path) as served:
+    async with serving(cook(), api_keys_file=path) as served:
         assert (await served.post(GUARDRAIL, body, **{"x-api-key": key})).json() == {"action": "NONE"}
         for wrong in ({"x-api-key": "sk"}, {"x-api-key": ""}, {}, {"x-api-key": key, "authorization": "Bearer sk"}):
             assert (await served.post(GUARDRAIL, body, **wrong)).status_code == 401
