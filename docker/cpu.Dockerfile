@@ -24,11 +24,13 @@ COPY server ./server
 COPY guards ./guards
 COPY artifacts ./artifacts
 RUN /opt/skillguard/bin/pip install . \
-    && python3 -m venv /opt/tools \
-    && /opt/tools/bin/pip install 'cyclonedx-bom==7.*' \
-    && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-file /opt/skillguard/sbom.cdx.json /opt/skillguard/bin/python \
-    && /opt/skillguard/bin/pip uninstall --yes pip setuptools \
+    && /opt/skillguard/bin/pip uninstall --yes pip \
     && python3 -m compileall -q -j 0 /opt/skillguard/lib
+# What is in it, as CycloneDX.
+RUN python3 -m venv /opt/tools \
+    && /opt/tools/bin/pip install 'cyclonedx-bom==7.*' \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible \
+        --output-file /opt/skillguard/sbom.cdx.json /opt/skillguard/bin/python
 
 FROM ${BASE} AS serve
 ARG VERSION=0.1.0

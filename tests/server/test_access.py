@@ -18,6 +18,7 @@ from tests.server.harness import (
     responses,
     serving,
 )
+from tests.server.judging import cook
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +69,7 @@ def authorization(role: Role) -> dict[str, str]:
 async def test_without_a_good_key(
     keys_file: Path, method: str, path: str, body: object, headers: dict[str, str]
 ) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+    async with serving(cook(), api_keys_file=keys_file) as served:
         response = await served.client.request(method, path, json=body, headers=headers)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
@@ -80,21 +81,21 @@ async def test_without_a_good_key(
 
 @pytest.mark.parametrize(("method", "path", "body"), [*OPEN])
 async def test_probes_are_open(keys_file: Path, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+    async with serving(cook(), api_keys_file=keys_file) as served:
         assert (await served.client.request(method, path)).status_code == 200
 
 
 @pytest.mark.parametrize("role", [Role.USER, Role.OPERATOR])
 @pytest.mark.parametrize(("method", "path", "body"), GUARDED)
 async def test_with_a_good_key(keys_file: Path, role: Role, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+    async with serving(cook(), api_keys_file=keys_file) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(role))
         assert response.status_code == 200
 
 
 @pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 200)])
 async def test_metrics(keys_file: Path, role: Role, status: int) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+    async with serving(cook(), api_keys_file=keys_file) as served:
         response = await served.client.get("/metrics", headers=authorization(role))
         assert response.status_code == status
         if status == 403:
@@ -103,7 +104,7 @@ async def test_metrics(keys_file: Path, role: Role, status: int) -> None:
 
 @pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *UNKNOWN])
 async def test_metrics_key_reads_nothing_else(keys_file: Path, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys_file) as served:
+    async with serving(cook(), api_keys_file=keys_file) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
         assert response.status_code == 403
 
@@ -111,6 +112,6 @@ async def test_metrics_key_reads_nothing_else(keys_file: Path, method: str, path
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize(("method", "path", "body"), [*OPEN, *GUARDED, METRICS])
 async def test_without_keys_everything_is_open(host: str, method: str, path: str, body: object) -> None:
-    async with serving(host=host) as served:
+    async with serving(cook(), host=host) as served:
         response = await served.client.request(method, path, json=body, headers={"authorization": "Bearer any"})
         assert response.status_code == 200
