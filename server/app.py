@@ -23,7 +23,7 @@ from server.metrics import Metrics
 from server.middleware import BodyMiddleware, KeyMiddleware, LimitMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
-from server.routes import audit, checks, descriptions, generation, operations, tokens
+from server.routes import audit, checks, descriptions, generation, judging, operations, tokens
 from server.tracing import make_tracer
 
 
@@ -78,7 +78,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    routers = [module.router for module in (generation, checks, tokens, descriptions, operations, audit)]
+    modules = (generation, checks, judging, tokens, descriptions, operations, audit)
+    routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]

@@ -13,10 +13,15 @@ from server.tenants import Tenants, parse_tenants, read_tenants
 
 logger = logging.getLogger("skillguard.server")
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
+OPEN_PATHS = frozenset(
+    {"/health", "/ready", "/ping", "/v1/health/live", "/v1/health/ready", "/v2/health/live", "/v2/health/ready"}
+)
 """What an orchestrator's probes need: they hold no secrets and answer without a key."""
 
 METRICS_PATH = "/metrics"
+
+KEY_HEADERS = (b"authorization", b"x-api-key")
+"""Where a key may stand; LiteLLM's guardrails send the second."""
 
 _RETRY_AFTER_SECONDS = 5
 _SETTLED_SECONDS = 2
@@ -109,8 +114,8 @@ class KeyRing:
         self.file = file
         self._anonymous = Caller(name=ANONYMOUS, role=anonymous if file is None else Role.USER)
 
-    def admit(self, path: str, authorizations: Sequence[bytes]) -> Caller:
-        """The caller behind the Authorization headers, if this path is theirs.
+    def admit(self, path: str, authorizations: Sequence[bytes], api_keys: Sequence[bytes] = ()) -> Caller:
+        """The caller behind the headers of KEY_HEADERS, if this path is theirs.
 
         Raises InvalidKeyError or ForbiddenError; NotReadyError where the key may be one of a file that cannot be used.
         """
@@ -118,7 +123,7 @@ class KeyRing:
             return self._anonymous
         self.file.refresh()
         try:
-            caller = self.file.find(key_digest(_bearer_token(authorizations)))
+            caller = self.file.find(key_digest(_token(authorizations, api_keys)))
         except InvalidKeyError:
             if path in OPEN_PATHS:
                 return self._anonymous
@@ -136,12 +141,21 @@ class KeyRing:
         return caller
 
 
-def _bearer_token(authorizations: Sequence[bytes]) -> bytes:
-    if not any(authorizations):
+def _token(authorizations: Sequence[bytes], api_keys: Sequence[bytes]) -> bytes:
+    """The one key that was sent. Of several, whoever stands in front may have checked another than the one we would."""
+    if not any((*authorizations, *api_keys)):
         raise InvalidKeyError("No API key: send the header 'Authorization: Bearer <key>'.")
-    if len(authorizations) > 1:  # whoever stands in front may have checked another than the one we would
-        raise InvalidKeyError(f"Got {len(authorizations)} Authorization headers; send one.")
-    scheme, _, token = authorizations[0].partition(b" ")
+    for name, values in (("Authorization", authorizations), ("x-api-key", api_keys)):
+        if len(values) > 1:
+            raise InvalidKeyError(f"Got {len(values)} {name} headers; send one.")
+    tokens = {*map(_bearer_token, authorizations), *(key.strip() for key in api_keys)}
+    if len(tokens) > 1:
+        raise InvalidKeyError("The headers Authorization and x-api-key hold different keys; send one of them.")
+    return tokens.pop()
+
+
+def _bearer_token(authorization: bytes) -> bytes:
+    scheme, _, token = authorization.partition(b" ")
     if scheme.lower() != b"bearer" or not token.strip():
         raise InvalidKeyError("The Authorization header is not of the form 'Bearer <key>'.")
     return token.strip()

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.audit.auditor import Auditor
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
-from server.keyring import OPEN_PATHS, KeyRing
+from server.keyring import KEY_HEADERS, OPEN_PATHS, KeyRing
 from server.limits import Limiter
 from server.metrics import METHODS, Metrics
 from server.openai.body import known_path
@@ -101,8 +101,8 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            authorizations = [value for name, value in scope["headers"] if name == b"authorization"]
-            context_of(scope).caller = self._keys.admit(route_path(scope), authorizations)
+            sent = [[value for each, value in scope["headers"] if each == name] for name in KEY_HEADERS]
+            context_of(scope).caller = self._keys.admit(route_path(scope), *sent)
         await self._app(scope, receive, send)
 
 

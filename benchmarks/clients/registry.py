@@ -33,6 +33,7 @@ CLIENTS = (
     Client("langchain-openai", "langchain", ("langchain-openai",)),
     Client("litellm", "litellm_library", ("litellm",)),
     Client("litellm-proxy", "litellm_proxy", ("litellm[proxy]", "openai")),
+    Client("litellm-guardrail", "litellm_guardrail", ("litellm[proxy]", "openai"), ("content_filter",)),
     Client("pydantic-ai", "pydantic_agents", ("pydantic-ai-slim[openai]",)),
     Client("openai-agents", "openai_agents", ("openai-agents",)),
     Client("openai-agents-chat", "openai_agents", ("openai-agents",)),

@@ -14,7 +14,8 @@ under `error` the first abstention ends the whole request, since a status belong
 
 from dataclasses import dataclass
 
-from server.config import AbstainStyle
+from server.auth import Caller
+from server.config import AbstainStyle, ServerConfig
 from server.engines.base import FinishReason, Hit, PromptHits
 from server.errors import AbstainedError
 
@@ -71,3 +72,11 @@ class Abstention:
     def finish_reason(self, reason: FinishReason) -> str:
         """OpenAI's name for how an answer ended."""
         return _FINISH_REASONS[self.style] if reason is FinishReason.ABSTAIN else reason.value
+
+
+def abstention_for(caller: Caller, config: ServerConfig) -> Abstention:
+    """As the caller's tenant has it, and else the server."""
+    policy = caller.policy
+    return Abstention(
+        policy.abstain_style or config.abstain_style, policy.abstain_text or config.abstain_text, caller.is_operator
+    )

@@ -7,6 +7,7 @@ from server.engines.base import EngineRequest, Finish, FinishReason, PromptToken
 from server.engines.tools import Parsed, PlainText, ToolCallParser
 from server.generation import Answer
 from server.openai.abstention import Abstention
+from server.openai.moderation import BothSides
 from server.openai.prompts import Echo, TokenRow, prompt_logprobs, stand_in_row
 from server.openai.shapes import AnswerShape, CompletionShape, token_rows
 
@@ -32,6 +33,8 @@ class AnswerJob:
     """Makes what tells calls from text, one for each answer."""
     echoes: tuple[Echo, ...] = ()
     """The prompt of each request, where it is to come back."""
+    moderation: BothSides | None = None
+    """What makes the answer's `moderation`, where that is asked for."""
     only_prompts: bool = False
     """Whether nothing is asked for beside the prompts; what is drawn is then not told."""
 
@@ -66,6 +69,12 @@ class AnswerJob:
         """The chunk without choices that ends a stream whose caller asked for usage."""
         return {**self.envelope(self.shape.chunk_object, []), "usage": self.usage(finishes)}
 
+    def moderation_chunk(self, finishes: Sequence[Finish]) -> dict[str, object]:
+        """The chunk without choices that tells what guards made of a stream, whose caller asked for that."""
+        assert self.moderation is not None, "it was asked for"
+        chunk = {**self.envelope(self.shape.chunk_object, []), "moderation": self.moderation.told(finishes)}
+        return {**chunk, "usage": None} if self.wants_usage_chunk else chunk
+
     def ending(self, finish: Finish, called: bool) -> dict[str, object]:
         """How a choice ended: `finish_reason` and, where a guard ended it, `guard`. `called`: it holds tool calls."""
         reason = self.abstention.finish_reason(finish.reason)
@@ -81,8 +90,10 @@ class AnswerJob:
     def whole(self, answers: Sequence[Answer]) -> dict[str, object]:
         """The body of an answer that is not streamed. Raises AbstainedError under the style `error`."""
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        usage = self.usage([answer.finish for answer in answers])
-        whole = {**self.envelope(self.shape.whole_object, choices), "usage": usage}
+        finishes = [answer.finish for answer in answers]
+        whole = {**self.envelope(self.shape.whole_object, choices), "usage": self.usage(finishes)}
+        if self.moderation is not None:
+            whole["moderation"] = self.moderation.told(finishes)
         if not self.shape.prompt_of_each:
             told = next((answer for answer in answers if answer.prompt), answers[0])
             whole["prompt_logprobs"] = self._prompt_logprobs(told)

@@ -12,6 +12,7 @@ from server.openai.calling import Calling
 from server.openai.common import MAX_LOGPROBS, CompletionBody
 from server.openai.history import ChatMessage, require_shown
 from server.openai.invalid import conflict
+from server.openai.moderation import Moderated
 from server.openai.template import Effort, Variables, template_variables
 from server.openai.tools import Choice, Tools
 from server.openai.unsupported import IN_CHAT, Neutral
@@ -31,6 +32,7 @@ class ChatRequest(CompletionBody):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: Variables = None
     reasoning_effort: Effort | None = None
+    moderation: Moderated | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

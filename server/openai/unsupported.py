@@ -64,7 +64,6 @@ IN_GENERATION: Neutral = {
     "store": ANY_VALUE,
     "metadata": ANY_VALUE,
     "request_id": ANY_VALUE,
-    "moderation": (),
     "service_tier": ("auto", "default"),
     "cache_control": ANY_VALUE,
     "prompt_cache_key": ANY_VALUE,
@@ -88,6 +87,7 @@ IN_CHAT: Neutral = {
 
 IN_COMPLETION: Neutral = {
     **IN_GENERATION,
+    "moderation": (),
     "chat_template_kwargs": ({},),
     "reasoning_effort": ("none",),
     "add_special_tokens": (True,),

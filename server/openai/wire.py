@@ -44,7 +44,10 @@ class CompletionWire:
         return b"".join(b"data: " + dumped(chunk) + b"\n\n" for chunk in chunks)
 
     def end(self, finishes: Sequence[Finish]) -> bytes:
-        return (self.chunks([self._job.usage_chunk(finishes)]) if self._job.wants_usage_chunk else b"") + _DONE
+        last = [self._job.moderation_chunk(finishes)] if self._job.moderation is not None else []
+        if self._job.wants_usage_chunk:
+            last.append(self._job.usage_chunk(finishes))
+        return self.chunks(last) + _DONE
 
     def failed(self, error: Exception, request_id: str) -> bytes:
         return self.chunks([error_body(error, request_id)])

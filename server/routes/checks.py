@@ -1,17 +1,15 @@
 """POST /v1/checks: every guard's verdict on a prompt, by one forward pass and without an answer."""
 
 import asyncio
-import math
 import secrets
 
 from fastapi import APIRouter, Request
 
-from guards.core.policy import Rule
-from guards.core.verdict import GuardKind, Reading, Verdict, decide
+from guards.core.verdict import Verdict
 from server.context import CallerDep, ContextDep, ServicesDep
-from server.engines.base import GuardInfo, GuardScore, Hit
-from server.errors import UnverifiedError
+from server.engines.base import GuardScore
 from server.generation import while_connected
+from server.judging import hits_of, judged
 from server.openai import CheckRequest
 from server.openai.history import log_dropped, require_shown
 from server.routes.generation import require_model
@@ -40,37 +38,14 @@ async def checks(
     context.spend(len(prompt))
     policy = running.policy_for(caller)
     scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}", policy))
-    by_guard, rules = {score.guard: score for score in scores}, policy.rules
-    rows, hits = [], []
-    for guard in running.info.guards:
-        score = by_guard.get(guard.name)
-        verdict = verdict_of(guard, score, rules[guard.name])
-        assert score is not None, "a verdict needs a score"
-        rows.append(_row(score, verdict, caller.is_operator))
-        if verdict is not Verdict.ALLOW:
-            hits.append(Hit(score, rules[guard.name].mode))
-    await services.audit.checked(context.asked, policy, hits)
+    found = judged(running.info.guards, scores, policy)
+    await services.audit.checked(context.asked, policy, hits_of(found, policy))
     return {
         "object": "list",
         "model": running.info.model,
         "prompt_tokens": len(prompt),
-        "data": rows,
+        "data": [_row(each.score, each.verdict, caller.is_operator) for each in found],
     }
-
-
-def verdict_of(guard: GuardInfo, score: GuardScore | None, rule: Rule) -> Verdict:
-    """What a generating request with this prompt would meet. Raises UnverifiedError without a finite reading.
-
-    An intervention changes activations and never abstains, so a valid reading of one is no verdict against the prompt.
-    """
-    reading = Reading.MISSING if score is None else score.reading
-    if score is not None and not math.isfinite(score.score):
-        reading = Reading.INVALID
-    judged = guard.kind is GuardKind.DETECTOR and score is not None and score.stage.within(rule.scope)
-    verdict = decide(reading, rule.mode, judged)
-    if verdict is Verdict.ERROR:
-        raise UnverifiedError(f"guard {guard.name}: its reading of the prompt is {reading.name.lower()}")
-    return verdict
 
 
 def _row(score: GuardScore, verdict: Verdict, for_operator: bool) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
@@ -18,10 +18,11 @@ from server.errors import InvalidRequestError, ModelNotFoundError
 from server.generation import Observer, collect, while_connected
 from server.limits import spending
 from server.openai import ChatRequest, CompletionRequest
-from server.openai.abstention import Abstention
+from server.openai.abstention import abstention_for
 from server.openai.answers import AnswerJob
 from server.openai.common import SamplingBody
 from server.openai.history import log_dropped
+from server.openai.moderation import BothSides
 from server.openai.prompts import Echo
 from server.openai.responses.request import ResponsesRequest
 from server.openai.responses.wire import ResponseShape, ResponsesWire
@@ -83,11 +84,27 @@ def _echo(engine: Engine, said: str | TokenIds, prompt: TokenIds, logprobs: int 
     return Echo(said if isinstance(said, str) else engine.decode(prompt), tokens, logprobs)
 
 
-def require_model(asked: str | None, running: Running) -> None:
+def require_model(asked: str | None, running: Running, field: str = "model") -> None:
     """One model is served; answering for another would be a lie about what was guarded. None names none."""
     served = running.info.model
     if asked not in (None, served):
-        raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", "model")
+        raise ModelNotFoundError(f"The model {ascii(asked)[:100]} is not served here; {served!r} is.", field)
+
+
+def measuring(
+    services: Services, context: RequestContext, of: EngineRequest, hold_back_tokens: int | None
+) -> Callable[[Event], None]:
+    """What counts one answer and tells the request's trace of it; `hold_back_tokens` as `Finish.sent_before` has it."""
+    measure = services.metrics.answer_observer(
+        context.started, tenant=context.asked.caller.tenant, policy=of.policy, hold_back_tokens=hold_back_tokens
+    )
+
+    def observe(event: Event) -> None:
+        measure(event)
+        if isinstance(event, Finish):
+            context.trace.answered(event, services.engine.info.model, of.policy.version)
+
+    return observe
 
 
 async def _converse(
@@ -107,6 +124,10 @@ async def _converse(
     variables = body.template_variables(running.info)
     prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools, variables)
     job = _job(body, [prompt], shape, services, running, caller, plan)
+    if body.moderation is not None:
+        require_model(body.moderation.model, running, "moderation.model")
+        told = BothSides(running.info.model, running.info.guards, job.requests[0].policy, caller.is_operator)
+        job = replace(job, moderation=told)
     await _prepare(job, body, services, plan)
     return job
 
@@ -159,11 +180,7 @@ def _job(
         wants_usage_chunk=body.wants_usage_chunk,
         wants_usage_everywhere=body.wants_usage_everywhere,
         shape=shape,
-        abstention=Abstention(
-            caller.policy.abstain_style or config.abstain_style,
-            caller.policy.abstain_text or config.abstain_text,
-            caller.is_operator,
-        ),
+        abstention=abstention_for(caller, config),
         parser=PlainText if plan is None else plan.parser,
     )
 
@@ -190,16 +207,12 @@ async def _respond(
 
     def observer(of: EngineRequest) -> Observer:
         lag = hold_back_tokens if stream else None
-        measure = services.metrics.answer_observer(
-            context.started, tenant=context.asked.caller.tenant, policy=of.policy, hold_back_tokens=lag
-        )
-        spent = spending(context.spend)
+        measure, spent = measuring(services, context, of, lag), spending(context.spend)
 
         async def observe(event: Event) -> None:
             measure(event)
             spent(event)
             if isinstance(event, Finish):
-                context.trace.answered(event, job.model, of.policy.version)
                 await services.audit.answered(context.asked, of, event, lag)
 
         return observe

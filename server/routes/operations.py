@@ -1,4 +1,7 @@
-"""For orchestrators: GET /health, GET /ready, GET and POST /ping, and GET /metrics."""
+"""For orchestrators: GET /health, GET /ready, GET and POST /ping, and GET /metrics.
+
+The first two also where charts for NIM (`/v1/health/...`) and KServe (`/v2/health/...`) look, in their shapes.
+"""
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -36,6 +39,38 @@ async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     if (log := services.audit.log) is not None and caller.is_operator:
         body["audit"] = "ok" if log.failing is None else "failing"
     return JSONResponse(body, status_code=200 if readiness.ready else 503)
+
+
+@reads(router, "/v1/health/live")
+async def nim_live(services: ServicesDep) -> JSONResponse:
+    """As `/health`, in NIM's shape."""
+    return _nim(not services.readiness.engine_died, "live")
+
+
+@reads(router, "/v1/health/ready")
+async def nim_ready(services: ServicesDep) -> JSONResponse:
+    """As `/ready`, in NIM's shape."""
+    return _nim(services.readiness.ready, "ready")
+
+
+@reads(router, "/v2/health/live")
+async def kserve_live(services: ServicesDep) -> JSONResponse:
+    """As `/health`, in the shape of the Open Inference Protocol, KServe's."""
+    live = not services.readiness.engine_died
+    return JSONResponse({"live": live}, status_code=200 if live else 503)
+
+
+@reads(router, "/v2/health/ready")
+async def kserve_ready(services: ServicesDep) -> JSONResponse:
+    """As `/ready`, in that shape."""
+    ready = services.readiness.ready
+    return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+
+
+def _nim(holds: bool, state: str) -> JSONResponse:
+    status = state if holds else f"not {state}"
+    body = {"object": "health.response", "message": f"Service is {status}.", "status": status}
+    return JSONResponse(body, status_code=200 if holds else 503)
 
 
 @router.api_route("/ping", methods=["GET", "HEAD", "POST"])

@@ -24,6 +24,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 CHECKS = "/v1/checks"
+MODERATIONS = "/v1/moderations"
+GUARDRAIL = "/beta/litellm_basic_guardrail_api"
 _TIMEOUT_SECONDS = 30
 """No test takes a second; what would wait for ever fails instead."""
 

@@ -5,12 +5,26 @@ from pathlib import Path
 import pytest
 
 from server.auth import Role, new_key
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, chat, completion, keys_file, responses, serving
+from tests.server.harness import (
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODERATIONS,
+    RESPONSES,
+    chat,
+    completion,
+    keys_file,
+    responses,
+    serving,
+)
+from tests.server.judging import cook
 
 pytestmark = pytest.mark.anyio
 
 KEYS = {role: new_key(role.value, role) for role in Role}
-OPEN = [("GET", "/health", None), ("GET", "/ready", None), ("GET", "/ping", None), ("POST", "/ping", None)]
+PROBES = ["/health", "/ready", "/ping", *(f"/{of}/health/{what}" for of in ("v1", "v2") for what in ("live", "ready"))]
+OPEN: list[tuple[str, str, object]] = [*(("GET", path, None) for path in PROBES), ("POST", "/ping", None)]
 GUARDED = [
     ("POST", CHAT, chat()),
     ("POST", CHAT, chat(stream=True)),
@@ -18,6 +32,8 @@ GUARDED = [
     ("POST", RESPONSES, responses()),
     ("POST", RESPONSES, responses(stream=True)),
     ("POST", CHECKS, completion()),
+    ("POST", MODERATIONS, {"input": "a"}),
+    ("POST", GUARDRAIL, {"input_type": "request", "texts": ["a"]}),
     ("POST", "/tokenize", {"prompt": "a"}),
     ("POST", "/detokenize", {"tokens": [97]}),
     ("GET", "/version", None),
@@ -49,7 +65,7 @@ def authorization(role: Role) -> dict[str, str]:
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer sk-wrong"}, {"authorization": "Basic x"}])
 @pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, *UNKNOWN])
 async def test_without_a_good_key(keys: Path, method: str, path: str, body: object, headers: dict[str, str]) -> None:
-    async with serving(api_keys_file=keys) as served:
+    async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=headers)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
@@ -61,21 +77,21 @@ async def test_without_a_good_key(keys: Path, method: str, path: str, body: obje
 
 @pytest.mark.parametrize(("method", "path", "body"), [*OPEN])
 async def test_probes_are_open(keys: Path, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys) as served:
+    async with serving(cook(), api_keys_file=keys) as served:
         assert (await served.client.request(method, path)).status_code == 200
 
 
 @pytest.mark.parametrize("role", [Role.USER, Role.OPERATOR])
 @pytest.mark.parametrize(("method", "path", "body"), GUARDED)
 async def test_with_a_good_key(keys: Path, role: Role, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys) as served:
+    async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(role))
         assert response.status_code == 200
 
 
 @pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 200)])
 async def test_metrics(keys: Path, role: Role, status: int) -> None:
-    async with serving(api_keys_file=keys) as served:
+    async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.get("/metrics", headers=authorization(role))
         assert response.status_code == status
         if status == 403:
@@ -84,7 +100,7 @@ async def test_metrics(keys: Path, role: Role, status: int) -> None:
 
 @pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *UNKNOWN])
 async def test_metrics_key_reads_nothing_else(keys: Path, method: str, path: str, body: object) -> None:
-    async with serving(api_keys_file=keys) as served:
+    async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
         assert response.status_code == 403
 
@@ -92,6 +108,6 @@ async def test_metrics_key_reads_nothing_else(keys: Path, method: str, path: str
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize(("method", "path", "body"), [*OPEN, *GUARDED, METRICS])
 async def test_without_keys_everything_is_open(host: str, method: str, path: str, body: object) -> None:
-    async with serving(host=host) as served:
+    async with serving(cook(), host=host) as served:
         response = await served.client.request(method, path, json=body, headers={"authorization": "Bearer any"})
         assert response.status_code == 200

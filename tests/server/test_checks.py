@@ -11,7 +11,7 @@ from server.engines.base import GuardScore, Message
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard, score
 from server.errors import UnverifiedError
-from server.routes.checks import verdict_of
+from server.judging import verdict_of
 from tests.server.harness import CHECKS, Served, completion, serving
 
 pytestmark = pytest.mark.anyio

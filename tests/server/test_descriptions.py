@@ -7,7 +7,7 @@ from openai.types import Model
 from guards.core.version import version
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
-from tests.server.harness import listening, serving
+from tests.server.harness import Served, listening, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +75,39 @@ async def test_ping_is_good_once_requests_are_answered() -> None:
             assert (await served.client.request(method, "/ping")).status_code == 200
 
 
-READ = ("/v1/models", "/v1/models/scripted", "/v1/guards", "/version", "/health", "/ready", "/ping", "/metrics")
+HEALTH = ("/v1/health/live", "/v1/health/ready", "/v2/health/live", "/v2/health/ready")
+READ = (
+    "/v1/models",
+    "/v1/models/scripted",
+    "/v1/guards",
+    "/version",
+    "/health",
+    "/ready",
+    "/ping",
+    "/metrics",
+    *HEALTH,
+)
+
+
+async def test_health_as_other_charts_expect_it() -> None:
+    def nim(status: str) -> dict[str, str]:
+        return {"object": "health.response", "message": f"Service is {status}.", "status": status}
+
+    async def told(served: Served) -> list[tuple[int, object]]:
+        answers = [await served.client.get(path) for path in HEALTH]
+        return [(answer.status_code, answer.json()) for answer in answers]
+
+    engine = ScriptedEngine()
+    engine.may_verify.clear()
+    alive, ready = (200, nim("live")), (200, nim("ready"))
+    async with serving(engine, settled=False) as served:
+        assert await told(served) == [alive, (503, nim("not ready")), (200, {"live": True}), (503, {"ready": False})]
+        engine.may_verify.set()
+        await served.readiness.settled.wait()
+        assert await told(served) == [alive, ready, (200, {"live": True}), (200, {"ready": True})]
+        engine.alive = False
+        dead = [(503, nim("not live")), (503, nim("not ready")), (503, {"live": False}), (503, {"ready": False})]
+        assert await told(served) == dead
 
 
 async def test_head_is_served_wherever_get_is() -> None:

@@ -8,11 +8,28 @@ from guards.errors import ArtifactMismatchError
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
 from server.readiness import Phase, unverified
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Served, chat, completion, serving
+from tests.server.harness import (
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODERATIONS,
+    Served,
+    chat,
+    completion,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 
-MODEL_ROUTES = ((CHAT, chat()), (CHAT, chat(stream=True)), (COMPLETIONS, completion()), (CHECKS, completion()))
+MODEL_ROUTES: tuple[tuple[str, dict[str, object]], ...] = (
+    (CHAT, chat()),
+    (CHAT, chat(stream=True)),
+    (COMPLETIONS, completion()),
+    (CHECKS, completion()),
+    (MODERATIONS, {"input": "hi"}),
+    (GUARDRAIL, {"input_type": "request", "texts": ["hi"]}),
+)
 
 
 async def assert_refused(served: Served, says: str, retry_after: str | None, ready_status: str) -> None:

@@ -13,6 +13,7 @@ from server.openai.calling import Calling
 from server.openai.common import MAX_LOGPROBS, SamplingBody
 from server.openai.history import HistoryBody
 from server.openai.invalid import conflict
+from server.openai.moderation import Moderated
 from server.openai.responses.items import Items, conversation, require_shown
 from server.openai.responses.options import (
     LOGPROBS,
@@ -47,6 +48,7 @@ class ResponsesRequest(SamplingBody):
     reasoning: Reasoning | None = None
     chat_template_kwargs: Variables = None
     stream_options: ResponsesStreamOptions | None = None
+    moderation: Moderated | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

@@ -49,7 +49,7 @@ class ResponsesWire:
         self._note(choice)
         for _ in (*self._taken(choice, choice["message"]), *self._closed()):
             pass
-        return self._ended(completion["usage"])
+        return self._ended(completion["usage"], completion.get("moderation"))
 
     def chunks(self, chunks: Sequence[Mapping[str, Any]]) -> bytes:
         choices = [choice for chunk in chunks for choice in chunk["choices"]]
@@ -59,7 +59,8 @@ class ResponsesWire:
 
     def end(self, finishes: Sequence[Finish]) -> bytes:
         closing = self._events(self._closed())
-        response = self._ended(self._job.usage(finishes))
+        moderation = None if self._job.moderation is None else self._job.moderation.told(finishes)
+        response = self._ended(self._job.usage(finishes), moderation)
         return closing + self._events([{"type": f"response.{response['status']}", "response": response}])
 
     def failed(self, error: Exception, request_id: str) -> bytes:
@@ -94,13 +95,15 @@ class ResponsesWire:
     def _closed(self) -> Iterable[Event]:
         return self._output.close("incomplete" if self._finish_reason in _REASONS else "completed")
 
-    def _ended(self, usage: Mapping[str, Any]) -> dict[str, object]:
+    def _ended(self, usage: Mapping[str, Any], moderation: Mapping[str, Any] | None) -> dict[str, object]:
         reason = _REASONS.get(self._finish_reason or "")
         response = self._response("completed" if reason is None else "incomplete", usage=_usage(usage))
         if reason is not None:
             response["incomplete_details"] = {"reason": reason}
         if self._guard is not None:
             response |= {"output": self._output.without_calls(), "guard": self._guard}
+        if moderation is not None:  # a response has one result of each side
+            response["moderation"] = {side: told["results"][0] for side, told in moderation.items()}
         return response
 
     def _response(self, status: str, **fields: object) -> dict[str, object]:
