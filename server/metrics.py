@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from guards.core.policy import Policy
-from guards.core.quantiles import place
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage, Verdict
 from server.engines.base import Event, Finish, FinishReason, GuardInfo, GuardScore
 
@@ -138,7 +137,7 @@ class Metrics:
                 for mode, verdicts in _VERDICTS.items():
                     for verdict in verdicts:
                         self._verdicts.labels(guard.name, mode.value, stage.value, verdict.value)
-            for mode in GuardMode:
+            for mode in _VERDICTS:
                 self._prompt_hits.labels(guard.skill, guard.method, mode.value)
             self._sent.labels(guard.name)
             (self._ratio if guard.quantiles is None else self._quantile).labels(guard.name)
@@ -222,13 +221,12 @@ class Metrics:
 
     def _observe_score(self, score: GuardScore) -> None:
         guard = self._guards.get(score.guard)
-        if guard is None or guard.quantiles is None:
+        if guard is None or (between := guard.place_of(score)) is None:
             assert score.tau, "a detector's"
             # A message's mean may be negative. A sum that falls looks to Prometheus like a counter that was reset.
             self._ratio.labels(score.guard).observe(max(0.0, score.score / score.tau))
             return
-        tau = guard.rule.taus[guard.parts.index(score.part)]  # the artifact's, whatever holds for this caller
-        low, high = place(guard.quantiles.over_tau, guard.quantiles.examples, score.score / tau)
+        low, high = between
         self._quantile.labels(score.guard).observe(low if low == high else self._draw(low, high))
 
     def _observe_tenant(self, finish: Finish, tenant: str, hold_back_tokens: int | None) -> None:

@@ -38,7 +38,13 @@ class Asked:
     def fields(self) -> Fields:
         """As records have it."""
         named: Fields = {} if self.client_request is None else {"client_request": self.client_request}
-        return {"request": self.request, **named, "route": self.route, "key": self.caller.name}
+        return {
+            "request": self.request,
+            **named,
+            "route": self.route,
+            "key": self.caller.name,
+            "tenant": self.caller.tenant,
+        }
 
 
 @dataclass
@@ -123,7 +129,9 @@ class Auditor:
         await self.log.record(records)
 
     async def checked(self, asked: Asked, policy: Policy, hits: Sequence[Hit]) -> None:
-        """What fired on a prompt that was only checked. Raises AuditError."""
+        """What fired on a text that was only judged, before its verdict goes out. Raises AuditError."""
+        for hit in hits:
+            _log_hit(asked, hit, {})
         if self.log is not None:
             fields = {**asked.fields, "policy": policy.version}
             await self.log.record([record(Kind.CHECK, **fields, **self._score(hit)) for hit in hits])

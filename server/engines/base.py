@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from guards.artifact.manifest import ScoreQuantiles
 from guards.core.policy import Policy, Rule
+from guards.core.quantiles import place
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
@@ -365,6 +366,16 @@ class GuardInfo:
     quantiles: ScoreQuantiles | None = None
     """How common scores of prompts are where the skill is not asked for; None where nobody measured it."""
     detail: Mapping[str, object] = field(default_factory=dict)
+
+    def place_of(self, score: GuardScore) -> tuple[float, float] | None:
+        """Between which levels of `quantiles` the score of a prompt lies, as `guards.core.quantiles.place` has it.
+
+        By the artifact's tau, whatever holds for the caller. None where there are no quantiles.
+        """
+        if self.quantiles is None:
+            return None
+        tau = self.rule.taus[self.parts.index(score.part)]
+        return place(self.quantiles.over_tau, self.quantiles.examples, score.score / tau)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ for the caller flags. `category_score_kinds` says what the number of each catego
 
     verdict    1 where the category is flagged and 0 where not: all that callers are told who are no operators, since a
                score would tell how far a text is from passing
+    quantile   the share of texts without the skill, among those of the guard's calibration, that score further from
+               firing, of the guard where it is largest; where every guard of the skill has a table of quantiles
     threshold  tau / (tau + score) of the guard nearest to firing: 0.5 at its threshold, more where it fires, 1 where
-               the score is 0 or less. It rises with the evidence and is no probability
+               the score is 0 or less; where some guard has no table
+The last two rise with the evidence, and are no probability of the skill.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +35,7 @@ class ScoreKind(StrEnum):
     """What the number of a category is."""
 
     VERDICT = "verdict"
+    QUANTILE = "quantile"
     THRESHOLD = "threshold"
 
 
@@ -93,16 +97,27 @@ def category_of(skill: str) -> str:
 
 def result(found: Iterable[Judged], *, for_operator: bool) -> dict[str, Any]:
     """A moderation object: what detectors say of one text."""
-    flagged: dict[str, bool] = {}
-    scores: dict[str, float] = {}
-    kind = ScoreKind.THRESHOLD if for_operator else ScoreKind.VERDICT
+    by_category: dict[str, list[Judged]] = {}
     for each in found:
         if each.guard.kind is GuardKind.DETECTOR:
-            category, fires = category_of(each.guard.skill), each.verdict is Verdict.ABSTAIN
-            flagged[category] = flagged.get(category, False) or fires
-            number = nearness(each.score) if for_operator else float(fires)
-            scores[category] = max(scores.get(category, 0.0), number)
-    return _shown(flagged, scores, kind)
+            by_category.setdefault(category_of(each.guard.skill), []).append(each)
+    told = {category: _told(of, for_operator) for category, of in by_category.items()}
+    return _shown(
+        {category: any(each.verdict is Verdict.ABSTAIN for each in of) for category, of in by_category.items()},
+        {category: number for category, (number, _) in told.items()},
+        {category: kind for category, (_, kind) in told.items()},
+    )
+
+
+def _told(found: Sequence[Judged], for_operator: bool) -> tuple[float, ScoreKind]:
+    """The number of one category, and what it is."""
+    if not for_operator:
+        return float(any(each.verdict is Verdict.ABSTAIN for each in found)), ScoreKind.VERDICT
+    places = [each.guard.place_of(each.score) for each in found]
+    calibrated = [1 - (low + high) / 2 for low, high in filter(None, places)]
+    if len(calibrated) == len(places):
+        return max(calibrated), ScoreKind.QUANTILE
+    return max(nearness(each.score) for each in found), ScoreKind.THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,8 @@ class BothSides:
         for hit in finish.hits:
             if hit.mode is GuardMode.ENFORCE and hit.score.stage is Stage.GENERATION:
                 flagged[category_of(hit.score.skill)] = True
-        return _shown(flagged, {category: float(fires) for category, fires in flagged.items()}, ScoreKind.VERDICT)
+        scores = {category: float(fires) for category, fires in flagged.items()}
+        return _shown(flagged, scores, dict.fromkeys(flagged, ScoreKind.VERDICT))
 
     def _side(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         listed = [{"type": "moderation_result", "model": self.model, **each} for each in results]
@@ -137,11 +153,11 @@ def nearness(score: GuardScore) -> float:
     return score.tau / (score.tau + max(0.0, score.score))
 
 
-def _shown(flagged: Mapping[str, bool], scores: Mapping[str, float], kind: ScoreKind) -> dict[str, Any]:
+def _shown(flagged: Mapping[str, bool], scores: Mapping[str, float], kinds: Mapping[str, ScoreKind]) -> dict[str, Any]:
     return {
         "flagged": any(flagged.values()),
         "categories": dict(flagged),
         "category_scores": dict(scores),
         "category_applied_input_types": {category: ["text"] for category in flagged},
-        "category_score_kinds": dict.fromkeys(flagged, kind.value),
+        "category_score_kinds": {category: kind.value for category, kind in kinds.items()},
     }

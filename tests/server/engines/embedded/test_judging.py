@@ -1,13 +1,15 @@
 """The embedded engine judges texts that it does not continue, as it judges prompts that it does."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from guards.core.verdict import Verdict
-from server.engines.base import Event, Finish
+from server.engines.base import EngineRequest, Event, Finish
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import PromptTooLongError
+from server.generation import Observer
 from server.judging import Judge, Judged
 from server.policies import default_policy
 from tests.served import CONTEXT, forget_prompt, retain_prompt, save_tiny_model
@@ -22,6 +24,13 @@ def text(prompt: tuple[int, ...]) -> str:
     return " ".join(f"w{token}" for token in prompt[1:])
 
 
+def seeing(seen: list[Event]) -> Callable[[EngineRequest], Observer]:
+    async def observe(event: Event) -> None:
+        seen.append(event)
+
+    return lambda of: observe
+
+
 @pytest.mark.parametrize("template", [TEMPLATE, ""], ids=["chat", "bare"])
 def test_texts_of_the_skill_are_told_from_others(served: Served, tmp_path: Path, template: str) -> None:
     """In a chat, and bare where the model has no chat template. Its weights are those of the fixture's."""
@@ -29,22 +38,25 @@ def test_texts_of_the_skill_are_told_from_others(served: Served, tmp_path: Path,
     if not template:
         (model / "chat_template.jinja").unlink()
     seen: list[Event] = []
+    spent: list[int] = []
 
     async def work(engine: EmbeddedEngine) -> list[list[tuple[Judged, ...]]]:
         assert (engine.info.template_sha256 is None) == (not template)
         policies = (default_policy(engine.info.guards), watching(engine))
-        return [await Judge(engine, policy, 4, lambda: seen.append).texts(texts) for policy in policies]
+        return [await Judge(engine, policy, 4, seeing(seen), spent.append).texts(texts) for policy in policies]
 
     texts = [text(of(index)) for index in range(3) for of in (forget_prompt, retain_prompt)]
     enforced, watched = run(guarded((model, *served[1:]), accept_template=True), work)
     assert [each[0].verdict for each in enforced] == [Verdict.ABSTAIN, Verdict.ALLOW] * 3
     assert [each[0].verdict for each in watched] == [Verdict.SHADOW, Verdict.ALLOW] * 3
-    assert all(finish.verified for finish in seen if isinstance(finish, Finish))
+    finishes = [event for event in seen if isinstance(event, Finish)]
+    assert all(finish.verified for finish in finishes)
+    assert sorted(spent) == sorted(finish.prompt_tokens for finish in finishes)
 
 
 def test_a_text_that_does_not_fit_ends_the_judgement_of_the_others(served: Served) -> None:
     async def work(engine: EmbeddedEngine) -> None:
-        judge = Judge(engine, default_policy(engine.info.guards), 4, lambda: lambda event: None)
+        judge = Judge(engine, default_policy(engine.info.guards), 4, seeing([]), lambda tokens: None)
         with pytest.raises(PromptTooLongError):
             await judge.texts(["w6", "w7 " * CONTEXT, "w8"])
         assert len(await judge.texts(["w6", "w8"])) == 2
