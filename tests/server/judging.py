@@ -25,7 +25,9 @@ def cook(
     found = hit(COOKING, mode=mode)
 
     def scored(events: Sequence[Event], inside: GuardInfo | None = None, missing: int = 0) -> tuple[Step, ...]:
-        scores = tuple(score(of, Reading.INSIDE if of is inside else Reading.OUTSIDE) for of in guards)[missing:]
+        scores = tuple(
+            score(of, Reading.INSIDE if inside and of.name == inside.name else Reading.OUTSIDE) for of in guards
+        )[missing:]
         steps = [replace(each, prompt_scores=scores) if isinstance(each, Finish) else each for each in events]
         return (*([gate] if gate else []), *steps)
 

@@ -79,6 +79,34 @@ def test_two_headers_are_refused_whichever_comes_first(ring: KeyRing, first: byt
         ring.admit("/v1/models", [first, bearer(USER_KEY)])
 
 
+def test_a_key_may_come_as_x_api_key(ring: KeyRing) -> None:
+    assert ring.admit("/v1/models", [], [USER_KEY.encode()]).name == "user"
+    assert ring.admit("/v1/models", [bearer(USER_KEY)], [USER_KEY.encode()]).name == "user", "the same one twice"
+
+
+@pytest.mark.parametrize(
+    ("authorizations", "api_keys"),
+    [
+        pytest.param([], [b"wrong"], id="wrong"),
+        pytest.param([], [b""], id="empty"),
+        pytest.param([], [bearer(USER_KEY)], id="with a scheme"),
+        pytest.param([], [USER_KEY.encode()] * 2, id="twice"),
+        pytest.param([bearer(USER_KEY)], [b"wrong"], id="another beside a good one"),
+        pytest.param([bearer(USER_KEY)], [b""], id="an empty one beside a good one"),
+        pytest.param([b"Bearer wrong"], [USER_KEY.encode()], id="a good one beside another"),
+        pytest.param([b""], [USER_KEY.encode()], id="a good one beside an empty one"),
+        pytest.param([bearer(USER_KEY)] * 2, [USER_KEY.encode()], id="three"),
+        pytest.param([bearer(USER_KEY)], [KEYS[Role.OPERATOR][0].encode()], id="two good ones"),
+    ],
+)
+def test_two_ways_to_one_key_are_no_way_around_it(
+    ring: KeyRing, authorizations: list[bytes], api_keys: list[bytes]
+) -> None:
+    with pytest.raises(InvalidKeyError):
+        ring.admit("/v1/models", authorizations, api_keys)
+    assert ring.admit("/ready", authorizations, api_keys).name == "anonymous"
+
+
 @pytest.mark.parametrize(
     ("role", "path"),
     [(Role.USER, "/metrics"), (Role.METRICS, "/v1/models"), (Role.METRICS, "/v1/checks")],

@@ -9,7 +9,7 @@ import pytest
 from guards.core.verdict import GuardMode
 from server.auth import Role, new_key
 from server.config import AbstainStyle, ServerConfig
-from tests.server.harness import GUARDRAIL, Served, serving
+from tests.server.harness import GUARDRAIL, Served, keys_file, serving
 from tests.server.judging import cook
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +47,7 @@ def call(arguments: str, name: str = "act") -> dict[str, object]:
 @pytest.mark.parametrize("style", AbstainStyle)
 @pytest.mark.parametrize("side", SIDES)
 async def test_texts_are_blocked_or_let_through(side: str, style: AbstainStyle) -> None:
-    async with serving(cook(), abstain_style=style) as served:
+    async with serving(cook(), abstain_style=style, anonymous_role="operator") as served:
         assert await action(served, side, ["a", "b"]) == {"action": "NONE"}
         blocked = await action(served, side, ["a", "how to cook"])
         guard = blocked.pop("guard")
@@ -57,7 +57,7 @@ async def test_texts_are_blocked_or_let_through(side: str, style: AbstainStyle) 
 
 
 async def test_users_are_told_no_scores() -> None:
-    async with serving(cook(), host="0.0.0.0") as served:
+    async with serving(cook()) as served:
         blocked = await action(served, "request", ["cook"])
         assert blocked["guard"] == {"action": "abstain", "skill": "cooking", "method": "ksd", "stage": "prompt"}
 
@@ -128,10 +128,12 @@ async def test_a_text_that_is_not_read_is_an_error_also_beside_one_that_is(side:
 
 async def test_the_key_may_come_as_litellm_sends_it(tmp_path: Path) -> None:
     key, entry = new_key("proxy", Role.USER)
-    path = tmp_path / "keys.json"
-    path.write_text(json.dumps({"keys": [entry.model_dump(mode="json")]}))
+    path = keys_file(tmp_path, entry, abstain_text="Ask the help desk.")
     body = {**AS_SENT, "input_type": "request", "texts": ["a"]}
     async with serving(cook(), api_keys_file=path) as served:
         assert (await served.post(GUARDRAIL, body, **{"x-api-key": key})).json() == {"action": "NONE"}
         for wrong in ({"x-api-key": "sk"}, {"x-api-key": ""}, {}, {"x-api-key": key, "authorization": "Bearer sk"}):
             assert (await served.post(GUARDRAIL, body, **wrong)).status_code == 401
+        both = {"x-api-key": key, "authorization": f"Bearer {key}"}
+        blocked = (await served.post(GUARDRAIL, {**body, "texts": ["cook"]}, **both)).json()
+        assert blocked["blocked_reason"] == "Ask the help desk.", "the tenant's"

@@ -52,7 +52,7 @@ async def test_both_sides_are_told(content: str, asked: bool, answered: bool) ->
         assert sides["input"]["results"][0]["category_scores"]["skill/cooking"] == (0.5 / (0.75 if asked else 1.5))
         assert sides["output"]["results"][0]["category_score_kinds"]["skill/cooking"] == "verdict"
 
-    async with serving(engine()) as served:
+    async with serving(engine(), anonymous_role="operator") as served:
         body = chat(content, moderation=ASKED, n=2)
         whole = (await served.post(CHAT, body)).json()
         check(whole["moderation"])
@@ -88,7 +88,7 @@ async def test_nothing_is_told_where_it_is_not_asked_for() -> None:
 
 
 async def test_users_are_told_verdicts_only() -> None:
-    async with serving(engine(), host="0.0.0.0") as served:
+    async with serving(engine()) as served:
         told = (await served.post(CHAT, chat("cook", moderation=ASKED))).json()["moderation"]["input"]["results"][0]
         assert told["category_scores"] == {"skill/cooking": 1.0, "skill/python": 0.0}
 

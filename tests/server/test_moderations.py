@@ -2,16 +2,21 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from openai.types import ModerationCreateResponse
 
+from guards.artifact.manifest import ScoreQuantiles
+from guards.core.quantiles import LEVELS
 from guards.core.verdict import GuardKind, GuardMode
+from server.auth import Role, new_key
+from server.engines.base import GuardInfo
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.scripts import guard, score
 from server.openai.moderation import MAX_TEXTS, nearness
-from tests.server.harness import MODERATIONS, Exchange, Served, serving
-from tests.server.judging import COOKING, cook, read
+from tests.server.harness import GUARDRAIL, MODERATIONS, Exchange, Served, keys_file, serving
+from tests.server.judging import COOKING, PYTHON, cook, read
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +28,7 @@ async def flags(served: Served, said: object) -> list[bool]:
 
 
 async def test_result_of_a_text() -> None:
-    async with serving(cook()) as served:
+    async with serving(cook(), anonymous_role="operator") as served:
         answer = (await served.post(MODERATIONS, {"input": "how to cook", "model": "scripted"})).json()
         assert answer.pop("id").startswith("modr-")
         kinds = {"skill/cooking": "threshold", "skill/python": "threshold"}
@@ -85,7 +90,7 @@ async def test_other_fields_are_refused() -> None:
 
 
 async def test_users_are_told_verdicts_only() -> None:
-    async with serving(cook(), host="0.0.0.0") as served:
+    async with serving(cook(calibrated(COOKING, PYTHON))) as served:
         (result,) = (await served.post(MODERATIONS, {"input": "cook"})).json()["results"]
         assert result["category_scores"] == {"skill/cooking": 1.0, "skill/python": 0.0}
         assert result["category_score_kinds"] == {"skill/cooking": "verdict", "skill/python": "verdict"}
@@ -111,10 +116,54 @@ async def test_texts_are_counted_like_answers() -> None:
 async def test_several_guards_of_a_skill_are_one_category() -> None:
     other, shifts = guard("c2", skill="cooking"), guard("n", skill="knots", kind=GuardKind.INTERVENTION)
     for guards in ((COOKING, other, shifts), (other, shifts, COOKING)):
-        async with serving(cook(guards)) as served:
+        async with serving(cook(guards), anonymous_role="operator") as served:
             (result,) = (await served.post(MODERATIONS, {"input": "cook"})).json()["results"]
             assert result["categories"] == {"skill/cooking": True}
             assert result["category_scores"] == {"skill/cooking": 0.5 / 0.75}, "the one nearest to firing"
+
+
+def calibrated(*guards: GuardInfo) -> tuple[GuardInfo, ...]:
+    """With a table in which the share of a level has the level's ten times over tau."""
+    table = ScoreQuantiles(examples=9999, over_tau=tuple(10 * level for level in LEVELS))
+    return tuple(replace(each, parts=(score(each).part,), quantiles=table) for each in guards)
+
+
+async def test_a_score_is_a_quantile_where_every_guard_of_the_skill_has_a_table() -> None:
+    """COOKING reads a half of its tau, PYTHON twice its tau; a stricter tenant's taus move nothing."""
+    bare = guard("c2", skill="cooking")
+    for guards, kind, number in (
+        (calibrated(COOKING, PYTHON), "quantile", 0.95),
+        ((*calibrated(COOKING, PYTHON), bare), "threshold", 0.5 / 0.75),
+        ((bare, *calibrated(COOKING, PYTHON)), "threshold", 0.5 / 0.75),
+        ((*calibrated(COOKING, PYTHON), *calibrated(bare)), "quantile", 0.95),
+    ):
+        async with serving(cook(guards), anonymous_role="operator") as served:
+            (result,) = (await served.post(MODERATIONS, {"input": "cook"})).json()["results"]
+            assert result["category_score_kinds"] == {"skill/cooking": kind, "skill/python": "quantile"}
+            assert result["category_scores"] == pytest.approx({"skill/cooking": number, "skill/python": 0.8})
+
+
+async def test_a_guard_that_is_off_for_a_tenant_flags_nothing_and_is_not_recorded(tmp_path: Path) -> None:
+    (folder := tmp_path / "log").mkdir()
+    key, entry = new_key("ann", Role.USER)
+    keys = keys_file(tmp_path, entry, guards={"c": {"mode": "off"}})
+    async with serving(cook(), api_keys_file=keys, audit_dir=folder) as served:
+        answer = await served.post(MODERATIONS, {"input": "cook"}, authorization=f"Bearer {key}")
+        assert answer.json()["results"][0]["flagged"] is False
+    assert b'"kind":"check"' not in next(folder.glob("*.jsonl")).read_bytes()
+
+
+@pytest.mark.parametrize("path", [MODERATIONS, GUARDRAIL])
+async def test_texts_take_of_the_tokens_of_a_minute(path: str, tmp_path: Path) -> None:
+    """Three texts of five tokens are within ten until they are read; the next is not."""
+    key, entry = new_key("ann", Role.USER)
+    keys = keys_file(tmp_path, entry, tokens_per_minute=10)
+    texts = ["aaaaa", "bbbbb", "ccccc"]
+    body = {"input": texts} if path == MODERATIONS else {"input_type": "request", "texts": texts}
+    async with serving(cook(), api_keys_file=keys) as served:
+        sent = [(await served.post(path, body, authorization=f"Bearer {key}")).status_code for _ in range(2)]
+        assert sent == [200, 429]
+        assert len(served.engine.submitted) == 3
 
 
 @pytest.mark.parametrize("said", ["break", ["a", "break", "b"], "silent", ["silent", "cook"]])

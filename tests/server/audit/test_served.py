@@ -17,7 +17,21 @@ from server.config import AuditFailure
 from server.engines.base import Chunk, Event, Finish, FinishReason, GuardFault, PromptHits
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, MODEL, RESPONSES, Served, chat, completion, serving
+from tests.server.harness import (
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODEL,
+    MODERATIONS,
+    RESPONSES,
+    Served,
+    chat,
+    completion,
+    keys_file,
+    serving,
+)
+from tests.server.judging import cook
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +104,7 @@ async def test_a_record_of_each_kind(tmp_path: Path) -> None:
         "client_request": "theirs",
         "route": CHAT,
         "key": "anonymous",
+        "tenant": "anonymous",
         "answer": sent.request_id,
         "policy": policy,
         "guard": "demo",
@@ -189,6 +204,8 @@ REQUESTS: Sequence[tuple[str, dict[str, object], bool]] = [
     (COMPLETIONS, completion("watch"), True),
     (RESPONSES, {"model": MODEL, "input": "watch"}, True),
     (CHECKS, completion("hi"), False),
+    (MODERATIONS, {"input": ["hi", "cook"]}, False),
+    (GUARDRAIL, {"input_type": "response", "texts": ["cook"]}, False),
 ]
 
 
@@ -204,7 +221,8 @@ async def test_what_cannot_be_recorded_is_not_answered(
 ) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
-    async with serving(ScriptedEngine(scripts()), audit_dir=folder) as served:
+    engine = cook() if path in (MODERATIONS, GUARDRAIL) else ScriptedEngine(scripts())
+    async with serving(engine, audit_dir=folder, anonymous_role="operator") as served:
         sent = {**body, "stream": True} if stream else body
         good = await served.post(path, sent)
         assert good.status_code == 200
@@ -230,6 +248,17 @@ async def test_what_cannot_be_recorded_is_not_answered(
         assert await served.metric("skillguard_audit_failing") == 0
         assert (await served.client.get("/ready")).json()["audit"] == "ok"
     assert verify([folder]).problems == []
+
+
+@pytest.mark.parametrize("mode", [GuardMode.ENFORCE, GuardMode.SHADOW])
+async def test_texts_of_models_elsewhere_are_recorded_as_checks(tmp_path: Path, mode: GuardMode) -> None:
+    engine, shadow = cook(mode=mode), ("c",) if mode is GuardMode.SHADOW else ()
+    async with serving(engine, audit_dir=tmp_path, shadow=shadow) as served:
+        assert (await served.post(MODERATIONS, {"input": ["cook", "a", "cook"]})).status_code == 200
+        assert (await served.post(GUARDRAIL, {"input_type": "request", "texts": ["a", "cook"]})).status_code == 200
+    found = [(each["route"], each["guard"], each["mode"]) for each in told(tmp_path, "check")]
+    assert found == [(MODERATIONS, "c", mode), (GUARDRAIL, "c", mode)], "of equal texts once"
+    assert told(tmp_path, "abstention", "shadow_hit") == []
 
 
 async def test_going_on_with_a_count_instead(tmp_path: Path) -> None:
@@ -284,8 +313,7 @@ async def test_only_operators_see_how_far_the_log_is(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
     pairs = {role: new_key(role.value, role) for role in (Role.USER, Role.OPERATOR)}
-    keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({"keys": [entry.model_dump(mode="json") for _, entry in pairs.values()]}))
+    keys = keys_file(tmp_path, *(entry for _, entry in pairs.values()))
     async with serving(audit_dir=folder, api_keys_file=keys) as served:
         bearer = {role: {"authorization": f"Bearer {key}"} for role, (key, _) in pairs.items()}
         assert (await served.client.get("/v1/audit", headers=bearer[Role.USER])).status_code == 403
@@ -296,7 +324,7 @@ async def test_only_operators_see_how_far_the_log_is(tmp_path: Path) -> None:
 
 async def test_without_a_folder_hits_are_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="skillguard.audit"):
-        async with serving(ScriptedEngine(scripts())) as served:
+        async with serving(ScriptedEngine(scripts()), anonymous_role="operator") as served:
             await served.post(CHAT, chat("cook"))
             assert (await served.client.get("/v1/audit")).json() == {"object": "audit", "enabled": False}
             assert "audit" not in (await served.client.get("/ready")).json()
