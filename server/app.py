@@ -17,6 +17,7 @@ from server.collectors import StateCollector
 from server.config import AuditFailure, ServerConfig
 from server.context import Services
 from server.engines.base import Engine
+from server.key_changes import KeyChanges
 from server.keyring import KeyRing, KeysFile
 from server.limits import Limiter
 from server.metrics import Metrics
@@ -86,7 +87,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
     app.add_middleware(LimitMiddleware, limiter=services.limiter)
-    app.add_middleware(KeyMiddleware, keys=services.keys)
+    app.add_middleware(KeyMiddleware, keys=services.keys, changes=KeyChanges(keys, auditor, metrics.know_tenants))
     app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics, audit=auditor, tracer=tracer)
     if config.allowed_origins:  # outside all else: a browser asks first, without a key, and reads errors too
         app.add_middleware(

@@ -4,10 +4,12 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from server.auth import ANONYMOUS, Caller, Role, key_digest
+from server.auth import ANONYMOUS, Caller, Role, TenantPolicy, key_digest
 from server.errors import ConfigError, ForbiddenError, InvalidKeyError, NotReadyError
 from server.tenants import Tenants, parse_tenants, read_tenants
 
@@ -27,8 +29,22 @@ _RETRY_AFTER_SECONDS = 5
 _SETTLED_SECONDS = 2
 """Coarser than any file system's clock: a file changed twice within a tick of it may look unchanged."""
 
+_TOLD_OF_A_DIGEST = 12
+
 Check = Callable[[Tenants], None]
 """Raises ConfigError for tenants that this server cannot have."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was in force before the keys file changed and what is after it, made of what JSON has, for the audit log.
+
+    Each side: `reason`, why the file cannot be used, and those `tenants` that differ. Of a key there is its name, its
+    role and the beginning of its digest.
+    """
+
+    before: Mapping[str, object]
+    after: Mapping[str, object]
 
 
 class KeysFile:
@@ -45,6 +61,9 @@ class KeysFile:
         self._check: Check = lambda tenants: None
         self._text: bytes | None = None
         self._seen: tuple[int, ...] | None = None
+        self._told: tuple[str | None, Mapping[str, object]] | None = None
+        self.changes: list[Change] = []
+        """Those that nobody has recorded yet, the oldest first."""
         self._take(read_tenants(path))
         self.refresh()
 
@@ -99,11 +118,18 @@ class KeysFile:
         ]
         self.trouble: str | None = None
         """Why the file as it is now cannot be used. For the operator."""
+        self._note()
 
     def _keep(self, callers: Sequence[tuple[str, Caller]], trouble: str) -> None:
         if trouble != self.trouble:
             logger.error("%s; %d keys go on under the last good one", trouble, len(callers))
         self._callers, self.trouble = callers, trouble
+        self._note()
+
+    def _note(self) -> None:
+        last, self._told = self._told, (self.trouble, _in_force(self._callers))
+        if last is not None and last != self._told:
+            self.changes.append(Change(_side(last, self._told[1]), _side(self._told, last[1])))
 
 
 class KeyRing:
@@ -139,6 +165,21 @@ class KeyRing:
         if path != METRICS_PATH and caller.role is Role.METRICS:
             raise ForbiddenError("A key of role metrics can only read /metrics; use one of role user or operator.")
         return caller
+
+
+def _in_force(callers: Sequence[tuple[str, Caller]]) -> Mapping[str, object]:
+    """Each tenant that has keys: its policy, as far as that says something, and its keys by name."""
+    tenants: dict[str, dict[str, Any]] = {}
+    for sha256, caller in callers:
+        policy = caller.policy.model_dump(mode="json", include={*TenantPolicy.model_fields}, exclude_defaults=True)
+        tenant = tenants.setdefault(caller.tenant, {"policy": policy, "keys": {}})
+        tenant["keys"][caller.name] = {"role": caller.role.value, "sha256": sha256[:_TOLD_OF_A_DIGEST]}
+    return tenants
+
+
+def _side(of: tuple[str | None, Mapping[str, object]], other: Mapping[str, object]) -> Mapping[str, object]:
+    reason, tenants = of
+    return {"reason": reason, "tenants": {name: told for name, told in tenants.items() if other.get(name) != told}}
 
 
 def _token(authorizations: Sequence[bytes], api_keys: Sequence[bytes]) -> bytes:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.audit.auditor import Auditor
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
+from server.key_changes import KeyChanges
 from server.keyring import KEY_HEADERS, OPEN_PATHS, KeyRing
 from server.limits import Limiter
 from server.metrics import METHODS, Metrics
@@ -93,16 +94,25 @@ class RequestMiddleware:
 
 
 class KeyMiddleware:
-    """Nobody gets further without a key that is good for the path; then the context knows the caller."""
+    """Nobody gets further without a key that is good for the path; then the context knows the caller.
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    Nothing that is posted is answered under keys and policies that are not recorded.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, changes: KeyChanges) -> None:
         self._app = app
         self._keys = keys
+        self._changes = changes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             sent = [[value for each, value in scope["headers"] if each == name] for name in KEY_HEADERS]
-            context_of(scope).caller = self._keys.admit(route_path(scope), *sent)
+            try:
+                context_of(scope).caller = self._keys.admit(route_path(scope), *sent)
+            finally:
+                self._changes.begin()
+            if _is_asked(scope):
+                await self._changes.recorded()
         await self._app(scope, receive, send)
 
 
@@ -114,7 +124,7 @@ class LimitMiddleware:
         self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or route_path(scope) in OPEN_PATHS:
+        if scope["type"] != "http" or not _is_asked(scope):
             await self._app(scope, receive, send)
             return
         context = context_of(scope)
@@ -171,6 +181,11 @@ class BodyMiddleware:
     def _check(self, size: int) -> None:
         if size > self._max_bytes:
             raise BodyTooLargeError(f"The body is larger than {self._max_bytes} bytes; send less.")
+
+
+def _is_asked(scope: Scope) -> bool:
+    """Whether it is more than a look at what is there."""
+    return scope["method"] == "POST" and route_path(scope) not in OPEN_PATHS
 
 
 def _error(context: RequestContext) -> Exception | None:

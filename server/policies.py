@@ -57,7 +57,7 @@ def require_tenants(guards: Sequence[Judged], tenants: Tenants) -> None:
     """Raises ConfigError where a tenant's settings do not fit these guards."""
     for name, tenant in tenants.tenants.items():
         where = f"keys file: guards of tenant {name!r}"
-        _require_known(guards, tenant.guards, where)
+        require_known(guards, tenant.guards, where)
         modes = {guard: setting.mode for guard, setting in tenant.guards.items()}
         require_shadowable(guards, [each for each in modes if modes[each] not in (None, GuardMode.ENFORCE)], where)
         for guard in guards:
@@ -77,7 +77,7 @@ def require_shadowable(guards: Sequence[Judged], shadow: Collection[str], where:
     A name the engine does not have is an error: a typing mistake there would enforce a guard that was meant to watch.
     So is an intervention, which has no hits to count and acts in every mode.
     """
-    _require_known(guards, shadow, where)
+    require_known(guards, shadow, where)
     if acting := [guard.name for guard in guards if guard.name in shadow and guard.kind is GuardKind.INTERVENTION]:
         raise ConfigError(
             f"{where}: guard {acting[0]!r} changes activations and cannot only watch; "
@@ -85,7 +85,8 @@ def require_shadowable(guards: Sequence[Judged], shadow: Collection[str], where:
         )
 
 
-def _require_known(guards: Sequence[Judged], named: Collection[str], where: str) -> None:
+def require_known(guards: Sequence[Judged], named: Collection[str], where: str) -> None:
+    """Raises ConfigError where a setting names a guard that is not there; `where` says which setting."""
     names = [guard.name for guard in guards]
     if unknown := sorted(set(named) - set(names)):
         raise ConfigError(

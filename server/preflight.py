@@ -1,5 +1,6 @@
 """Whether a server would start, as far as that shows without loading weights."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +21,11 @@ from guards.model.encoding import TextCodec
 from guards.model.folder import open_codec
 from server.create import create_engine
 from server.engines.options import EmbeddedOptions, VllmOptions
-from server.policies import require_shadowable, require_tenants
+from server.errors import ConfigError
+from server.policies import require_known, require_shadowable, require_tenants
 from server.settings import Effective
 from server.tenants import Tenants, read_tenants
+from server.tracing import make_tracer
 
 
 @dataclass
@@ -51,7 +54,10 @@ class _Read:
 
 
 def inspect_start(settings: Effective) -> Preflight:
-    """Reads keys, artifacts and the model's folder, and parses the engine's flags. Loads no weights."""
+    """Reads keys, artifacts and the model's folder, looks for the audit log's, and parses the engine's flags.
+
+    Loads no weights, and writes nothing.
+    """
     found, options = Preflight(), settings.options
     tenants = None
     if (keys := settings.server.api_keys_file) is not None:
@@ -65,17 +71,31 @@ def inspect_start(settings: Effective) -> Preflight:
             for name, each in guards.items()
         ]
         found.attempt(lambda: require_shadowable(read, settings.server.shadow, "shadow"))
+        if settings.server.audit_dir is not None:
+            found.attempt(lambda: require_known(read, settings.server.audit_scores, "audit_scores"))
         if tenants is not None:
             found.attempt(lambda: require_tenants(read, tenants))
         _inspect_model(found, options, guards)
     if tenants is not None:
         _tell_tenants(found, tenants)
+    if (folder := settings.server.audit_dir) is not None and found.attempt(lambda: _require_writable(folder)):
+        found.lines.append(f"audit_dir {folder}: is there and can be written")
+    found.attempt(lambda: make_tracer(guard_events=settings.server.trace_guards).shutdown())
     return found
 
 
 def _tell_tenants(found: Preflight, tenants: Tenants) -> None:
     for name, tenant in tenants.tenants.items():
         found.lines.append(f"tenant {name}: {len(tenant.keys)} keys")
+
+
+def _require_writable(folder: Path) -> bool:
+    """True. Raises ConfigError. Whether another server writes there is left to the start: it may be the one at work."""
+    if not folder.is_dir():
+        raise ConfigError(f"audit_dir {folder}: got no such folder; make it, or name another")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"audit_dir {folder}: cannot be read and written; make it writable")
+    return True
 
 
 def _inspect_model(found: Preflight, options: EmbeddedOptions | VllmOptions, guards: Mapping[str, LoadedGuard]) -> None:

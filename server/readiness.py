@@ -14,9 +14,9 @@ from server.auth import Caller
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.engines.errors import EngineBusyError
-from server.errors import ConfigError, NotReadyError
+from server.errors import NotReadyError
 from server.keyring import KeysFile
-from server.policies import default_policy, require_shadowable, require_tenants, shadowed, tenant_policy
+from server.policies import default_policy, require_known, require_shadowable, require_tenants, shadowed, tenant_policy
 
 logger = logging.getLogger("skillguard.server")
 
@@ -135,8 +135,7 @@ class Readiness:
 
     def _policy(self, info: EngineInfo) -> Policy:
         """Raises ConfigError where a setting or a tenant's policy names what is not there, or cannot be so."""
-        if unknown := sorted({*self._audit.scores} - {guard.name for guard in info.guards}):
-            raise ConfigError(f"audit_scores: no guard named {unknown[0]!r}; correct the name, or load the artifact")
+        require_known(info.guards, self._audit.scores, "audit_scores")
         if self._keys is not None:
             self._keys.require(lambda tenants: require_tenants(info.guards, tenants))
         require_shadowable(info.guards, self._shadow, "shadow")

@@ -150,13 +150,13 @@ class Auditor:
         ]
         self.log.put([record(Kind.ERROR, **asked.fields, code=shape.code, error=type(error).__name__, guards=told)])
 
-    async def changed(self, who: Caller, what: str, before: object, after: object, policy: Policy) -> None:
-        """An operator's change, before it takes effect. `before` and `after` are made of what JSON has. Raises
-        AuditError.
+    async def changed(self, what: str, before: object, after: object) -> None:
+        """An operator's change, before anything is answered under it. `before` and `after` are made of what JSON has.
+
+        Raises AuditError.
         """
         if self.log is not None:
-            fields = {"key": who.name, "what": what, "before": before, "after": after, "policy": policy.version}
-            await self.log.record([record(Kind.ADMIN, **fields)])
+            await self.log.record([record(Kind.ADMIN, what=what, before=before, after=after)])
 
     def _score(self, hit: Hit) -> Fields:
         return {**score_fields(hit.score), "mode": hit.mode.value, "digest": self._digests.get(hit.score.guard)}

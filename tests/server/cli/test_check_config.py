@@ -77,6 +77,26 @@ def test_files_that_are_unsound_are_all_said(
     assert "Invalid JSON" in err
 
 
+def test_an_audit_folder_is_looked_for(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "log"
+    words += ["--audit-dir", str(folder), "--audit-scores", "ksd-tens"]
+    status, _, err = checked(capsys, *words)
+    assert (status, f"audit_dir {folder}: got no such folder" in err) == (1, True)
+    folder.mkdir()
+    status, out, _ = checked(capsys, *words)
+    assert (status, f"# audit_dir {folder}: is there and can be written" in out) == (0, True)
+    assert list(folder.iterdir()) == [], "nothing is written"
+    assert f'audit_dir = "{folder}"  # flag --audit-dir' in out.splitlines()
+    assert 'audit_failure = "refuse"  # default' in out
+    _, _, err = checked(capsys, *words[:-1], "nothing")
+    assert "audit_scores: no guard named 'nothing'; known: ksd-tens, na-tens" in err
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    status, _, err = checked(capsys, *words)
+    assert (status, "make it writable" in err) == (1, True)
+
+
 def test_an_artifact_of_another_model_is_told(
     served: tuple[Path, Path, Path], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
