@@ -78,7 +78,7 @@ def inspect_start(settings: Effective) -> Preflight:
         _inspect_model(found, options, guards)
     if tenants is not None:
         _tell_tenants(found, tenants)
-    if (folder := settings.server.audit_dir) is not None and found.attempt(lambda: _require_writable(folder)):
+    if (folder := settings.server.audit_dir) is not None and found.attempt(partial(_require_writable, folder)):
         found.lines.append(f"audit_dir {folder}: is there and can be written")
     found.attempt(lambda: make_tracer(guard_events=settings.server.trace_guards).shutdown())
     return found

@@ -11,10 +11,11 @@ import kubernetes_validate as validator
 import pytest
 import yaml
 
+from server.auth import Role, new_key
 from server.config import ServerConfig
 from server.engines.scripted.engine import ScriptedEngine
 from server.keyring import OPEN_PATHS
-from tests.server.harness import serving
+from tests.server.harness import keys_file, serving
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"
 CHART = DOCKER / "helm" / "skillguard"
@@ -146,15 +147,17 @@ async def test_probes_ask_routes_that_need_no_key() -> None:
 
 
 @pytest.mark.anyio
-async def test_alerts_and_the_autoscaler_ask_for_metrics_that_there_are() -> None:
+async def test_alerts_and_the_autoscaler_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     rule = render(VLLM)["PrometheusRule"]["spec"]
     assert rule == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
-    async with serving(ScriptedEngine()) as served:
-        shown = (await served.client.get("/metrics")).text
+    (folder := tmp_path / "log").mkdir()
+    key, entry = new_key("prometheus", Role.METRICS)
+    async with serving(ScriptedEngine(), audit_dir=folder, api_keys_file=keys_file(tmp_path, entry)) as served:
+        shown = (await served.client.get("/metrics", headers={"authorization": f"Bearer {key}"})).text
     expressions = [each["expr"] for group in rule["groups"] for each in group["rules"]]
     names = {word for text in expressions for word in text.replace("(", " ").replace("[", " ").split()}
     asked = {name for name in names if name.startswith("skillguard_")} | {"skillguard_requests_waiting"}
-    assert len(asked) == 3
+    assert len(asked) == 5
     for name in asked:
         assert f"\n{name} " in shown, name
 
