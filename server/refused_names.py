@@ -14,7 +14,7 @@ CONFIG_VARIABLE = "SKILLGUARD_CONFIG"
 OTHER_VARIABLES = frozenset(
     {CONFIG_VARIABLE, "SKILLGUARD_KEY", "SKILLGUARD_URL", "SKILLGUARD_DATA", "SKILLGUARD_FAILURE_FILE"}
 )
-"""What begins alike and is no setting: the file's path, what clients are told, tests' data, vLLM's word to its workers."""
+"""What begins alike and is no setting: the file's path, what clients are told, tests' data, vLLM's to its workers."""
 
 _SERVICE_LINK = re.compile(r"SKILLGUARD_(.+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _PORT_LINK = re.compile(r"SKILLGUARD_(.+_)?PORT=[a-z]+://.*")
