@@ -42,6 +42,7 @@ GUARDED = [
     ("GET", "/v1/guards", None),
 ]
 METRICS = ("GET", "/metrics", None)
+AUDIT = ("GET", "/v1/audit", None)
 UNKNOWN: list[tuple[str, str, object]] = [
     ("GET", "/", None),
     ("GET", "/docs", None),
@@ -63,7 +64,7 @@ def authorization(role: Role) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer sk-wrong"}, {"authorization": "Basic x"}])
-@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, *UNKNOWN])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, AUDIT, *UNKNOWN])
 async def test_without_a_good_key(keys: Path, method: str, path: str, body: object, headers: dict[str, str]) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=headers)
@@ -98,7 +99,7 @@ async def test_metrics(keys: Path, role: Role, status: int) -> None:
             assert response.json()["error"]["code"] == "insufficient_permissions"
 
 
-@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *UNKNOWN])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, AUDIT, *UNKNOWN])
 async def test_metrics_key_reads_nothing_else(keys: Path, method: str, path: str, body: object) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
