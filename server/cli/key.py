@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     revoke.set_defaults(run=revoke_key)
 
     for command in (add, show, revoke):
-        command.add_argument("--file", type=Path, required=True, help="keys file; `add` makes one where there is none")
+        command.add_argument("--file", type=Path, required=True, help="keys file; the first key that is added makes it")
 
 
 def add_key(args: argparse.Namespace) -> int:
