@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from benchmarks import report
 from benchmarks.clients.environments import python_for
 from benchmarks.clients.registry import chosen
 from benchmarks.prompts.splits import Split, Values, data_folder, rows
-from benchmarks.serving import ROOT, ServerDidNotStartError, running_server
+from benchmarks.serving import ROOT, running, running_server
 from guards.calibration.sources import seeded_rank
 
 TASK = "skillguard_mmlu_choices"
@@ -135,22 +134,12 @@ def vllm_server(model: Path, flags: Sequence[str]) -> Iterator[str]:
         port = str(free.getsockname()[1])
     where = ["--host", "127.0.0.1", "--port", port, "--model", str(model), "--served-model-name", model.name]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where, *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    printed: list[str] = []
-    try:
-        for line in process.stdout:
-            printed.append(line)
-            if "Application startup complete" in line:
-                break
-        else:
-            raise ServerDidNotStartError("".join(printed[-40:]))
-        # What it logs from now on must be read, or the full pipe would stop it.
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+
+    def up(line: str) -> str | None:
+        return f"http://127.0.0.1:{port}" if "Application startup complete" in line else None
+
+    with running(command, up) as url:
+        yield url
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,9 +1,9 @@
-"""A `skillguard serve` process, for benchmarks and end-to-end tests: what users run, asked over HTTP as users do."""
+"""A server's process, for benchmarks and end-to-end tests: what users run, asked over HTTP as users do."""
 
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,10 +19,20 @@ class ServerDidNotStartError(RuntimeError):
 @contextmanager
 def running_server(*arguments: str) -> Iterator[str]:
     """Starts `skillguard serve` on a free port and yields its address once its guards are verified."""
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments]
+    with running([sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments], _in_banner) as url:
+        yield url
+
+
+@contextmanager
+def running(command: Sequence[str], address_in: Callable[[str], str | None]) -> Iterator[str]:
+    """Starts a server and yields its address, which `address_in` finds in a line that it prints: None where it is not
+    there yet, "" where the server will not be ready. The line is the event; nothing is polled.
+
+    Raises ServerDidNotStartError.
+    """
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        url = _await_banner(process)
+        url = _await_address(process, address_in)
         # What it logs from now on must be read, or the full pipe would stop it.
         threading.Thread(target=_drain, args=(process,), daemon=True).start()
         yield url
@@ -44,14 +54,20 @@ def _drain(process: "subprocess.Popen[str]") -> None:
             pass
 
 
-def _await_banner(process: "subprocess.Popen[str]") -> str:
-    """Reads the process's output up to the banner's last line. The banner is the event; nothing is polled."""
+def _in_banner(line: str) -> str | None:
+    if line.startswith(_NOT_READY):
+        return ""
+    return line.removeprefix(_READY).split()[0].removesuffix("/v1") if line.startswith(_READY) else None
+
+
+def _await_address(process: "subprocess.Popen[str]", address_in: Callable[[str], str | None]) -> str:
     assert process.stdout is not None
     printed = []
     for line in process.stdout:
         printed.append(line)
-        if line.startswith(_READY):
-            return line.removeprefix(_READY).split()[0].removesuffix("/v1")
-        if line.startswith(_NOT_READY):
+        found = address_in(line)
+        if found:
+            return found
+        if found is not None:
             break
     raise ServerDidNotStartError("".join(printed) or f"exit status {process.wait()}")

@@ -85,7 +85,9 @@ def run_program(code: str, limits: Limits | None = None) -> Ran:
         if uid is not None:
             os.chmod(folder, 0o711)
             os.chown(work, uid, uid)
-        plan = {"work": str(work), "uid": uid, "search": _hidden(Path(sys.base_prefix)), "limits": _resources(limits)}
+        # A virtual environment may lie in a folder of root's own, and so may what it was made of.
+        search = any(_hidden(Path(prefix)) for prefix in (sys.prefix, sys.base_prefix))
+        plan = {"work": str(work), "uid": uid, "search": search, "limits": _resources(limits)}
         process = subprocess.Popen(
             [sys.executable, "-I", str(LAUNCHER), json.dumps(plan), str(program)],
             stdin=subprocess.DEVNULL,

@@ -36,8 +36,8 @@ def finder(runner: Any) -> Finder:
         if len(sizes) != 1 and runner.cache_config.enable_prefix_caching:
             raise GuardReadingError(
                 f"the cache's groups of layers have blocks of {', '.join(map(str, sorted(sizes)))} tokens: a prefix "
-                "may be found in part of a block, whose states guards over spans cannot follow; say "
-                "--no-enable-prefix-caching"
+                "may be found in part of a block, whose states guards over spans cannot follow; switch prefix caching "
+                "off"
             )
         index = _attending(groups)
         if index is None or not groups[index].layer_names:

@@ -3,7 +3,9 @@
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
+from venv import EnvBuilder
 
 import pytest
 
@@ -47,6 +49,20 @@ def test_it_can_kill_nobody_but_itself_where_the_machine_permits_namespaces() ->
         bystander.kill()
     assert (ran.outcome, "ProcessLookupError" in ran.output) == (Outcome.FAILED, True)
     assert run_program("import os; os.kill(0, 9)", QUICK).outcome in (Outcome.KILLED, Outcome.PASSED)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody else")
+def test_an_environment_in_a_folder_of_roots_own_runs_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    EnvBuilder().create(tmp_path / "own")
+    script = (
+        "import sys; sys.base_prefix = '/'  # as where Python itself is everybody's\n"
+        "from server.evaluation.sandbox import run_program as run; print(run('').outcome, run('1 / 0').outcome)"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path]))}
+    python = [str(tmp_path / "own" / "bin" / "python"), "-c", script]
+    done = subprocess.run(python, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["passed", "failed"]
 
 
 def test_no_process_can_be_started_beside_it() -> None:

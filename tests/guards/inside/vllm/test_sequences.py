@@ -186,7 +186,7 @@ def test_layers_that_keep_a_state_are_passed_over(monkeypatch: pytest.MonkeyPatc
     given = {"layers.0": None, "layers.1": metadata(), "layers.2": None}
     found = in_a_pass(monkeypatch, given, groups, prefixes=False)(POSITIONS)
     assert found.slots_T.tolist() == [28, 29, 30, 36, 33, 34]
-    with pytest.raises(GuardReadingError, match=r"blocks of .* tokens: .*--no-enable-prefix-caching"):
+    with pytest.raises(GuardReadingError, match=r"blocks of .* tokens: .*switch prefix caching off"):
         in_a_pass(monkeypatch, given, groups)(POSITIONS)
     with pytest.raises(GuardReadingError, match="no layer of the first"):
         in_a_pass(monkeypatch, given, groups[:1], prefixes=False)(POSITIONS)
