@@ -14,7 +14,7 @@ from server.auth import Caller
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.engines.errors import EngineBusyError
-from server.errors import NotReadyError
+from server.errors import AuditError, NotReadyError
 from server.keyring import KeysFile
 from server.policies import default_policy, require_known, require_shadowable, require_tenants, shadowed, tenant_policy
 
@@ -86,19 +86,26 @@ class Readiness:
             await self.check_again()
 
     async def check_again(self) -> None:
-        """The canaries once more. A guard that no longer agrees closes the server for good, as at the start."""
+        """The canaries once more. A guard that no longer agrees closes the server for good, as at the start.
+
+        It is closed before that is recorded: nothing is answered while a slow disk is waited for.
+        """
         if not self.ready:
             return
         try:
             reasons = unverified(await self._engine.verify(), info := self._engine.info)
-            await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=True)
         except EngineBusyError:
             logger.warning("the queue is full: the guards' canaries wait for the next time")
+            return
         except Exception as error:
             logger.exception("the guards could not be verified again")
             self._fail(f"{type(error).__name__}: {error}")
-        else:
-            self._settle(reasons)
+            return
+        self._settle(reasons)
+        try:
+            await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=True)
+        except AuditError as error:  # counted; the guards are as they were found, recorded or not
+            logger.error("the guards were verified again, which is not recorded: %s", error)
 
     async def bring_up(self) -> None:
         """Start, then verify. Never raises: what goes wrong becomes the phase FAILED, and the log says why."""

@@ -309,6 +309,38 @@ async def test_canaries_on_schedule(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("trouble", "ready"), [(None, 200), ("canary 0: got another score", 503)])
+async def test_canaries_on_schedule_that_cannot_be_recorded(tmp_path: Path, trouble: str | None, ready: int) -> None:
+    """A full disk takes no server away, and keeps none open."""
+    (folder := tmp_path / "log").mkdir()
+    engine = ScriptedEngine(guards=(COOK,))
+    async with serving(engine, audit_dir=folder) as served:
+        folder.rename(tmp_path / "away")
+        engine.verification = {"demo": trouble}
+        await served.readiness.check_again()
+        assert (await served.client.get("/ready")).status_code == ready
+        assert await served.metric("skillguard_audit_failures_total") == 1
+
+
+async def test_a_guard_that_no_longer_agrees_closes_the_server_before_that_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine(guards=(COOK,))
+    async with serving(engine, audit_dir=tmp_path) as served:
+        log, seen = served.app.state.services.audit.log, []
+        record = log.record
+
+        async def slow(records: Sequence[Any]) -> None:
+            seen.append((await served.client.get("/ready")).status_code)
+            await record(records)
+
+        monkeypatch.setattr(log, "record", slow)
+        await served.readiness.check_again()
+        engine.verification = {"demo": "canary 0: got another score"}
+        await served.readiness.check_again()
+    assert seen == [200, 503]
+
+
 async def test_only_operators_see_how_far_the_log_is(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
