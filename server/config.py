@@ -7,9 +7,19 @@ import ipaddress
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+
+T = TypeVar("T")
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -169,6 +179,15 @@ class ServerConfig(BaseModel):
         description="Time between self-checks of a server that is ready: its guards' canaries go through the engine "
         "again. By default only at the start.",
     )
+
+    @field_validator("audit_failure", "audit_max_bytes", "audit_fsync", "audit_scores", "audit_text", "audit_redact")
+    @classmethod
+    def _of_an_audit_log(cls, value: T, info: ValidationInfo) -> T:
+        """`audit_dir` stands before these, so it is known here unless it was wrong itself."""
+        asks = info.field_name is not None and value != cls.model_fields[info.field_name].default
+        if asks and info.data.get("audit_dir", "wrong") is None:
+            raise ValueError("there is no audit log that it would hold for; give audit_dir too, or leave it out")
+        return value
 
     @property
     def listens_on_loopback(self) -> bool:

@@ -1,6 +1,5 @@
 """Whether a server would start, as far as that shows without loading weights."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from guards.inside.transformers.loading import DTYPES, load_config, resolve_devi
 from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.encoding import TextCodec
 from guards.model.folder import open_codec
+from server.audit.folder import is_held
 from server.create import create_engine
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
@@ -71,15 +71,14 @@ def inspect_start(settings: Effective) -> Preflight:
             for name, each in guards.items()
         ]
         found.attempt(lambda: require_shadowable(read, settings.server.shadow, "shadow"))
-        if settings.server.audit_dir is not None:
-            found.attempt(lambda: require_known(read, settings.server.audit_scores, "audit_scores"))
+        found.attempt(lambda: require_known(read, settings.server.audit_scores, "audit_scores"))
         if tenants is not None:
             found.attempt(lambda: require_tenants(read, tenants))
         _inspect_model(found, options, guards)
     if tenants is not None:
         _tell_tenants(found, tenants)
-    if (folder := settings.server.audit_dir) is not None and found.attempt(partial(_require_writable, folder)):
-        found.lines.append(f"audit_dir {folder}: is there and can be written")
+    if (folder := settings.server.audit_dir) is not None:
+        _inspect_audit(found, folder)
     found.attempt(lambda: make_tracer(guard_events=settings.server.trace_guards).shutdown())
     return found
 
@@ -89,13 +88,14 @@ def _tell_tenants(found: Preflight, tenants: Tenants) -> None:
         found.lines.append(f"tenant {name}: {len(tenant.keys)} keys")
 
 
-def _require_writable(folder: Path) -> bool:
-    """True. Raises ConfigError. Whether another server writes there is left to the start: it may be the one at work."""
-    if not folder.is_dir():
-        raise ConfigError(f"audit_dir {folder}: got no such folder; make it, or name another")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(f"audit_dir {folder}: cannot be read and written; make it writable")
-    return True
+def _inspect_audit(found: Preflight, folder: Path) -> None:
+    """A server that writes there is no error of the settings: it may be the one that these are checked for."""
+    held = found.attempt(lambda: is_held(folder))
+    if held is None:
+        return
+    found.lines.append(f"audit_dir {folder}: is there and can be written")
+    if held:
+        found.lines.append(f"audit_dir {folder}: another server writes there now; this one starts once that has ended")
 
 
 def _inspect_model(found: Preflight, options: EmbeddedOptions | VllmOptions, guards: Mapping[str, LoadedGuard]) -> None:

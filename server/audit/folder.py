@@ -23,6 +23,61 @@ def file_name(number: int) -> str:
     return f"audit-{number:012d}.jsonl"
 
 
+def is_held(path: Path) -> bool:
+    """Whether a server writes there now. Looks and leaves all as it is; a held folder's end is not looked at.
+
+    Raises ConfigError where a server that starts could not begin there, or go on.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"audit_dir {path}: got no such folder; make it, or name another")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"audit_dir {path}: cannot be read and written; make it writable")
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if not _may_be_had(folder):
+                return True
+            for name in reversed(_names(folder)):
+                if not os.access(name, os.R_OK | os.W_OK, dir_fd=folder):
+                    raise ConfigError(f"audit_dir {path}: {name}: cannot be read and written; make it writable")
+                file = os.open(name, os.O_RDONLY, dir_fd=folder)
+                try:
+                    last, _ = _last_line(file, os.fstat(file).st_size)
+                    if last is not None:
+                        parsed(last)
+                        return False
+                except BrokenLineError as error:
+                    raise _damaged(path, name, error) from error
+                finally:
+                    os.close(file)
+            return False
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ConfigError(f"audit_dir {path}: {error.strerror}; make it readable") from error
+
+
+def _may_be_had(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(folder, fcntl.LOCK_UN)
+    return True
+
+
+def _names(folder: int) -> list[str]:
+    """Of its audit files, by the number of their first line."""
+    return sorted(name for name in os.listdir(folder) if FILE_NAME.fullmatch(name))
+
+
+def _damaged(path: Path, name: str, error: BrokenLineError) -> ConfigError:
+    return ConfigError(
+        f"audit_dir {path}: {name}: the last line cannot be gone on from: {error}; "
+        "see `skillguard audit verify`, put the files away, and start with an empty folder"
+    )
+
+
 class AuditFolder:
     """One writer's hold on a folder of audit files. Used by one thread at a time."""
 
@@ -59,17 +114,13 @@ class AuditFolder:
                 f"audit_dir {self.path}: another process writes there; give each server a folder of its own"
             ) from error
         try:
-            names = sorted(name for name in os.listdir(self._folder) if FILE_NAME.fullmatch(name))
-            for name in reversed(names):
+            for name in reversed(_names(self._folder)):
                 if self._continue(name):
                     break
             else:
                 self._begin()
         except BrokenLineError as error:
-            raise ConfigError(
-                f"audit_dir {self.path}: {name}: the last line cannot be gone on from: {error}; "
-                "see `skillguard audit verify`, put the files away, and start with an empty folder"
-            ) from error
+            raise _damaged(self.path, name, error) from error
         except OSError as error:
             raise ConfigError(f"audit_dir {self.path}: {error.strerror}; make it writable") from error
 

@@ -34,6 +34,30 @@ def test_bad_value_is_refused_by_name(field: str, value: object) -> None:
         ServerConfig.model_validate({field: value})
 
 
+OF_THE_AUDIT_LOG: dict[str, object] = {
+    "audit_failure": "answer",
+    "audit_max_bytes": 5000,
+    "audit_fsync": True,
+    "audit_scores": ("ksd",),
+    "audit_text": True,
+    "audit_redact": ("a",),
+}
+
+
+@pytest.mark.parametrize("field", OF_THE_AUDIT_LOG)
+def test_nothing_is_asked_of_an_audit_log_that_is_not_there(field: str) -> None:
+    value = OF_THE_AUDIT_LOG[field]
+    with pytest.raises(ValidationError, match=f"(?s){field}.*there is no audit log .* give audit_dir too"):
+        ServerConfig.model_validate({field: value})
+    assert ServerConfig.model_validate({field: value, "audit_dir": "log"})
+    default = ServerConfig.model_fields[field].default
+    assert ServerConfig.model_validate({field: default}), "as `check-config` shows it"
+
+
+def test_every_setting_of_the_audit_log_needs_one() -> None:
+    assert {name for name in ServerConfig.model_fields if name.startswith("audit_")} == {"audit_dir", *OF_THE_AUDIT_LOG}
+
+
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from guards.artifact.store import read_artifact
+from server.audit.folder import AuditFolder
 from server.auth import Role, new_key
 from server.cli.main import main
 from tests.served import save_tiny_model, tiny_served
@@ -95,6 +96,38 @@ def test_an_audit_folder_is_looked_for(
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     status, _, err = checked(capsys, *words)
     assert (status, "make it writable" in err) == (1, True)
+
+
+def test_an_audit_folder_that_a_server_holds_is_told(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words += ["--audit-dir", str(tmp_path)]
+    told = f"# audit_dir {tmp_path}: another server writes there now"
+    running = AuditFolder(tmp_path, 4096, fsync=False)
+    status, out, _ = checked(capsys, *words)
+    assert (status, told in out) == (0, True)
+    running.append([{"kind": "start"}])
+    running.close()
+    assert told not in checked(capsys, *words)[1]
+    AuditFolder(tmp_path, 4096, fsync=False).close()  # what was looked at can be had
+
+
+def test_an_audit_log_that_cannot_be_gone_on_from_is_told(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words += ["--audit-dir", str(tmp_path)]
+    log = AuditFolder(tmp_path, 4096, fsync=False)
+    log.append([{"kind": "start"}, {"kind": "stop"}])
+    log.close()
+    (file,) = tmp_path.iterdir()
+    sound = file.read_bytes()
+    file.write_bytes(sound + b'{"a line that was ne')
+    assert checked(capsys, *words)[0] == 0, "the server cuts it off"
+    assert file.read_bytes().endswith(b"ne"), "which is not done here"
+    file.write_bytes(sound.replace(b"stop", b"stay"))
+    status, _, err = checked(capsys, *words)
+    assert status == 1
+    assert f"{file.name}: the last line cannot be gone on from: it was changed" in err
 
 
 def test_an_artifact_of_another_model_is_told(
