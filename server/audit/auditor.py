@@ -128,13 +128,18 @@ class Auditor:
         ]
         await self.log.record(records)
 
-    async def checked(self, asked: Asked, policy: Policy, hits: Sequence[Hit]) -> None:
-        """What fired on a text that was only judged, before its verdict goes out. Raises AuditError."""
-        for hit in hits:
+    async def checked(self, asked: Asked, policy: Policy, hits: Sequence[tuple[Hit, Sequence[int]]]) -> None:
+        """What fired on texts that were only judged, each with the places of that text among the request's, from 0.
+
+        Before their verdicts go out. Raises AuditError.
+        """
+        for hit, _ in hits:
             _log_hit(asked, hit, {})
         if self.log is not None:
             fields = {**asked.fields, "policy": policy.version}
-            await self.log.record([record(Kind.CHECK, **fields, **self._score(hit)) for hit in hits])
+            await self.log.record(
+                [record(Kind.CHECK, **fields, **self._score(hit), texts=list(texts)) for hit, texts in hits]
+            )
 
     def failed(self, asked: Asked, error: Exception) -> None:
         """An error of ours that ended a request. Nobody waits: nothing of an answer goes out anyway.

@@ -39,7 +39,7 @@ async def checks(
     policy = running.policy_for(caller)
     scores = await while_connected(request.receive, engine.check(prompt, f"check-{secrets.token_hex(16)}", policy))
     found = judged(running.info.guards, scores, policy)
-    await services.audit.checked(context.asked, policy, hits_of(found, policy))
+    await services.audit.checked(context.asked, policy, [(hit, [0]) for hit in hits_of(found, policy)])
     return {
         "object": "list",
         "model": running.info.model,

@@ -70,6 +70,9 @@ async def _judged(
     policy = running.policy_for(caller)
     judge = Judge(services.engine, policy, services.config.max_answers, observer, context.spend)
     found = await while_connected(request.receive, judge.texts(texts))
-    hits = [hit for verdicts in dict(zip(texts, found, strict=True)).values() for hit in hits_of(verdicts, policy)]
+    places: dict[str, list[int]] = {}
+    for at, text in enumerate(texts):
+        places.setdefault(text, []).append(at)
+    hits = [(hit, at) for at in places.values() for hit in hits_of(found[at[0]], policy)]
     await services.audit.checked(context.asked, policy, hits)
-    return found, hits
+    return found, [hit for hit, _ in hits]

@@ -126,7 +126,7 @@ async def test_a_record_of_each_kind(tmp_path: Path) -> None:
     assert (watched["mode"], watched["guard"]) == ("shadow", "demo")
     assert (failed["code"], failed["error"]) == ("guard_error", "UnverifiedError")
     assert failed["guards"] == [{"guard": "demo", "reading": "invalid", "position": 21}]
-    assert (checked["guard"], checked["route"], checked["score"]) == ("demo", CHECKS, 0.25)
+    assert (checked["guard"], checked["route"], checked["score"], checked["texts"]) == ("demo", CHECKS, 0.25, [0])
     ids = [each["request"] for each in (withheld, watched, failed, checked)]
     assert len(set(ids)) == 4, "the server's own, though the caller's were the same"
     everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -256,8 +256,8 @@ async def test_texts_of_models_elsewhere_are_recorded_as_checks(tmp_path: Path, 
     async with serving(engine, audit_dir=tmp_path, shadow=shadow) as served:
         assert (await served.post(MODERATIONS, {"input": ["cook", "a", "cook"]})).status_code == 200
         assert (await served.post(GUARDRAIL, {"input_type": "request", "texts": ["a", "cook"]})).status_code == 200
-    found = [(each["route"], each["guard"], each["mode"]) for each in told(tmp_path, "check")]
-    assert found == [(MODERATIONS, "c", mode), (GUARDRAIL, "c", mode)], "of equal texts once"
+    found = [(each["route"], each["guard"], each["mode"], each["texts"]) for each in told(tmp_path, "check")]
+    assert found == [(MODERATIONS, "c", mode, [0, 2]), (GUARDRAIL, "c", mode, [1])], "of equal texts once"
     assert told(tmp_path, "abstention", "shadow_hit") == []
 
 
