@@ -77,6 +77,11 @@ class KeysFile:
         """The names in the last good file."""
         return tuple(self._tenants.tenants)
 
+    @property
+    def in_force(self) -> Mapping[str, object]:
+        """What holds now, as a side of a Change has it, of all tenants that have keys."""
+        return {"reason": self.trouble, "tenants": _in_force(self._callers)}
+
     def find(self, digest: str) -> Caller | None:
         """Whose key that is. Every stored hash is compared, so that the time taken tells nothing about them."""
         found = None
@@ -96,7 +101,8 @@ class KeysFile:
             self._seen = self._text = None
             self._keep((), f"keys file {self._path}: cannot be read ({error.strerror})")
             return
-        settled = time.time() - status.st_mtime > _SETTLED_SECONDS
+        # Of the two times, mtime is whoever writes the file's to set.
+        settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
         self._seen = _signature(status) if settled else None
         if text == self._text:
             return

@@ -118,7 +118,8 @@ class Readiness:
             for sentence in accepted(info):
                 logger.warning(sentence)
             self.phase = Phase.VERIFYING
-            await self._audit.started(info, self._running.policy, version())
+            keys = None if self._keys is None else self._keys.in_force
+            await self._audit.started(info, self._running.policy, version(), keys)
             reasons = unverified(await self._engine.verify(), info)
             await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=False)
         except SkillguardError as error:

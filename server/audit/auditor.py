@@ -65,12 +65,15 @@ class Auditor:
         """These guards judge from now on."""
         self._digests = {guard.name: guard.digest for guard in guards}
 
-    async def started(self, info: EngineInfo, policy: Policy, version: str) -> None:
-        """Raises AuditError: a server that is to refuse what it cannot record does not become ready."""
+    async def started(self, info: EngineInfo, policy: Policy, version: str, keys_file: object) -> None:
+        """`keys_file`: what holds of it, made of what JSON has; None without one.
+
+        Raises AuditError: a server that is to refuse what it cannot record does not become ready.
+        """
         if self.log is not None:
             cut = {"cut_bytes": self.log.cut_bytes} if self.log.cut_bytes else {}
-            fields = start_fields(info, policy.rules)
-            await self.log.record([record(Kind.START, version=version, policy=policy.version, **fields, **cut)])
+            fields = {"version": version, "policy": policy.version, **start_fields(info, policy.rules)}
+            await self.log.record([record(Kind.START, **fields, keys_file=keys_file, **cut)])
 
     def stopped(self) -> None:
         """The last record. Blocks until all are written."""

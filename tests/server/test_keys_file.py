@@ -136,8 +136,19 @@ def test_a_change_within_one_tick_of_the_clock_is_seen(file: Path) -> None:
     assert live.find(ANN[1].sha256) is None
 
 
-def test_a_file_that_rests_is_not_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_time_that_a_writer_gave_the_file_says_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `rsync --times` and `cp --preserve` do; two such changes within a tick of the clock look alike."""
+    monkeypatch.setattr("server.keyring._signature", lambda _: ())
     os.utime(file, (1, 1))
+    live = KeysFile(file)
+    file.write_text(file.read_text().replace(ANN[1].sha256, "0" * 64))
+    os.utime(file, (1, 1))
+    live.refresh()
+    assert live.find(ANN[1].sha256) is None
+
+
+def test_a_file_that_rests_is_not_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: file.stat().st_ctime + 3)
     live = KeysFile(file)
     monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("read again"))
     live.refresh()

@@ -74,6 +74,19 @@ async def test_changes_are_recorded_before_and_after_and_hold_no_key(file: Path,
         assert entry.sha256[:13] not in text
 
 
+async def test_what_holds_at_the_start_is_recorded(file: Path, folder: Path) -> None:
+    """So that the policy of every record can be looked up, also where the file never changes."""
+    write_tenants(file, {"team": tenant(OLGA, guards={"demo": {"tau_factor": 1.2}}), "none": tenant()})
+    async with serving(api_keys_file=file, audit_dir=folder):
+        pass
+    (start,) = told(folder, "start")
+    policy = {"guards": {"demo": {"tau_factor": 1.2}}}
+    assert start["keys_file"] == {"reason": None, "tenants": {"team": {"policy": policy, "keys": shown(OLGA)}}}
+    async with serving(audit_dir=folder):
+        pass
+    assert told(folder, "start")[1]["keys_file"] is None
+
+
 async def test_a_key_of_a_broken_file_that_it_no_longer_holds_is_recorded_as_gone(file: Path, folder: Path) -> None:
     async with serving(api_keys_file=file, audit_dir=folder) as served:
         file.write_text(json.dumps({"tenants": {"team": tenant(OLGA)}}) + "}")
