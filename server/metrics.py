@@ -9,7 +9,8 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage, Verdict
@@ -35,6 +36,9 @@ _VERDICTS = {
 OTHER = "other"
 """The tenant of callers beyond MOST_TENANTS."""
 MOST_TENANTS = 200
+_SCORES = ("skillguard_score_quantile", "skillguard_score_over_tau")
+"""Whose sum tells the score of whatever was asked between two scrapes."""
+
 _OUTCOMES = {FinishReason.ABSTAIN: "abstained", FinishReason.ERROR: "error"}
 _ANSWERED = "answered"
 
@@ -116,6 +120,10 @@ class Metrics:
         self._per_token = histogram(
             "time_per_output_token_seconds", "Mean time between tokens of one answer.", _TOKEN_SECONDS_BUCKETS
         )
+
+    def text(self, *, scores: bool) -> bytes:
+        """All series in Prometheus' format, those of scores only if they may be told."""
+        return generate_latest(self.registry if scores else _WithoutScores(self.registry))
 
     def know(self, guards: Iterable[GuardInfo]) -> None:
         """Every labelled series of these guards is there from now on, with 0: a rate misses an event that makes one.
@@ -238,6 +246,15 @@ class Metrics:
             self._abstentions.labels(score.skill, score.method, score.stage.value).inc()
             self._tenant_abstentions.labels(tenant, score.skill, score.stage.value).inc()
             self._sent.labels(score.guard).observe(finish.sent_before(ended_by, hold_back_tokens))
+
+
+class _WithoutScores(CollectorRegistry):
+    def __init__(self, registry: Collector) -> None:
+        super().__init__()
+        self._all = registry
+
+    def collect(self) -> Iterator[Metric]:
+        return (metric for metric in self._all.collect() if metric.name not in _SCORES)
 
 
 def _verdicts(finish: Finish, guard: str) -> Iterator[tuple[Stage, Verdict]]:

@@ -21,7 +21,6 @@ from guards.model.folder import open_codec
 from server.audit.folder import is_held
 from server.create import create_engine
 from server.engines.options import EmbeddedOptions, VllmOptions
-from server.errors import ConfigError
 from server.policies import require_known, require_shadowable, require_tenants
 from server.settings import Effective
 from server.tenants import Tenants, read_tenants

@@ -5,8 +5,9 @@ The first two also where charts for NIM (`/v1/health/...`) and KServe (`/v2/heal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from server.auth import Role
 from server.context import CallerDep, ServicesDep
 from server.routes.reading import reads
 
@@ -80,6 +81,7 @@ async def ping(services: ServicesDep) -> Response:
 
 
 @reads(router, "/metrics")
-async def metrics(services: ServicesDep) -> Response:
-    """Prometheus' text format."""
-    return Response(generate_latest(services.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+async def metrics(services: ServicesDep, caller: CallerDep) -> Response:
+    """Prometheus' text format. Users are told no scores here either; they get here where there are no keys."""
+    text = services.metrics.text(scores=caller.role is not Role.USER)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

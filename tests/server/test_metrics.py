@@ -15,6 +15,7 @@ from guards.artifact.manifest import ScoreQuantiles
 from guards.core.policy import Policy
 from guards.core.quantiles import LEVELS
 from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage
+from server.auth import Role, new_key
 from server.engines.base import (
     Acted,
     Chunk,
@@ -29,7 +30,7 @@ from server.engines.base import (
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from server.metrics import MOST_TENANTS, Metrics
-from tests.server.harness import CHAT, chat, completion, serving
+from tests.server.harness import CHAT, chat, completion, keys_file, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +66,7 @@ async def test_every_series_of_a_guard_is_there_before_its_first_event() -> None
     moved = replace(guard("na-facts", skill="facts", kind=GuardKind.INTERVENTION), unit="neurons")
     of = guard()
     engine = ScriptedEngine([Script(abstention(hit(of)))], guards=(of, moved))
-    async with serving(engine) as served:
+    async with serving(engine, anonymous_role="operator") as served:
         before = (await served.client.get("/metrics")).text
         names = ("abstentions_total", "shadow_hits_total", "prompt_logprob_hits_total", "intervention_acted_total")
         zeros = [line for line in before.splitlines() if line.startswith(tuple(f"skillguard_{name}" for name in names))]
@@ -83,6 +84,33 @@ async def test_every_series_of_a_guard_is_there_before_its_first_event() -> None
         await served.post(CHAT, chat())
         after = (await served.client.get("/metrics")).text
         assert 'skillguard_abstentions_total{method="ksd",skill="cooking",stage="prompt"} 1.0' in after.splitlines()
+
+
+async def test_users_are_told_no_scores(tmp_path: Path) -> None:
+    """One prompt between two scrapes: the histogram's sum is its score, which tells how far it is from passing."""
+    pair = (guard(), judged())
+    keys = {role: new_key(role.value, role) for role in Role}
+    file = keys_file(tmp_path, *(entry for _, entry in keys.values()))
+    bearer = {role: {"authorization": f"Bearer {key}"} for role, (key, _) in keys.items()}
+
+    async def told(asks: dict[str, str], reads: dict[str, str], **settings: Any) -> str:
+        read = Finish(
+            FinishReason.STOP, 1, 1, verified=True, prompt_scores=tuple(at(each, 2).prompt_scores[0] for each in pair)
+        )
+        async with serving(ScriptedEngine([Script((Chunk("a", 1), read))], guards=pair), **settings) as served:
+            await served.post(CHAT, chat(), **asks)
+            text = (await served.client.get("/metrics", headers=reads)).text
+        assert "skillguard_verified_requests_total 1.0" in text
+        return text
+
+    for text in (
+        await told({}, {}, anonymous_role="operator"),
+        await told(bearer[Role.USER], bearer[Role.OPERATOR], api_keys_file=file),
+        await told(bearer[Role.USER], bearer[Role.METRICS], api_keys_file=file),
+    ):
+        assert 'skillguard_score_over_tau_sum{guard="demo"} 2.0' in text
+        assert 'skillguard_score_quantile_count{guard="a"} 1.0' in text
+    assert "skillguard_score" not in await told({}, {})
 
 
 async def test_requests_are_counted_by_template() -> None:
@@ -325,9 +353,10 @@ async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
         pytest.skip("promtool is not installed (Debian's package prometheus)")
     moved = replace(guard("na-facts", skill="facts", kind=GuardKind.INTERVENTION), unit="neurons")
     engine = ScriptedEngine([Script(abstention(hit(guard())))], guards=(guard(), judged(), moved))
-    async with serving(engine, audit_dir=tmp_path) as served:
+    async with serving(engine, audit_dir=tmp_path, anonymous_role="operator") as served:
         await served.post(CHAT, chat())
         text = (await served.client.get("/metrics")).text
+    assert "skillguard_score" in text
 
     def check(text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
