@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from guards.core.policy import Policy, Rule
-from guards.core.verdict import GuardKind, Reading, Verdict, decide
+from guards.core.verdict import GuardKind, GuardMode, Reading, Stage, Verdict, decide
 from server.engines.base import Engine, EngineRequest, GuardInfo, GuardScore, Hit, Message, Sampling
 from server.errors import UnverifiedError
 from server.generation import Observer, collect
@@ -74,8 +74,13 @@ class Judge:
         """The verdicts on each text, in order; equal texts are judged once.
 
         Raises what `collect` and `Engine.encode_chat` raise as soon as one text cannot be judged: then there is no
-        verdict on the others.
+        verdict on the others. UnverifiedError where an enforced guard judges answers only: it says nothing of any text.
         """
+        for guard in self.engine.info.guards:
+            rule = self.policy.rules[guard.name]
+            blind = guard.kind is GuardKind.DETECTOR and not Stage.PROMPT.within(rule.scope)
+            if blind and rule.mode is GuardMode.ENFORCE:
+                raise UnverifiedError(f"guard {guard.name}: judges answers only (scope {rule.scope}), so no text here")
         places = asyncio.Semaphore(self.at_a_time)
 
         async def one(text: str) -> tuple[Judged, ...]:

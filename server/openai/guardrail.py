@@ -1,29 +1,37 @@
 """LiteLLM's generic guardrail, `POST /beta/litellm_basic_guardrail_api`, as litellm 1.110 sends it.
 
 All that is text is judged: `texts`, the arguments of `tool_calls` and the definitions of `tools`. `structured_messages`
-hold the same texts again. What says who asked is neither needed nor kept. An answer is NONE or BLOCKED, never
+hold the same texts again, and also what LiteLLM takes no text of: what of that is text is judged, and files, audio and
+video are refused as images are. What says who asked is neither needed nor kept. An answer is NONE or BLOCKED, never
 GUARDRAIL_INTERVENED: LiteLLM drops rewritten texts of a stream unless it is configured otherwise, so what should have
 been replaced would go out.
 """
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from server.openai.body import Body, Text
+from server.openai.body import Body, Text, encodable
 from server.openai.invalid import conflict
 from server.openai.moderation import MAX_TEXTS
 from server.openai.structure import object_text
+
+
+_WORDS = ("refusal", "thinking", "reasoning", "reasoning_content")
+"""Where a message, or a part of one, holds text that LiteLLM leaves out of `texts`."""
+_CALL = {"id", "index", "type", "function"}
+_FUNCTION = {"name", "arguments"}
 
 
 class GuardrailRequest(Body):
     """What a proxy is about to send to a model (`request`), or has heard of one (`response`)."""
 
     input_type: Literal["request", "response"]
-    texts: list[Text] | None = Field(None, max_length=MAX_TEXTS)
-    tool_calls: list[dict[str, Any]] | None = Field(None, max_length=MAX_TEXTS)
+    texts: list[Text] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     images: list[Any] | None = None
     structured_messages: Any = None
@@ -39,26 +47,53 @@ class GuardrailRequest(Body):
     def _all_can_be_judged(self) -> Self:
         if self.images:
             raise conflict("images", "'{field}' cannot be judged: only text can.")
-        for call in self.tool_calls or ():
-            object_text(call)
+        for part in self._parts:
+            if not any(isinstance(part.get(key), str) for key in ("text", *_WORDS)):
+                raise conflict("structured_messages", "'{field}' hold what cannot be judged: only text can.")
         object_text({"tools": self.tools})
+        if len(self.judged) > MAX_TEXTS:
+            raise conflict("texts", f"'{{field}}' and calls are {len(self.judged)} texts, wanted at most {MAX_TEXTS}.")
         if self.additional_provider_specific_params:
             raise conflict(
                 "additional_provider_specific_params", "'{field}' cannot change how texts are judged; leave them out."
             )
         return self
 
-    @property
-    def judged(self) -> list[str]:
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
         """The texts to judge. All definitions of tools are one, as JSON."""
+        calls = map(_written, (*(self.tool_calls or ()), *self._older_calls))
         definitions = [json.dumps(self.tools, ensure_ascii=False)] if self.tools else []
-        return [*(self.texts or ()), *map(_written, self.tool_calls or ()), *definitions]
+        words = [
+            encodable(each[key])
+            for each in (*self._messages, *self._parts)
+            for key in _WORDS
+            if isinstance(each.get(key), str)
+        ]
+        return (*(self.texts or ()), *calls, *definitions, *words)
+
+    @property
+    def _messages(self) -> list[dict[str, Any]]:
+        messages = self.structured_messages
+        return [each for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
+
+    @property
+    def _parts(self) -> list[dict[str, Any]]:
+        contents = [message.get("content") for message in self._messages]
+        return [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+
+    @property
+    def _older_calls(self) -> list[dict[str, Any]]:
+        """Calls as they were before `tool_calls`."""
+        return [{"function": call} for each in self._messages if isinstance(call := each.get("function_call"), dict)]
 
 
 def _written(call: Mapping[str, Any]) -> str:
-    """A call's function and arguments, a line each; one of another form as JSON."""
-    match call.get("function"):
-        case {"name": str(name), "arguments": str(arguments)}:
-            return f"{name}\n{arguments}"
+    """A call's function and arguments, a line each; one of another form, or that says more, as JSON."""
+    match call:
+        case {"function": {"name": str(name), "arguments": str(arguments)} as function} if (
+            call.keys() <= _CALL and function.keys() <= _FUNCTION
+        ):
+            return encodable(f"{name}\n{arguments}")
         case _:
             return object_text(call)

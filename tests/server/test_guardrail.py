@@ -44,6 +44,10 @@ def call(arguments: str, name: str = "act") -> dict[str, object]:
     return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def said(*parts: dict[str, object]) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "text", "text": "a"}, *parts]}]
+
+
 @pytest.mark.parametrize("style", AbstainStyle)
 @pytest.mark.parametrize("side", SIDES)
 async def test_texts_are_blocked_or_let_through(side: str, style: AbstainStyle) -> None:
@@ -76,6 +80,15 @@ async def test_a_guard_that_only_watches_lets_through() -> None:
         ({"tool_calls": [call("{}")]}, "NONE"),
         ({"tools": [TOOL, {"type": "function", "function": {"name": "a", "description": "cook"}}]}, "BLOCKED"),
         ({"tools": [TOOL]}, "NONE"),
+        ({"tool_calls": [{**call("{}"), "note": "cook"}]}, "BLOCKED"),
+        ({"tool_calls": [{"function": {"name": "a", "arguments": "{}", "note": "cook"}}]}, "BLOCKED"),
+        ({"structured_messages": [{"role": "assistant", "function_call": {"name": "cook", "arguments": ""}}]}, "BLOCKED"),
+        ({"structured_messages": [{"role": "assistant", "refusal": "cook"}]}, "BLOCKED"),
+        ({"structured_messages": [{"role": "assistant", "reasoning_content": "cook"}]}, "BLOCKED"),
+        ({"structured_messages": said({"type": "refusal", "refusal": "cook"})}, "BLOCKED"),
+        ({"structured_messages": said({"type": "thinking", "thinking": "cook", "signature": "s"})}, "BLOCKED"),
+        ({"structured_messages": said({"type": "text", "text": "a"})}, "NONE"),
+        ({"structured_messages": {"odd": 1}}, "NONE"),
         ({"texts": None}, "NONE"),
         ({"texts": [], "tool_calls": [], "tools": [], "images": []}, "NONE"),
     ],
@@ -91,6 +104,10 @@ async def test_calls_and_definitions_of_tools_are_judged(more: dict[str, Any], w
     [
         ({"images": ["data:image/png;base64,"]}, "images"),
         ({"additional_provider_specific_params": {"threshold": 9}}, "additional_provider_specific_params"),
+        ({"structured_messages": said({"type": "file", "file": {"file_data": "cook"}})}, "structured_messages"),
+        ({"structured_messages": said({"type": "input_audio", "input_audio": {}})}, "structured_messages"),
+        ({"structured_messages": said({"type": "redacted_thinking", "data": "cook"})}, "structured_messages"),
+        ({"texts": ["a"] * 1000, "tool_calls": [call("{}")] * 25}, "texts"),
         ({"documents": ["cook"]}, "documents"),
         ({"input_type": "reply"}, "input_type"),
         ({"texts": [5]}, "texts[0]"),
@@ -105,7 +122,14 @@ async def test_what_cannot_be_judged_is_an_error(more: dict[str, Any], param: st
 
 
 @pytest.mark.parametrize(
-    "more", [{"texts": [HALF]}, {"tool_calls": [{"function": {"name": HALF}}]}, {"tools": [{"a": HALF}]}]
+    "more",
+    [
+        {"texts": [HALF]},
+        {"tool_calls": [{"function": {"name": HALF}}]},
+        {"tool_calls": [call(HALF)]},
+        {"tools": [{"a": HALF}]},
+        {"structured_messages": [{"role": "assistant", "refusal": HALF}]},
+    ],
 )
 async def test_half_a_character_is_refused(more: dict[str, Any]) -> None:
     content = json.dumps({**AS_SENT, "input_type": "request", **more})

@@ -9,7 +9,7 @@ from openai.types import ModerationCreateResponse
 
 from guards.artifact.manifest import ScoreQuantiles
 from guards.core.quantiles import LEVELS
-from guards.core.verdict import GuardKind, GuardMode
+from guards.core.verdict import GuardKind, GuardMode, Scope
 from server.auth import Role, new_key
 from server.engines.base import GuardInfo
 from server.engines.errors import EngineBusyError
@@ -172,6 +172,21 @@ async def test_a_text_without_a_reading_of_every_guard_is_an_error(said: object)
         error = await served.error(MODERATIONS, {"input": said})
         assert (error["status"], error["code"]) == (500, "guard_error")
         assert await served.metric("skillguard_unverified_requests_total") == ("break" in str(said))
+
+
+@pytest.mark.parametrize(("scope", "sees"), [(Scope.BOTH, True), (Scope.PROMPT, True), (Scope.GENERATION, False)])
+async def test_a_guard_that_judges_answers_only_passes_no_text(scope: Scope, sees: bool) -> None:
+    of = replace(COOKING, rule=replace(COOKING.rule, scope=scope))
+    body = {"input_type": "request", "texts": ["cook"]}
+    async with serving(cook((of, PYTHON))) as served:
+        for path, asked in ((MODERATIONS, {"input": "cook"}), (GUARDRAIL, body)):
+            answer = await served.post(path, asked)
+            if sees:
+                assert (answer.status_code, "true" in answer.text or "BLOCKED" in answer.text) == (200, True)
+            else:
+                assert (answer.status_code, answer.json()["error"]["code"]) == (500, "guard_error")
+    async with serving(cook((of, PYTHON), mode=GuardMode.SHADOW), shadow=("c",)) as served:
+        assert (await served.post(GUARDRAIL, body)).json() == {"action": "NONE"}, "it would only watch"
 
 
 async def test_a_text_that_does_not_fit_is_an_error_and_no_fault_of_a_guard() -> None:
