@@ -67,7 +67,7 @@ class AuditFailure(StrEnum):
 
 
 class AbstainStyle(StrEnum):
-    """How a withheld answer looks to the caller; `server/abstention.py` says exactly what each sends."""
+    """How a withheld answer looks to the caller; `server/openai/abstention.py` says exactly what each sends."""
 
     CONTENT_FILTER = "content_filter"
     REFUSAL = "refusal"

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,12 @@ def add_parser(subparsers: Any) -> None:
         "--share", type=float, required=True, help="wanted share of innocent prompts that are refused, such as 0.001"
     )
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)")
-    parser.add_argument("--since", help="leave out what was before this time, such as 2026-11-20 or 2026-11-20T08:00")
+    parser.add_argument(
+        "--since",
+        type=_time,
+        metavar="TIME",
+        help="leave out what was before this time, such as 2026-11-20 or 2026-11-20T08:00, in UTC unless it says another",
+    )
     parser.add_argument(
         "--prometheus",
         metavar="ADDRESS|FILE",
@@ -37,6 +43,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--artifact", type=Path, help="the guard's artifact, by whose quantiles a histogram is read")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
+
+
+def _time(text: str) -> datetime:
+    """Raises ValueError, of which argparse makes an error that names the flag."""
+    time = datetime.fromisoformat(text)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +82,7 @@ def _of_files(args: argparse.Namespace) -> "tuple[Proposal, Mapping[str, float],
     return propose(readings.over_tau, args.share, args.confidence), readings.taus, notes
 
 
-def _records(paths: Sequence[Path], since: str | None) -> Iterator[Mapping[str, Any]]:
+def _records(paths: Sequence[Path], since: datetime | None) -> Iterator[Mapping[str, Any]]:
     """All records, of a chain that is whole. Raises AuditFilesError for one that is not."""
     from server.audit.verify import audit_files, read_lines
     from server.errors import AuditFilesError
@@ -79,7 +91,7 @@ def _records(paths: Sequence[Path], since: str | None) -> Iterator[Mapping[str, 
         for at, line in enumerate(read_lines(path), start=1):
             if isinstance(line, str):
                 raise AuditFilesError(f"{path}, line {at}: {line}; see `skillguard audit verify`")
-            if since is None or str(line.fields.get("time", "")) >= since:
+            if since is None or datetime.fromisoformat(str(line.fields["time"])) >= since:
                 yield line.fields
 
 

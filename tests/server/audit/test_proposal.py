@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,13 @@ async def test_from_what_a_server_recorded(tmp_path: Path, capsys: pytest.Captur
     assert "nothing was changed" in capsys.readouterr().out
     assert main([*command, "--since", "2999-01-01"]) == 1
     assert "no readings" in capsys.readouterr().err
+    an_hour_ago, in_an_hour = (datetime.now(timezone(timedelta(hours=14))) + timedelta(hours=by) for by in (-1, 1))
+    assert main([*command, "--since", an_hour_ago.isoformat()]) == 0, "another zone's words, which sort later"
+    assert main([*command, "--since", in_an_hour.isoformat()]) == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "--since", "yesterday"])
+    assert "--since: invalid" in capsys.readouterr().err
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes().replace(b"shadow", b"shadok", 1))
     assert main(command) == 1
