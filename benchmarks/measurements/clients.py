@@ -1,5 +1,6 @@
 """People's clients against the demo, and other projects' own tests of the API."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,13 @@ def _line(rows: Sequence[Row], client: str, style: str) -> tuple[str, ...]:
     return (f"`{client}`", version, f"`{style}`", *(_cell(own, step) for step in STEPS))
 
 
+def _commits(rows: Sequence[Row]) -> str:
+    """Where clients were driven one after another: the command above is that of the last."""
+    counts = Counter(row["commit"] for row in rows)
+    parts = [f"{count} at commit `{commit}`" for commit, count in counts.items()]
+    return f"; {', '.join(parts)}" if len(parts) > 1 else ""
+
+
 def clients_section(results: Results) -> str:
     """What each client does; empty where none was driven."""
     found = results.read_if_there("clients")
@@ -48,7 +56,7 @@ def clients_section(results: Results) -> str:
             "Each client asks a running server as its documentation says, and sends back what it was given. A dash: "
             "the client has no such thing, or it was not tried."
         ),
-        measured(found, f"{len(rows)} steps of {len({row['client'] for row in rows})} clients"),
+        measured(found, f"{len(rows)} steps of {len({row['client'] for row in rows})} clients{_commits(rows)}"),
         bullets(MEANINGS),
         table(
             ("client", "package", "abstention style", *(f"`{step}`" for step in STEPS)),
