@@ -1,9 +1,11 @@
 """The keys file: tenants, each with its policy and its keys. Edited by hand, and by `skillguard key`."""
 
 import contextlib
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -56,11 +58,18 @@ def parse_tenants(path: Path, text: bytes) -> Tenants:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"keys file {path}: {where}: {first['msg']}; {_NEXT_STEP}") from error
+    json.loads(text, object_pairs_hook=partial(_each_once, path))
     keys = [key for _, key in tenants.keys]
     for field, values in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
         if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise ConfigError(f"keys file {path}: {field} {twice[0]!r} is there twice; remove one of the entries")
     return tenants
+
+
+def _each_once(path: Path, pairs: Sequence[tuple[str, object]]) -> None:
+    """Raises ConfigError for an object that says one name twice, of which the former would count for nothing."""
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ConfigError(f"keys file {path}: {twice[0]!r} is said twice of one thing; remove one of them")
 
 
 @contextlib.contextmanager

@@ -84,6 +84,8 @@ def test_a_file_may_have_no_key(tmp_path: Path, content: object) -> None:
         (of(keys=[{**KEY, "key": "sk-plain"}]), r"keys\.0\.key"),
         (of(keys=[KEY, {**OTHER, "sha256": KEY["sha256"]}]), "sha256 .* is there twice"),
         ({"tenants": {"a": {"keys": [KEY]}, "b": {"keys": [{**KEY, **OTHER, "name": "ann"}]}}}, "name 'ann' is there"),
+        ('{"tenants": {"a": {"guards": {"x": {}}, "guards": {}}}}', "'guards' is said twice"),
+        ('{"tenants": {"a": {}, "a": {}}}', "'a' is said twice"),
         (of(guards=["a"]), r"team-a\.guards"),
         (of(guards={"a": "shadow"}), r"guards\.a"),
         (of(guards={"a": {"mode": "none"}}), r"guards\.a\.mode"),
@@ -97,7 +99,7 @@ def test_a_file_may_have_no_key(tmp_path: Path, content: object) -> None:
         (of(tokens_per_minute=-1), "tokens_per_minute"),
         (of(concurrent_requests=0), "concurrent_requests"),
     ],
-    ids=range(29),
+    ids=range(31),
 )
 def test_an_unclear_file_is_refused(tmp_path: Path, content: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
