@@ -130,7 +130,7 @@ async def test_a_record_of_each_kind(tmp_path: Path) -> None:
     ids = [each["request"] for each in (withheld, watched, failed, checked)]
     assert len(set(ids)) == 4, "the server's own, though the caller's were the same"
     everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert b"ada" not in everything
+    assert b"ada@" not in everything
     assert b"cook for" not in everything
 
 
