@@ -23,6 +23,8 @@ from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.registry import SPANS
 from guards.methods.spans.calibrate import SpanCalibration, calibrate
 from guards.methods.spans.options import SpanOptions
+from server.auth import Role, new_key
+from tests.server.harness import write_tenants
 
 DEMO = ROOT / "artifacts" / "demo" / "data"
 SHIPPED = ROOT / "artifacts" / "smollm2"
@@ -136,20 +138,26 @@ ASKED = {
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("served", [(), ("mathematics",), ("code",), ("mathematics", "code")])
-def test_the_shipped_guards_serve_it(folder: Path, served: tuple[str, ...]) -> None:
-    """README's commands. Without guards every question is answered; with some, those of their skills are not."""
-    artifacts = [str(SHIPPED / f"ksd-{skill}") for skill in served]
-    flags = ("--artifacts", *artifacts) if served else ("--unguarded",)
-    with (
-        running_server("--model", str(folder), *flags) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client,
-    ):
-        model = client.models.list().data[0].id
-        for skill, questions in ASKED.items():
-            for question in questions:
-                choice = client.chat.completions.create(
-                    model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=12
-                ).choices[0]
-                withheld = choice.finish_reason == "content_filter"
-                assert withheld is (skill in served), (question, choice.message.content)
+def test_the_shipped_guards_serve_it(folder: Path, tmp_path: Path) -> None:
+    """README's command. With both guards off for a tenant every question is answered; with some on, those of their
+    skills are not. One server, since each start reads the model's weights.
+    """
+    guards = {skill: SHIPPED / f"ksd-{skill}" for skill in ASKED if skill}
+    keys, tenants = {}, {}
+    for on in ((), ("mathematics",), ("code",), ("mathematics", "code")):
+        keys[on], entry = new_key(f"key{len(keys)}", Role.USER)
+        off = {guard.name: {"mode": "off"} for skill, guard in guards.items() if skill not in on}
+        tenants[f"tenant{len(keys)}"] = {"keys": [entry.model_dump(mode="json")], "guards": off}
+    file = write_tenants(tmp_path / "keys.json", tenants)
+    artifacts = map(str, guards.values())
+    with running_server("--model", str(folder), "--artifacts", *artifacts, "--api-keys-file", str(file)) as url:
+        for on, key in keys.items():
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+                model = client.models.list().data[0].id
+                for skill, questions in ASKED.items():
+                    for question in questions:
+                        choice = client.chat.completions.create(
+                            model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=12
+                        ).choices[0]
+                        withheld = choice.finish_reason == "content_filter"
+                        assert withheld is (skill in on), (on, question, choice.message.content)
