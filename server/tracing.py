@@ -70,6 +70,11 @@ class Untraced:
 def make_tracer(*, guard_events: bool, environment: Mapping[str, str] = os.environ) -> Tracer:
     """What the environment asks for. Raises ConfigError where it cannot be had: traces that nobody gets look calm."""
     wanted = any(environment.get(name) for name in _ENDPOINTS)
+    if guard_events and not wanted:
+        raise ConfigError(
+            "trace_guards: got no OTEL_EXPORTER_OTLP_ENDPOINT, so there is no span that events could stand in; set the "
+            "variable, or leave trace_guards out"
+        )
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if not wanted or disabled or environment.get("OTEL_TRACES_EXPORTER") == "none":
         return Untraced()

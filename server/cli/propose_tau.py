@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "--since",
         type=_time,
         metavar="TIME",
-        help="leave out what was before this time, such as 2026-11-20 or 2026-11-20T08:00, in UTC unless it says another",
+        help="leave out what was before this time, such as 2026-11-20 or 2026-11-20T08:00; in UTC, unless it says else",
     )
     parser.add_argument(
         "--prometheus",

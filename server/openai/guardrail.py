@@ -19,7 +19,6 @@ from server.openai.invalid import conflict
 from server.openai.moderation import MAX_TEXTS
 from server.openai.structure import object_text
 
-
 _WORDS = ("refusal", "thinking", "reasoning", "reasoning_content")
 """Where a message, or a part of one, holds text that LiteLLM leaves out of `texts`."""
 _CALL = {"id", "index", "type", "function"}

@@ -82,7 +82,10 @@ async def test_a_guard_that_only_watches_lets_through() -> None:
         ({"tools": [TOOL]}, "NONE"),
         ({"tool_calls": [{**call("{}"), "note": "cook"}]}, "BLOCKED"),
         ({"tool_calls": [{"function": {"name": "a", "arguments": "{}", "note": "cook"}}]}, "BLOCKED"),
-        ({"structured_messages": [{"role": "assistant", "function_call": {"name": "cook", "arguments": ""}}]}, "BLOCKED"),
+        (
+            {"structured_messages": [{"role": "assistant", "function_call": {"name": "cook", "arguments": ""}}]},
+            "BLOCKED",
+        ),
         ({"structured_messages": [{"role": "assistant", "refusal": "cook"}]}, "BLOCKED"),
         ({"structured_messages": [{"role": "assistant", "reasoning_content": "cook"}]}, "BLOCKED"),
         ({"structured_messages": said({"type": "refusal", "refusal": "cook"})}, "BLOCKED"),

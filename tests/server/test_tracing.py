@@ -114,6 +114,10 @@ def test_nothing_is_traced_unless_the_environment_asks(environment: dict[str, st
 def test_what_cannot_be_had_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="wanted http/protobuf"):
         make_tracer(guard_events=False, environment={**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+    with pytest.raises(ConfigError, match="trace_guards: got no OTEL_EXPORTER_OTLP_ENDPOINT"):
+        make_tracer(guard_events=True, environment={})
+    off = {**ENDPOINT, "OTEL_SDK_DISABLED": "true"}
+    assert isinstance(make_tracer(guard_events=True, environment=off), Untraced), "switched off on purpose"
     monkeypatch.setattr("server.tracing.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="not installed"):
         make_tracer(guard_events=False, environment=ENDPOINT)
