@@ -98,6 +98,7 @@ def row(client: str, step: str = s.ANSWER, outcome: str = "passed", style: str =
     return {"client": client, "package": "p", "version": "1", "style": style, "step": step} | {
         "outcome": outcome,
         "said": "said",
+        "commit": "c",
     }
 
 
@@ -118,3 +119,7 @@ def test_rows_are_shown(tmp_path: Path) -> None:
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "`litellm`" in line]
     assert ["`litellm`", "p 1", "`refusal`", "yes", "-", "-", "-", "-", "**no**"] in lines
     assert "What failed:" in text
+    assert "Sample: 3 steps of 1 clients\n" in text
+    later = {**found, "rows": [*rows, {**row("openai-create"), "commit": "d"}]}
+    (results.folder / "clients.json").write_text(json.dumps(later), encoding="utf-8")
+    assert "Sample: 4 steps of 2 clients; 3 at commit `c`, 1 at commit `d`\n" in clients_section(results)
