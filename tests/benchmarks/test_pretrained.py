@@ -143,7 +143,8 @@ def test_the_shipped_guards_serve_it(folder: Path, tmp_path: Path) -> None:
     skills are not. One server, since each start reads the model's weights.
     """
     guards = {skill: SHIPPED / f"ksd-{skill}" for skill in ASKED if skill}
-    keys, tenants = {}, {}
+    keys: dict[tuple[str, ...], str] = {}
+    tenants = {}
     for on in ((), ("mathematics",), ("code",), ("mathematics", "code")):
         keys[on], entry = new_key(f"key{len(keys)}", Role.USER)
         off = {guard.name: {"mode": "off"} for skill, guard in guards.items() if skill not in on}
