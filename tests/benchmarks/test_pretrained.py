@@ -145,7 +145,8 @@ def test_the_shipped_guards_serve_it(folder: Path, tmp_path: Path) -> None:
     guards = {skill: SHIPPED / f"ksd-{skill}" for skill in ASKED if skill}
     keys: dict[tuple[str, ...], str] = {}
     tenants = {}
-    for on in ((), ("mathematics",), ("code",), ("mathematics", "code")):
+    served: tuple[tuple[str, ...], ...] = ((), ("mathematics",), ("code",), ("mathematics", "code"))
+    for on in served:
         keys[on], entry = new_key(f"key{len(keys)}", Role.USER)
         off = {guard.name: {"mode": "off"} for skill, guard in guards.items() if skill not in on}
         tenants[f"tenant{len(keys)}"] = {"keys": [entry.model_dump(mode="json")], "guards": off}
