@@ -209,7 +209,10 @@ def agent(url: str, questions: list[str], model: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    name, at = sys.argv[1:]
+    name, *addresses = sys.argv[1:]
     questions = json.load(sys.stdin)
-    shown = agent(at, questions, AGENTS[name]) if name in AGENTS else talk(TURNS[name](at), questions)
-    print(json.dumps(list(shown)))
+    shown = [
+        list(agent(at, questions, AGENTS[name]) if name in AGENTS else talk(TURNS[name](at), questions))
+        for at in addresses
+    ]
+    print(json.dumps(shown))

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,23 @@ def engine() -> ScriptedEngine:
     )
 
 
-async def talk(name: str, url: str, questions: list[str]) -> list[str]:
-    """What a client showed."""
+async def talk(
+    name: str, questions: list[str], made: Callable[[], ScriptedEngine], styles: Sequence[str]
+) -> list[tuple[str, list[str], ScriptedEngine]]:
+    """Each style with what a client showed under it, and what answered. One process, since SDKs are slow to import."""
+    engines = [made() for _ in styles]
+    async with AsyncExitStack() as stack:
+        urls = [
+            await stack.enter_async_context(listening(each, abstain_style=style, abstain_text=TEXT))
+            for each, style in zip(engines, styles, strict=True)
+        ]
+        shown = await _talk(name, urls, questions)
+    return list(zip(styles, shown, engines, strict=True))
+
+
+async def _talk(name: str, urls: list[str], questions: list[str]) -> list[list[str]]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.talkers", name, url),
+        *(sys.executable, "-m", "tests.server.talkers", name, *urls),
         cwd=Path(__file__).parents[2],
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -53,22 +67,20 @@ async def talk(name: str, url: str, questions: list[str]) -> list[str]:
     )
     shown, trouble = await process.communicate(json.dumps(questions).encode())
     assert process.returncode == 0, trouble.decode()[-2000:]
-    lines: list[str] = json.loads(shown.splitlines()[-1])
+    lines: list[list[str]] = json.loads(shown.splitlines()[-1])
     return lines
 
 
-@pytest.mark.parametrize(
-    ("name", "style"),
-    [
-        *((name, "refusal") for name in talkers.TURNS),
-        # parse() raises on the other style's finish reason, and has no message to append
-        *((name, "content_filter") for name in talkers.TURNS if name != "openai_parse"),
-    ],
-)
-async def test_twenty_turns(name: str, style: str) -> None:
-    scripted = engine()
-    async with listening(scripted, abstain_style=style, abstain_text=TEXT) as url:
-        shown = await talk(name, url, TURNS)
+@pytest.mark.parametrize("name", talkers.TURNS)
+async def test_twenty_turns(name: str) -> None:
+    # parse() raises on the other style's finish reason, and has no message to append
+    styles = ["refusal"] if name == "openai_parse" else ["refusal", "content_filter"]
+    for style, shown, scripted in await talk(name, TURNS, engine, styles):
+        check_twenty_turns(name, style, shown, scripted)
+
+
+def check_twenty_turns(name: str, style: str, shown: list[str], scripted: ScriptedEngine) -> None:
+    """Each turn as it should be shown, and taken back."""
     refusal = "" if name in LOSES_REFUSALS and style == "refusal" else TEXT
     begun = "Take" if name in STREAMS else ""
     separated = f"{begun}\n\n{refusal}" if begun and refusal else begun + refusal
@@ -88,21 +100,25 @@ async def test_twenty_turns(name: str, style: str) -> None:
     assert scripted.submitted[-1].prompt_token_ids == scripted.encode_chat(history[:-1])
 
 
-@pytest.mark.parametrize(("style", "kept"), [("content_filter", 2), ("refusal", 0)])
 @pytest.mark.parametrize("name", talkers.AGENTS)
-async def test_calls_of_an_agent(name: str, style: str, kept: int) -> None:
+async def test_calls_of_an_agent(name: str) -> None:
     """Its calls and their results, and refused runs in between: a `refusal` is an error to it, not history."""
     call = '[[clock|{"city": "Rome"}]]'
-    scripted = ScriptedEngine(
-        [
-            Script(answer("Noon."), when=lambda prompt: prompt.rpartition("tool ")[2].count("user: ") == 0),
-            Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt.rpartition("user: ")[2]),
-            Script(answer(call)),
-        ]
-    )
-    async with listening(scripted, abstain_style=style, abstain_text=TEXT) as url:
-        shown = await talk(name, url, ["hi", "cook", "when?", "cook", "when?"])
-    assert [shown[index] for index in (0, 2, 4)] == ["Noon."] * 3
-    assert [TEXT in shown[index] for index in (1, 3)] == [True, True]
-    prompt = bytes(scripted.submitted[-1].prompt_token_ids).decode()
-    assert (prompt.count("[[clock|"), prompt.count("noon in Rome"), prompt.count(TEXT)) == (3, 3, kept)
+
+    def clock() -> ScriptedEngine:
+        return ScriptedEngine(
+            [
+                Script(answer("Noon."), when=lambda prompt: prompt.rpartition("tool ")[2].count("user: ") == 0),
+                Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt.rpartition("user: ")[2]),
+                Script(answer(call)),
+            ]
+        )
+
+    for style, shown, scripted in await talk(
+        name, ["hi", "cook", "when?", "cook", "when?"], clock, ["content_filter", "refusal"]
+    ):
+        assert [shown[index] for index in (0, 2, 4)] == ["Noon."] * 3
+        assert [TEXT in shown[index] for index in (1, 3)] == [True, True]
+        prompt = bytes(scripted.submitted[-1].prompt_token_ids).decode()
+        kept = 2 if style == "content_filter" else 0
+        assert (prompt.count("[[clock|"), prompt.count("noon in Rome"), prompt.count(TEXT)) == (3, 3, kept)
