@@ -1,17 +1,20 @@
-"""What guards cost on vLLM: guarded against unguarded, alternating in one run.
+"""What guards cost: guarded against unguarded, alternating in one run.
 
-    python -m benchmarks.overhead [--rows NAME ...] [--rounds N] [--eager] [--dtype bfloat16] [--work DIR]
+    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--rounds N] [--eager] [--dtype bfloat16]
+        [--work DIR]
 
-Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler. Guarded is our engine with guards that never
-fire, so that both do the same work. Both run at the same time with the same flags, on a Llama of random weights that is
-written first, and are asked in turns, ABBA, while the other one idles: the same random prompts at once, greedily, each
-read to its end as text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngine.submit (detokenised
-by us) here. `ratio` is the median over pairs of rounds of guarded over unguarded tokens a second, drawn ones where
-the workload decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap).
-`same` is the like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
+Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler; or, with `--engine embedded`, our embedded
+engine without a guard, on a GPU where there is one. Guarded is our engine with guards that never fire, so that both do
+the same work. Both run at the same time with the same flags, on a Llama of random weights that is written first, and
+are asked in turns, ABBA, while the other one idles: the same random prompts at once, greedily, each read to its end as
+text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngine.submit (detokenised by us) here.
+`ratio` is the median over pairs of rounds of guarded over unguarded tokens a second, drawn ones where the workload
+decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
+like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
 
 `abstained` is the time from asking to a refusal by a guard that always fires, over the unguarded time to the first
-token, one request at a time. The last line printed is one JSON object.
+token, one request at a time. The last line printed is one JSON object. `results/overhead.json` is vLLM's,
+`results/overhead.embedded.json` the embedded engine's.
 """
 
 import argparse
@@ -20,8 +23,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +32,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.report import publish
 from benchmarks.synthetic import (
@@ -45,7 +49,7 @@ from benchmarks.synthetic import (
 from guards.artifact.manifest import ModelIdentity
 from guards.inside.transformers.loading import DTYPES
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
-from server.engines.options import VllmOptions
+from server.engines.options import EmbeddedOptions, VllmOptions
 
 SETTLE_SECONDS = 1.3
 """vLLM's idle workers keep polling for a second after their last step, which would slow the other engine's round."""
@@ -178,47 +182,107 @@ def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]
     }
 
 
+@asynccontextmanager
+async def _started(engine: Any) -> AsyncIterator[Any]:
+    """One of our engines, stopped at the end."""
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+class _Embedded:
+    """The embedded engine, with guards and without."""
+
+    def __init__(self, model: Path, dtype: str) -> None:
+        self._model, self._dtype = str(model), dtype
+
+    @asynccontextmanager
+    async def plain(self) -> AsyncIterator[Ask]:
+        """Without a guard."""
+        async with _started(self._engine(())) as engine:
+            yield ours(engine, FinishReason.LENGTH)
+
+    @asynccontextmanager
+    async def guarded(self, artifacts: Sequence[Path], wanted: FinishReason) -> AsyncIterator[Ask]:
+        """With guards."""
+        async with _started(self._engine(artifacts)) as engine:
+            yield ours(engine, wanted)
+
+    def _engine(self, artifacts: Sequence[Path]) -> Any:
+        from server.engines.embedded.engine import EmbeddedEngine
+
+        return EmbeddedEngine(
+            EmbeddedOptions.model_validate(
+                {"model": self._model, "artifacts": artifacts, "dtype": self._dtype, "max_batch_tokens": 1024}
+            )
+        )
+
+
+class _Vllm:
+    """vLLM itself, and our engine on it, under the same flags."""
+
+    def __init__(self, model: Path, dtype: str, *, eager: bool) -> None:
+        flags = ["--dtype", dtype, "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28)]
+        self._model, self._flags = str(model), (*flags, *(("--enforce-eager",) if eager else ()))
+
+    @asynccontextmanager
+    async def plain(self) -> AsyncIterator[Ask]:
+        """vLLM with its own worker and scheduler."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from server.engines.vllm.config import parse_flags
+
+        config = parse_flags(VllmOptions(model=self._model, flags=self._flags)).create_engine_config()
+        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        try:
+            yield vllm_itself(llm)
+        finally:
+            llm.shutdown()
+
+    @asynccontextmanager
+    async def guarded(self, artifacts: Sequence[Path], wanted: FinishReason) -> AsyncIterator[Ask]:
+        """Our engine."""
+        from server.engines.vllm.engine import VllmEngine
+
+        options = VllmOptions(model=self._model, artifacts=tuple(artifacts), flags=self._flags)
+        async with _started(VllmEngine(options)) as engine:
+            yield ours(engine, wanted)
+
+
 async def measure(args: argparse.Namespace, folder: Path) -> None:
-    """Starts vLLM itself once and our engine once for every row, and publishes what was measured."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from server.engines.vllm.config import parse_flags
-    from server.engines.vllm.engine import VllmEngine
-
+    """Starts the unguarded engine once and the guarded one once for every row, and publishes what was measured."""
     model = folder / "model"
     identity = build_model(model, layers=args.layers, d_model=args.d_model, d_ff=args.d_ff, dtype=args.dtype)
     artifacts = write_guards(folder / "guards", identity)
-    flags = ["--dtype", args.dtype, "--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28)]
-    flags += ["--enforce-eager"] if args.eager else []
+    embedded = args.engine == "embedded"
+    side = _Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
     rows: list[dict[str, Any]] = []
     abstained: dict[str, Any] = {}
-    config = parse_flags(VllmOptions(model=str(model), flags=tuple(flags))).create_engine_config()
-    llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    try:
-        plain = vllm_itself(llm)
+    async with side.plain() as plain:
         for name in args.rows:
-            async with AsyncExitStack() as stack:
-                options = VllmOptions(model=str(model), artifacts=tuple(artifacts[name]), flags=tuple(flags))
-                engine = VllmEngine(options)
-                stack.push_async_callback(engine.stop)
-                await engine.start()
-                if name == "always fires":
-                    guarded = ours(engine, FinishReason.ABSTAIN)
+            fires = name == "always fires"
+            wanted = FinishReason.ABSTAIN if fires else FinishReason.LENGTH
+            async with side.guarded(artifacts[name], wanted) as guarded:
+                if fires:
                     seconds = await alternate(plain, guarded, ONE, 3 * args.rounds)
                     ratios = interval([g / p for p, g in zip(*seconds, strict=True)])
                     first, refused = (round(1000 * median(each), 2) for each in seconds)
                     abstained = {**ratios, "first_token_ms": first, "abstained_ms": refused}
                     print("abstained", abstained, flush=True)
                     continue
-                guarded = ours(engine, FinishReason.LENGTH)
                 for load in (DECODE, PREFILL):
                     figures = summarise(load, *await alternate(plain, guarded, load, args.rounds))
                     rows.append({"guards": name, "workload": load.name, **figures})
                     print(rows[-1], flush=True)
-    finally:
-        llm.shutdown()
     shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
-    publish("overhead", rows, abstained=abstained, model=shape, mode="eager" if args.eager else "compiled")
+    found = {"abstained": abstained, "model": shape}
+    if embedded:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        publish("overhead.embedded", rows, **found, device=device)
+    else:
+        publish("overhead", rows, **found, mode="eager" if args.eager else "compiled")
 
 
 def main() -> None:
@@ -232,6 +296,7 @@ def main() -> None:
         "always fires",
     )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("vllm", "embedded"), default="vllm")
     parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
     parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")
     parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")

@@ -1,9 +1,11 @@
 """Whether vLLM's verdicts are the embedded engine's, on real prompts and however vLLM runs the model.
 
-    python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--margin M] [--work DIR]
+    python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--artifacts FOLDER ...]
+        [--margin M] [--work DIR]
 
-Guards are calibrated first, by the project's own calibration: Key Space Detection over spans of one skill and as cubes
-of four, and Neuron Adjust of one, which is served by itself since it changes what the others read. Prompts are a
+Where none are given, guards are calibrated first, by the project's own calibration: Key Space Detection over spans of
+one skill and as cubes of four, and Neuron Adjust of one, which is served by itself since it changes what the others
+read. Prompts are a
 quarter each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`),
 none of them used in calibration, as `Q: ...\\nA:`.
 
@@ -12,7 +14,8 @@ to tau: kernels sum in other orders. `within_margin` counts those prompts, `flip
 `disagree` all other verdicts that differ. For Neuron Adjust the verdict is the number of neurons moved at the last
 token, and `disagree` counts prompts where it differs by more than a canary's may. A score's difference is relative to
 the score, or to tau where that is larger. `cached_tokens` and `preemptions`, by vLLM's own statistics, show that a
-variant did what it is named for. The last line printed is one JSON object.
+variant did what it is named for. `results/parity.json` is of the guards that are calibrated here,
+`results/parity.<model>.json` of given ones. The last line printed is one JSON object.
 """
 
 import argparse
@@ -316,7 +319,10 @@ async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     """Calibrates, asks the embedded engine once and every variant of vLLM, and compares."""
     from server.engines.embedded.engine import EmbeddedEngine
 
-    codec, *sets = calibrate(args.model, args.data, folder)
+    if args.artifacts:
+        codec, sets = load_model(args.model, "cpu", "float32").codec, [args.artifacts]
+    else:
+        codec, *sets = calibrate(args.model, args.data, folder)
     prompts = read_prompts(args.data, codec, args.prompts)
     rows: list[dict[str, Any]] = []
     for artifacts in sets:
@@ -344,6 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=data_folder())
     parser.add_argument("--model", type=Path, help="model folder (default: weights/realtext5m of the data)")
+    parser.add_argument("--artifacts", type=Path, nargs="+", default=[], help="detectors of the model, served together")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--margin", type=float, default=MARGIN, help="of tau (default: %(default)s)")
@@ -356,7 +363,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = asyncio.run(measure(args, args.work or Path(scratch)))
     disagree = sum(row["disagree"] for row in rows)
-    publish("parity", rows, prompts=args.prompts, margin=args.margin, model=args.model.name, disagree=disagree)
+    name = f"parity.{args.model.name}" if args.artifacts else "parity"
+    publish(name, rows, prompts=args.prompts, margin=args.margin, model=args.model.name, disagree=disagree)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ A guard of mathematics, and one of code, of a real model:
       --retain DIR/languages/ar.jsonl --output GUARDS/ksd-code
 
 A guard of a language forgets DIR/languages/XX.jsonl and retains the six others (`--material english` where the language
-is not English). Every line is {"text": ...}. No text of the test side, which `python -m benchmarks.asked` measures, is
-written. The last line printed is one JSON object: texts by file.
+is not English, `--material none` where it is). Every line is {"text": ...}. No text of the test side, which `python -m
+benchmarks.asked` measures, is written. The last line printed is one JSON object: texts by file.
 """
 
 import argparse

@@ -108,7 +108,7 @@ def guards(model: Path, sources: Path, detectors: Sequence[Path], skills: Sequen
             found.append(folder / f"{row}-{skill}")
             if found[-1].exists():
                 continue
-            loaded = loaded or load_model(str(model), "cpu")
+            loaded = loaded or load_model(str(model))
             forget = read_source(str(sources / f"{FORGET[skill]}.jsonl"), limit=FORGET_LIMIT)
             others = [name for name in RETAIN if name != FORGET[skill]]
             retain = [read_source(str(sources / f"{name}.jsonl"), limit=RETAIN_LIMIT) for name in others]

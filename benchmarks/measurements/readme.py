@@ -7,7 +7,7 @@ from benchmarks.detectors.rows import FITTED, HELD_OUT, POOL
 from benchmarks.measurements.demo import guards, lowest, own_skill
 from benchmarks.measurements.results import Results, Row, matching, only
 from benchmarks.measurements.robustness import OWN, recall, treated
-from benchmarks.measurements.text import bullets, share, span
+from benchmarks.measurements.text import bullets, share, span, table
 from benchmarks.prompts.treatments import LONG_WORDS
 
 README = "README.md"
@@ -15,14 +15,22 @@ DETECTOR = "spans"
 """The default variant, whose figures are shown."""
 BEGIN = "<!-- figures: written by `python -m benchmarks.measurements` -->"
 END = "<!-- end of figures -->"
+_ASKED = (
+    "recall over HTTP",
+    "plain",
+    *(f"beside {tokens:,} tokens" for tokens in (SHORT_TOKENS, LONG_TOKENS)),
+    "changed",
+    "other prompts refused",
+)
 
 
 def figures(results: Results) -> str:
     """The list of figures."""
     reached = [line for model in results.models("transfer") if (line := _reach(results, model))]
-    asked = [line for model in results.models("asked") for line in _asked(results, model)]
     evading = [line for model in results.models("robustness") if (line := _evading(results, model))]
-    return bullets([_demo(results), *asked, *reached, *evading, _vllm(results)])
+    said = bullets([_demo(results), *reached, *evading, _vllm(results)])
+    asked = [line for model in results.models("asked") for line in _asked(results, model)]
+    return "\n\n".join([said, *([table(_ASKED, asked)] if asked else [])])
 
 
 def with_figures(readme: str, results: Results) -> str:
@@ -45,7 +53,7 @@ def _demo(results: Results) -> str:
     )
 
 
-def _asked(results: Results, model: str) -> list[str]:
+def _asked(results: Results, model: str) -> list[tuple[str, ...]]:
     """A line for each guard: what is refused of its own questions, in frames, beside other text and changed."""
     rows = [row for row in results.read(f"asked.{model}")["rows"] if "while_written" not in row]
     found = []
@@ -56,22 +64,16 @@ def _asked(results: Results, model: str) -> list[str]:
             for row in asked
             if row["cell"].split("/")[0] == own
         }
-        said = [
-            f"{where}{span(rates, 2)}"
-            for where, rates in (
-                ("refused are of its questions ", [shapes.pop(name) for name in ("", "bare", "qa") if name in shapes]),
-                *(
-                    (f"beside {tokens:,} tokens ", [shapes.pop(name) for name in _beside(shapes, tokens)])
-                    for tokens in (SHORT_TOKENS, LONG_TOKENS)
-                ),
-                ("changed otherwise ", [*shapes.values()]),
-            )
-            if rates
+        groups = [
+            [shapes.pop(name) for name in ("", "bare", "qa") if name in shapes],
+            *([shapes.pop(name) for name in _beside(shapes, tokens)] for tokens in (SHORT_TOKENS, LONG_TOKENS)),
+            [*shapes.values()],
         ]
         others = matching(asked, role="retain")
-        if said and others:
-            said.append(f"of other prompts {sum(row['hits'] for row in others)} in {sum(map(_total, others)):,}")
-            found.append(f"`{guard}` on {model}, over HTTP: {', '.join(said)}.")
+        if any(groups) and others:
+            refused = f"{sum(row['hits'] for row in others)} of {sum(map(_total, others)):,}"
+            said = [span(rates, 2) if rates else "-" for rates in groups]
+            found.append((f"{model}, `{guard}`", *said, refused))
     return found
 
 

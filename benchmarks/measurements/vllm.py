@@ -1,5 +1,8 @@
 """On vLLM: whether verdicts are the same, and what guards cost."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from benchmarks.measurements.results import Results, Row, matching
 from benchmarks.measurements.text import between, measured, paragraph, section, share, sizes, table
 from benchmarks.overhead import DECODE, PREFILL, Workload
@@ -42,20 +45,30 @@ def _with(rows: list[Row], field: str) -> list[Row]:
 
 
 def parity_section(results: Results) -> str:
-    """Verdicts on vLLM against verdicts of the embedded engine."""
-    found = results.read("parity")
-    rows = found["rows"]
-    guards = list(dict.fromkeys(row["guard"] for row in rows))
-    moved = max(row["max_neurons_difference"] for row in _with(rows, "max_neurons_difference"))
+    """Verdicts on vLLM against verdicts of the embedded engine: of guards made for this, and of real models' own."""
+    files = [results.read(name) for name in ("parity", *(f"parity.{model}" for model in results.models("parity")))]
     return section(
         "vLLM: the same verdicts",
         paragraph(
-            f"The same guards ({', '.join(f'`{name}`' for name in guards)}; those of Key Space Detection are cubes) "
-            "were served by vLLM and by the embedded engine, in float32. A verdict disagrees when it differs although "
-            f"the embedded engine's score lies farther from tau than a share of {found['margin']} of tau; scores "
-            "nearer than that are counted as within the margin. Score differences are relative to the score or to tau, "
-            "whichever is larger; those of whole answers are absolute."
+            "The same guards were served by vLLM and by the embedded engine, in float32. A verdict disagrees when it "
+            "differs although the embedded engine's score lies farther from tau than a share of "
+            f"{files[0]['margin']} of tau; scores nearer than that are counted as within the margin. Score differences "
+            "are relative to the score or to tau, whichever is larger; those of whole answers are absolute."
         ),
+        *(part for found in files for part in _parity(found)),
+    )
+
+
+def _parity(found: Mapping[str, Any]) -> list[str]:
+    rows: list[Row] = found["rows"]
+    guards = ", ".join(f"`{name}`" for name in dict.fromkeys(row["guard"] for row in rows))
+    said = f"{found['disagree']} verdicts disagree in all."
+    if moved := [row["max_neurons_difference"] for row in _with(rows, "max_neurons_difference")]:
+        said += (
+            f" The number of neurons that Neuron Adjust moves at the last token differs by {max(moved):.0f} at most."
+        )
+    return [
+        f"### {found['model']}: {guards}",
         measured(
             found,
             f"{found['prompts']:,} real prompts a variant, and {sizes(_with(rows, 'answers'), 'answers')} whole "
@@ -68,11 +81,8 @@ def parity_section(results: Results) -> str:
                 for variant in dict.fromkeys(row["variant"] for row in rows)
             ],
         ),
-        paragraph(
-            f"{found['disagree']} verdicts disagree in all. The number of neurons that Neuron Adjust moves at the last "
-            f"token differs by {moved:.0f} at most."
-        ),
-    )
+        paragraph(said),
+    ]
 
 
 def _size(load: Workload) -> str:

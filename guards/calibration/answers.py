@@ -10,7 +10,7 @@ from guards.artifact.manifest import ModelIdentity
 from guards.calibration.activations import Activations, TokenIds
 from guards.errors import DataError
 
-AT_A_TIME = 32
+AT_A_TIME = {"cpu": 32, "cuda": 512}
 """Prompts that are answered before the file is written."""
 
 
@@ -70,8 +70,9 @@ def write_answers(
     keys = [_key(model.identity, prompt, tokens) for prompt in prompts]
     missing = [index for index, key in enumerate(keys) if key not in kept]
     advance(sum(len(prompt) + tokens for prompt in prompts) - sum(len(prompts[i]) + tokens for i in missing))
-    for start in range(0, len(missing), AT_A_TIME):
-        some = missing[start : start + AT_A_TIME]
+    step = AT_A_TIME[model.device.type]
+    for start in range(0, len(missing), step):
+        some = missing[start : start + step]
         answers = model.write([prompts[index] for index in some], tokens, advance)
         new = {keys[index]: answer for index, answer in zip(some, answers, strict=True)}
         with _named(file):

@@ -33,7 +33,9 @@ class Material:
 
 @cache
 def read_material(which: Which) -> Material:
-    """All of it, what is English, or nothing: for a guard of a language, of which some of these texts are."""
+    """All of it, what is English and nothing else, or nothing: for a guard of a language, of which some of these texts
+    are. Rows of "mul" quote another language.
+    """
     if which == "none":
         return Material()
 

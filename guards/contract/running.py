@@ -9,6 +9,7 @@ in place of an error.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +23,33 @@ HUGE = 1e6
 """A value beyond this is as good as not finite: in one sum with others it would cost them their digits."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The columns of one strategy: which of all, and which numbers of W are theirs."""
+class _Member(NamedTuple):
+    """A strategy, which of all columns are under it, and which of its group's."""
 
     strategy: OverTokens
     columns: Tensor
+    part: slice
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The columns of one class of strategies, whose states are joined alike, and which numbers of W are theirs."""
+
+    members: tuple[_Member, ...]
     numbers: slice
+
+    @property
+    def strategy(self) -> OverTokens:
+        """Any of them."""
+        return self.members[0].strategy
 
     def of(self, state_NW: Tensor) -> Tensor:
         """This group's states, a view [N, C, K]."""
-        return state_NW[:, self.numbers].view(len(state_NW), len(self.columns), self.strategy.width)
+        return state_NW[:, self.numbers].view(len(state_NW), self.members[-1].part.stop, self.strategy.width)
+
+    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
+        """States of single tokens, float64 [T, C, K]. `values_TC`: of all columns."""
+        return torch.cat([each.strategy.lift(values_TC[:, each.columns], turns) for each in self.members], dim=1)
 
 
 class RunningStates:
@@ -44,13 +61,18 @@ class RunningStates:
         neutral: list[float] = []
         column_of: list[int] = []
         order: list[int] = []
-        for strategy in dict.fromkeys(strategies):
-            columns = [column for column, each in enumerate(strategies) if each == strategy]
-            numbers = slice(len(neutral), len(neutral) + len(columns) * strategy.width)
-            self._groups.append(_Group(strategy, torch.tensor(columns, dtype=torch.int64, device=device), numbers))
-            neutral += strategy.neutral * len(columns)
-            column_of += [column for column in columns for _ in range(strategy.width)]
-            order += columns
+        for kind in dict.fromkeys(map(type, strategies)):
+            members: list[_Member] = []
+            begin = len(neutral)
+            for strategy in dict.fromkeys(each for each in strategies if type(each) is kind):
+                columns = [column for column, each in enumerate(strategies) if each == strategy]
+                start = members[-1].part.stop if members else 0
+                held = torch.tensor(columns, dtype=torch.int64, device=device)
+                members.append(_Member(strategy, held, slice(start, start + len(columns))))
+                neutral += strategy.neutral * len(columns)
+                column_of += [column for column in columns for _ in range(strategy.width)]
+                order += columns
+            self._groups.append(_Group(tuple(members), slice(begin, len(neutral))))
         self._neutral_W = torch.tensor(neutral, dtype=torch.float64, device=device)
         self._column_W = torch.tensor(column_of, dtype=torch.int64, device=device)
         self._place_C = torch.tensor(order, dtype=torch.int64, device=device).argsort()
@@ -96,7 +118,7 @@ class RunningStates:
         clean_TC, bad_TC = torch.where(finite_TC, values_TC, 0.0), (~finite_TC).long()
         states = []
         for each in self._groups:
-            state_TCK = each.strategy.lift(clean_TC[:, each.columns], turns)
+            state_TCK = each.lift(clean_TC, turns)
             states.append((state_TCK if links.single else scan(each.strategy, state_TCK, links.start_T)).flatten(1))
         count_TC = bad_TC.cumsum(0)
         return torch.cat(states, dim=1), count_TC > (count_TC - bad_TC)[links.start_T]
@@ -128,9 +150,11 @@ class RunningStates:
 
     def _read(self, values_TC: Tensor, state_TW: Tensor, broken_TC: Tensor) -> Tensor:
         read = []
-        for each in self._groups:
-            read_TC = each.strategy.read(values_TC[:, each.columns], each.of(state_TW))
-            if each.strategy.width:
-                read_TC = read_TC.masked_fill(broken_TC[:, each.columns], torch.nan)
-            read.append(read_TC)
+        for group in self._groups:
+            state_TCK = group.of(state_TW)
+            for each in group.members:
+                read_TC = each.strategy.read(values_TC[:, each.columns], state_TCK[:, each.part])
+                if each.strategy.width:
+                    read_TC = read_TC.masked_fill(broken_TC[:, each.columns], torch.nan)
+                read.append(read_TC)
         return torch.cat(read, dim=1)[:, self._place_C]

@@ -1,4 +1,4 @@
-"""GSM8K: word problems, judged by the number after "The answer is" (or "####").
+"""GSM8K: word problems, judged by the number after "The answer is" (or "####"), or in the last \\boxed{}.
 
 Source: Cobbe et al. 2021. Shots are shown with their worked solutions, as in Wei et al. 2022 and ESU.
 """
@@ -11,13 +11,14 @@ from guards.calibration.data_rows import DataRow
 from guards.errors import DataError
 from server.evaluation.kinds import Grade, Question, Traits, take
 
-_MARK = re.compile(r"the answer is|####", re.IGNORECASE)
+_MARK = re.compile(r"the answer is|####|\\boxed(?=\{)", re.IGNORECASE)
+_BOX = re.compile(r"\{([^{}]*)\}")
 _NUMBER = re.compile(r"(?:(?<![\d)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _WORKING = re.compile(r"<<.*?>>")
 
 
 def read_number(answer: str) -> str | None:
-    """The last number on the line of the last mark, as digits; None without mark or number.
+    """The last number on the line of the last mark, or in the last box, as digits; None without mark or number.
 
     A number elsewhere does not count: an answer that was cut off has not been given.
     """
@@ -25,7 +26,8 @@ def read_number(answer: str) -> str | None:
     if not marks:
         return None
     line = answer[marks[-1].end() :].lstrip(" :\t\n").split("\n")[0]
-    found = _NUMBER.findall(line)
+    box = _BOX.match(line) if marks[-1][0].endswith("boxed") else None
+    found = _NUMBER.findall(box[1] if box else line)
     return found[-1].replace(",", "").replace("$", "") if found else None
 
 

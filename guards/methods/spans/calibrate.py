@@ -47,10 +47,10 @@ from guards.methods.spans.passes import WINDOW, read_values, read_windows
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 
-CANDIDATE_LAYERS = 4
-"""Layers that are looked at where none is given: this many, evenly spaced from a fifth of the model to three fifths.
-On SmolLM2 higher ones did worse, and a pass ends at the highest.
-"""
+CANDIDATE_LAYERS = 6
+"""Layers that are looked at where none is given: this many, evenly spaced from a fifth of the model to four fifths."""
+TOGETHER = (2, 3)
+"""Neighbours among them over which a direction is tried."""
 HOLD_BACKS = (0, 8, 16, 32)
 """Tokens of an answer that a server may hold back, for which the report says how many answers that takes back whole."""
 
@@ -84,16 +84,15 @@ class SpanCalibration(Calibration):
 
 
 def candidate_layers(count: int) -> tuple[int, ...]:
-    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to three fifths."""
-    first, last = count // 5, 3 * count // 5
+    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to four fifths."""
+    first, last = count // 5, min(4 * count // 5, count - 1)
     wanted = min(CANDIDATE_LAYERS, last - first + 1)
     return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
 def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All together, without the last, and each half."""
-    half = len(layers) // 2
-    return [each for each in dict.fromkeys((layers, layers[:-1], layers[:half], layers[half:])) if each]
+    """Every run of TOGETHER neighbours, or all where there are fewer."""
+    return [layers[start : start + count] for count in TOGETHER for start in range(len(layers) - count + 1)] or [layers]
 
 
 def sites(options: SpanOptions) -> tuple[Site, ...]:

@@ -106,8 +106,8 @@ class SpanBank(nn.Module):
 
 @dataclass(frozen=True)
 class Windows:
-    """Mean key vectors of one side's windows, by layer float32 [N, F], what each counts, float64 [N], and the text that
-    each is of, counted from 0, int64 [N].
+    """Mean key vectors of one side's windows, by layer float32 [N, F] on any one device, what each counts, float64 [N],
+    and the text that each is of, counted from 0, int64 [N].
     """
 
     key_NF: Mapping[int, Tensor]
@@ -158,9 +158,9 @@ def softened(evidence_N: Tensor, text_N: Tensor) -> Tensor:
     """
     count = int(text_N.max()) + 1
     scaled_N = evidence_N.double() / TEMPERATURE
-    most_E = torch.full((count,), -torch.inf, dtype=torch.float64).scatter_reduce(0, text_N, scaled_N, "amax")
+    most_E = scaled_N.new_full((count,), -torch.inf).scatter_reduce(0, text_N, scaled_N, "amax")
     part_N = (scaled_N - most_E[text_N]).exp()
-    sum_E = torch.zeros(count, dtype=torch.float64).index_add_(0, text_N, part_N)
+    sum_E = part_N.new_zeros(count).index_add_(0, text_N, part_N)
     windows_E = torch.bincount(text_N, minlength=count)
     return EVEN + (1 - EVEN) * part_N / sum_E[text_N] * windows_E[text_N]
 
@@ -183,9 +183,11 @@ class DirectionFitter:
                 if not bool(torch.isfinite(key_NF).all()):
                     raise CalibrationError(NOT_FINITE)
             shares.append(side.weight_N / side.weight_N.sum() / 2)
+        device = next(iter(forget.key_NF.values())).device
+        shares = [share_N.to(device) for share_N in shares]
         self._forgotten = len(shares[0])
         self._share_N = torch.cat(shares)
-        self._text_N = torch.cat([forget.text_N, retain.text_N + int(forget.text_N.max()) + 1])
+        self._text_N = torch.cat([forget.text_N, retain.text_N + int(forget.text_N.max()) + 1]).to(device)
         self._layers = {
             layer: _prepare(
                 [(side.key_NF[layer].double(), share) for side, share in zip((forget, retain), shares, strict=True)]
@@ -208,7 +210,7 @@ class DirectionFitter:
         terms = []
         for weight_F, start, (layer, each) in zip(fit.weights, fit.starts, chosen.items(), strict=True):
             own_F = weight_F.double() / each.scale_F / fit.gap
-            terms.append(LayerWeights(layer, own_F.float(), float(own_F @ each.middle_F) + start / fit.gap))
+            terms.append(LayerWeights(layer, own_F.float().cpu(), float(own_F @ each.middle_F) + start / fit.gap))
         return tuple(terms)
 
     def _fit(self, features: Sequence[Tensor], share_N: Tensor) -> _Fit:
@@ -231,8 +233,8 @@ class DirectionFitter:
         widths = [each_NF.shape[1] for each_NF in features]
         sign_N = torch.ones_like(share_N)
         sign_N[: self._forgotten] = -1
-        weight_D = torch.zeros(sum(widths), requires_grad=True)
-        bias = torch.zeros((), requires_grad=True)
+        weight_D = share_N.new_zeros(sum(widths), requires_grad=True)
+        bias = share_N.new_zeros((), requires_grad=True)
         solver = torch.optim.LBFGS(
             [weight_D, bias], max_iter=STEPS, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
         )

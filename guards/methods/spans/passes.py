@@ -75,12 +75,13 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
     window_of = [row_N[window_T] for window_T in window_of]  # -1 finds the last row
     tokens_T = torch.cat(window_of)
     size_N = torch.bincount(tokens_T[tokens_T >= 0], minlength=len(kept)).float()
-    sums = {layer: torch.zeros(len(kept), job.model.width(site)) for layer in job.layers}
+    device = job.model.device
+    sums = {layer: torch.zeros(len(kept), job.model.width(site), device=device) for layer in job.layers}
 
     def consume(layer: int, x_TF: Tensor, example_T: Tensor) -> None:
         row_T = torch.cat([window_of[example] for example, _ in _by_example(example_T)])
         inside_T = row_T >= 0
-        sums[layer].index_add_(0, row_T[inside_T], x_TF.cpu()[inside_T].float())
+        sums[layer].index_add_(0, row_T[inside_T].to(device), x_TF[inside_T.to(device)].float())
 
     wanted = Pass(site, job.layers, Tokens.ALL, batch_tokens=job.options.batch_tokens)
     job.model.stream(wanted, [each.ids for each in examples], consume, lambda tokens: advance(tokens, "fit"))
@@ -88,7 +89,7 @@ def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turn
         raise CalibrationError(NOT_FINITE)
     names = [source_N[i] for i in kept.tolist()]
     weight_N = torch.tensor([1 / names.count(name) for name in names], dtype=torch.float64)
-    key_NF = {layer: sum_NF / size_N[:, None] for layer, sum_NF in sums.items()}
+    key_NF = {layer: sum_NF / size_N[:, None].to(device) for layer, sum_NF in sums.items()}
     return Windows(key_NF, weight_N, torch.tensor(text_N, dtype=torch.int64)[kept])
 
 

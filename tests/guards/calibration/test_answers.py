@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from guards.calibration import answers
 from guards.calibration.activations import Activations, TokenIds
@@ -22,6 +23,7 @@ class Backwards:
     def __init__(self, broken: TokenIds | None = None, **identity: Any) -> None:
         self.asked: list[TokenIds] = []
         self.identity = IDENTITY.model_copy(update=identity)
+        self.device = torch.device("cpu")
         self._broken = broken
 
     def write(
@@ -50,7 +52,7 @@ def test_without_a_file_all_are_written(tmp_path: Path) -> None:
 
 
 def test_what_was_written_before_a_stop_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "AT_A_TIME", 1)
+    monkeypatch.setattr(answers, "AT_A_TIME", {"cpu": 1})
     with pytest.raises(KeyboardInterrupt):
         written(Backwards(broken=PROMPTS[2]), tmp_path / "kept")
     with (tmp_path / "kept").open("a", encoding="utf-8") as opened:

@@ -46,15 +46,15 @@ def calibration(loaded: LoadedModel) -> SpanCalibration:
 
 
 @pytest.mark.parametrize(
-    ("count", "layers"), [(1, (0,)), (2, (0, 1)), (3, (0, 1)), (6, (1, 2, 3)), (30, (6, 10, 14, 18))]
+    ("count", "layers"), [(1, (0,)), (2, (0, 1)), (3, (0, 1, 2)), (6, (1, 2, 3, 4)), (30, (6, 10, 13, 17, 20, 24))]
 )
 def test_layers_looked_at_are_of_the_middle(count: int, layers: tuple[int, ...]) -> None:
     assert candidate_layers(count) == layers
 
 
 def test_sets_of_layers() -> None:
-    assert layer_sets((6, 10, 14, 18)) == [(6, 10, 14, 18), (6, 10, 14), (6, 10), (14, 18)]
-    assert layer_sets((1, 2)) == [(1, 2), (1,), (2,)]
+    assert layer_sets((6, 10, 14, 18)) == [(6, 10), (10, 14), (14, 18), (6, 10, 14), (10, 14, 18)]
+    assert layer_sets((1, 2)) == [(1, 2)]
     assert layer_sets((3,)) == [(3,)]
 
 

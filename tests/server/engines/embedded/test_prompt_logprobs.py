@@ -31,8 +31,9 @@ async def prompt_of(engine: EmbeddedEngine, ids: tuple[int, ...], name: str, **p
 def expected(engine: EmbeddedEngine, ids: tuple[int, ...]) -> torch.Tensor:
     """The model's own log-probabilities, by a pass of all tokens at once."""
     with torch.no_grad():
-        logits = engine._loaded.model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state
-        return torch.as_tensor(engine._loaded.model.lm_head(logits)[0].log_softmax(dim=-1))
+        ids_BT = torch.tensor([ids], device=engine._loaded.device)
+        logits = engine._loaded.model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return torch.as_tensor(engine._loaded.model.lm_head(logits)[0].log_softmax(dim=-1)).cpu()
 
 
 @pytest.mark.parametrize("batch", [512, 16, 7])
