@@ -48,6 +48,8 @@ class AnswerState:
     """By guard and position, inside a prompt whose log-probabilities are asked for."""
     withheld: set[int] = field(default_factory=set)
     """Those positions of which nothing may be told."""
+    places: dict[int, Mapping[str, GuardReading]] = field(default_factory=dict)
+    """What guards read at each position inside the prompt, where the request keeps that."""
 
     def fail(self, message: str) -> None:
         """Turns the answer into an error; the first reason is kept."""
@@ -94,6 +96,8 @@ class AnswerState:
 
         As if the prompt ended there, under the same policy; but the answer goes on, unless there is an error.
         """
+        if self.request.keeps_places:
+            self.places[position] = readings
         for name, score, verdict in self._judge(facts, readings, position, Stage.PROMPT):
             if verdict is not Verdict.ALLOW:
                 hit = Hit(score, self.request.policy.rules[name].mode)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from guards.artifact.manifest import ScoreQuantiles
 from guards.core.policy import Policy, Rule
 from guards.core.quantiles import place
+from guards.core.trace import PartTrace
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
@@ -140,6 +141,7 @@ class EngineRequest:
 
     `policy` says how every guard judges it; a guard that is missing there is under its default rule.
     `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
+    `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.
     """
 
     request_id: str
@@ -147,6 +149,7 @@ class EngineRequest:
     sampling: Sampling
     policy: Policy = field(default_factory=Policy)
     special_tokens: bool = False
+    keeps_places: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,14 @@ class GuardScore:
     position: int
     stage: Stage
     part: str = ""
+
+
+@dataclass(frozen=True)
+class GuardTrace:
+    """What one detector's parts that judge prompts read along a prompt."""
+
+    guard: str
+    parts: tuple[PartTrace, ...]
 
 
 @dataclass(frozen=True)
@@ -515,6 +526,15 @@ class Engine(Protocol):
         """One forward pass over a prompt: every guard's reading at its last token, under this policy's taus.
 
         Raises like `submit`; GuardReadingError where a guard gave no valid reading, EngineError where the pass failed.
+        """
+        ...
+
+    async def trace(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardTrace, ...]:
+        """One forward pass over a prompt: what every detector reads at each token, as if the prompt ended there.
+
+        Raises like `check`.
         """
         ...
 

@@ -1,5 +1,6 @@
 """What engines with real guards share: verification, one-pass checks, encoding, and who is let in."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +11,11 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from guards.artifact.canaries import disagreement, room_left
+from guards.calibration.accumulated import turns_of
 from guards.contract.columns import GuardReading
+from guards.contract.evidence import trace
 from guards.contract.guard import Bound, default_rules
-from guards.core.policy import Policy, Rule
+from guards.core.policy import LARGEST, Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.errors import GuardReadingError, PromptRefusedError
 from guards.methods.loaded import read_guards
@@ -27,6 +30,7 @@ from server.engines.base import (
     FinishReason,
     GuardInfo,
     GuardScore,
+    GuardTrace,
     Message,
     Sampling,
     TemplateState,
@@ -64,9 +68,13 @@ class GuardedEngine(ABC):
     """Each guard's default."""
     _facts: Mapping[str, GuardFacts]
 
-    def __init__(self, artifacts: Sequence[Path], *, accept_template: bool, verifiable: bool = True) -> None:
+    def __init__(
+        self, artifacts: Sequence[Path], *, accept_template: bool, whole: bool, verifiable: bool = True
+    ) -> None:
+        """`whole`: guards over spans judge a conversation as one message."""
         self._guards = read_guards(artifacts, verifiable=verifiable)
         self._accept_template = accept_template
+        self._whole = whole
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
         self._probes = 0
@@ -143,19 +151,36 @@ class GuardedEngine(ABC):
         self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
     ) -> tuple[GuardScore, ...]:
         answer = await self._probe(prompt_token_ids, request_id, policy)
-        if not answer.verified:
-            raise GuardReadingError(f"the prompt was not read: {answer.error}")
-        if answer.error is not None:
-            raise EngineError(answer.error)
+        _require_read(answer)
         return answer.prompt_scores
 
-    async def _probe(self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES) -> AnswerState:
+    async def trace(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardTrace, ...]:
+        rules, detecting = policy.over(self._rules).rules, [n for n, fact in self._facts.items() if fact.unit is None]
+        # vLLM's worker tells of places where something fires: under this tau, of all.
+        telling = Policy({n: replace(rule, taus=(LARGEST,) * len(rule.taus)) for n, rule in rules.items()})
+        answer = await self._probe(prompt_token_ids, request_id, telling, keeps_places=True)
+        _require_read(answer)
+        places = [*(answer.places.get(at, {}) for at in range(len(prompt_token_ids) - 1)), answer.prompt_parts]
+        if any(name not in each for each in places for name in detecting):
+            raise GuardReadingError("the prompt was not read at each of its tokens")
+        turns = await asyncio.to_thread(turns_of, prompt_token_ids, self._codec.openings, whole=self._whole)
+        return tuple(
+            GuardTrace(name, trace(self._facts[name].parts, rules[name].taus, [each[name][1] for each in places], turns))
+            for name in detecting
+        )
+
+    async def _probe(
+        self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, keeps_places: bool = False
+    ) -> AnswerState:
         """One forward pass over a prompt under a policy's taus, in shadow mode; what it draws is thrown away."""
         shadow = policy.over(self._rules).in_mode(GuardMode.SHADOW)
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
         finish = None
-        stream = self.submit(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow))
+        sampling = Sampling(max_tokens=1, temperature=0, prompt_logprobs=0 if keeps_places else None)
+        stream = self.submit(EngineRequest(request_id, token_ids, sampling, shadow, keeps_places=keeps_places))
         answer = stream.answer
         try:
             async for event in stream:
@@ -292,3 +317,11 @@ class GuardedEngine(ABC):
             )
             for name, entry in self._guards.items()
         }
+
+
+def _require_read(answer: AnswerState) -> None:
+    """Raises GuardReadingError where a guard gave no valid reading of a prompt, EngineError where the pass failed."""
+    if not answer.verified:
+        raise GuardReadingError(f"the prompt was not read: {answer.error}")
+    if answer.error is not None:
+        raise EngineError(answer.error)

@@ -47,7 +47,9 @@ class EmbeddedEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
     def __init__(self, options: EmbeddedOptions) -> None:
-        super().__init__(options.artifacts, accept_template=options.accept_template)
+        super().__init__(
+            options.artifacts, accept_template=options.accept_template, whole=options.judge == "conversation"
+        )
         self._options = options
         self._capacity = options.max_running + options.max_waiting
         self._stopped = False
@@ -69,7 +71,7 @@ class EmbeddedEngine(GuardedEngine):
             refuse_mismatch(entry.artifact, self._loaded.identity)
         pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
         self._attachment = Attachment(
-            self._loaded.model, self._loaded.sites, pairs, self._codec.openings, whole=options.judge == "conversation"
+            self._loaded.model, self._loaded.sites, pairs, self._codec.openings, whole=self._whole
         )
         try:
             self._start_batching()

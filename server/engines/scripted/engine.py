@@ -22,6 +22,7 @@ from server.engines.base import (
     Finish,
     GuardInfo,
     GuardScore,
+    GuardTrace,
     Load,
     Message,
     Sampling,
@@ -55,10 +56,13 @@ class ScriptedEngine:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
         self.checked: list[str] = []
+        self.traced: list[str] = []
         self.cancelled: list[str] = []
         """Ids of requests whose events were closed before their Finish."""
         self.scores: tuple[GuardScore, ...] = tuple(score(of) for of in guards)
         """What `check` answers."""
+        self.traces: tuple[GuardTrace, ...] = ()
+        """What `trace` answers."""
         self.alive = True
         self.refusal: EngineError | None = None
         """Raised by `submit` and `check` where set, such as an EngineBusyError."""
@@ -172,6 +176,13 @@ class ScriptedEngine:
             self.cancelled.append(request_id)
             raise
         return self.scores
+
+    async def trace(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardTrace, ...]:
+        self._admit(prompt_token_ids, answer_tokens=1)
+        self.traced.append(request_id)
+        return self.traces
 
     def metrics(self) -> Iterable[Metric]:
         return ()

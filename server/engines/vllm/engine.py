@@ -70,7 +70,12 @@ class VllmEngine(GuardedEngine):
 
     def __init__(self, options: VllmOptions, *, verifiable: bool = True) -> None:
         """`verifiable` as `read_guards` has it; calibration reads a guard that has no canaries yet."""
-        super().__init__(options.artifacts, accept_template=options.accept_template, verifiable=verifiable)
+        super().__init__(
+            options.artifacts,
+            accept_template=options.accept_template,
+            whole=options.judge == "conversation",
+            verifiable=verifiable,
+        )
         self._options = options
         self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
