@@ -24,7 +24,19 @@ from server.metrics import Metrics
 from server.middleware import BodyMiddleware, KeyMiddleware, LimitMiddleware, RequestMiddleware
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
-from server.routes import audit, checks, descriptions, generation, judging, operations, tokens
+from server.recent import RecentAnswers
+from server.routes import (
+    attributions,
+    audit,
+    checks,
+    descriptions,
+    generation,
+    judging,
+    operations,
+    page,
+    recent,
+    tokens,
+)
 from server.tracing import make_tracer
 
 
@@ -50,6 +62,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         audit=auditor,
         keys=KeyRing(keys, anonymous=Role(config.anonymous_role)),
         limiter=Limiter(),
+        recent=RecentAnswers(),
         created=int(time.time()),
     )
 
@@ -79,7 +92,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    modules = (generation, checks, judging, tokens, descriptions, operations, audit)
+    modules = (generation, checks, attributions, judging, tokens, descriptions, operations, audit, recent, page)
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

@@ -83,6 +83,11 @@ class Caller(BaseModel):
         """Whether scores, thresholds and reasons may be shown."""
         return self.role is Role.OPERATOR
 
+    @property
+    def sees_all_tenants(self) -> bool:
+        """Whether other tenants' verdicts may be shown."""
+        return False
+
 
 def new_key(name: str, role: Role) -> tuple[str, KeyEntry]:
     """A fresh key, to be shown once, and the entry that goes into the keys file. Raises ConfigError for the name."""

@@ -16,6 +16,7 @@ from server.keyring import KeyRing
 from server.limits import Limiter, Spend
 from server.metrics import Metrics
 from server.readiness import Readiness
+from server.recent import RecentAnswers
 from server.tracing import Trace, Untraced
 
 
@@ -63,6 +64,7 @@ class Services:
     audit: Auditor
     keys: KeyRing
     limiter: Limiter
+    recent: RecentAnswers
     created: int
     """Unix time of the start; `created` of the served model."""
 

@@ -20,6 +20,9 @@ OPEN_PATHS = frozenset(
 )
 """What an orchestrator's probes need: they hold no secrets and answer without a key."""
 
+PAGE_PATH = "/ui"
+"""The operator's page and, below it, its files: the same for everybody, and without a secret."""
+
 METRICS_PATH = "/metrics"
 
 KEY_HEADERS = (b"authorization", b"x-api-key")
@@ -151,10 +154,10 @@ class KeyRing:
         try:
             caller = self.file.find(key_digest(_token(authorizations, api_keys)))
         except InvalidKeyError:
-            if path in OPEN_PATHS:
+            if is_open(path):
                 return self._anonymous
             raise
-        if path in OPEN_PATHS:
+        if is_open(path):
             return caller or self._anonymous
         if caller is None and self.file.trouble is not None:
             raise NotReadyError("The server's keys are being changed; try again later.", _RETRY_AFTER_SECONDS)
@@ -165,6 +168,11 @@ class KeyRing:
         if path != METRICS_PATH and caller.role is Role.METRICS:
             raise ForbiddenError("A key of role metrics can only read /metrics; use one of role user or operator.")
         return caller
+
+
+def is_open(path: str) -> bool:
+    """Whether it answers without a key."""
+    return path in OPEN_PATHS or path == PAGE_PATH or path.startswith(f"{PAGE_PATH}/")
 
 
 def _in_force(callers: Sequence[tuple[str, Caller]]) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from server.audit.auditor import Auditor
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
 from server.key_changes import KeyChanges
-from server.keyring import KEY_HEADERS, OPEN_PATHS, KeyRing
+from server.keyring import KEY_HEADERS, KeyRing, is_open
 from server.limits import Limiter
 from server.metrics import METHODS, Metrics
 from server.openai.body import known_path
@@ -185,7 +185,7 @@ class BodyMiddleware:
 
 def _is_asked(scope: Scope) -> bool:
     """Whether it is more than a look at what is there."""
-    return scope["method"] == "POST" and route_path(scope) not in OPEN_PATHS
+    return scope["method"] == "POST" and not is_open(route_path(scope))
 
 
 def _error(context: RequestContext) -> Exception | None:

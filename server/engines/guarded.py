@@ -167,7 +167,9 @@ class GuardedEngine(ABC):
             raise GuardReadingError("the prompt was not read at each of its tokens")
         turns = await asyncio.to_thread(turns_of, prompt_token_ids, self._codec.openings, whole=self._whole)
         return tuple(
-            GuardTrace(name, trace(self._facts[name].parts, rules[name].taus, [each[name][1] for each in places], turns))
+            GuardTrace(
+                name, trace(self._facts[name].parts, rules[name].taus, [each[name][1] for each in places], turns)
+            )
             for name in detecting
         )
 

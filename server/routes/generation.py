@@ -94,7 +94,10 @@ def require_model(asked: str | None, running: Running, field: str = "model") -> 
 def measuring(
     services: Services, context: RequestContext, of: EngineRequest, hold_back_tokens: int | None
 ) -> Callable[[Event], None]:
-    """What counts one answer and tells the request's trace of it; `hold_back_tokens` as `Finish.sent_before` has it."""
+    """What counts one answer, remembers its verdicts and tells the request's trace of it.
+
+    `hold_back_tokens` as `Finish.sent_before` has it.
+    """
     measure = services.metrics.answer_observer(
         context.started, tenant=context.asked.caller.tenant, policy=of.policy, hold_back_tokens=hold_back_tokens
     )
@@ -103,6 +106,7 @@ def measuring(
         measure(event)
         if isinstance(event, Finish):
             context.trace.answered(event, services.engine.info.model, of.policy.version)
+            services.recent.add(context.asked, of, event, services.engine.info.guards)
 
     return observe
 
