@@ -3,7 +3,7 @@
 Suffix: T tokens.
 
 An engine tells what a guard's parts read at every token, as if the prompt ended there. Of a guard over spans one part
-is the mean of the newest message (`MessageMean`). The sum of the evidence so far is as many times one less that mean, so
+is the mean of the newest message (`MessageMean`). The sum of the evidence so far is as many times one less it, so
 each token's own evidence is the difference of two sums. The same evidence makes the other part (`Rise`), whose readings
 are made again here, to find out which stretch they are of. Where they come out otherwise, it is an error.
 """

@@ -17,15 +17,18 @@ function figure(label, drawing, axis, head, rows, legend) {
     { class: "chart" },
     h("figcaption", {}, h("span", {}, label), legend ? h("span", { class: "legend" }, legend.map(([kind, text]) => h("span", { class: kind }, text))) : null),
     drawing,
-    h("div", { class: "axis", "aria-hidden": "true" }, axis.map((each) => h("span", {}, each))),
+    h("div", { class: "axis", "aria-hidden": "true" }, axis.map(([place, text]) => h("span", { class: side(place), "--at": `${place * 100}%` }, text))),
     h("details", {}, h("summary", {}, "As a table"), h("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": `${label}, as a table` }, table)),
   );
 }
 
+/** Labels at either end stay within the chart. */
+const side = (place) => (place === 0 ? "start" : place === 1 ? "end" : "");
+
 const canvas = (width, label, ...shapes) =>
   s("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, shapes);
 
-/** Stacked columns. `bins`: {name, parts: [[class, count]…]}. */
+/** Stacked columns. `axis`: [place from 0 to 1, text]. `bins`: {name, parts: [[class, count]…]}. */
 export function columns(label, summary, bins, axis, legend, head) {
   const top = Math.max(1, ...bins.map((bin) => bin.parts.reduce((sum, [, count]) => sum + count, 0)));
   const shapes = bins.flatMap((bin, index) => {

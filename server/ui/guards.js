@@ -87,13 +87,13 @@ class Card {
       h("legend", { class: "sr" }, `Mode of ${this.name}`),
       this.radios.map(([, radio, text, hint]) => h("label", { title: hint }, radio, h("span", {}, text))),
     );
-    this.reset = h("button", { type: "button", class: "quiet", onclick: () => this.unstage() }, "Undo");
+    this.reset = h("button", { type: "button", class: "quiet", onclick: () => this.unstage() }, "Reset");
     this.apply = h("button", { type: "submit" }, "Apply");
     this.said = h("p", { class: "soft small" });
     this.form = h(
       "form",
       { class: "controls", "aria-label": `Threshold and mode of ${this.name}`, onsubmit: (event) => this.send(event), hidden: true },
-      h("div", { class: "row" }, h("label", { for: `${id}-tau` }, "Threshold, of the artifact's"), this.value),
+      h("div", { class: "row" }, h("label", { for: `${id}-tau` }, "Threshold"), this.value),
       this.slider,
       h("div", { class: "ticks", "aria-hidden": "true" }, h("span", {}, "0.5 · fires less"), h("span", {}, "2 · fires more")),
       this.preview,
@@ -170,7 +170,7 @@ class Card {
     const found = this.readings();
     const factor = this.factor;
     if (document.activeElement !== this.slider) this.slider.value = String(factor);
-    say(this.value, `${factor.toFixed(2)} ×`);
+    say(this.value, `${factor.toFixed(2)} × the artifact's`);
     this.slider.setAttribute("aria-valuetext", `${factor.toFixed(2)} times the artifact's threshold`);
     say(this.preview, this.foretell(found, factor));
     this.figures(found, factor);
@@ -178,8 +178,8 @@ class Card {
     const dirty = this.staged.factor !== null || this.staged.mode !== null;
     for (const [mode, radio] of this.radios) {
       radio.checked = mode === this.shownMode;
-      radio.disabled = !may;
     }
+    this.modes.hidden = this.apply.hidden = !may;
     this.apply.disabled = !may || !dirty;
     this.reset.disabled = !dirty;
     say(this.said, may ? (this.current === null ? "Its taus were set one by one; applying a factor sets all of them." : "") : this.why);
@@ -227,7 +227,7 @@ class Card {
       "Scores of prompts over tau",
       `${inside} of ${found.length} prompts lie at or below the threshold, ${factor.toFixed(2)} times the artifact's.`,
       bins,
-      ["0.25", "0.5", "1", "2", "4", "8", "16"],
+      [0.25, 0.5, 1, 2, 4, 8, 16].map((each) => [(7 + 3 * Math.log2(each)) / (EDGES.length + 1), String(each)]),
       { line, head: ["Score over tau", "Prompts"], legend: [["fires", "fires"], ["plain", "passes"], ["tau", "tau"]] },
     );
   }
@@ -240,7 +240,7 @@ class Card {
       "Quantiles among the skill-free texts of its calibration",
       `${counts[0]} of ${found.length} prompts lie in the lowest twentieth; even traffic has ${number(found.length / 20)}.`,
       bins,
-      ["0", "25 %", "50 %", "75 %", "100 %"],
+      [[0, "0"], [0.25, "25 %"], [0.5, "50 %"], [0.75, "75 %"], [1, "100 %"]],
       { even: found.length / 20, head: ["Quantile", "Prompts"], legend: [["plain", "prompts"], ["even", "as at calibration"]] },
     );
   }

@@ -63,7 +63,7 @@ function rate(answers) {
       "Answers over time",
       `${withheld} of ${answers.length} answers were withheld between ${clock(first)} and ${clock(last)}.`,
       bins,
-      [clock(first), clock((first + last) / 2), clock(last)],
+      [[0, clock(first)], [0.5, clock((first + last) / 2)], [1, clock(last)]],
       [["fires", "withheld"], ["plain", "answered"], ["broken", "error"]],
       ["From", "Withheld", "Answered", "Error"],
     ),

@@ -9,7 +9,7 @@ const VERDICTS = {
   shadow: ["warn", "hits, in shadow"],
   allow: ["ok", "lets pass"],
 };
-const FULL = 0.5; // a share that has the full colour
+const FULL = 0.2; // the least share that has the full colour, where no other token has more
 
 export function begin() {
   at("try-form").addEventListener("submit", judge);
@@ -98,7 +98,7 @@ function explain(result, guard) {
       `How near ${guard.guard} comes to firing, token by token`,
       `Score ${number(part.scores.at(-1))} at the prompt's end; it fires at ${number(part.tau)} or less.`,
       points,
-      ["first token", "last token"],
+      [[0, "first token"], [1, "last token"]],
       part.span,
     ),
     parts(guard),
@@ -138,9 +138,10 @@ function spelled(token) {
 /** All tokens as a list of options: one stop for the tabulator, arrows move within. */
 function flow(tokens, part, about, detail) {
   const [from, to] = part.span ?? [-1, -1];
+  const full = Math.max(FULL, ...(part.shares ?? [1]).map((each) => Math.abs(each ?? 0)));
   let current = Math.max(0, from);
   const options = tokens.map((token, i) => {
-    const own = part.shares ? (part.shares[i] ?? 0) : part.scores[i] <= 0 ? 1 : Math.min(1, part.tau / part.scores[i]) * FULL;
+    const own = part.shares ? (part.shares[i] ?? 0) : part.scores[i] <= 0 ? 1 : Math.min(1, part.tau / part.scores[i]);
     const inside = i >= from && i <= to;
     const counts = !part.shares || part.shares[i] !== null;
     const edge = `${i === from ? " first" : ""}${i === to ? " last" : ""}`;
@@ -153,7 +154,7 @@ function flow(tokens, part, about, detail) {
         "aria-selected": "false",
         "aria-label": about(i),
         class: `token ${own >= 0 ? "for" : "against"}${inside ? ` span${edge}` : ""}${counts ? "" : " mute"}`,
-        "--share": `${Math.round(Math.min(1, Math.abs(own) / FULL) * 100)}%`,
+        "--share": `${Math.round(Math.min(1, Math.abs(own) / full) * 100)}%`,
         onpointerenter: () => choose(i),
         onclick: () => choose(i),
       },
