@@ -170,6 +170,13 @@ class ServerConfig(BaseModel):
         "again. By default only at the start.",
     )
 
+    reload_patience_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="How long a reload of a guard waits for running answers to end, while new requests wait for it. "
+        "Then it is given up, and nothing has changed.",
+    )
+
     @property
     def listens_on_loopback(self) -> bool:
         """Whether only programs on this machine can connect. A reverse proxy in front makes this say too much."""

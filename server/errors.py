@@ -13,6 +13,8 @@ SkillguardError (guards/errors.py)
     │   ├── NoSuchRouteError         unknown path
     │   ├── WrongMethodError         known path, other method
     │   ├── ModelNotFoundError       `model` is not the one served
+    │   ├── GuardNotFoundError       no guard of that name is attached
+    │   ├── ChangeRefusedError       a guard cannot be changed as asked; it is as before
     │   ├── InvalidKeyError          no API key, or an unknown one
     │   ├── ForbiddenError           the key's role may not do this
     │   ├── LimitError               the tenant has had what its limits allow
@@ -103,6 +105,14 @@ class ModelNotFoundError(RequestError):
     """The model asked for is not the one served."""
 
 
+class GuardNotFoundError(RequestError):
+    """No guard of that name is attached."""
+
+
+class ChangeRefusedError(RequestError):
+    """What was asked of a guard cannot be done now, or not without a restart. Nothing has changed."""
+
+
 class InvalidKeyError(RequestError):
     """No API key, or one that is not in the keys file."""
 
@@ -180,6 +190,8 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     NoSuchRouteError: ErrorReply(404, "invalid_request_error", "unknown_url"),
     WrongMethodError: ErrorReply(405, "invalid_request_error", "method_not_allowed"),
     ModelNotFoundError: ErrorReply(404, "invalid_request_error", "model_not_found"),
+    GuardNotFoundError: ErrorReply(404, "invalid_request_error", "guard_not_found"),
+    ChangeRefusedError: ErrorReply(409, "invalid_request_error", "change_refused"),
     InvalidKeyError: ErrorReply(401, "invalid_request_error", "invalid_api_key"),
     ForbiddenError: ErrorReply(403, "invalid_request_error", "insufficient_permissions"),
     LimitError: ErrorReply(429, "rate_limit_error", "rate_limit_exceeded"),

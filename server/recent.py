@@ -27,6 +27,8 @@ class GuardVerdict:
     """
 
     guard: str
+    digest: str
+    """Of the artifact that judged."""
     mode: str
     verdict: Verdict
     score: float | None
@@ -41,6 +43,7 @@ class GuardVerdict:
         """As JSON has it."""
         return {
             "guard": self.guard,
+            "digest": self.digest,
             "mode": self.mode,
             "verdict": self.verdict.value,
             "score": self.score,
@@ -131,6 +134,7 @@ def _verdict(guard: GuardInfo, request: EngineRequest, finish: Finish) -> GuardV
         verdict = Verdict.ERROR
     return GuardVerdict(
         guard=guard.name,
+        digest=guard.digest,
         mode=request.policy.rules.get(guard.name, guard.rule).mode.value,
         verdict=verdict,
         score=None if score is None else score.score,
@@ -147,4 +151,4 @@ def _over_tau(guard: GuardInfo, score: GuardScore | None) -> float | None:
     if score is None or score.part not in guard.parts:
         return None
     tau = guard.rule.taus[guard.parts.index(score.part)]
-    return score.score / tau if tau else None
+    return score.score / tau if tau > 0 else None

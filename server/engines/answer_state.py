@@ -20,6 +20,7 @@ class GuardFacts:
     method: str
     parts: tuple[Part, ...]
     unit: str | None
+    digest: str
 
 
 @dataclass
@@ -147,5 +148,6 @@ def _summary(
         layers=fact.parts[best].layers,
         position=position,
         stage=stage,
+        digest=fact.digest,
         part=fact.parts[best].label,
     )

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -224,6 +225,8 @@ class GuardScore:
     layers: tuple[int, ...]
     position: int
     stage: Stage
+    digest: str
+    """Of the artifact that read it; another may have taken its place since."""
     part: str = ""
 
 
@@ -448,6 +451,21 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Ends the loop; running requests get a Finish with reason ERROR. Safe to call twice."""
+        ...
+
+    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
+        """Reads another artifact for a guard, of this folder or of the guard's own, and says what guard it makes.
+
+        Nothing of what runs is changed. Raises SkillguardError where it cannot take the guard's place.
+        """
+        ...
+
+    async def exchange(self) -> None:
+        """Puts the offered artifact in the place of the guard's, which is then the offered one: twice is as before.
+
+        Only while no request runs; nothing that the guards before kept of texts is read by those after. Raises
+        SkillguardError with the guards as before, or with an engine whose canaries, or whose health, tell.
+        """
         ...
 
     async def verify(self) -> Mapping[str, str | None]:

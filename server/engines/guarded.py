@@ -3,14 +3,17 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from guards.artifact.canaries import disagreement, room_left
+from guards.artifact.identity import refuse_mismatch
+from guards.artifact.manifest import ModelIdentity
 from guards.calibration.accumulated import turns_of
 from guards.contract.columns import GuardReading
 from guards.contract.evidence import trace
@@ -18,8 +21,9 @@ from guards.contract.guard import Bound, default_rules
 from guards.core.policy import LARGEST, Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.errors import GuardReadingError, PromptRefusedError
-from guards.methods.loaded import read_guards
+from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.encoding import TextCodec
+from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import (
     NO_RULES,
@@ -56,10 +60,20 @@ MAX_BAD_WORDS = 128
 """As in vLLM: each is looked for at every token."""
 
 
+@dataclass(frozen=True)
+class Offer:
+    """An artifact that may take a guard's place, the folder it was read from, and the guard it makes."""
+
+    entry: LoadedGuard
+    folder: Path
+    info: GuardInfo
+
+
 class GuardedEngine(ABC):
     """Reads the artifacts. A subclass runs the model; it sets what is declared here before it starts."""
 
     _codec: TextCodec
+    _identity: ModelIdentity
     _vocabulary: int
     _max_tokens: int
     _capacity: int
@@ -73,6 +87,8 @@ class GuardedEngine(ABC):
     ) -> None:
         """`whole`: guards over spans judge a conversation as one message."""
         self._guards = read_guards(artifacts, verifiable=verifiable)
+        self._folders = dict(zip(self._guards, artifacts, strict=True))
+        self._offered: Offer | None = None
         self._accept_template = accept_template
         self._whole = whole
         self._streams: dict[str, AnswerStream] = {}
@@ -108,6 +124,44 @@ class GuardedEngine(ABC):
         for name, left in self._canary_room.items():
             room.add_metric((name,), left)
         return (room,)
+
+    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
+        self._offered = None
+        offered = await asyncio.to_thread(self._read_offer, name, folder or self._folders[name])
+        await self._admit_offer(offered)
+        self._offered = offered
+        return offered.info
+
+    def _read_offer(self, name: str, folder: Path) -> Offer:
+        """Raises ArtifactError."""
+        (read,) = read_guards([folder]).values()
+        entry = replace(read, artifact=replace(read.artifact, name=name))  # whatever its folder is called
+        refuse_mismatch(entry.artifact, self._identity)
+        bound = entry.method.bind(entry.guard, torch.device("cpu"), WHOLE)
+        unit = None if bound.health is None else bound.health.unit
+        return Offer(entry, folder, describe(entry, self._codec, accept_template=self._accept_template, unit=unit))
+
+    @abstractmethod
+    async def _admit_offer(self, offered: Offer) -> None:
+        """Raises SkillguardError where a running model cannot take it."""
+
+    @abstractmethod
+    async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
+        """Has these guards run in the place of those before, and nothing read what those kept; see `Engine.exchange`.
+
+        `_take_guards` is its last step.
+        """
+
+    async def exchange(self) -> None:
+        offered = self._offered
+        assert offered is not None, "nothing is exchanged that was not offered"
+        if self._streams:
+            raise EngineBusyError(f"got {len(self._streams)} running requests, wanted none: guards are not exchanged")
+        name, info = offered.info.name, self.info
+        old = Offer(self._guards[name], self._folders[name], next(of for of in info.guards if of.name == name))
+        await self._install({**self._guards, name: offered.entry})
+        self._folders[name], self._offered = offered.folder, old
+        self._info = replace(info, guards=tuple(offered.info if of.name == name else of for of in info.guards))
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
@@ -307,8 +361,9 @@ class GuardedEngine(ABC):
             for name, entry in self._guards.items()
         )
 
-    def _take_guards(self, bound: Mapping[str, Bound]) -> None:
-        """What judging an answer needs to know of the guards that run."""
+    def _take_guards(self, guards: Mapping[str, LoadedGuard], bound: Mapping[str, Bound]) -> None:
+        """These run from now on, and this is what judging an answer needs to know of them."""
+        self._guards = dict(guards)
         self._rules = default_rules(bound, {name: entry.guard.scope for name, entry in self._guards.items()})
         self._facts = {
             name: GuardFacts(
@@ -316,6 +371,7 @@ class GuardedEngine(ABC):
                 entry.method.name,
                 bound[name].parts,
                 None if (health := bound[name].health) is None else health.unit,
+                entry.artifact.digest,
             )
             for name, entry in self._guards.items()
         }

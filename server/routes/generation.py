@@ -208,16 +208,21 @@ async def _respond(
     context: RequestContext,
 ) -> Response:
     hold_back_tokens = services.config.hold_back_tokens
+    running = len(job.requests)
 
     def observer(of: EngineRequest) -> Observer:
         lag = hold_back_tokens if stream else None
         measure, spent = measuring(services, context, of, lag), spending(context.spend)
 
         async def observe(event: Event) -> None:
+            nonlocal running
             measure(event)
             spent(event)
             if isinstance(event, Finish):
                 await services.audit.answered(context.asked, of, event, lag)
+                running -= 1
+                if not running:  # a slow reader of a stream holds up no reload
+                    context.leave()
 
         return observe
 

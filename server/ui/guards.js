@@ -161,7 +161,7 @@ class Card {
 
   /** Scores of prompts over the artifact's tau, and whether the guard fired on the prompt. */
   readings() {
-    return this.answers.flatMap((answer) => answer.guards.filter((each) => each.guard === this.name && each.over_tau !== null));
+    return this.answers.flatMap((answer) => answer.guards.filter((each) => each.guard === this.name && each.digest === this.guard.digest && each.over_tau !== null));
   }
 
   draw() {
