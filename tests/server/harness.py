@@ -24,6 +24,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 CHECKS = "/v1/checks"
+ATTRIBUTIONS = "/v1/attributions"
 MODERATIONS = "/v1/moderations"
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
 _TIMEOUT_SECONDS = 30

@@ -6,6 +6,7 @@ import pytest
 
 from server.auth import Role, new_key
 from tests.server.harness import (
+    ATTRIBUTIONS,
     CHAT,
     CHECKS,
     COMPLETIONS,
@@ -43,6 +44,11 @@ GUARDED = [
 ]
 METRICS = ("GET", "/metrics", None)
 AUDIT = ("GET", "/v1/audit", None)
+OPERATORS: list[tuple[str, str, object]] = [
+    AUDIT,
+    ("GET", "/v1/verdicts", None),
+    ("POST", ATTRIBUTIONS, completion()),
+]
 UNKNOWN: list[tuple[str, str, object]] = [
     ("GET", "/", None),
     ("GET", "/docs", None),
@@ -64,7 +70,7 @@ def authorization(role: Role) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer sk-wrong"}, {"authorization": "Basic x"}])
-@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, AUDIT, *UNKNOWN])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, *OPERATORS, *UNKNOWN])
 async def test_without_a_good_key(keys: Path, method: str, path: str, body: object, headers: dict[str, str]) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=headers)
@@ -90,6 +96,16 @@ async def test_with_a_good_key(keys: Path, role: Role, method: str, path: str, b
         assert response.status_code == 200
 
 
+@pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 403)])
+@pytest.mark.parametrize(("method", "path", "body"), OPERATORS)
+async def test_what_operators_alone_are_told(
+    keys: Path, role: Role, status: int, method: str, path: str, body: object
+) -> None:
+    async with serving(cook(), api_keys_file=keys) as served:
+        response = await served.client.request(method, path, json=body, headers=authorization(role))
+        assert response.status_code == status
+
+
 @pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 200)])
 async def test_metrics(keys: Path, role: Role, status: int) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
@@ -99,7 +115,7 @@ async def test_metrics(keys: Path, role: Role, status: int) -> None:
             assert response.json()["error"]["code"] == "insufficient_permissions"
 
 
-@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, AUDIT, *UNKNOWN])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *OPERATORS, *UNKNOWN])
 async def test_metrics_key_reads_nothing_else(keys: Path, method: str, path: str, body: object) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
