@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.auth import KeyEntry
+from server.auth import KeyEntry, Role
 from server.config import ServerConfig
 from server.engines.scripted.engine import ScriptedEngine
 from server.readiness import Readiness
@@ -47,15 +47,16 @@ def responses(input: object = "hi", **fields: object) -> dict[str, object]:
 
 
 def keys_file(folder: Path, *entries: KeyEntry, tenant: str = "team", **policy: object) -> Path:
-    """A keys file of one tenant."""
-    keys = [entry.model_dump(mode="json") for entry in entries]
-    return write_tenants(folder / "keys.json", {tenant: {"keys": keys, **policy}})
+    """A keys file of one tenant, and of admins where there are keys of that role."""
+    keys = [entry.model_dump(mode="json") for entry in entries if entry.role is not Role.ADMIN]
+    admins = [entry.model_dump(mode="json") for entry in entries if entry.role is Role.ADMIN]
+    return write_tenants(folder / "keys.json", {tenant: {"keys": keys, **policy}}, admins)
 
 
-def write_tenants(path: Path, tenants: object) -> Path:
+def write_tenants(path: Path, tenants: object, admins: object = ()) -> Path:
     """A keys file, put there in one step as `skillguard key` does."""
     scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps({"tenants": tenants}))
+    scratch.write_text(json.dumps({"tenants": tenants, "admins": admins}))
     return scratch.replace(path)
 
 
