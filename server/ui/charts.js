@@ -4,11 +4,11 @@ import { h, s } from "./dom.js";
 
 const HEIGHT = 100;
 
-function figure(label, drawing, axis, head, rows, legend) {
+function figure(label, drawing, axis, head, rows, legend, of = "") {
   const table = h(
     "table",
     {},
-    h("caption", { class: "sr" }, label),
+    h("caption", { class: "sr" }, of + label),
     h("thead", {}, h("tr", {}, head.map((each) => h("th", { scope: "col" }, each)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((each, i) => h(i ? "td" : "th", i ? {} : { scope: "row" }, each))))),
   );
@@ -18,7 +18,7 @@ function figure(label, drawing, axis, head, rows, legend) {
     h("figcaption", {}, h("span", {}, label), legend ? h("span", { class: "legend" }, legend.map(([kind, text]) => h("span", { class: kind }, text))) : null),
     drawing,
     h("div", { class: "axis", "aria-hidden": "true" }, axis.map(([place, text]) => h("span", { class: side(place), "--at": `${place * 100}%` }, text))),
-    h("details", {}, h("summary", {}, "As a table"), h("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": `${label}, as a table` }, table)),
+    h("details", {}, h("summary", {}, "As a table"), h("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": `${of}${label}, as a table` }, table)),
   );
 }
 
@@ -43,8 +43,8 @@ export function columns(label, summary, bins, axis, legend, head) {
   return figure(label, canvas(bins.length, summary, shapes), axis, head, rows, legend);
 }
 
-/** A histogram with a line at `line`, in bins; `even` draws where every bin would lie if all were alike. */
-export function histogram(label, summary, bins, axis, { line = null, even = null, head, legend } = {}) {
+/** A histogram with a line at `line`, in bins; `even` draws where every bin would lie if all were alike; `of` names whose it is. */
+export function histogram(label, summary, bins, axis, { line = null, even = null, head, legend, of }) {
   const top = Math.max(1, even ?? 0, ...bins.map((bin) => bin.count));
   const bars = bins.map((bin, index) => {
     const height = (bin.count / top) * (HEIGHT - 4);
@@ -54,7 +54,7 @@ export function histogram(label, summary, bins, axis, { line = null, even = null
   if (even !== null) marks.push(rule(0, bins.length, even, top));
   if (line !== null) marks.push(s("line", { class: "tau", x1: line, x2: line, y1: 0, y2: HEIGHT }));
   const rows = bins.map((bin) => [bin.name, String(bin.count)]);
-  return figure(label, canvas(bins.length, summary, bars, marks), axis, head, rows, legend);
+  return figure(label, canvas(bins.length, of + summary, bars, marks), axis, head, rows, legend, of);
 }
 
 function rule(from, to, value, top) {

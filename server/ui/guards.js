@@ -228,7 +228,7 @@ class Card {
       `${inside} of ${found.length} prompts lie at or below the threshold, ${factor.toFixed(2)} times the artifact's.`,
       bins,
       [0.25, 0.5, 1, 2, 4, 8, 16].map((each) => [(7 + 3 * Math.log2(each)) / (EDGES.length + 1), String(each)]),
-      { line, head: ["Score over tau", "Prompts"], legend: [["fires", "fires"], ["plain", "passes"], ["tau", "tau"]] },
+      { line, of: `${this.name}: `, head: ["Score over tau", "Prompts"], legend: [["fires", "fires"], ["plain", "passes"], ["tau", "tau"]] },
     );
   }
 
@@ -241,7 +241,7 @@ class Card {
       `${counts[0]} of ${found.length} prompts lie in the lowest twentieth; even traffic has ${number(found.length / 20)}.`,
       bins,
       [[0, "0"], [0.25, "25 %"], [0.5, "50 %"], [0.75, "75 %"], [1, "100 %"]],
-      { even: found.length / 20, head: ["Quantile", "Prompts"], legend: [["plain", "prompts"], ["even", "as at calibration"]] },
+      { even: found.length / 20, of: `${this.name}: `, head: ["Quantile", "Prompts"], legend: [["plain", "prompts"], ["even", "as at calibration"]] },
     );
   }
 

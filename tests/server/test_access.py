@@ -101,7 +101,9 @@ async def test_with_a_good_key(keys: Path, role: Role, method: str, path: str, b
         assert response.status_code == 200
 
 
-@pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.ADMIN, 200), (Role.METRICS, 403)])
+@pytest.mark.parametrize(
+    ("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.ADMIN, 200), (Role.METRICS, 403)]
+)
 @pytest.mark.parametrize(("method", "path", "body"), OPERATORS)
 async def test_what_operators_alone_are_told(
     keys: Path, role: Role, status: int, method: str, path: str, body: object
