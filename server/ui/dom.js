@@ -24,13 +24,14 @@ export function say(element, text) {
 
 const grouped = new Intl.NumberFormat("en");
 export const whole = (value) => grouped.format(value);
-export const percent = (share, digits = 1) => `${(share * 100).toFixed(digits)}\u00a0%`;
+const minus = (text) => text.replace("-", "\u2212");
+export const percent = (share, digits = 1) => `${minus((share * 100).toFixed(digits))}\u00a0%`;
 
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size >= 100000 || size < 0.001)) return value.toExponential(1);
-  return Number(value.toPrecision(3)).toString().replace("-", "\u2212");
+  if (size !== 0 && (size >= 100000 || size < 0.001)) return minus(value.toExponential(1));
+  return minus(Number(value.toPrecision(3)).toString());
 }
 
 export const clock = (seconds) =>

@@ -24,7 +24,7 @@ TAUS = (SPAN_TAU, MEAN_TAU, 0.1)
 
 
 def conversation(*sizes: int) -> Turns:
-    """Messages of so many tokens, asked and written in turn, each behind one token that opens it; the first is asked."""
+    """Messages of so many tokens, asked and written in turn, each behind a token that opens it."""
     rows = []
     for index, size in enumerate(sizes):
         written = index % 2 == 1
