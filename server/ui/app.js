@@ -58,7 +58,8 @@ function unchangeable(admin) {
 
 function role(operator, verdicts) {
   const note = at("role");
-  if (!operator) say(note, "With this key you see which guards there are. Scores, traffic and try-outs take a key of role operator.");
+  const taken = key.get() === null ? "This server takes everybody for a user, who sees" : "With this key you see";
+  if (!operator) say(note, `${taken} which guards there are. Scores, traffic and try-outs are for the role operator.`);
   else if (verdicts.status !== 200) say(note, reason(verdicts));
   else say(note, "");
   note.hidden = note.textContent === "";
