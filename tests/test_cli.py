@@ -35,7 +35,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key"])
+@pytest.mark.parametrize("command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key", "guards"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
