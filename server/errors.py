@@ -21,6 +21,7 @@ SkillguardError (guards/errors.py)
     │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
     ├── ServerUnreachableError   no skillguard server answers at an address to inspect
+    ├── ServerRefusalError       a skillguard server refuses what a command asks of it
     ├── EvaluationError          an evaluation cannot be run, resumed or completed as asked
     ├── AuditFilesError          files of an audit log cannot be read, or do not hold what a command needs
     ├── AuditError               an answer cannot be recorded in the audit log, so it is not given
@@ -63,6 +64,10 @@ class SettingsError(ConfigError):
 
 class ServerUnreachableError(ServerError):
     """No skillguard server answers at the address that `inspect` was given."""
+
+
+class ServerRefusalError(ServerError):
+    """A skillguard server refuses what a command asks of it; the text is the server's."""
 
 
 class EvaluationError(ServerError):

@@ -160,12 +160,18 @@ class Auditor:
 
     async def asked_for_change(self, asked: Asked, guard: str, before: object, after: object, **more: object) -> None:
         """What somebody changes of a guard, before it is changed. Raises AuditError, whatever answers without a record
-        get: what cannot be recorded is not changed.
+        get: what cannot be recorded is not changed. Without a log it is a line of the program's.
         """
-        fields: Fields = {"what": "guard", **asked.fields, "guard": guard, "before": before, "after": after, **more}
+        what: Fields = {"what": "guard", **asked.fields, "guard": guard, "before": before}
+        fields: Fields = {**what, "after": after, **more}
         logger.warning("%s", " ".join(f"{name}={value}" for name, value in fields.items()))
-        if self.log is not None:
+        if self.log is None:
+            return
+        try:
             await self.log.record([record(Kind.ADMIN, **fields)], required=True)
+        except AuditError:  # it may yet be written, behind others
+            self.log.put([record(Kind.ADMIN, **what, after=None, refused="it was not recorded in time")])
+            raise
 
     def _text(self, redaction: Redaction, token_ids: Sequence[int]) -> str:
         return redaction(self.decode(token_ids))

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +156,8 @@ class Exchange:
     headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
     sent: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     hang_up: asyncio.Event = field(default_factory=asyncio.Event)
+    before_sending: Callable[[], Awaitable[object]] | None = None
+    """Awaited before each part of the answer goes out, as by a reader who is slow."""
 
     @classmethod
     def of(cls, app: FastAPI, path: str, body: object) -> "Exchange":
@@ -186,6 +188,8 @@ class Exchange:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
+            if self.before_sending is not None:
+                await self.before_sending()
             self.sent.put_nowait(message)
 
         await self.app(scope, receive, send)
