@@ -108,7 +108,8 @@ async def test_it_is_bounded() -> None:
 async def test_a_limit_out_of_bounds(limit: str) -> None:
     async with serving(anonymous_role="operator") as served:
         response = await served.client.get(f"{VERDICTS}?limit={limit}")
-        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_value")
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", "limit")
 
 
 async def test_users_see_none() -> None:
