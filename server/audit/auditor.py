@@ -146,7 +146,13 @@ class Auditor:
             return
         faults = error.faults if isinstance(error, GenerationError) else ()
         told = [
-            {"guard": each.guard, "reading": each.reading.name.lower(), "position": each.position} for each in faults
+            {
+                "guard": each.guard,
+                "digest": each.digest,
+                "reading": each.reading.name.lower(),
+                "position": each.position,
+            }
+            for each in faults
         ]
         self.log.put([record(Kind.ERROR, **asked.fields, code=shape.code, error=type(error).__name__, guards=told)])
 

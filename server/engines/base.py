@@ -254,6 +254,7 @@ class GuardFault:
     reading: Reading
     position: int
     stage: Stage
+    digest: str
 
 
 @dataclass(frozen=True)
