@@ -76,12 +76,15 @@ def list_guards(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=1))
     else:
-        columns = ("guard", "mode", "taus", "artifact's", "verified", "template", "digest")
-        table = Table(*columns, box=box.SIMPLE, title=f"policy version {report['policy_version']}")
+        table = Table(box=box.SIMPLE, title=f"policy version {report['policy_version']}", title_justify="left")
+        for column in ("guard", "mode", "taus", "factor", "verified", "digest"):
+            table.add_column(column, no_wrap=column != "taus")
         for guard in report["guards"]:
-            taus, own = (", ".join(f"{tau:.4g}" for tau in guard[which]) for which in ("taus", "artifact_taus"))
+            taus = ", ".join(f"{tau:.4g}" for tau in guard["taus"])
+            times = {f"{now / own:.3g}" for now, own in zip(guard["taus"], guard["artifact_taus"], strict=True) if own}
+            moved = f"x {times.pop()}" if len(times) == 1 else "moved" if times else "-"
             verified = "yes" if guard["verified"] else "NO"
-            table.add_row(guard["name"], guard["mode"], taus, own, verified, guard["template"], guard["digest"][:12])
+            table.add_row(guard["name"], guard["mode"], taus, moved, verified, guard["digest"][:12])
         Console().print(table)
     return 0 if all(guard["verified"] for guard in report["guards"]) else 1
 
