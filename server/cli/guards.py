@@ -102,9 +102,9 @@ def set_tau(args: argparse.Namespace) -> int:
 
 
 def reload_guard(args: argparse.Namespace) -> int:
-    """Says what holds now. Waits as long as the server does."""
+    """Says what holds now."""
     body = {} if args.path is None else {"path": args.path}
-    return _say(args, _ask(args, "POST", f"/{args.guard}/reload", body, patient=True))
+    return _say(args, _ask(args, "POST", f"/{args.guard}/reload", body))
 
 
 def _say(args: argparse.Namespace, guard: Mapping[str, Any]) -> int:
@@ -117,10 +117,11 @@ def _say(args: argparse.Namespace, guard: Mapping[str, Any]) -> int:
     return 0
 
 
-def _ask(
-    args: argparse.Namespace, method: str, path: str, body: Mapping[str, object] | None = None, *, patient: bool = False
-) -> Any:
-    """The server's answer. Raises ServerUnreachableError or ServerRefusalError."""
+def _ask(args: argparse.Namespace, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
+    """The server's answer, for which a change waits as long as it takes: another may be under way.
+
+    Raises ServerUnreachableError or ServerRefusalError.
+    """
     from urllib.parse import quote
 
     import httpx
@@ -129,7 +130,7 @@ def _ask(
 
     url = args.url.rstrip("/")
     headers = {"Authorization": f"Bearer {key}"} if (key := _key(args.key_file)) else {}
-    timeout = httpx.Timeout(_SECONDS, read=None if patient else _SECONDS)
+    timeout = httpx.Timeout(_SECONDS, read=_SECONDS if method == "GET" else None)
     try:
         with httpx.Client(headers=headers, timeout=timeout) as client:
             response = client.request(method, f"{url}/admin/guards{quote(path)}", json=body)
