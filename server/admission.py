@@ -4,16 +4,23 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from server.engines.errors import EngineBusyError
 from server.errors import ChangeRefusedError
 
 Leave = Callable[[], None]
 """Says that a request will not ask the engine for anything more. Safe to call twice."""
 
 
-class Admission:
-    """Who comes to a shut door waits, and nobody is turned away."""
+_MOST_WAITING = 512
+"""Each waits with its whole body in memory."""
 
-    def __init__(self) -> None:
+
+class Admission:
+    """Who comes to a shut door waits. Only where `most_waiting` do is anybody turned away."""
+
+    def __init__(self, most_waiting: int = _MOST_WAITING) -> None:
+        self._most_waiting = most_waiting
+        self._waiting = 0
         self._opened, self._empty = asyncio.Event(), asyncio.Event()
         self._opened.set()
         self._empty.set()
@@ -25,9 +32,17 @@ class Admission:
         return self._opened.is_set()
 
     async def enter(self) -> Leave:
-        """Returns once the door is open, with what the request has to call when it is done."""
+        """Returns once the door is open, with what the request has to call when it is done. Raises EngineBusyError."""
         while not self.open:  # another may have shut it before this one woke up
-            await self._opened.wait()
+            if self._waiting >= self._most_waiting:
+                raise EngineBusyError(
+                    "a guard is being exchanged, and too many requests wait for it already: try again"
+                )
+            self._waiting += 1
+            try:
+                await self._opened.wait()
+            finally:
+                self._waiting -= 1
         self._inside += 1
         self._empty.clear()
         inside = True

@@ -146,7 +146,8 @@ class Auditor:
             return
         faults = error.faults if isinstance(error, GenerationError) else ()
         told = [
-            {"guard": each.guard, "reading": each.reading.name.lower(), "position": each.position} for each in faults
+            {"guard": of.guard, "digest": of.digest, "reading": of.reading.name.lower(), "position": of.position}
+            for of in faults
         ]
         self.log.put([record(Kind.ERROR, **asked.fields, code=shape.code, error=type(error).__name__, guards=told)])
 

@@ -76,12 +76,15 @@ def list_guards(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=1))
     else:
-        columns = ("guard", "mode", "taus", "artifact's", "verified", "template", "digest")
-        table = Table(*columns, box=box.SIMPLE, title=f"policy version {report['policy_version']}")
+        table = Table(box=box.SIMPLE, title=f"policy version {report['policy_version']}", title_justify="left")
+        for column in ("guard", "mode", "taus", "factor", "verified", "digest"):
+            table.add_column(column, no_wrap=column != "taus")
         for guard in report["guards"]:
-            taus, own = (", ".join(f"{tau:.4g}" for tau in guard[which]) for which in ("taus", "artifact_taus"))
+            taus = ", ".join(f"{tau:.4g}" for tau in guard["taus"])
+            times = {f"{now / own:.3g}" for now, own in zip(guard["taus"], guard["artifact_taus"], strict=True) if own}
+            moved = f"x {times.pop()}" if len(times) == 1 else "moved" if times else "-"
             verified = "yes" if guard["verified"] else "NO"
-            table.add_row(guard["name"], guard["mode"], taus, own, verified, guard["template"], guard["digest"][:12])
+            table.add_row(guard["name"], guard["mode"], taus, moved, verified, guard["digest"][:12])
         Console().print(table)
     return 0 if all(guard["verified"] for guard in report["guards"]) else 1
 
@@ -99,9 +102,9 @@ def set_tau(args: argparse.Namespace) -> int:
 
 
 def reload_guard(args: argparse.Namespace) -> int:
-    """Says what holds now. Waits as long as the server does."""
+    """Says what holds now."""
     body = {} if args.path is None else {"path": args.path}
-    return _say(args, _ask(args, "POST", f"/{args.guard}/reload", body, patient=True))
+    return _say(args, _ask(args, "POST", f"/{args.guard}/reload", body))
 
 
 def _say(args: argparse.Namespace, guard: Mapping[str, Any]) -> int:
@@ -114,10 +117,11 @@ def _say(args: argparse.Namespace, guard: Mapping[str, Any]) -> int:
     return 0
 
 
-def _ask(
-    args: argparse.Namespace, method: str, path: str, body: Mapping[str, object] | None = None, *, patient: bool = False
-) -> Any:
-    """The server's answer. Raises ServerUnreachableError or ServerRefusalError."""
+def _ask(args: argparse.Namespace, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
+    """The server's answer, for which a change waits as long as it takes: another may be under way.
+
+    Raises ServerUnreachableError or ServerRefusalError.
+    """
     from urllib.parse import quote
 
     import httpx
@@ -126,7 +130,7 @@ def _ask(
 
     url = args.url.rstrip("/")
     headers = {"Authorization": f"Bearer {key}"} if (key := _key(args.key_file)) else {}
-    timeout = httpx.Timeout(_SECONDS, read=None if patient else _SECONDS)
+    timeout = httpx.Timeout(_SECONDS, read=_SECONDS if method == "GET" else None)
     try:
         with httpx.Client(headers=headers, timeout=timeout) as client:
             response = client.request(method, f"{url}/admin/guards{quote(path)}", json=body)

@@ -116,7 +116,7 @@ class AnswerState:
             rule = self.request.policy.rules[name]
             verdict = decide(reading, rule.mode, stage.within(rule.scope))
             if verdict is Verdict.ERROR:
-                self.faults.setdefault(name, GuardFault(name, reading, position, stage))
+                self.faults.setdefault(name, GuardFault(name, reading, position, stage, fact.digest))
                 self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
             yield name, _summary(name, fact, rule.taus, reading, parts, position, stage), verdict

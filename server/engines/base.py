@@ -265,6 +265,7 @@ class GuardFault:
     reading: Reading
     position: int
     stage: Stage
+    digest: str
 
 
 @dataclass(frozen=True)

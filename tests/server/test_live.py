@@ -46,7 +46,7 @@ OLD_ROW = {
 
 @asynccontextmanager
 async def administered(
-    folder: Path, engine: ScriptedEngine | None = None, *, policy: Mapping[str, object] | None = None, **settings: Any
+    folder: Path, engine: ScriptedEngine | None = None, *, policy: Mapping[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[Served]:
     (folder / "log").mkdir(exist_ok=True)
     keys = keys_file(folder, ADMIN[1], USER[1], **(policy or {}))

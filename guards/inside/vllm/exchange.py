@@ -25,7 +25,10 @@ def require_like(running: Bound, offered: Bound) -> None:
 
 
 def pairs(running: nn.Module, offered: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """The tensors of what runs at a place, each with the offered one. Raises AttachError for another kind of act."""
+    """The tensors of what runs at a place, each with a copy of the offered one.
+
+    Raises AttachError where the two differ in more than numbers.
+    """
     ours, others = dict(running.named_modules()), dict(offered.named_modules())
     if {name: type(each) for name, each in ours.items()} != {name: type(each) for name, each in others.items()}:
         raise AttachError(f"it acts by a {type(offered).__name__}, and the graph by a {type(running).__name__}")
@@ -37,9 +40,9 @@ def pairs(running: nn.Module, offered: nn.Module) -> Iterator[tuple[Tensor, Tens
 
 def swap(matched: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Exchanges the values of tensors, in place: twice is as before."""
-    values = [(ours.clone(), others.clone()) for ours, others in matched]
-    for (ours, others), (own, other) in zip(matched, values, strict=True):
-        ours.copy_(other)
+    before = [ours.clone() for ours, _ in matched]
+    for (ours, others), own in zip(matched, before, strict=True):
+        ours.copy_(others)
         others.copy_(own)
 
 
@@ -48,7 +51,7 @@ def _matched(ours: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterat
         shapes = [None if name not in of else (tuple(of[name].shape), of[name].dtype) for of in (others, ours)]
         if shapes[0] != shapes[1]:
             raise AttachError(f"its tensor {name} is {shapes[0]}, and the graph's {shapes[1]}")
-        yield ours[name], others[name]
+        yield ours[name], others[name].clone()
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

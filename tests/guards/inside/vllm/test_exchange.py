@@ -29,7 +29,8 @@ GOES_ON = 4
 
 
 def board_of(model: LlamaForCausalLM, guard: SpanGuard) -> Board:
-    return board_on(model, WHOLE, torch.float32, FOUND, mean=guard)
+    own = copy.deepcopy(guard)  # whose tensors the board may run with, and exchange
+    return board_on(model, WHOLE, torch.float32, FOUND, mean=own)
 
 
 def exchange(board: Board, name: str, guard: Guard) -> None:
@@ -90,7 +91,7 @@ def test_a_board_is_as_one_that_was_made_of_the_new_guard(old: Guard, new: Guard
         return torch.cat(board.split(output), dim=-1)
 
     model, other = copy.deepcopy(MODEL), copy.deepcopy(MODEL)
-    board, made = board_on(model, g=old), board_on(other, g=new)
+    board, made = board_on(model, g=copy.deepcopy(old)), board_on(other, g=copy.deepcopy(new))
     before = rows(board, model)
     wanted = rows(made, other)
     assert not torch.equal(before, wanted), "the control"
