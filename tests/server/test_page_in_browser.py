@@ -11,7 +11,7 @@ from typing import Literal
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from benchmarks.serving import ROOT, running_server
 from server.auth import ADMINS, Role, new_key
@@ -190,6 +190,37 @@ def test_state_and_traffic(browser: Browser, url: str) -> None:
         card(page).get_by_text("As a table").first.click()
         numbers = card(page).locator("figure td").all_inner_texts()
         assert sum(map(int, numbers)) == len(rows)
+
+
+def test_quantiles_interventions_and_what_is_wrong(browser: Browser, url: str) -> None:
+    """What the demo's artifacts do not have, put into the server's own answers."""
+
+    def with_quantiles(route: Route) -> None:
+        response = route.fetch()
+        told = response.json()
+        for index, each in enumerate(told["data"]):
+            each["guards"][0]["quantile"] = [index % 4 / 4, index % 4 / 4 + 0.01]
+        route.fulfill(response=response, json=told)
+
+    def with_troubles(route: Route) -> None:
+        response = route.fetch()
+        told = response.json()
+        told["data"][1] |= {"verified": False, "reason": "canary 0: got 1, wanted 2"}
+        told["data"][2] |= {"kind": "intervention", "method": "neuron-adjust"}
+        route.fulfill(response=response, json=told)
+
+    with opened(browser, url, None) as page:
+        page.route("**/v1/verdicts*", with_quantiles)
+        page.route("**/v1/guards", with_troubles)
+        page.get_by_label("API key").fill(_KEYS[Role.ADMIN][0])
+        page.keyboard.press("Enter")
+        card(page).get_by_text("Quantiles among the skill-free texts").first.wait_for()
+        assert card(page).locator("svg .even").count() == 1
+        assert card(page, "ksd-code").locator(".pills").inner_text().split() == ["shadow", "not", "verified"]
+        assert "canary 0: got 1, wanted 2" in card(page, "ksd-code").inner_text()
+        assert card(page, "ksd-de").locator(".pills").inner_text().split() == ["acts", "verified"]
+        assert card(page, "ksd-de").get_by_role("slider").count() == 0
+        accessible(page)
 
 
 def test_it_is_live(browser: Browser, url: str) -> None:

@@ -70,6 +70,17 @@ def test_a_refused_question_of_an_earlier_turn_is_not_the_span() -> None:
     run(demo(*DETECTORS), work)
 
 
+def test_where_a_conversation_is_judged_whole_the_span_may_be_of_an_earlier_turn() -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        said = [Message("user", QUESTION), Message("assistant", "81"), Message("user", "Hello, how are you?")]
+        ids = engine.encode_chat(said)
+        (span, _), _ = (each.parts for each in await engine.trace(ids, "t"))
+        assert span.span is not None
+        assert "23 plus 58" in "".join(engine.texts(ids)[span.span[0] : span.span[1] + 1])
+
+    run(demo(*DETECTORS).model_copy(update={"judge": "conversation"}), work)
+
+
 def test_prompts_of_one_token_and_no_guards(tmp_path: Path) -> None:
     async def one(engine: EmbeddedEngine) -> None:
         traces = await engine.trace((300,), "t")
