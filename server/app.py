@@ -20,11 +20,31 @@ from server.engines.base import Engine
 from server.key_changes import KeyChanges
 from server.keyring import KeyRing, KeysFile
 from server.limits import Limiter
+from server.live import LiveChanges
 from server.metrics import Metrics
-from server.middleware import BodyMiddleware, KeyMiddleware, LimitMiddleware, RequestMiddleware
+from server.middleware import (
+    AdmissionMiddleware,
+    BodyMiddleware,
+    KeyMiddleware,
+    LimitMiddleware,
+    RequestMiddleware,
+)
 from server.openai.error_responses import install_error_handlers
 from server.readiness import Phase, Readiness
-from server.routes import audit, checks, descriptions, generation, judging, operations, tokens
+from server.recent import RecentAnswers
+from server.routes import (
+    admin,
+    attributions,
+    audit,
+    checks,
+    descriptions,
+    generation,
+    judging,
+    operations,
+    page,
+    recent,
+    tokens,
+)
 from server.tracing import make_tracer
 
 
@@ -50,6 +70,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         audit=auditor,
         keys=KeyRing(keys, anonymous=Role(config.anonymous_role)),
         limiter=Limiter(),
+        recent=RecentAnswers(),
+        live=LiveChanges(engine, readiness, auditor, metrics, keys, patience_seconds=config.reload_patience_seconds),
         created=int(time.time()),
     )
 
@@ -79,12 +101,13 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    modules = (generation, checks, judging, tokens, descriptions, operations, audit)
+    modules = (generation, checks, attributions, judging, tokens, descriptions, operations, audit, recent, admin, page)
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
     # The last one added is the outermost.
+    app.add_middleware(AdmissionMiddleware, admission=readiness.admission)
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
     app.add_middleware(LimitMiddleware, limiter=services.limiter)
     app.add_middleware(KeyMiddleware, keys=services.keys, changes=KeyChanges(keys, auditor, metrics.know_tenants))

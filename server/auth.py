@@ -18,17 +18,27 @@ from server.errors import ConfigError
 KEY_PREFIX = "sk-skillguard-"
 ANONYMOUS = "anonymous"
 """Name and tenant of whoever sent no key; nobody else may be called so."""
+ADMINS = "admins"
+"""Whose keys of the role admin are: no tenant's, and none may be called so."""
 
-NAME_PATTERN = rf"^(?!{ANONYMOUS}\Z)[A-Za-z0-9_.-]{{1,64}}\Z"
+NAME_PATTERN = rf"^(?!(?:{ANONYMOUS}|{ADMINS})\Z)[A-Za-z0-9_.-]{{1,64}}\Z"
 """Fit for a log line and a label. pydantic's own engine has no look-ahead, so whoever uses it says python-re."""
 
 
+LEAST_FACTOR, MOST_FACTOR = 0.5, 2.0
+"""By how much taus may be moved without calibrating again."""
+
+
 class Role(StrEnum):
-    """`user` generates; `operator` also sees scores, thresholds and metrics; `metrics` reads /metrics only."""
+    """`user` generates; `operator` also sees scores, thresholds and metrics; `metrics` reads /metrics only.
+
+    `admin` is an operator who may also change how guards judge while the server runs.
+    """
 
     USER = "user"
     OPERATOR = "operator"
     METRICS = "metrics"
+    ADMIN = "admin"
 
 
 class KeyEntry(BaseModel):
@@ -47,8 +57,8 @@ class GuardSetting(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: GuardMode | None = None
-    tau_factor: float = Field(1.0, ge=0.5, le=2)
-    """Times the artifact's own taus. Above 1 the guard fires earlier. What lies outside the bounds is another guard,
+    tau_factor: float = Field(1.0, ge=LEAST_FACTOR, le=MOST_FACTOR)
+    """Times the server's taus. Above 1 the guard fires earlier. What lies outside the bounds is another guard,
     with other rates than those measured: calibrate one."""
 
 
@@ -81,7 +91,12 @@ class Caller(BaseModel):
     @property
     def is_operator(self) -> bool:
         """Whether scores, thresholds and reasons may be shown."""
-        return self.role is Role.OPERATOR
+        return self.role in (Role.OPERATOR, Role.ADMIN)
+
+    @property
+    def sees_all_tenants(self) -> bool:
+        """Whether other tenants' verdicts may be shown."""
+        return self.role is Role.ADMIN
 
 
 def new_key(name: str, role: Role) -> tuple[str, KeyEntry]:
@@ -91,8 +106,8 @@ def new_key(name: str, role: Role) -> tuple[str, KeyEntry]:
         return key, KeyEntry(name=name, sha256=key_digest(key.encode()), role=role)
     except ValidationError as error:
         raise ConfigError(
-            f"key name: got {name!r}, wanted 1 to 64 letters, digits, '_', '.' or '-', and not {ANONYMOUS!r}; choose "
-            "another name"
+            f"key name: got {name!r}, wanted 1 to 64 letters, digits, '_', '.' or '-', and neither {ANONYMOUS!r} nor "
+            f"{ADMINS!r}; choose another name"
         ) from error
 
 

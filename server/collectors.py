@@ -31,7 +31,7 @@ class StateCollector(Collector):
         """One scrape."""
         readiness = self._readiness
         yield GaugeMetricFamily(
-            "skillguard_ready", "1 while every guard is verified and the engine lives.", value=readiness.ready
+            "skillguard_ready", "1 while every guard is verified and the engine lives.", value=readiness.serving
         )
         yield InfoMetricFamily("skillguard_build", "This program.", value={"version": version()})
         if self._keys is not None:
@@ -93,6 +93,11 @@ class StateCollector(Collector):
         yield artifacts
         yield InfoMetricFamily(
             "skillguard_policy", "How guards judge by default.", value={"version": readiness.running.policy.version}
+        )
+        yield GaugeMetricFamily(
+            "skillguard_policy_version",
+            "Changes of guards since the start, and 1.",
+            value=readiness.running.policy_version,
         )
         yield guards
         yield verified

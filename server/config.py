@@ -180,6 +180,13 @@ class ServerConfig(BaseModel):
         "again. By default only at the start.",
     )
 
+    reload_patience_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="How long a reload of a guard waits for running answers to end, while new requests wait for it. "
+        "Then it is given up, and nothing has changed.",
+    )
+
     @field_validator("audit_failure", "audit_max_bytes", "audit_fsync", "audit_scores", "audit_text", "audit_redact")
     @classmethod
     def _of_an_audit_log(cls, value: T, info: ValidationInfo) -> T:

@@ -8,14 +8,17 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from starlette.types import Scope
 
+from server.admission import Leave
 from server.audit.auditor import Asked, Auditor
 from server.auth import Caller
 from server.config import ServerConfig
 from server.engines.base import Engine
 from server.keyring import KeyRing
 from server.limits import Limiter, Spend
+from server.live import LiveChanges
 from server.metrics import Metrics
 from server.readiness import Readiness
+from server.recent import RecentAnswers
 from server.tracing import Trace, Untraced
 
 
@@ -30,6 +33,8 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     caller: Caller | None = None
     """None until the key was checked."""
+    leave: Leave = lambda: None
+    """Said once nothing more will be asked of the engine for this request."""
     spend: Spend = lambda amount: None
     """Told how many tokens the request takes of its tenant's minute."""
     error: Exception | None = None
@@ -63,6 +68,8 @@ class Services:
     audit: Auditor
     keys: KeyRing
     limiter: Limiter
+    recent: RecentAnswers
+    live: LiveChanges
     created: int
     """Unix time of the start; `created` of the served model."""
 

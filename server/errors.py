@@ -13,12 +13,15 @@ SkillguardError (guards/errors.py)
     │   ├── NoSuchRouteError         unknown path
     │   ├── WrongMethodError         known path, other method
     │   ├── ModelNotFoundError       `model` is not the one served
+    │   ├── GuardNotFoundError       no guard of that name is attached
+    │   ├── ChangeRefusedError       a guard cannot be changed as asked; it is as before
     │   ├── InvalidKeyError          no API key, or an unknown one
     │   ├── ForbiddenError           the key's role may not do this
     │   ├── LimitError               the tenant has had what its limits allow
     │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
     ├── ServerUnreachableError   no skillguard server answers at an address to inspect
+    ├── ServerRefusalError       a skillguard server refuses what a command asks of it
     ├── EvaluationError          an evaluation cannot be run, resumed or completed as asked
     ├── AuditFilesError          files of an audit log cannot be read, or do not hold what a command needs
     ├── AuditError               an answer cannot be recorded in the audit log, so it is not given
@@ -63,6 +66,10 @@ class ServerUnreachableError(ServerError):
     """No skillguard server answers at the address that `inspect` was given."""
 
 
+class ServerRefusalError(ServerError):
+    """A skillguard server refuses what a command asks of it; the text is the server's."""
+
+
 class EvaluationError(ServerError):
     """An evaluation cannot be run as asked, does not continue what its folder holds, or has items without an answer."""
 
@@ -101,6 +108,14 @@ class WrongMethodError(RequestError):
 
 class ModelNotFoundError(RequestError):
     """The model asked for is not the one served."""
+
+
+class GuardNotFoundError(RequestError):
+    """No guard of that name is attached."""
+
+
+class ChangeRefusedError(RequestError):
+    """What was asked of a guard cannot be done now, or not without a restart. Nothing has changed."""
 
 
 class InvalidKeyError(RequestError):
@@ -180,6 +195,8 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     NoSuchRouteError: ErrorReply(404, "invalid_request_error", "unknown_url"),
     WrongMethodError: ErrorReply(405, "invalid_request_error", "method_not_allowed"),
     ModelNotFoundError: ErrorReply(404, "invalid_request_error", "model_not_found"),
+    GuardNotFoundError: ErrorReply(404, "invalid_request_error", "guard_not_found"),
+    ChangeRefusedError: ErrorReply(409, "invalid_request_error", "change_refused"),
     InvalidKeyError: ErrorReply(401, "invalid_request_error", "invalid_api_key"),
     ForbiddenError: ErrorReply(403, "invalid_request_error", "insufficient_permissions"),
     LimitError: ErrorReply(429, "rate_limit_error", "rate_limit_exceeded"),

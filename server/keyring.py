@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.auth import ANONYMOUS, Caller, Role, TenantPolicy, key_digest
+from server.auth import ADMINS, ANONYMOUS, Caller, Role, TenantPolicy, key_digest
 from server.errors import ConfigError, ForbiddenError, InvalidKeyError, NotReadyError
 from server.tenants import Tenants, parse_tenants, read_tenants
 
@@ -20,7 +20,12 @@ OPEN_PATHS = frozenset(
 )
 """What an orchestrator's probes need: they hold no secrets and answer without a key."""
 
+PAGE_PATH = "/ui"
+"""The operator's page and, below it, its files: the same for everybody, and without a secret."""
+
 METRICS_PATH = "/metrics"
+ADMIN_PATH = "/admin"
+"""Whatever lies under it is for keys of the role admin alone."""
 
 KEY_HEADERS = (b"authorization", b"x-api-key")
 """Where a key may stand; LiteLLM's guardrails send the second."""
@@ -69,13 +74,17 @@ class KeysFile:
 
     def require(self, check: Check) -> None:
         """Holds this file to a check from now on. Raises what it raises."""
-        check(self._tenants)
+        self.try_out(check)
         self._check = check
+
+    def try_out(self, check: Check) -> None:
+        """Raises what the check raises for the last good file."""
+        check(self._tenants)
 
     @property
     def tenants(self) -> Sequence[str]:
-        """The names in the last good file."""
-        return tuple(self._tenants.tenants)
+        """The names in the last good file; admins are one of them."""
+        return (*self._tenants.tenants, *([ADMINS] if self._tenants.admins else ()))
 
     @property
     def in_force(self) -> Mapping[str, object]:
@@ -118,8 +127,9 @@ class KeysFile:
 
     def _take(self, tenants: Tenants) -> None:
         self._tenants = tenants
+        policy_of: Mapping[str, TenantPolicy] = tenants.tenants
         self._callers: Sequence[tuple[str, Caller]] = [
-            (key.sha256, Caller(name=key.name, role=key.role, tenant=name, policy=tenants.tenants[name]))
+            (key.sha256, Caller(name=key.name, role=key.role, tenant=name, policy=policy_of.get(name, TenantPolicy())))
             for name, key in tenants.keys
         ]
         self.trouble: str | None = None
@@ -152,15 +162,16 @@ class KeyRing:
         Raises InvalidKeyError or ForbiddenError; NotReadyError where the key may be one of a file that cannot be used.
         """
         if self.file is None:
+            _require_admin(path, self._anonymous)
             return self._anonymous
         self.file.refresh()
         try:
             caller = self.file.find(key_digest(_token(authorizations, api_keys)))
         except InvalidKeyError:
-            if path in OPEN_PATHS:
+            if is_open(path):
                 return self._anonymous
             raise
-        if path in OPEN_PATHS:
+        if is_open(path):
             return caller or self._anonymous
         if caller is None and self.file.trouble is not None:
             raise NotReadyError("The server's keys are being changed; try again later.", _RETRY_AFTER_SECONDS)
@@ -170,7 +181,25 @@ class KeyRing:
             raise ForbiddenError("A key of role user cannot read /metrics; use one of role metrics or operator.")
         if path != METRICS_PATH and caller.role is Role.METRICS:
             raise ForbiddenError("A key of role metrics can only read /metrics; use one of role user or operator.")
+        _require_admin(path, caller)
         return caller
+
+
+def is_open(path: str) -> bool:
+    """Whether it answers without a key."""
+    return path in OPEN_PATHS or path == PAGE_PATH or path.startswith(f"{PAGE_PATH}/")
+
+
+def is_admin_path(path: str) -> bool:
+    """Whether a path is for keys of the role admin alone."""
+    return path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")
+
+
+def _require_admin(path: str, caller: Caller) -> None:
+    if is_admin_path(path) and caller.role is not Role.ADMIN:
+        raise ForbiddenError(
+            f"{ADMIN_PATH} takes keys of the role admin only, which `skillguard key add --role admin` makes."
+        )
 
 
 def _in_force(callers: Sequence[tuple[str, Caller]]) -> Mapping[str, object]:

@@ -41,6 +41,8 @@ _SCORES = ("skillguard_score_quantile", "skillguard_score_over_tau")
 
 _OUTCOMES = {FinishReason.ABSTAIN: "abstained", FinishReason.ERROR: "error"}
 _ANSWERED = "answered"
+CHANGES = ("mode", "taus", "artifact")
+_MADE, _REFUSED = "made", "refused"
 
 
 class Metrics:
@@ -88,6 +90,9 @@ class Metrics:
         self._acted = counter(
             "intervention_acted", "What interventions did to answers, each in its own unit.", ("guard", "unit")
         )
+        self._changes = counter(
+            "guard_changes", "What admins asked to change of guards while the server ran.", ("guard", "what", "outcome")
+        )
         self._prompt_tokens = counter("prompt_tokens", "Tokens in.")
         self._completion_tokens = counter("completion_tokens", "Tokens out, of withheld answers too.")
         self._quantile = histogram(
@@ -132,6 +137,9 @@ class Metrics:
         """
         self._guards = {guard.name: guard for guard in guards}
         for guard in self._guards.values():
+            for what in CHANGES:
+                for outcome in (_MADE, _REFUSED):
+                    self._changes.labels(guard.name, what, outcome)
             for reading in _FAULTS:
                 self._faults.labels(guard.name, reading.name.lower())
             if guard.kind is GuardKind.INTERVENTION:
@@ -164,6 +172,10 @@ class Metrics:
                 if guard.kind is GuardKind.DETECTOR:
                     for stage in Stage:
                         self._tenant_abstentions.labels(tenant, guard.skill, stage.value)
+
+    def observe_change(self, guard: str, what: str, *, made: bool) -> None:
+        """What an admin asked to change of a guard that is there: one of CHANGES."""
+        self._changes.labels(guard, what, _MADE if made else _REFUSED).inc()
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """A finished HTTP request. `route` is a template; a method nobody defined counts as "other"."""

@@ -12,11 +12,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.admission import Admission
 from server.audit.auditor import Auditor
 from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
 from server.key_changes import KeyChanges
-from server.keyring import KEY_HEADERS, OPEN_PATHS, KeyRing
+from server.keyring import KEY_HEADERS, KeyRing, is_admin_path, is_open
 from server.limits import Limiter
 from server.metrics import METHODS, Metrics
 from server.openai.body import known_path
@@ -183,9 +184,31 @@ class BodyMiddleware:
             raise BodyTooLargeError(f"The body is larger than {self._max_bytes} bytes; send less.")
 
 
+class AdmissionMiddleware:
+    """Innermost: what may run the model waits at the door while a guard is exchanged, with its whole body read.
+
+    So the policy of a request is that of the guards which judge it.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _is_asked(scope) or is_admin_path(route_path(scope)):
+            await self._app(scope, receive, send)
+            return
+        context = context_of(scope)
+        context.leave = await self._admission.enter()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            context.leave()
+
+
 def _is_asked(scope: Scope) -> bool:
     """Whether it is more than a look at what is there."""
-    return scope["method"] == "POST" and route_path(scope) not in OPEN_PATHS
+    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and not is_open(route_path(scope))
 
 
 def _error(context: RequestContext) -> Exception | None:

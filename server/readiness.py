@@ -3,18 +3,20 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from guards.core.policy import Policy
 from guards.core.version import version
 from guards.errors import SkillguardError
+from server.admission import Admission
 from server.audit.auditor import Auditor
 from server.auth import Caller
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.engines.errors import EngineBusyError
-from server.errors import AuditError, NotReadyError
+from server.errors import AuditError, ChangeRefusedError, NotReadyError
 from server.keyring import KeysFile
 from server.policies import default_policy, require_known, require_shadowable, require_tenants, shadowed, tenant_policy
 
@@ -30,6 +32,8 @@ class Phase(StrEnum):
     STARTING = "starting"
     VERIFYING = "verifying"
     READY = "ready"
+    RELOADING = "reloading"
+    """Another artifact takes a guard's place; no request runs."""
     FAILED = "failed"
     STOPPING = "stopping"
 
@@ -41,6 +45,8 @@ class Running:
     info: EngineInfo
     policy: Policy
     """For callers whose tenant says nothing else."""
+    policy_version: int = 1
+    """Counts the changes that were made while the server runs, this one included."""
 
     def policy_for(self, caller: Caller) -> Policy:
         """What holds for one caller."""
@@ -70,6 +76,9 @@ class Readiness:
         self._shadow = shadow
         self._keys = keys
         self._running: Running | None = None
+        self.admission = Admission()
+        self.changing = asyncio.Lock()
+        """Held by whoever changes guards or verifies them again."""
         self.phase = Phase.STARTING
         self.reasons: dict[str, str] = {}
         """Guard name -> why it did not verify. For the operator."""
@@ -81,7 +90,7 @@ class Readiness:
     async def live(self) -> None:
         """Start and verify, then verify again from time to time. Ends where nothing is left to verify."""
         await self.bring_up()
-        while self._canary_interval_seconds is not None and self.ready:
+        while self._canary_interval_seconds is not None and self.phase in (Phase.READY, Phase.RELOADING):
             await self._sleep(self._canary_interval_seconds)
             await self.check_again()
 
@@ -90,8 +99,11 @@ class Readiness:
 
         It is closed before that is recorded: nothing is answered while a slow disk is waited for.
         """
-        if not self.ready:
-            return
+        async with self.changing:
+            if self.ready:
+                await self._check_again()
+
+    async def _check_again(self) -> None:
         try:
             reasons = unverified(await self._engine.verify(), info := self._engine.info)
         except EngineBusyError:
@@ -103,7 +115,7 @@ class Readiness:
             return
         self._settle(reasons)
         try:
-            await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=True)
+            await self._audit.canaries(reasons, info.guards, "schedule")
         except AuditError as error:  # counted; the guards are as they were found, recorded or not
             logger.error("the guards were verified again, which is not recorded: %s", error)
 
@@ -114,14 +126,13 @@ class Readiness:
             info = self._engine.info
             self._running = Running(info, self._policy(info))
             self._know(info.guards)
-            self._audit.know(info.guards)
             for sentence in accepted(info):
                 logger.warning(sentence)
             self.phase = Phase.VERIFYING
             keys = None if self._keys is None else self._keys.in_force
-            await self._audit.started(info, self._running.policy, version(), keys)
+            await self._audit.started(info, self._running.policy, self._running.policy_version, version(), keys)
             reasons = unverified(await self._engine.verify(), info)
-            await self._audit.canaries(reasons, [guard.name for guard in info.guards], scheduled=False)
+            await self._audit.canaries(reasons, info.guards, "start")
         except SkillguardError as error:
             self._fail(str(error))
         except Exception as error:  # an engine's own bug must leave a closed server, not a silent one
@@ -134,10 +145,56 @@ class Readiness:
         finally:
             self.settled.set()
 
+    def judge_by(self, policy: Policy) -> Running:
+        """From the next request on; those that run keep what they began with."""
+        running = self.require_running()
+        self._running = replace(running, policy=policy, policy_version=running.policy_version + 1)
+        return self._running
+
+    async def exchange(self, policy: Policy, accept: Callable[[], Awaitable[object]]) -> Running:
+        """Puts the artifact that the engine was offered in the place of a guard's, once the door is shut.
+
+        It stays where every guard's canaries agree and `accept` does not raise; `policy` is what holds then. Otherwise
+        the old one is put back and verified, and where that fails the server is closed for good. Raises
+        ChangeRefusedError, or what `accept` raises.
+        """
+        self.require_ready()
+        self.phase = Phase.RELOADING
+        exchanged = False
+        try:
+            await self._engine.exchange()
+            exchanged = True
+            reasons = unverified(await self._engine.verify(), info := self._engine.info)
+            await self._audit.canaries(reasons, info.guards, "reload")
+            if reasons:
+                raise ChangeRefusedError(_sentence(reasons))
+            await accept()
+        except BaseException:
+            await self._put_back(exchanged=exchanged)
+            raise
+        self._running = replace(self.require_running(), info=info)
+        self._know(info.guards)
+        self.phase = Phase.READY
+        return self.judge_by(policy)
+
+    async def _put_back(self, *, exchanged: bool) -> None:
+        """What does not verify now is not tried again: nobody knows what the engine holds."""
+        try:
+            if exchanged:
+                await self._engine.exchange()
+            reasons = unverified(await self._engine.verify(), info := self._engine.info)
+            with suppress(AuditError):  # which is counted, and may be why they are put back
+                await self._audit.canaries(reasons, info.guards, "reload")
+        except Exception as error:
+            logger.exception("the guards could not be put back")
+            self._fail(f"the guards could not be put back: {type(error).__name__}: {error}")
+        else:
+            self._settle(reasons)
+
     def _settle(self, reasons: dict[str, str]) -> None:
         self.reasons = reasons
         if reasons:
-            self._fail("; ".join(f"guard {name}: {reason}" for name, reason in reasons.items()))
+            self._fail(_sentence(reasons))
         else:
             self.phase = Phase.READY
 
@@ -145,7 +202,7 @@ class Readiness:
         """Raises ConfigError where a setting or a tenant's policy names what is not there, or cannot be so."""
         require_known(info.guards, self._audit.scores, "audit_scores")
         if self._keys is not None:
-            self._keys.require(lambda tenants: require_tenants(info.guards, tenants))
+            self._keys.require(lambda tenants: require_tenants(self._engine.info.guards, tenants))
         require_shadowable(info.guards, self._shadow, "shadow")
         return shadowed(default_policy(info.guards), self._shadow)
 
@@ -163,6 +220,11 @@ class Readiness:
     def ready(self) -> bool:
         """Whether generation is allowed now."""
         return self.phase is Phase.READY and self._engine.healthy()
+
+    @property
+    def serving(self) -> bool:
+        """Whether a request that comes now is let in at once."""
+        return self.ready and self.admission.open
 
     @property
     def running(self) -> Running | None:
@@ -189,6 +251,8 @@ class Readiness:
         match self.phase:
             case Phase.STARTING:
                 return NotReadyError("The model is still loading; try again later.", _RETRY_AFTER_SECONDS)
+            case Phase.RELOADING:
+                return NotReadyError("A guard is being exchanged; try again later.", _RETRY_AFTER_SECONDS)
             case Phase.VERIFYING if self._engine.healthy():
                 return NotReadyError("The guards are still being verified; try again later.", _RETRY_AFTER_SECONDS)
             case Phase.FAILED if self.reasons:
@@ -203,6 +267,10 @@ class Readiness:
                 return NotReadyError("The server is stopping.", _RETRY_AFTER_SECONDS)
             case _:
                 return NotReadyError("The engine has stopped working; the server must be restarted.", None)
+
+
+def _sentence(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"guard {name}: {reason}" for name, reason in reasons.items())
 
 
 def unverified(results: Mapping[str, str | None], info: EngineInfo) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from server.auth import NAME_PATTERN, KeyEntry, TenantPolicy
+from server.auth import ADMINS, NAME_PATTERN, KeyEntry, Role, TenantPolicy
 from server.errors import ConfigError
 
 TenantName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -19,7 +19,8 @@ TenantName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 _NEXT_STEP = (
     'wanted {"tenants": {NAME: {"keys": [{"name", "sha256", "role": "user" | "operator" | "metrics"}], and any of '
     '"guards": {GUARD: {"mode": "enforce" | "shadow" | "off", "tau_factor": 0.5 to 2}}, "abstain_style", '
-    '"abstain_text", "requests_per_minute", "tokens_per_minute", "concurrent_requests"}}}'
+    '"abstain_text", "requests_per_minute", "tokens_per_minute", "concurrent_requests"}}, '
+    '"admins": [{"name", "sha256", "role": "admin"}]}'
 )
 
 
@@ -30,16 +31,18 @@ class Tenant(TenantPolicy):
 
 
 class Tenants(BaseModel):
-    """The whole file. One without any key lets nobody in."""
+    """The whole file. One without any key lets nobody in. Keys of the role admin are of no tenant."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", regex_engine="python-re")
 
     tenants: Mapping[TenantName, Tenant]
+    admins: tuple[KeyEntry, ...] = ()
 
     @property
     def keys(self) -> list[tuple[str, KeyEntry]]:
-        """Every key behind its tenant's name."""
-        return [(name, key) for name, tenant in self.tenants.items() for key in tenant.keys]
+        """Every key behind its tenant's name, or ADMINS."""
+        of_tenants = [(name, key) for name, tenant in self.tenants.items() for key in tenant.keys]
+        return of_tenants + [(ADMINS, key) for key in self.admins]
 
 
 def read_tenants(path: Path) -> Tenants:
@@ -59,6 +62,12 @@ def parse_tenants(path: Path, text: bytes) -> Tenants:
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"keys file {path}: {where}: {first['msg']}; {_NEXT_STEP}") from error
     json.loads(text, object_pairs_hook=partial(_each_once, path))
+    for name, key in tenants.keys:
+        if (key.role is Role.ADMIN) != (name == ADMINS):
+            raise ConfigError(
+                f"keys file {path}: key {key.name!r} of {name!r} has the role {key.role.value}; those of role admin "
+                f"stand in {ADMINS!r}, beside 'tenants', and no others do"
+            )
     keys = [key for _, key in tenants.keys]
     for field, values in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
         if twice := [value for value, count in Counter(values).items() if count > 1]:

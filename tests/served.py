@@ -109,12 +109,18 @@ def na_guard(loaded: LoadedModel, *, draw: Draw = Draw.RANDOM) -> Guard:
     return fitter.finish(1 / 3, draw=draw, seed=7)
 
 
-def write_guard(folder: Path, loaded: LoadedModel, guard: Guard) -> Path:
-    """The artifact of a guard, with three canaries of each kind."""
+def canary_prompts() -> list[tuple[int, ...]]:
+    """Three of each kind."""
+    return [forget_prompt(i) for i in range(3)] + [retain_prompt(i) for i in range(3)]
+
+
+def write_guard(
+    folder: Path, loaded: LoadedModel, guard: Guard, prompts: Sequence[tuple[int, ...]] = tuple(canary_prompts())
+) -> Path:
+    """The artifact of a guard, with these canaries."""
     method, _ = entry(guard)
     parameters, tensors = method.dump(guard)
     canaries = []
-    prompts = [forget_prompt(i) for i in range(3)] + [retain_prompt(i) for i in range(3)]
     with attach(loaded.model, g=guard) as attachment:
         for prompt in prompts:
             loaded.model(torch.tensor([prompt]), logits_to_keep=torch.tensor([len(prompt) - 1]))

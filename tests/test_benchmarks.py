@@ -10,10 +10,10 @@ from benchmarks.parity import MARGIN, Answer, compare, compare_answers
 from guards.core.verdict import Reading, Stage
 from server.engines.base import FinishReason, GuardScore
 
-INSIDE = GuardScore("ksd", "m", "ksd", Reading.INSIDE, 4.0, 5.0, (1,), 7, Stage.PROMPT)
+INSIDE = GuardScore("ksd", "m", "ksd", Reading.INSIDE, 4.0, 5.0, (1,), 7, Stage.PROMPT, "0" * 64)
 OUTSIDE = replace(INSIDE, reading=Reading.OUTSIDE, score=6.0)
 EDGE_IN, EDGE_OUT = replace(INSIDE, score=5.0 * (1 - MARGIN / 9)), replace(OUTSIDE, score=5.0 * (1 + MARGIN / 9))
-ADJUSTED = GuardScore("na", "m", "neuron-adjust", Reading.OUTSIDE, 40.0, None, (1,), 7, Stage.PROMPT)
+ADJUSTED = GuardScore("na", "m", "neuron-adjust", Reading.OUTSIDE, 40.0, None, (1,), 7, Stage.PROMPT, "0" * 64)
 
 
 def test_a_verdict_that_differs_away_from_tau_is_a_disagreement() -> None:

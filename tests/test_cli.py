@@ -35,7 +35,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key"])
+@pytest.mark.parametrize(
+    "command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key", "guards"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -269,6 +271,41 @@ def test_a_new_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, capsys: pyte
         ["bob", "team-b", "operator"],
     ]
     assert not any(entry.sha256 in listed for _, entry in tenants.keys)
+
+
+def test_an_admins_key_is_of_no_tenant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.json"
+    file = ["--file", str(path)]
+    assert main(["key", "add", "ops", "--role", "admin", *file]) == 0
+    assert main(["key", "add", "ann", *file]) == 0
+    shown, said = capsys.readouterr()
+    assert said.splitlines() == ["tenant default is new: it has the server's policy and no limits"]
+    tenants = read_tenants(path)
+    (admin,) = tenants.admins
+    assert (admin.name, admin.role, admin.sha256) == ("ops", "admin", key_digest(shown.split()[0].encode()))
+    assert [key.name for key in tenants.tenants["default"].keys] == ["ann"]
+    assert "is of no tenant" in refused(capsys, "key", "add", "bob", "--role", "admin", "--tenant", "team", *file)
+    assert "already" in refused(capsys, "key", "add", "ops", *file)
+    assert main(["key", "list", *file]) == 0
+    assert "ops admins admin" in " ".join(capsys.readouterr().out.split())
+    assert main(["key", "revoke", "ops", *file]) == 0
+    assert [key.name for _, key in read_tenants(path).keys] == ["ann"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"tenants": {"team": {"keys": [{"name": "a", "sha256": "%s", "role": "admin"}]}}}',
+        '{"tenants": {}, "admins": [{"name": "a", "sha256": "%s", "role": "operator"}]}',
+        '{"tenants": {}, "admins": [{"name": "a", "sha256": "%s"}]}',
+        '{"tenants": {"admins": {"keys": [{"name": "a", "sha256": "%s"}]}}}',
+    ],
+    ids=["an admin of a tenant's", "an operator among admins", "a user among admins", "a tenant called admins"],
+)
+def test_admins_stand_beside_tenants_in_the_keys_file(tmp_path: Path, text: str) -> None:
+    (path := tmp_path / "keys.json").write_text(text.replace("%s", "0" * 64))
+    with pytest.raises(ConfigError, match="admins"):
+        read_tenants(path)
 
 
 def test_a_key_is_revoked_and_its_tenant_keeps_its_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,9 @@ def _whole(lengths: Sequence[int]) -> Links:
     return link(positions_P, Sequences(bounds, nowhere, before_SH, sound_S), looks=True)
 
 
-def turns_of(ids: TokenIds, openings: Sequence[Opening]) -> Turns:
-    """Whose words each token of a text is of, bool [T] each."""
-    return TurnFinder(openings, _CPU).find(torch.tensor(ids), _whole([len(ids)]))
+def turns_of(ids: TokenIds, openings: Sequence[Opening], *, whole: bool = False) -> Turns:
+    """Whose words each token of a text is of, bool [T] each; `whole` as of `TurnFinder`."""
+    return TurnFinder(openings, _CPU, whole=whole).find(torch.tensor(ids), _whole([len(ids)]))
 
 
 def _packs(lengths: Sequence[int]) -> Iterator[slice]:

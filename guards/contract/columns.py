@@ -175,6 +175,10 @@ class Bookkeeping:
             self._states.reserve(slots)
             self._turns.reserve(slots)
 
+    def forget(self) -> None:
+        """Forgets what guards keep at cache slots: no text that goes on from one of these reads anything."""
+        self._states.forget()
+
     def fresh(self, tokens: int) -> Tensor:
         """Cells of a pass in which nothing ran yet, float32 [T, C]."""
         return torch.full((tokens, len(self.columns)), torch.nan, device=self.device)

@@ -88,6 +88,10 @@ class RunningStates:
             more = self._kept.new_full((1 + slots - len(self._kept), self._kept.shape[1]), torch.nan)
             self._kept = torch.cat([self._kept, more])
 
+    def forget(self) -> None:
+        """Every slot reads NaN again. In place: what a recorded pass writes to must not move."""
+        self._kept.fill_(torch.nan)
+
     def extend(self, values_TC: Tensor, links: Links, turns: Turns) -> Tensor:
         """What every column reads at every token, float32 [T, C].
 

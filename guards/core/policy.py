@@ -10,7 +10,7 @@ from types import MappingProxyType
 from guards.core.verdict import GuardMode, Scope
 from guards.errors import PolicyError
 
-_LARGEST = 3.4028234663852886e38
+LARGEST = 3.4028234663852886e38
 """The largest float32, in which scores and taus are compared."""
 
 
@@ -28,7 +28,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         for tau in self.taus:
-            if not abs(tau) <= _LARGEST:
+            if not abs(tau) <= LARGEST:
                 raise PolicyError(f"got tau {tau!r}, wanted a number that is finite in float32")
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 from guards.core.policy import Policy
 from server.audit.log import AuditLog
@@ -21,6 +22,10 @@ from server.engines.base import EngineInfo, EngineRequest, Finish, GuardInfo, Hi
 from server.errors import AuditError, GenerationError, NotReadyError, reply_of
 
 logger = logging.getLogger("skillguard.audit")
+
+
+CanaryRun = Literal["start", "schedule", "reload"]
+"""Why canaries went through the engine."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +64,19 @@ class Auditor:
     redaction: Redaction | None = None
     decode: Callable[[Sequence[int]], str] = lambda _: ""
     """A prompt's text, from any thread."""
-    _digests: dict[str, str] = field(default_factory=dict)
 
-    def know(self, guards: Iterable[GuardInfo]) -> None:
-        """These guards judge from now on."""
-        self._digests = {guard.name: guard.digest for guard in guards}
-
-    async def started(self, info: EngineInfo, policy: Policy, version: str, keys_file: object) -> None:
+    async def started(
+        self, info: EngineInfo, policy: Policy, policy_version: int, version: str, keys_file: object
+    ) -> None:
         """`keys_file`: what holds of it, made of what JSON has; None without one.
 
         Raises AuditError: a server that is to refuse what it cannot record does not become ready.
         """
         if self.log is not None:
             cut = {"cut_bytes": self.log.cut_bytes} if self.log.cut_bytes else {}
-            fields = {"version": version, "policy": policy.version, **start_fields(info, policy.rules)}
-            await self.log.record([record(Kind.START, **fields, keys_file=keys_file, **cut)])
+            fields = {**start_fields(info, policy.rules), "keys_file": keys_file}
+            policies: Fields = {"policy": policy.version, "policy_version": policy_version}
+            await self.log.record([record(Kind.START, version=version, **policies, **fields, **cut)])
 
     def stopped(self) -> None:
         """The last record. Blocks until all are written."""
@@ -81,21 +84,20 @@ class Auditor:
             self.log.put([record(Kind.STOP)])
             self.log.stop()
 
-    async def canaries(self, reasons: Mapping[str, str], names: Iterable[str], *, scheduled: bool) -> None:
+    async def canaries(self, reasons: Mapping[str, str], guards: Iterable[GuardInfo], when: CanaryRun) -> None:
         """What the canaries of each guard said; `reasons` of those that did not agree. Raises AuditError."""
         if self.log is not None:
-            when = "schedule" if scheduled else "start"
             await self.log.record(
                 [
                     record(
                         Kind.CANARIES,
-                        guard=name,
-                        digest=self._digests.get(name),
+                        guard=guard.name,
+                        digest=guard.digest,
                         when=when,
-                        agreed=name not in reasons,
-                        reason=reasons.get(name),
+                        agreed=guard.name not in reasons,
+                        reason=reasons.get(guard.name),
                     )
-                    for name in names
+                    for guard in guards
                 ]
             )
 
@@ -116,7 +118,7 @@ class Auditor:
             record(
                 kind,
                 **answer,
-                **self._score(hit),
+                **_score(hit),
                 **more,
                 **prompt,
                 drawn_tokens=finish.drawn_before(hit),
@@ -125,7 +127,7 @@ class Auditor:
             for kind, hit, more in found
         ]
         records += [
-            record(Kind.SCORE, **answer, **score_fields(score), digest=self._digests.get(score.guard))
+            record(Kind.SCORE, **answer, **score_fields(score))
             for score in finish.prompt_scores
             if score.guard in self.scores
         ]
@@ -141,7 +143,7 @@ class Auditor:
         if self.log is not None:
             fields = {**asked.fields, "policy": policy.version}
             await self.log.record(
-                [record(Kind.CHECK, **fields, **self._score(hit), texts=list(texts)) for hit, texts in hits]
+                [record(Kind.CHECK, **fields, **_score(hit), texts=list(texts)) for hit, texts in hits]
             )
 
     def failed(self, asked: Asked, error: Exception) -> None:
@@ -154,7 +156,8 @@ class Auditor:
             return
         faults = error.faults if isinstance(error, GenerationError) else ()
         told = [
-            {"guard": each.guard, "reading": each.reading.name.lower(), "position": each.position} for each in faults
+            {"guard": of.guard, "digest": of.digest, "reading": of.reading.name.lower(), "position": of.position}
+            for of in faults
         ]
         self.log.put([record(Kind.ERROR, **asked.fields, code=shape.code, error=type(error).__name__, guards=told)])
 
@@ -166,11 +169,27 @@ class Auditor:
         if self.log is not None:
             await self.log.record([record(Kind.ADMIN, what=what, before=before, after=after)])
 
-    def _score(self, hit: Hit) -> Fields:
-        return {**score_fields(hit.score), "mode": hit.mode.value, "digest": self._digests.get(hit.score.guard)}
+    async def asked_for_change(self, asked: Asked, guard: str, before: object, after: object, **more: object) -> None:
+        """What somebody changes of a guard, before it is changed. Raises AuditError, whatever answers without a record
+        get: what cannot be recorded is not changed. Without a log it is a line of the program's.
+        """
+        what: Fields = {"what": "guard", **asked.fields, "guard": guard, "before": before}
+        fields: Fields = {**what, "after": after, **more}
+        logger.warning("%s", " ".join(f"{name}={value}" for name, value in fields.items()))
+        if self.log is None:
+            return
+        try:
+            await self.log.record([record(Kind.ADMIN, **fields)], required=True)
+        except AuditError:  # it may yet be written, behind others
+            self.log.put([record(Kind.ADMIN, **what, after=None, refused="it was not recorded in time")])
+            raise
 
     def _text(self, redaction: Redaction, token_ids: Sequence[int]) -> str:
         return redaction(self.decode(token_ids))
+
+
+def _score(hit: Hit) -> Fields:
+    return {**score_fields(hit.score), "mode": hit.mode.value}
 
 
 def _log_hit(asked: Asked, hit: Hit, more: Fields) -> None:

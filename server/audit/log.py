@@ -85,10 +85,12 @@ class AuditLog:
             logger.info("the audit log ends at %d lines, the last with hash %s", self.link.lines, self.link.head)
         self._folder.close()
 
-    async def record(self, records: Sequence[Record]) -> None:
-        """Returns once all are written. Raises AuditError where they are not, if that is to refuse an answer."""
+    async def record(self, records: Sequence[Record], *, required: bool = False) -> None:
+        """Returns once all are written. Raises AuditError where they are not, if that is to refuse an answer or they
+        are `required`.
+        """
         written = self.put(records)
-        if not self._refuse or written is None:
+        if not (self._refuse or required) or written is None:
             return
         waiter = asyncio.wrap_future(written)
         waiter.add_done_callback(_heard)

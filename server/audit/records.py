@@ -80,6 +80,7 @@ def score_fields(score: GuardScore) -> Fields:
         "layers": list(score.layers),
         "score": score.score if math.isfinite(score.score) else None,
         "tau": score.tau,
+        "digest": score.digest,
     }
 
 

@@ -21,9 +21,9 @@ def add_parser(subparsers: Any) -> None:
     )
     add.add_argument("name", help="whose key it is; shown in logs")
     add.add_argument(
-        "--tenant", metavar="NAME", default="default", help="whose policy holds for it (default: %(default)s)"
+        "--tenant", metavar="NAME", help="whose policy holds for it (default: default; a key of role admin has none)"
     )
-    add.add_argument("--role", choices=("user", "operator", "metrics"), default="user")
+    add.add_argument("--role", choices=("user", "operator", "metrics", "admin"), default="user")
     add.set_defaults(run=add_key)
 
     show = commands.add_parser(
@@ -43,19 +43,26 @@ def add_key(args: argparse.Namespace) -> int:
     """Prints the new key; says on stderr where it is of a new tenant."""
     from server.auth import Role, new_key
     from server.errors import ConfigError
-    from server.tenants import Tenant, Tenants, changing
+    from server.tenants import Tenant, changing
 
+    if args.role == Role.ADMIN and args.tenant is not None:
+        raise ConfigError("--tenant: a key of the role admin is of no tenant; leave it out")
+    name = args.tenant or "default"
     key, entry = new_key(args.name, Role(args.role))
     with changing(args.file) as held:
         tenants = held[0]
         if any(entry.name == other.name for _, other in tenants.keys):
             raise ConfigError(f"keys file {args.file}: has a key named {args.name!r} already; choose another name")
-        made = args.tenant not in tenants.tenants
-        tenant = Tenant() if made else tenants.tenants[args.tenant]
-        grown = tenant.model_copy(update={"keys": (*tenant.keys, entry)})
-        held[0] = Tenants.model_construct(tenants={**tenants.tenants, args.tenant: grown})
+        if entry.role is Role.ADMIN:
+            held[0] = tenants.model_copy(update={"admins": (*tenants.admins, entry)})
+            made = False
+        else:
+            made = name not in tenants.tenants
+            tenant = Tenant() if made else tenants.tenants[name]
+            grown = tenant.model_copy(update={"keys": (*tenant.keys, entry)})
+            held[0] = tenants.model_copy(update={"tenants": {**tenants.tenants, name: grown}})
     if made:
-        print(f"tenant {args.tenant} is new: it has the server's policy and no limits", file=sys.stderr)
+        print(f"tenant {name} is new: it has the server's policy and no limits", file=sys.stderr)
     print(key)
     return 0
 
@@ -77,20 +84,22 @@ def list_keys(args: argparse.Namespace) -> int:
 
 def revoke_key(args: argparse.Namespace) -> int:
     """Takes the key out. Its tenant stays, with its policy."""
+    from server.auth import KeyEntry
     from server.errors import ConfigError
-    from server.tenants import Tenants, changing
+    from server.tenants import changing
+
+    def left(keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+        return tuple(key for key in keys if key.name != args.name)
 
     with changing(args.file) as held:
-        tenants = held[0].tenants
         names = [key.name for _, key in held[0].keys]
         if args.name not in names:
             raise ConfigError(
                 f"keys file {args.file}: got no key named {args.name!r}; it has {', '.join(names) or 'none'}"
             )
-        left = {
-            name: tenant.model_copy(update={"keys": tuple(key for key in tenant.keys if key.name != args.name)})
-            for name, tenant in tenants.items()
+        tenants = {
+            name: tenant.model_copy(update={"keys": left(tenant.keys)}) for name, tenant in held[0].tenants.items()
         }
-        held[0] = Tenants.model_construct(tenants=left)
+        held[0] = held[0].model_copy(update={"tenants": tenants, "admins": left(held[0].admins)})
     print(f"revoked {args.name}")
     return 0

@@ -10,6 +10,7 @@ from server.cli import audit as cli_audit
 from server.cli import calibrate as cli_calibrate
 from server.cli import check_config as cli_check
 from server.cli import evaluate as cli_evaluate
+from server.cli import guards as cli_guards
 from server.cli import import_esu as cli_import
 from server.cli import inspect as cli_inspect
 from server.cli import key as cli_key
@@ -19,7 +20,18 @@ from server.cli.engine import own_flags, split_flags
 from server.cli.flags import as_flags
 from server.engines.errors import EngineFlagError
 
-COMMANDS = (cli_serve, cli_check, cli_calibrate, cli_evaluate, cli_inspect, cli_import, cli_key, cli_audit, cli_propose)
+COMMANDS = (
+    cli_serve,
+    cli_check,
+    cli_calibrate,
+    cli_evaluate,
+    cli_inspect,
+    cli_import,
+    cli_key,
+    cli_guards,
+    cli_audit,
+    cli_propose,
+)
 WITH_ENGINE = ("serve", "check-config", "calibrate", "evaluate")
 
 

@@ -20,6 +20,7 @@ class GuardFacts:
     method: str
     parts: tuple[Part, ...]
     unit: str | None
+    digest: str
 
 
 @dataclass
@@ -48,6 +49,8 @@ class AnswerState:
     """By guard and position, inside a prompt whose log-probabilities are asked for."""
     withheld: set[int] = field(default_factory=set)
     """Those positions of which nothing may be told."""
+    places: dict[int, Mapping[str, GuardReading]] = field(default_factory=dict)
+    """What guards read at each position inside the prompt, where the request keeps that."""
 
     def fail(self, message: str) -> None:
         """Turns the answer into an error; the first reason is kept."""
@@ -94,6 +97,8 @@ class AnswerState:
 
         As if the prompt ended there, under the same policy; but the answer goes on, unless there is an error.
         """
+        if self.request.keeps_places:
+            self.places[position] = readings
         for name, score, verdict in self._judge(facts, readings, position, Stage.PROMPT):
             if verdict is not Verdict.ALLOW:
                 hit = Hit(score, self.request.policy.rules[name].mode)
@@ -111,7 +116,7 @@ class AnswerState:
             rule = self.request.policy.rules[name]
             verdict = decide(reading, rule.mode, stage.within(rule.scope))
             if verdict is Verdict.ERROR:
-                self.faults.setdefault(name, GuardFault(name, reading, position, stage))
+                self.faults.setdefault(name, GuardFault(name, reading, position, stage, fact.digest))
                 self.fail_unverified(f"guard {name!r} gave {reading.name} at position {position}")
                 continue
             yield name, _summary(name, fact, rule.taus, reading, parts, position, stage), verdict
@@ -143,5 +148,6 @@ def _summary(
         layers=fact.parts[best].layers,
         position=position,
         stage=stage,
+        digest=fact.digest,
         part=fact.parts[best].label,
     )

@@ -8,12 +8,14 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from guards.artifact.manifest import ScoreQuantiles
 from guards.core.policy import Policy, Rule
 from guards.core.quantiles import place
+from guards.core.trace import PartTrace
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
@@ -140,6 +142,7 @@ class EngineRequest:
 
     `policy` says how every guard judges it; a guard that is missing there is under its default rule.
     `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
+    `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.
     """
 
     request_id: str
@@ -147,6 +150,7 @@ class EngineRequest:
     sampling: Sampling
     policy: Policy = field(default_factory=Policy)
     special_tokens: bool = False
+    keeps_places: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,17 @@ class GuardScore:
     layers: tuple[int, ...]
     position: int
     stage: Stage
+    digest: str
+    """Of the artifact that read it; another may have taken its place since."""
     part: str = ""
+
+
+@dataclass(frozen=True)
+class GuardTrace:
+    """What one detector's parts that judge prompts read along a prompt."""
+
+    guard: str
+    parts: tuple[PartTrace, ...]
 
 
 @dataclass(frozen=True)
@@ -251,6 +265,7 @@ class GuardFault:
     reading: Reading
     position: int
     stage: Stage
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -439,6 +454,21 @@ class Engine(Protocol):
         """Ends the loop; running requests get a Finish with reason ERROR. Safe to call twice."""
         ...
 
+    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
+        """Reads another artifact for a guard, of this folder or of the guard's own, and says what guard it makes.
+
+        Nothing of what runs is changed. Raises SkillguardError where it cannot take the guard's place.
+        """
+        ...
+
+    async def exchange(self) -> None:
+        """Puts the offered artifact in the place of the guard's, which is then the offered one: twice is as before.
+
+        Only while no request runs; nothing that the guards before kept of texts is read by those after. Raises
+        SkillguardError with the guards as before, or with an engine whose canaries, or whose health, tell.
+        """
+        ...
+
     async def verify(self) -> Mapping[str, str | None]:
         """Sends each artifact's canaries through the live engine, unless its template is CHANGED.
 
@@ -515,6 +545,15 @@ class Engine(Protocol):
         """One forward pass over a prompt: every guard's reading at its last token, under this policy's taus.
 
         Raises like `submit`; GuardReadingError where a guard gave no valid reading, EngineError where the pass failed.
+        """
+        ...
+
+    async def trace(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardTrace, ...]:
+        """One forward pass over a prompt: what every detector reads at each token, as if the prompt ended there.
+
+        Raises like `check`.
         """
         ...
 

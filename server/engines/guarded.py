@@ -1,22 +1,29 @@
 """What engines with real guards share: verification, one-pass checks, encoding, and who is let in."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from guards.artifact.canaries import disagreement, room_left
+from guards.artifact.identity import refuse_mismatch
+from guards.artifact.manifest import ModelIdentity
+from guards.calibration.accumulated import turns_of
 from guards.contract.columns import GuardReading
+from guards.contract.evidence import trace
 from guards.contract.guard import Bound, default_rules
-from guards.core.policy import Policy, Rule
+from guards.core.policy import LARGEST, Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.errors import GuardReadingError, PromptRefusedError
-from guards.methods.loaded import read_guards
+from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.encoding import TextCodec
+from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import (
     NO_RULES,
@@ -27,6 +34,7 @@ from server.engines.base import (
     FinishReason,
     GuardInfo,
     GuardScore,
+    GuardTrace,
     Message,
     Sampling,
     TemplateState,
@@ -52,10 +60,20 @@ MAX_BAD_WORDS = 128
 """As in vLLM: each is looked for at every token."""
 
 
+@dataclass(frozen=True)
+class Offer:
+    """An artifact that may take a guard's place, the folder it was read from, and the guard it makes."""
+
+    entry: LoadedGuard
+    folder: Path
+    info: GuardInfo
+
+
 class GuardedEngine(ABC):
     """Reads the artifacts. A subclass runs the model; it sets what is declared here before it starts."""
 
     _codec: TextCodec
+    _identity: ModelIdentity
     _vocabulary: int
     _max_tokens: int
     _capacity: int
@@ -64,9 +82,15 @@ class GuardedEngine(ABC):
     """Each guard's default."""
     _facts: Mapping[str, GuardFacts]
 
-    def __init__(self, artifacts: Sequence[Path], *, accept_template: bool, verifiable: bool = True) -> None:
+    def __init__(
+        self, artifacts: Sequence[Path], *, accept_template: bool, whole: bool, verifiable: bool = True
+    ) -> None:
+        """`whole`: guards over spans judge a conversation as one message."""
         self._guards = read_guards(artifacts, verifiable=verifiable)
+        self._folders = dict(zip(self._guards, artifacts, strict=True))
+        self._offered: Offer | None = None
         self._accept_template = accept_template
+        self._whole = whole
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
         self._probes = 0
@@ -100,6 +124,44 @@ class GuardedEngine(ABC):
         for name, left in self._canary_room.items():
             room.add_metric((name,), left)
         return (room,)
+
+    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
+        self._offered = None
+        offered = await asyncio.to_thread(self._read_offer, name, folder or self._folders[name])
+        await self._admit_offer(offered)
+        self._offered = offered
+        return offered.info
+
+    def _read_offer(self, name: str, folder: Path) -> Offer:
+        """Raises ArtifactError."""
+        (read,) = read_guards([folder]).values()
+        entry = replace(read, artifact=replace(read.artifact, name=name))  # whatever its folder is called
+        refuse_mismatch(entry.artifact, self._identity)
+        bound = entry.method.bind(entry.guard, torch.device("cpu"), WHOLE)
+        unit = None if bound.health is None else bound.health.unit
+        return Offer(entry, folder, describe(entry, self._codec, accept_template=self._accept_template, unit=unit))
+
+    @abstractmethod
+    async def _admit_offer(self, offered: Offer) -> None:
+        """Raises SkillguardError where a running model cannot take it."""
+
+    @abstractmethod
+    async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
+        """Has these guards run in the place of those before, and nothing read what those kept; see `Engine.exchange`.
+
+        `_take_guards` is its last step.
+        """
+
+    async def exchange(self) -> None:
+        offered = self._offered
+        assert offered is not None, "nothing is exchanged that was not offered"
+        if self._streams:
+            raise EngineBusyError(f"got {len(self._streams)} running requests, wanted none: guards are not exchanged")
+        name, info = offered.info.name, self.info
+        old = Offer(self._guards[name], self._folders[name], next(of for of in info.guards if of.name == name))
+        await self._install({**self._guards, name: offered.entry})
+        self._folders[name], self._offered = offered.folder, old
+        self._info = replace(info, guards=tuple(offered.info if of.name == name else of for of in info.guards))
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
@@ -143,19 +205,38 @@ class GuardedEngine(ABC):
         self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
     ) -> tuple[GuardScore, ...]:
         answer = await self._probe(prompt_token_ids, request_id, policy)
-        if not answer.verified:
-            raise GuardReadingError(f"the prompt was not read: {answer.error}")
-        if answer.error is not None:
-            raise EngineError(answer.error)
+        _require_read(answer)
         return answer.prompt_scores
 
-    async def _probe(self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES) -> AnswerState:
+    async def trace(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardTrace, ...]:
+        rules, detecting = policy.over(self._rules).rules, [n for n, fact in self._facts.items() if fact.unit is None]
+        # vLLM's worker tells of places where something fires: under this tau, of all.
+        telling = Policy({n: replace(rule, taus=(LARGEST,) * len(rule.taus)) for n, rule in rules.items()})
+        answer = await self._probe(prompt_token_ids, request_id, telling, keeps_places=True)
+        _require_read(answer)
+        places = [*(answer.places.get(at, {}) for at in range(len(prompt_token_ids) - 1)), answer.prompt_parts]
+        if any(name not in each for each in places for name in detecting):
+            raise GuardReadingError("the prompt was not read at each of its tokens")
+        turns = await asyncio.to_thread(turns_of, prompt_token_ids, self._codec.openings, whole=self._whole)
+        return tuple(
+            GuardTrace(
+                name, trace(self._facts[name].parts, rules[name].taus, [each[name][1] for each in places], turns)
+            )
+            for name in detecting
+        )
+
+    async def _probe(
+        self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, keeps_places: bool = False
+    ) -> AnswerState:
         """One forward pass over a prompt under a policy's taus, in shadow mode; what it draws is thrown away."""
         shadow = policy.over(self._rules).in_mode(GuardMode.SHADOW)
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
         finish = None
-        stream = self.submit(EngineRequest(request_id, token_ids, Sampling(max_tokens=1, temperature=0), shadow))
+        sampling = Sampling(max_tokens=1, temperature=0, prompt_logprobs=0 if keeps_places else None)
+        stream = self.submit(EngineRequest(request_id, token_ids, sampling, shadow, keeps_places=keeps_places))
         answer = stream.answer
         try:
             async for event in stream:
@@ -280,8 +361,9 @@ class GuardedEngine(ABC):
             for name, entry in self._guards.items()
         )
 
-    def _take_guards(self, bound: Mapping[str, Bound]) -> None:
-        """What judging an answer needs to know of the guards that run."""
+    def _take_guards(self, guards: Mapping[str, LoadedGuard], bound: Mapping[str, Bound]) -> None:
+        """These run from now on, and this is what judging an answer needs to know of them."""
+        self._guards = dict(guards)
         self._rules = default_rules(bound, {name: entry.guard.scope for name, entry in self._guards.items()})
         self._facts = {
             name: GuardFacts(
@@ -289,6 +371,15 @@ class GuardedEngine(ABC):
                 entry.method.name,
                 bound[name].parts,
                 None if (health := bound[name].health) is None else health.unit,
+                entry.artifact.digest,
             )
             for name, entry in self._guards.items()
         }
+
+
+def _require_read(answer: AnswerState) -> None:
+    """Raises GuardReadingError where a guard gave no valid reading of a prompt, EngineError where the pass failed."""
+    if not answer.verified:
+        raise GuardReadingError(f"the prompt was not read: {answer.error}")
+    if answer.error is not None:
+        raise EngineError(answer.error)

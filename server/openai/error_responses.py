@@ -38,7 +38,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    if not _is_json(request.headers.get("content-type", "")):
+    of_body = any(finding["loc"][0] == "body" for finding in error.errors())
+    if of_body and not _is_json(request.headers.get("content-type", "")):
         return _respond(request, NotJsonError("Send the body with the header 'Content-Type: application/json'."))
     return _respond(request, invalid_request(error.errors()))
 

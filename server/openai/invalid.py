@@ -58,7 +58,7 @@ def invalid_request(findings: Sequence[Mapping[str, Any]]) -> SkillguardError:
 def _param(location: Sequence[str | int]) -> str | None:
     """OpenAI's notation: messages[0].content."""
     parts = list(location)
-    if parts[:1] == ["body"]:
+    if parts[:1] in (["body"], ["query"]):
         parts = parts[1:]
     path = ""
     for part in parts:

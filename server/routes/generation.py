@@ -94,7 +94,10 @@ def require_model(asked: str | None, running: Running, field: str = "model") -> 
 def measuring(
     services: Services, context: RequestContext, of: EngineRequest, hold_back_tokens: int | None
 ) -> Callable[[Event], None]:
-    """What counts one answer and tells the request's trace of it; `hold_back_tokens` as `Finish.sent_before` has it."""
+    """What counts one answer, remembers its verdicts and tells the request's trace of it.
+
+    `hold_back_tokens` as `Finish.sent_before` has it.
+    """
     measure = services.metrics.answer_observer(
         context.started, tenant=context.asked.caller.tenant, policy=of.policy, hold_back_tokens=hold_back_tokens
     )
@@ -103,6 +106,7 @@ def measuring(
         measure(event)
         if isinstance(event, Finish):
             context.trace.answered(event, services.engine.info.model, of.policy.version)
+            services.recent.add(context.asked, of, event, services.engine.info.guards)
 
     return observe
 
@@ -204,16 +208,21 @@ async def _respond(
     context: RequestContext,
 ) -> Response:
     hold_back_tokens = services.config.hold_back_tokens
+    running = len(job.requests)
 
     def observer(of: EngineRequest) -> Observer:
         lag = hold_back_tokens if stream else None
         measure, spent = measuring(services, context, of, lag), spending(context.spend)
 
         async def observe(event: Event) -> None:
+            nonlocal running
             measure(event)
             spent(event)
             if isinstance(event, Finish):
                 await services.audit.answered(context.asked, of, event, lag)
+                running -= 1
+                if not running:  # a slow reader of a stream holds up no reload
+                    context.leave()
 
         return observe
 

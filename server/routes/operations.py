@@ -9,6 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from server.auth import Role
 from server.context import CallerDep, ServicesDep
+from server.readiness import Phase, Readiness
 from server.routes.reading import reads
 
 router = APIRouter()
@@ -32,14 +33,14 @@ async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     running = readiness.running
     names = [guard.name for guard in running.info.guards] if running else []
     body: dict[str, object] = {
-        "status": "dead" if readiness.engine_died else readiness.phase.value,
+        "status": _status(readiness),
         "guards": {name: readiness.is_verified(name) for name in names},
     }
     if keys is not None and caller.is_operator:
         body["keys_file"] = {"valid": keys.trouble is None, "reason": keys.trouble}
     if (log := services.audit.log) is not None and caller.is_operator:
         body["audit"] = "ok" if log.failing is None else "failing"
-    return JSONResponse(body, status_code=200 if readiness.ready else 503)
+    return JSONResponse(body, status_code=200 if readiness.serving else 503)
 
 
 @reads(router, "/v1/health/live")
@@ -51,7 +52,7 @@ async def nim_live(services: ServicesDep) -> JSONResponse:
 @reads(router, "/v1/health/ready")
 async def nim_ready(services: ServicesDep) -> JSONResponse:
     """As `/ready`, in NIM's shape."""
-    return _nim(services.readiness.ready, "ready")
+    return _nim(services.readiness.serving, "ready")
 
 
 @reads(router, "/v2/health/live")
@@ -64,8 +65,15 @@ async def kserve_live(services: ServicesDep) -> JSONResponse:
 @reads(router, "/v2/health/ready")
 async def kserve_ready(services: ServicesDep) -> JSONResponse:
     """As `/ready`, in that shape."""
-    ready = services.readiness.ready
+    ready = services.readiness.serving
     return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+
+
+def _status(readiness: Readiness) -> str:
+    if readiness.engine_died:
+        return "dead"
+    waiting = readiness.ready and not readiness.admission.open
+    return (Phase.RELOADING if waiting else readiness.phase).value
 
 
 def _nim(holds: bool, state: str) -> JSONResponse:
@@ -77,7 +85,7 @@ def _nim(holds: bool, state: str) -> JSONResponse:
 @router.api_route("/ping", methods=["GET", "HEAD", "POST"])
 async def ping(services: ServicesDep) -> Response:
     """As SageMaker asks, and sends requests from the first 200 on: so 200 only while `/ready` says so."""
-    return Response(status_code=200 if services.readiness.ready else 503)
+    return Response(status_code=200 if services.readiness.serving else 503)
 
 
 @reads(router, "/metrics")

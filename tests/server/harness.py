@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.auth import KeyEntry
+from server.auth import KeyEntry, Role
 from server.config import ServerConfig
 from server.engines.scripted.engine import ScriptedEngine
 from server.readiness import Readiness
@@ -24,6 +24,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 CHECKS = "/v1/checks"
+ATTRIBUTIONS = "/v1/attributions"
 MODERATIONS = "/v1/moderations"
 GUARDRAIL = "/beta/litellm_basic_guardrail_api"
 _TIMEOUT_SECONDS = 30
@@ -46,15 +47,16 @@ def responses(input: object = "hi", **fields: object) -> dict[str, object]:
 
 
 def keys_file(folder: Path, *entries: KeyEntry, tenant: str = "team", **policy: object) -> Path:
-    """A keys file of one tenant."""
-    keys = [entry.model_dump(mode="json") for entry in entries]
-    return write_tenants(folder / "keys.json", {tenant: {"keys": keys, **policy}})
+    """A keys file of one tenant, and of admins where there are keys of that role."""
+    keys = [entry.model_dump(mode="json") for entry in entries if entry.role is not Role.ADMIN]
+    admins = [entry.model_dump(mode="json") for entry in entries if entry.role is Role.ADMIN]
+    return write_tenants(folder / "keys.json", {tenant: {"keys": keys, **policy}}, admins)
 
 
-def write_tenants(path: Path, tenants: object) -> Path:
+def write_tenants(path: Path, tenants: object, admins: object = ()) -> Path:
     """A keys file, put there in one step as `skillguard key` does."""
     scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps({"tenants": tenants}))
+    scratch.write_text(json.dumps({"tenants": tenants, "admins": admins}))
     return scratch.replace(path)
 
 
@@ -154,6 +156,8 @@ class Exchange:
     headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
     sent: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     hang_up: asyncio.Event = field(default_factory=asyncio.Event)
+    before_sending: Callable[[], Awaitable[object]] | None = None
+    """Awaited before each part of the answer goes out, as by a reader who is slow."""
 
     @classmethod
     def of(cls, app: FastAPI, path: str, body: object) -> "Exchange":
@@ -184,6 +188,8 @@ class Exchange:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
+            if self.before_sending is not None:
+                await self.before_sending()
             self.sent.put_nowait(message)
 
         await self.app(scope, receive, send)

@@ -6,6 +6,7 @@ import pytest
 
 from server.auth import Role, new_key
 from tests.server.harness import (
+    ATTRIBUTIONS,
     CHAT,
     CHECKS,
     COMPLETIONS,
@@ -41,8 +42,18 @@ GUARDED = [
     ("GET", "/v1/models/scripted", None),
     ("GET", "/v1/guards", None),
 ]
+ADMIN: list[tuple[str, str, object]] = [
+    ("GET", "/admin/guards", None),
+    ("PATCH", "/admin/guards/demo", {"mode": "shadow"}),
+    ("POST", "/admin/guards/demo/reload", {}),
+]
 METRICS = ("GET", "/metrics", None)
 AUDIT = ("GET", "/v1/audit", None)
+OPERATORS: list[tuple[str, str, object]] = [
+    AUDIT,
+    ("GET", "/v1/verdicts", None),
+    ("POST", ATTRIBUTIONS, completion()),
+]
 UNKNOWN: list[tuple[str, str, object]] = [
     ("GET", "/", None),
     ("GET", "/docs", None),
@@ -64,7 +75,7 @@ def authorization(role: Role) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer sk-wrong"}, {"authorization": "Basic x"}])
-@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, AUDIT, *UNKNOWN])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, METRICS, *OPERATORS, *ADMIN, *UNKNOWN])
 async def test_without_a_good_key(keys: Path, method: str, path: str, body: object, headers: dict[str, str]) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=headers)
@@ -82,7 +93,7 @@ async def test_probes_are_open(keys: Path, method: str, path: str, body: object)
         assert (await served.client.request(method, path)).status_code == 200
 
 
-@pytest.mark.parametrize("role", [Role.USER, Role.OPERATOR])
+@pytest.mark.parametrize("role", [Role.USER, Role.OPERATOR, Role.ADMIN])
 @pytest.mark.parametrize(("method", "path", "body"), GUARDED)
 async def test_with_a_good_key(keys: Path, role: Role, method: str, path: str, body: object) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
@@ -90,7 +101,21 @@ async def test_with_a_good_key(keys: Path, role: Role, method: str, path: str, b
         assert response.status_code == 200
 
 
-@pytest.mark.parametrize(("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.METRICS, 200)])
+@pytest.mark.parametrize(
+    ("role", "status"), [(Role.USER, 403), (Role.OPERATOR, 200), (Role.ADMIN, 200), (Role.METRICS, 403)]
+)
+@pytest.mark.parametrize(("method", "path", "body"), OPERATORS)
+async def test_what_operators_alone_are_told(
+    keys: Path, role: Role, status: int, method: str, path: str, body: object
+) -> None:
+    async with serving(cook(), api_keys_file=keys) as served:
+        response = await served.client.request(method, path, json=body, headers=authorization(role))
+        assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("role", "status"), [(Role.USER, 403), *((role, 200) for role in Role if role is not Role.USER)]
+)
 async def test_metrics(keys: Path, role: Role, status: int) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.get("/metrics", headers=authorization(role))
@@ -99,7 +124,7 @@ async def test_metrics(keys: Path, role: Role, status: int) -> None:
             assert response.json()["error"]["code"] == "insufficient_permissions"
 
 
-@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, AUDIT, *UNKNOWN])
+@pytest.mark.parametrize(("method", "path", "body"), [*GUARDED, *OPERATORS, *ADMIN, *UNKNOWN])
 async def test_metrics_key_reads_nothing_else(keys: Path, method: str, path: str, body: object) -> None:
     async with serving(cook(), api_keys_file=keys) as served:
         response = await served.client.request(method, path, json=body, headers=authorization(Role.METRICS))
@@ -112,3 +137,28 @@ async def test_without_keys_everything_is_open(host: str, method: str, path: str
     async with serving(cook(), host=host) as served:
         response = await served.client.request(method, path, json=body, headers={"authorization": "Bearer any"})
         assert response.status_code == 200
+
+
+@pytest.mark.parametrize("role", [None, *(role for role in Role if role is not Role.ADMIN)])
+@pytest.mark.parametrize(("method", "path", "body"), [*ADMIN, ("GET", "/admin", None), ("POST", "/admin/nothing", {})])
+async def test_nobody_but_an_admin_reaches_admin_routes(
+    keys: Path, role: Role | None, method: str, path: str, body: object
+) -> None:
+    """`None`: without keys, where an anonymous caller is an operator."""
+    settings = {"anonymous_role": "operator"} if role is None else {"api_keys_file": keys}
+    headers = {} if role is None else authorization(role)
+    engine = cook()
+    async with serving(engine, **settings) as served:
+        before = served.readiness.require_running()
+        response = await served.client.request(method, path, json=body, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_permissions")
+        assert served.readiness.require_running() is before
+    assert engine.offered_from == []
+
+
+async def test_an_admin_reaches_them(keys: Path) -> None:
+    async with serving(cook(), api_keys_file=keys) as served:
+        response = await served.client.get("/admin/guards", headers=authorization(Role.ADMIN))
+        assert response.status_code == 200
+        unknown = await served.client.get("/admin/nothing", headers=authorization(Role.ADMIN))
+        assert unknown.status_code == 404

@@ -28,7 +28,7 @@ def test_new_key_is_stored_as_its_hash_only() -> None:
     assert len({new_key("ann", Role.USER)[0] for _ in range(20)}) == 20
 
 
-@pytest.mark.parametrize("name", ["ann\nroot", "ann\n", "", "a" * 65, "anonymous"])
+@pytest.mark.parametrize("name", ["ann\nroot", "ann\n", "", "a" * 65, "anonymous", "admins"])
 def test_new_key_refuses_a_name_that_would_mislead_in_a_log_line(name: str) -> None:
     with pytest.raises(ConfigError, match="choose another name"):
         new_key(name, Role.USER)
@@ -41,12 +41,14 @@ def test_new_key_refuses_a_name_that_would_mislead_in_a_log_line(name: str) -> N
         (Role.OPERATOR, "/v1/models"),
         (Role.OPERATOR, "/metrics"),
         (Role.METRICS, "/metrics"),
+        (Role.ADMIN, "/metrics"),
+        (Role.ADMIN, "/admin/guards"),
     ],
 )
 def test_good_key_is_admitted(ring: KeyRing, role: Role, path: str) -> None:
     caller = ring.admit(path, [bearer(KEYS[role][0])])
-    assert (caller.name, caller.role, caller.tenant) == (role.value, role, "team")
-    assert caller.policy.requests_per_minute == 9
+    assert (caller.name, caller.role, caller.tenant) == (role.value, role, "admins" if role is Role.ADMIN else "team")
+    assert caller.policy.requests_per_minute == (None if role is Role.ADMIN else 9)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,12 @@ def test_two_ways_to_one_key_are_no_way_around_it(
 
 @pytest.mark.parametrize(
     ("role", "path"),
-    [(Role.USER, "/metrics"), (Role.METRICS, "/v1/models"), (Role.METRICS, "/v1/checks")],
+    [
+        (Role.USER, "/metrics"),
+        (Role.METRICS, "/v1/models"),
+        (Role.METRICS, "/v1/checks"),
+        *((role, "/admin/guards") for role in Role if role is not Role.ADMIN),
+    ],
 )
 def test_role_is_not_enough(ring: KeyRing, role: Role, path: str) -> None:
     with pytest.raises(ForbiddenError, match="role"):
@@ -124,5 +131,7 @@ def test_probes_know_a_key_that_they_do_not_need(ring: KeyRing) -> None:
 def test_without_a_file_every_path_is_open(role: Role) -> None:
     ring = KeyRing(None, anonymous=role)
     assert ring.admit("/metrics", []).role is role
+    with pytest.raises(ForbiddenError, match="role admin"):
+        ring.admit("/admin/guards", [])
     caller = ring.admit("/v1/models", [b"Bearer whatever"])
     assert (caller.name, caller.tenant, caller.role, caller.policy) == ("anonymous", "anonymous", role, TenantPolicy())

@@ -81,6 +81,10 @@ READ = (
     "/v1/models/scripted",
     "/v1/guards",
     "/v1/audit",
+    "/v1/verdicts",
+    "/ui",
+    "/ui/session",
+    "/ui/app.js",
     "/version",
     "/health",
     "/ready",
@@ -115,7 +119,10 @@ async def test_head_is_served_wherever_get_is() -> None:
     async with serving() as served:
         routes = [(getattr(route, "path", ""), getattr(route, "methods", ())) for route in served.app.routes]
         paths = {path for path, methods in routes if "GET" in methods}
-        assert paths == {*READ, "/v1/models/{model_id:path}"} - {"/v1/models/scripted"}
+        assert paths == {*READ, "/v1/models/{model_id:path}", "/admin/guards", "/ui/{name}"} - {
+            "/v1/models/scripted",
+            "/ui/app.js",
+        }
     async with listening(ScriptedEngine(), anonymous_role="operator") as url, httpx.AsyncClient() as client:
         for path in READ:
             told, asked = [await client.request(method, url.removesuffix("/v1") + path) for method in ("GET", "HEAD")]

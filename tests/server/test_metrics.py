@@ -292,7 +292,7 @@ def test_verdicts_by_guard_mode_and_stage() -> None:
     assert count("b", "shadow", "generation", "allow") == 1
     assert count("c", "enforce", "prompt", "allow") == 0, "outside of its scope"
     assert count("c", "enforce", "generation", "allow") == 1
-    fault = GuardFault("c", Reading.MISSING, 3, Stage.PROMPT)
+    fault = GuardFault("c", Reading.MISSING, 3, Stage.PROMPT, "0" * 64)
     broken = Finish(FinishReason.ERROR, 4, 0, verified=False, prompt_scores=scores[:2], faults=(fault,))
     seen(metrics, broken, policy=policy)
     assert count("c", "enforce", "prompt", "error") == 1

@@ -87,6 +87,7 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("server", "audit_scores"): ["a"],
     ("server", "audit_redact"): [r"\d+", '"[a-z]+"'],
     ("server", "canary_interval_seconds"): 60.5,
+    ("server", "reload_patience_seconds"): 7.5,
     ("transformers", "artifacts"): ["x", "y"],
     ("transformers", "judge"): "conversation",
     ("transformers", "chat_template_kwargs"): {"enable_thinking": False},

@@ -22,6 +22,7 @@ from guards.contract.method import Method
 from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.taps import Purpose, install
+from guards.inside.vllm.exchange import pairs, require_like, swap
 from guards.inside.vllm.sequences import Finder
 from guards.model.shard import Shard
 from guards.model.sites import ModelSites, Place
@@ -82,6 +83,9 @@ class Board:
         self._ids_T = torch.zeros_like(self._positions_T)
         self._received: Tensor | None = None
         self._sites: list[tuple[Tensor, Tensor]] = []
+        self._acts: dict[tuple[str, Place], nn.Module] = {}
+        self._model_sites, self._device = sites, device
+        self._offered: tuple[str, Bound, list[tuple[Tensor, Tensor]]] | None = None
         wanted = {each.column.place.layer for each in self.columns.all}
         if wrong := sorted(layer for layer in wanted if layer >= sites.layers):
             raise AttachError(f"guards want layers {wrong}, the model has {sites.layers}")
@@ -96,10 +100,34 @@ class Board:
     ) -> None:
         here = {name: bound for name, bound in acting.items() if columns_at(bound.columns, place)}
         columns = self.columns.at(place, here)
-        acts = [bound.at(place, sites.width(place.site)) for bound in here.values()]
-        site = _Site(acts, len(columns), self._positions_T)
+        acts = {name: bound.at(place, sites.width(place.site)) for name, bound in here.items()}
+        self._acts |= {(name, place): act for name, act in acts.items()}
+        site = _Site([*acts.values()], len(columns), self._positions_T)
         install(sites.tap(place), purpose, site, dtype)
         self._sites.append((torch.tensor(columns, device=site.cells_TC.device), site.cells_TC))
+
+    def offer(self, name: str, method: Method, guard: Guard) -> None:
+        """What `exchange` is to put in a guard's place. Raises AttachError where the traced graph cannot take it."""
+        self._offered = None
+        bound, running = method.bind(guard, self._device, self._shard), self.bound[name]
+        require_like(running, bound)
+        matched: list[tuple[Tensor, Tensor]] = []
+        for (owner, place), act in self._acts.items():
+            if owner == name:
+                matched += pairs(act, bound.at(place, self._model_sites.width(place.site)))
+        self._offered = name, bound, matched
+
+    def exchange(self) -> None:
+        """The offered guard acts, and the one before is the offered one. What was kept of texts is forgotten.
+
+        Not while a sequence is on its way.
+        """
+        assert self._offered is not None, "nothing is exchanged that was not offered"
+        name, bound, matched = self._offered
+        swap(matched)
+        self._offered = name, self.bound[name], matched
+        self.bound[name] = bound
+        self.books.forget()
 
     def surround(self, model: nn.Module) -> None:
         """Hooks the whole model, outside of what is compiled."""

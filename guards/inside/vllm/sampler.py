@@ -83,6 +83,11 @@ class WithholdingSampler(nn.Module):
         self._rows: Tensor | None = None
         self._judged: Judged | None = None
 
+    def judge_by_default(self, defaults: Mapping[str, Rule]) -> None:
+        """Other guards' own rules, of as many parts."""
+        self._defaults = defaults
+        WithholdingSampler._rules.cache_clear()
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)

@@ -18,6 +18,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from guards.contract.guard import default_rules
 from guards.contract.turn_finder import TurnFinder
+from guards.core.policy import Rule
 from guards.errors import AttachError, SkillguardError
 from guards.inside.vllm.board import TENSOR_KEY, Board
 from guards.inside.vllm.events import EVENTS
@@ -27,7 +28,7 @@ from guards.inside.vllm.sampler import Judged, WithholdingSampler
 from guards.inside.vllm.sequences import finder, slots_of
 from guards.inside.vllm.settings import SETTINGS
 from guards.inside.vllm.sites import find_local_sites
-from guards.methods.loaded import read_guards
+from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.openings import Opening
 from guards.model.shard import Shard
 from guards.model.sites import ModelSites
@@ -160,6 +161,8 @@ class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
 class GuardedWorker(SiteWorker):
     """The guards on the board, and what they said beside each token."""
 
+    _offered: tuple[str, LoadedGuard] | None = None
+
     def _install(self, config: VllmConfig) -> None:
         settings, runner = config.additional_config[SETTINGS], self.model_runner
         # The front refuses what it cannot verify; calibration reads a guard before it has canaries.
@@ -184,9 +187,9 @@ class GuardedWorker(SiteWorker):
             device=self.device,
         )
         board.surround(model)
-        defaults = default_rules(board.bound, {name: entry.guard.scope for name, entry in loaded.items()})
+        self._loaded = loaded
         self._sampler = sampler = WithholdingSampler(
-            runner.sampler, runner, board.columns, defaults, settings["sentinel"]
+            runner.sampler, runner, board.columns, self._defaults(), settings["sentinel"]
         )
         runner.sampler = sampler
         self._prompts = prompts = PromptJudge(runner, sampler, board.columns, settings["sentinel"])
@@ -205,6 +208,33 @@ class GuardedWorker(SiteWorker):
 
         model.compute_logits = compute_guarded_logits
         model.make_empty_intermediate_tensors = make_empty_with_cells
+
+    def _defaults(self) -> dict[str, Rule]:
+        return default_rules(self._board.bound, {name: entry.guard.scope for name, entry in self._loaded.items()})
+
+    def offer_guard(self, name: str, folder: str, digest: str) -> str | None:
+        """Reads another artifact for a guard; why it cannot take its place here, if it cannot."""
+        self._offered = None
+        try:
+            (entry,) = read_guards([Path(folder)], verifiable=False).values()
+            if entry.artifact.digest != digest:
+                return "changed while it was read"
+            if entry.method != self._loaded[name].method:
+                return f"it is of the method {entry.method.name}, and the guard is of {self._loaded[name].method.name}"
+            self._board.offer(name, entry.method, entry.guard)
+        except SkillguardError as error:
+            return str(error)
+        self._offered = name, entry
+        return None
+
+    def exchange_guard(self) -> None:
+        """Puts what was offered in the guard's place; called again, puts that one back."""
+        assert self._offered is not None, "nothing is exchanged that was not offered"
+        name, entry = self._offered
+        self._board.exchange()
+        self._offered = name, self._loaded[name]
+        self._loaded[name] = entry
+        self._sampler.judge_by_default(self._defaults())
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """As vLLM's worker, with room for what guards keep at every slot: vLLM records passes right after."""

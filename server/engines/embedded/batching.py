@@ -65,8 +65,9 @@ def make_manager(
     sampler: JudgingSampler,
     stop_ids: frozenset[int],
     dispatch: Callable[[list[Any]], None],
+    loop: asyncio.AbstractEventLoop,
 ) -> Any:
-    """A ContinuousBatchingManager that judges and draws through `sampler`, not started yet.
+    """A ContinuousBatchingManager that judges and draws through `sampler`, and dispatches on `loop`; not started yet.
 
     Raises UnsupportedModelError where guards would not see every pass or lose the slots of a sequence, or where it
     would not say which rows it samples.
@@ -105,7 +106,7 @@ def make_manager(
     )
     _refuse_unguardable(manager.continuous_batching_config)
     manager.logit_processor = sampler
-    manager.output_router = _Router(dispatch, asyncio.get_running_loop())
+    manager.output_router = _Router(dispatch, loop)
     manager.warmup()  # makes the cache now, so that its real capacity is known before the first request
     return manager
 

@@ -5,6 +5,7 @@ recorded once and skipped afterwards.
 """
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.inside.transformers.writing import stop_ids
+from guards.methods.loaded import LoadedGuard
 from server.engines.base import (
     HONOURED,
     EngineInfo,
@@ -35,7 +37,7 @@ from server.engines.embedded.processors import Steering, steers
 from server.engines.embedded.prompt_rows import PromptRows
 from server.engines.embedded.sampler import JudgingSampler
 from server.engines.errors import EngineStoppedError, InvalidOptionError
-from server.engines.guarded import GuardedEngine
+from server.engines.guarded import GuardedEngine, Offer
 from server.engines.options import EmbeddedOptions
 from server.engines.stream import AnswerStream, Drawn
 
@@ -47,7 +49,9 @@ class EmbeddedEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
     def __init__(self, options: EmbeddedOptions) -> None:
-        super().__init__(options.artifacts, accept_template=options.accept_template)
+        super().__init__(
+            options.artifacts, accept_template=options.accept_template, whole=options.judge == "conversation"
+        )
         self._options = options
         self._capacity = options.max_running + options.max_waiting
         self._stopped = False
@@ -58,25 +62,56 @@ class EmbeddedEngine(GuardedEngine):
         self._manager: Any = None
 
     async def start(self) -> None:
-        options = self._options
+        options, self._loop = self._options, asyncio.get_running_loop()
         self._loaded = await asyncio.to_thread(
             load_model, options.model, options.device, options.dtype, options.chat_template_kwargs
         )
-        self._codec = self._loaded.codec
+        self._codec, self._identity = self._loaded.codec, self._loaded.identity
         self._defaults = self._read_defaults()
         self._vocabulary = int(self._loaded.model.config.vocab_size)
         for entry in self._guards.values():
-            refuse_mismatch(entry.artifact, self._loaded.identity)
-        pairs = {name: (entry.method, entry.guard) for name, entry in self._guards.items()}
+            refuse_mismatch(entry.artifact, self._identity)
+        await asyncio.to_thread(self._attach, self._guards)
+        self._info = await asyncio.to_thread(self._describe)
+
+    def _attach(self, guards: Mapping[str, LoadedGuard]) -> None:
+        """Puts these guards on the model and runs it, with nothing kept of texts from before. Raises AttachError."""
+        pairs = {name: (entry.method, entry.guard) for name, entry in guards.items()}
         self._attachment = Attachment(
-            self._loaded.model, self._loaded.sites, pairs, self._codec.openings, whole=options.judge == "conversation"
+            self._loaded.model, self._loaded.sites, pairs, self._codec.openings, whole=self._whole
         )
         try:
-            self._start_batching()
+            self._start_batching(guards)
         except BaseException:
             self._take_off()
             raise
-        self._info = await asyncio.to_thread(self._describe)
+
+    async def _admit_offer(self, offered: Offer) -> None:
+        """Any artifact that fits the model: it is attached anew."""
+
+    async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
+        """The batcher ends, and with it its cache and whatever guards kept there; a new one begins with new guards."""
+        if not self.healthy():
+            raise EngineStoppedError("the engine has stopped")
+        await asyncio.to_thread(self._reattach, guards)
+        if self._stopped:  # meanwhile
+            await asyncio.to_thread(self._end_batching)
+            raise EngineStoppedError("the engine has stopped")
+
+    def _reattach(self, guards: Mapping[str, LoadedGuard]) -> None:
+        self._end_batching()
+        before = self._guards
+        try:
+            self._attach(guards)
+        except BaseException:
+            self._attach(before)
+            raise
+
+    def _end_batching(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.stop(block=True, hard_stop=True)
+        self._take_off()
 
     def _read_defaults(self) -> SamplingDefaults:
         """Of the model's generation_config.json, or of the one that takes its place, end tokens included."""
@@ -93,7 +128,7 @@ class EmbeddedEngine(GuardedEngine):
                 ) from error
         return read_defaults(model.generation_config.to_diff_dict())
 
-    def _start_batching(self) -> None:
+    def _start_batching(self, guards: Mapping[str, LoadedGuard]) -> None:
         options, model, tokenizer = self._options, self._loaded.model, self._loaded.codec.tokenizer
         assert self._attachment is not None
         limit = int(model.config.max_position_embeddings)
@@ -101,7 +136,7 @@ class EmbeddedEngine(GuardedEngine):
         self._grammars = Grammars(self._codec, self._vocabulary, self._stop_ids)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
-        self._take_guards(self._attachment.bound)
+        self._take_guards(guards, self._attachment.bound)
         self._prompts = PromptRows(model)
         self._sampler = JudgingSampler(
             self._facts,
@@ -112,7 +147,7 @@ class EmbeddedEngine(GuardedEngine):
             self._stop_ids,
             self._prompts,
         )
-        manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch)
+        manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch, self._loop)
         self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))
         manager.start()
         self._manager = manager
@@ -121,9 +156,7 @@ class EmbeddedEngine(GuardedEngine):
         if self._stopped:
             return
         self._stopped = True
-        if self._manager is not None:
-            await asyncio.to_thread(self._manager.stop, block=True, hard_stop=True)
-        self._take_off()
+        await asyncio.to_thread(self._end_batching)
         for stream in self._streams.values():
             stream.outputs.put_nowait(None)
 

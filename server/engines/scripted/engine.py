@@ -7,10 +7,12 @@ Tokens are the UTF-8 bytes of the prompt. `server/engines/scripted/scripts.py` h
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from prometheus_client import Metric
 
 from guards.core.policy import Policy
+from guards.errors import SkillguardError
 from server.engines.base import (
     ALL_OPTIONS,
     NO_RULES,
@@ -22,6 +24,7 @@ from server.engines.base import (
     Finish,
     GuardInfo,
     GuardScore,
+    GuardTrace,
     Load,
     Message,
     Sampling,
@@ -55,10 +58,13 @@ class ScriptedEngine:
         self.scripts = list(scripts)
         self.submitted: list[EngineRequest] = []
         self.checked: list[str] = []
+        self.traced: list[str] = []
         self.cancelled: list[str] = []
         """Ids of requests whose events were closed before their Finish."""
         self.scores: tuple[GuardScore, ...] = tuple(score(of) for of in guards)
         """What `check` answers."""
+        self.traces: tuple[GuardTrace, ...] = ()
+        """What `trace` answers."""
         self.alive = True
         self.refusal: EngineError | None = None
         """Raised by `submit` and `check` where set, such as an EngineBusyError."""
@@ -70,6 +76,11 @@ class ScriptedEngine:
         self.may_check = _already_set()
         """Clear one of these to keep the engine in that state."""
         self.verification: Mapping[str, str | None] = {of.name: None for of in guards}
+        self.offers: dict[str, GuardInfo | SkillguardError] = {}
+        """By guard, what `offer` gives or raises."""
+        self.offered_from: list[Path | None] = []
+        self.exchanges: list[GuardInfo] = []
+        """What took a place, in order."""
         self.queue = Load(running=0, waiting=0)
         self.stops = 0
         self.opens = False
@@ -107,6 +118,20 @@ class ScriptedEngine:
     async def stop(self) -> None:
         self.stops += 1
         self.alive = False
+
+    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
+        self.offered_from.append(folder)
+        offered = self.offers[name]
+        if isinstance(offered, SkillguardError):
+            raise offered
+        self._offered = offered
+        return offered
+
+    async def exchange(self) -> None:
+        new = self._offered
+        (self._offered,) = (of for of in self._info.guards if of.name == new.name)
+        self._info = replace(self._info, guards=tuple(new if of.name == new.name else of for of in self._info.guards))
+        self.exchanges.append(new)
 
     async def verify(self) -> Mapping[str, str | None]:
         await self.may_verify.wait()
@@ -172,6 +197,13 @@ class ScriptedEngine:
             self.cancelled.append(request_id)
             raise
         return self.scores
+
+    async def trace(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> tuple[GuardTrace, ...]:
+        self._admit(prompt_token_ids, answer_tokens=1)
+        self.traced.append(request_id)
+        return self.traces
 
     def metrics(self) -> Iterable[Metric]:
         return ()

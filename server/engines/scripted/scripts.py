@@ -67,6 +67,7 @@ def score(of: GuardInfo, reading: Reading = Reading.OUTSIDE, stage: Stage = Stag
         layers=of.layers[:1],
         position=7,
         stage=stage,
+        digest=of.digest,
         part="cube 0",
     )
 

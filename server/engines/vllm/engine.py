@@ -9,7 +9,7 @@ readings contradict the worker, and an answer's stream refuses tokens as long as
 import asyncio
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from guards.artifact.identity import refuse_mismatch
 from guards.contract.columns import Columns
 from guards.core.policy import Policy
 from guards.core.verdict import Verdict
-from guards.errors import UnsupportedModelError
+from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.events import POLICY, STOP_REASON, PromptReport, load_acted, load_prompt, load_report
+from guards.methods.loaded import LoadedGuard
 from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState
@@ -51,8 +52,8 @@ from server.engines.base import (
     ToolPlan,
 )
 from server.engines.defaults import read_defaults
-from server.engines.errors import InvalidOptionError
-from server.engines.guarded import GuardedEngine
+from server.engines.errors import EngineError, EngineStoppedError, InvalidOptionError
+from server.engines.guarded import GuardedEngine, Offer
 from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.tools import ToolUse
@@ -65,12 +66,21 @@ _SCHEDULER = "guards.inside.vllm.scheduler.GuardedScheduler"
 _ASYNC_SCHEDULER = "guards.inside.vllm.scheduler.GuardedAsyncScheduler"
 
 
+_RESETS, _BETWEEN_RESETS_SECONDS = 100, 0.05
+"""How often vLLM is asked to forget its cached prefixes, which it does once no request holds any of them."""
+
+
 class VllmEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
     def __init__(self, options: VllmOptions, *, verifiable: bool = True) -> None:
         """`verifiable` as `read_guards` has it; calibration reads a guard that has no canaries yet."""
-        super().__init__(options.artifacts, accept_template=options.accept_template, verifiable=verifiable)
+        super().__init__(
+            options.artifacts,
+            accept_template=options.accept_template,
+            whole=options.judge == "conversation",
+            verifiable=verifiable,
+        )
         self._options = options
         self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
@@ -116,13 +126,10 @@ class VllmEngine(GuardedEngine):
     async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
         """Compares what runs with the artifacts. Raises AttachError or ArtifactMismatchError."""
         identity = await live_identity(llm, config, folder)
+        self._identity = identity
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, identity)
-        bound = {
-            name: entry.method.bind(entry.guard, torch.device("cpu"), WHOLE) for name, entry in self._guards.items()
-        }
-        self._columns = Columns(bound)
-        self._take_guards(bound)
+        self._bind(self._guards)
         self._tasks = await llm.get_supported_tasks()
         self._hear(llm)
         self._info = EngineInfo(
@@ -140,6 +147,42 @@ class VllmEngine(GuardedEngine):
             defaults=self._defaults,
             tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
         )
+
+    def _bind(self, guards: Mapping[str, LoadedGuard]) -> None:
+        """Judges by what these say from now on."""
+        bound = {name: entry.method.bind(entry.guard, torch.device("cpu"), WHOLE) for name, entry in guards.items()}
+        self._columns = Columns(bound)
+        self._take_guards(guards, bound)
+
+    async def _admit_offer(self, offered: Offer) -> None:
+        """Every worker reads the artifact, and has to find in it what its graph was traced with, but for numbers."""
+        name, digest = offered.info.name, offered.entry.artifact.digest
+        for reason in await self._workers("offer_guard", name, str(offered.folder.resolve()), digest):
+            if reason is not None:
+                raise AttachError(f"{offered.folder}: {reason}; restart needed, with this artifact among `artifacts`")
+
+    async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
+        """Into the buffers that the compiled graph reads, on every worker. What was kept of texts is forgotten."""
+        for _ in range(_RESETS):
+            if await self._running_llm().reset_prefix_cache():
+                break
+            await asyncio.sleep(_BETWEEN_RESETS_SECONDS)  # a request that was given up is still on its way out
+        else:
+            raise EngineError("vLLM still holds a request's cache, so guards are not exchanged: try again")
+        await self._workers("exchange_guard")
+        self._bind(guards)
+
+    async def _workers(self, method: str, *arguments: str) -> list[Any]:
+        """What every worker answers. Raises EngineError where one cannot."""
+        try:
+            return list(await self._running_llm().collective_rpc(method, args=arguments))
+        except Exception as error:
+            raise EngineError(f"vLLM's workers could not {method}: {error!r}") from error
+
+    def _running_llm(self) -> AsyncLLM:
+        if self._llm is None or not self.healthy():
+            raise EngineStoppedError("the engine has stopped")
+        return self._llm
 
     def _hear(self, llm: AsyncLLM) -> None:
         """Listens for events before vLLM merges outputs that a slow reader has not fetched, which would lose them."""

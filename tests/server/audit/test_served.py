@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 SECRET = "cook for ada@example.org, card 4111 1111 1111 1111, key sk-live-abcdefgh12345678"
 COOK = guard("demo")
-FAULT = GuardFault("demo", Reading.INVALID, 21, Stage.GENERATION)
+FAULT = GuardFault("demo", Reading.INVALID, 21, Stage.GENERATION, "0" * 64)
 
 
 def scripts() -> list[Script]:
@@ -125,7 +125,7 @@ async def test_a_record_of_each_kind(tmp_path: Path) -> None:
     assert sent.policy.version == policy
     assert (watched["mode"], watched["guard"]) == ("shadow", "demo")
     assert (failed["code"], failed["error"]) == ("guard_error", "UnverifiedError")
-    assert failed["guards"] == [{"guard": "demo", "reading": "invalid", "position": 21}]
+    assert failed["guards"] == [{"guard": "demo", "digest": "0" * 64, "reading": "invalid", "position": 21}]
     assert (checked["guard"], checked["route"], checked["score"], checked["texts"]) == ("demo", CHECKS, 0.25, [0])
     ids = [each["request"] for each in (withheld, watched, failed, checked)]
     assert len(set(ids)) == 4, "the server's own, though the caller's were the same"

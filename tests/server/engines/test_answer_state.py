@@ -11,9 +11,9 @@ from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import Acted, EngineRequest, Sampling
 
 FACTS = {
-    "a": GuardFacts("maths", "ksd", (Part("chat", (3,)), Part("bare", (2, 4))), None),
-    "b": GuardFacts("code", "ksd", (Part("chat", (3,)),), None),
-    "c": GuardFacts("maths", "neuron-adjust", (Part("", (1,)),), "neurons"),
+    "a": GuardFacts("maths", "ksd", (Part("chat", (3,)), Part("bare", (2, 4))), None, "a" * 64),
+    "b": GuardFacts("code", "ksd", (Part("chat", (3,)),), None, "b" * 64),
+    "c": GuardFacts("maths", "neuron-adjust", (Part("", (1,)),), "neurons", "c" * 64),
 }
 RULES = {"a": Rule(taus=(2.0, 1.0)), "b": Rule(scope=Scope.PROMPT, taus=(2.0,)), "c": Rule()}
 QUIET = {

@@ -20,7 +20,7 @@ from server.generation import require_sound
 
 PROMPT = (4, 5, 6)
 EOS = 2
-FACTS = {"sums": GuardFacts("sums", "ksd", (Part("bare", (0,)),), None)}
+FACTS = {"sums": GuardFacts("sums", "ksd", (Part("bare", (0,)),), None, "0" * 64)}
 OUTSIDE, INSIDE = (Reading.OUTSIDE, (9.0,)), (Reading.INSIDE, (1.0,))
 
 
@@ -141,8 +141,8 @@ def test_what_interventions_did_past_a_stop_string_is_not_the_answers(
 ) -> None:
     """The engine drew three tokens and read the position of each before anybody looked for the stop string."""
     facts = {
-        "shift": GuardFacts("sums", "neuron-adjust", (Part("", (0,)),), "neurons"),
-        "turn": GuardFacts("sums", "turning", (Part("", (1,)),), "degrees"),
+        "shift": GuardFacts("sums", "neuron-adjust", (Part("", (0,)),), "neurons", "0" * 64),
+        "turn": GuardFacts("sums", "turning", (Part("", (1,)),), "degrees", "0" * 64),
     }
     health = {"shift": NEURONS, "turn": Health("degrees")}
     policy = Policy({"shift": Rule(), "turn": Rule()})

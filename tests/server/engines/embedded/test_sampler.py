@@ -24,7 +24,7 @@ from tests.guards.samples import cube, cubes
 SENTINEL, VOCABULARY = 3, 16
 TAU = 1.0
 BOUND = CUBE.bind(cubes(cube(0, tau=TAU)), torch.device("cpu"), WHOLE)
-FACTS = {"g": GuardFacts("maths", "ksd", BOUND.parts, None)}
+FACTS = {"g": GuardFacts("maths", "ksd", BOUND.parts, None, "0" * 64)}
 ALLOW, HIT = 2 * TAU, TAU / 2
 """What the cube says: outside, and inside."""
 

@@ -35,7 +35,7 @@ def front() -> Any:
     bound = CUBE.bind(cubes(), torch.device("cpu"), WHOLE)
     engine = VllmEngine(VllmOptions(model=str(MODEL)))
     engine._codec = TextCodec(load_tokenizer(MODEL))
-    engine._facts = {"sums": GuardFacts("sums", "ksd", bound.parts, None)}
+    engine._facts = {"sums": GuardFacts("sums", "ksd", bound.parts, None, "0" * 64)}
     engine._columns = Columns({"sums": bound})
     return engine
 

@@ -35,6 +35,21 @@ def test_both_engines_tell_the_same(engine: Live, reference: Live) -> None:
             assert [each.rank for each in a.top] == [1, 2, 3]
 
 
+def test_both_engines_trace_the_same(engine: Live, reference: Live) -> None:
+    """Every place of a prompt, of spans and of cubes; and the same again, where the cache holds the prompt."""
+    ids = engine.chat(f"I went to Paris last week and liked it. {SUMS[0]} Please answer in German.")
+    theirs, again, ours = (each.wait(each.engine.trace(ids, "t")) for each in (engine, engine, reference))
+    assert [each.guard for each in theirs] == ["ksd-mathematics", "ksd-code", "ksd-en"]
+    for other in theirs, again:
+        for their, our in zip(other, ours, strict=True):
+            for a, b in zip(their.parts, our.parts, strict=True):
+                assert (a.label, a.tau, a.span) == (b.label, b.tau, b.span)
+                assert a.score_T == pytest.approx(b.score_T, rel=1e-2)
+    span = theirs[0].parts[0]
+    assert span.span is not None
+    assert "23 plus 58" in "".join(engine.engine.texts(ids)[span.span[0] : span.span[1] + 1])
+
+
 def test_no_alternatives_where_none_are_asked_for(engine: Live, reference: Live) -> None:
     for live in engine, reference:
         sampling = greedy(max_tokens=1, logprobs=0, prompt_logprobs=0)
