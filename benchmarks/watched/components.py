@@ -86,7 +86,6 @@ class Prometheus:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._client = httpx.Client(base_url=url, timeout=60)
 
     def instant(self, query: str) -> list[dict[str, Any]]:
         """The series of a query now."""
@@ -97,7 +96,7 @@ class Prometheus:
         return self._ask("/api/v1/query_range", {"query": query, "start": start, "end": end, "step": step})
 
     def _ask(self, path: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        response = self._client.get(path, params=dict(parameters))
+        response = httpx.get(f"{self.url}{path}", params=dict(parameters), timeout=60)
         body = response.json()
         if body["status"] != "success":
             raise RuntimeError(f"{parameters['query']}: {body.get('error')}")

@@ -62,10 +62,10 @@ def _lines(axes: Any, panel: dict[str, Any], of: _Found) -> None:
     top = max(high, custom["custom"].get("axisSoftMax", 0)) or 1
     axes.set_ylim(min(0, low), 1.05 * top)
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
-    else:
+    if not axes.lines:
         _words(axes, ["no data"])
+    elif axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
 
 
 def _figures(axes: Any, panel: dict[str, Any], of: _Found) -> None:

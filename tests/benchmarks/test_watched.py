@@ -1,0 +1,92 @@
+"""A spike goes through the real Prometheus and the real Alertmanager to a receiver, with last week behind it."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.watched.components import MissingProgramError, Receiver, program
+from benchmarks.watched.load import mixed, prompts
+from benchmarks.watched.plots import draw
+from benchmarks.watched.queries import asked
+from benchmarks.watched.run import GONE, SPIKE, usual_then_spike, watching
+from server.auth import Role, new_key
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
+from tests.server.harness import chat, keys_file, listening
+
+SKILL = "cooking"
+needs_programs = pytest.mark.skipif(
+    not (shutil.which("prometheus") and (shutil.which("prometheus-alertmanager") or shutil.which("alertmanager"))),
+    reason="got no Prometheus or no Alertmanager; Debian's packages prometheus and prometheus-alertmanager have them",
+)
+
+
+@needs_programs
+@pytest.mark.anyio
+async def test_a_spike_is_told_and_the_usual_is_not(tmp_path: Path) -> None:
+    key, entry = new_key("everything", Role.OPERATOR)
+    (credentials := tmp_path / "metrics.key").write_text(key)
+    engine = ScriptedEngine(
+        [Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt), Script(answer("a"))]
+    )
+    usual = ["cook", *["hi"] * 9] * 10
+    async with listening(engine, api_keys_file=keys_file(tmp_path, entry)) as api:
+        (folder := tmp_path / "watching").mkdir()
+
+        def ask(texts: Sequence[str]) -> int:
+            with httpx.Client(base_url=api, headers={"authorization": f"Bearer {key}"}) as client:
+                answers = [client.post("/chat/completions", json=chat(text)).raise_for_status() for text in texts]
+            return sum("content_filter" in each.text for each in answers)
+
+        def watch() -> dict[str, Any]:
+            server = api.removeprefix("http://").removesuffix("/v1")
+            with watching(folder, server, credentials, SKILL, 0.1) as watched:
+                return usual_then_spike(watched, ask, usual, ["cook"] * 100)
+
+        found = await asyncio.to_thread(watch)
+    assert found["usual"] == {"requests": 100, "withheld": 10, "share": 0.1, "firing": [], "told": []}
+    spike = found["spike"]
+    assert (spike["withheld"], spike["share"], spike["firing"], spike["told"]) == (100, 0.55, [SPIKE], [SPIKE])
+    assert spike["alert"]["labels"]["skill"] == SKILL
+    assert "% of the last hour's answers were withheld for cooking" in spike["alert"]["annotations"]["summary"]
+
+
+def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingProgramError, match="got no prometheus; install Debian's packages prometheus and"):
+        program("prometheus")
+
+
+def test_an_alert_counts_once_it_fires() -> None:
+    told = Receiver()
+    alerts = [(GONE, "resolved"), (SPIKE, "firing"), (GONE, "firing")]
+    for name, status in alerts:
+        told.tell(json.dumps({"alerts": [{"labels": {"alertname": name}, "status": status}]}).encode())
+    assert told.wait_for(GONE)[1]["status"] == "firing"
+    assert told.names() == {SPIKE, GONE}
+
+
+def test_queries_hold_no_variable_of_grafana() -> None:
+    assert [each.expr for each in asked() if "$" in each.expr] == []
+
+
+def test_a_load_holds_the_share() -> None:
+    texts = mixed("code", 100, 0.1)
+    assert (len(texts), sum(text in set(prompts("code")) for text in texts)) == (100, 10)
+
+
+def test_every_panel_is_drawn_with_data_and_without(tmp_path: Path) -> None:
+    queries = list(asked())
+    metric = {"le": "0.5", "guard": "a"}
+    over = {"metric": metric, "values": [[0, "0"], [1, "1"]]}
+    more = {"metric": {**metric, "le": "+Inf"}, "values": [[0, "1"], [1, "NaN"]]}
+    full = [(each, [{"metric": metric}] if each.is_instant else [over, more]) for each in queries]
+    for name, found in (("full", full), ("empty", [(each, []) for each in queries])):
+        draw(name, found, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
