@@ -83,6 +83,7 @@ def overview() -> Dashboard:
                 (f"histogram_quantile(0.5, {quantile})", "median"),
                 (f"histogram_quantile(0.95, {quantile})", "95 %"),
                 unit="s",
+                log=True,
             )
         )
         .with_panel(

@@ -9,6 +9,7 @@ from grafana_foundation_sdk.models.common import (
     BigValueTextMode,
     LegendDisplayMode,
     LegendPlacement,
+    ScaleDistribution,
     SortOrder,
     StackingMode,
     TooltipDisplayMode,
@@ -94,16 +95,15 @@ def lines(
     unit: str = "short",
     stacked: bool = False,
     top: float | None = None,
-    span: int = 12,
+    log: bool = False,
 ) -> timeseries.Panel:
-    """Series over time, from 0 on; thresholds and last week are dashed. `top`: the least that the axis shows."""
+    """Series over time, from 0 on unless `log`; thresholds and last week are dashed. `top`: the least that is shown."""
     panel = (
         timeseries.Panel()
         .title(title)
         .description(description)
         .datasource(SOURCE)
         .unit(unit)
-        .axis_soft_min(0)
         .line_width(2)
         .fill_opacity(25 if stacked else 0)
         .show_points(VisibilityMode.NEVER)
@@ -118,9 +118,13 @@ def lines(
         .override_by_regexp(f"(.* )?{THRESHOLD}", _dashed(BAD))
         .override_by_regexp(".*a week ago", _dashed(None))
         .override_by_regexp(f"{LEVEL} .*", _dashed(QUIET))
-        .span(span)
+        .span(12)
         .height(8)
     )
+    if log:
+        panel.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
+    else:
+        panel.axis_soft_min(0)
     if top is not None:
         panel.axis_soft_max(top)
     for expr, legend in queries:
@@ -171,7 +175,7 @@ def _figure(title: str, description: str, expr: str, legend: str, span: int) -> 
     )
 
 
-def rows(title: str, description: str, expr: str, columns: list[str], *, span: int = 12) -> table.Panel:
+def rows(title: str, description: str, expr: str, columns: list[str]) -> table.Panel:
     """The label sets of what there is now, these labels of them."""
     query = prometheus.Dataquery().expr(expr).format(PromQueryFormat.TABLE).instant()
     return (
@@ -185,12 +189,12 @@ def rows(title: str, description: str, expr: str, columns: list[str], *, span: i
             DataTransformerConfig("organize", options={"indexByName": {name: at for at, name in enumerate(columns)}})
         )
         .no_value("None.")
-        .span(span)
+        .span(12)
         .height(8)
     )
 
 
-def density(title: str, description: str, expr: str, *, span: int = 12) -> heatmap.Panel:
+def density(title: str, description: str, expr: str) -> heatmap.Panel:
     """A histogram over time, of its cumulative buckets."""
     query = _query(expr, "{{le}}").format(PromQueryFormat.HEATMAP)
     return (
@@ -202,6 +206,6 @@ def density(title: str, description: str, expr: str, *, span: int = 12) -> heatm
         .calculate(False)
         .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Blues").steps(32))
         .show_legend()
-        .span(span)
+        .span(12)
         .height(8)
     )

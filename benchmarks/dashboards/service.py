@@ -23,6 +23,7 @@ def serving() -> Dashboard:
             *_quantiles("skillguard_time_to_first_token_seconds", 0.5, 0.95, 0.99),
             threshold("first_token_seconds"),
             unit="s",
+            log=True,
         )
     )
     made.with_panel(
@@ -31,6 +32,7 @@ def serving() -> Dashboard:
             "The mean of each answer.",
             *_quantiles("skillguard_time_per_output_token_seconds", 0.5, 0.95, 0.99),
             unit="s",
+            log=True,
         )
     )
     made.with_panel(
@@ -43,6 +45,7 @@ def serving() -> Dashboard:
                 "{{route}}",
             ),
             unit="s",
+            log=True,
         )
     )
     made.with_panel(
@@ -78,7 +81,7 @@ def serving() -> Dashboard:
         lines(
             "Answers by tenant",
             "A second. Tenants beyond the first 200 are one, other.",
-            (f"sum by (tenant) (rate(skillguard_tenant_answers_total{{{JOB}}}[$__rate_interval]))", "{{tenant}}"),
+            (f"sum by (tenant) (rate(skillguard_tenant_answers_total{{{JOB}}}[$__rate_interval])) > 0", "{{tenant}}"),
             unit="reqps",
             stacked=True,
         )

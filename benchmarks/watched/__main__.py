@@ -93,10 +93,12 @@ def measure(folder: Path, pictures: Path | None) -> tuple[list[dict[str, Any]], 
         url = server.enter_context(running_server(*map(str, flags)))
         with watching(folder, url.removeprefix("http://"), keys.metrics_file, SKILL, SHARE) as watched:
             began = time.time()
-            fail(url, keys.callers[0])
-            spike = prompts(SKILL)[:SPIKE]
-            usual = mixed(SKILL, USUAL, SHARE)
-            alerts = usual_then_spike(watched, lambda texts: ask(url, keys.callers, texts), usual, spike)
+
+            def load(texts: Sequence[str]) -> int:
+                fail(url, keys.callers[0])
+                return ask(url, keys.callers, texts)
+
+            alerts = usual_then_spike(watched, load, mixed(SKILL, USUAL, SHARE), prompts(SKILL)[:SPIKE])
             queries = list(asked())
             shown = [watched.shown(each, began) for each in queries]
             said = lint(url, keys.metrics)

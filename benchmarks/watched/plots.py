@@ -60,7 +60,10 @@ def _lines(axes: Any, panel: dict[str, Any], of: _Found) -> None:
     axes.set_ylabel({_PERCENT: "%", "reqps": "a second", "s": "seconds"}.get(custom.get("unit"), ""), fontsize=6)
     low, high = axes.dataLim.intervaly
     top = max(high, custom["custom"].get("axisSoftMax", 0)) or 1
-    axes.set_ylim(min(0, low), 1.05 * top)
+    if "scaleDistribution" in custom["custom"]:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(1.05 * min(0, low), 1.05 * top)
     axes.grid(alpha=0.3)
     if not axes.lines:
         _words(axes, ["no data"])
@@ -103,8 +106,9 @@ def _density(axes: Any, panel: dict[str, Any], of: _Found) -> None:
     below = [[0.0] * columns, *cumulative[:-1]]
     counts = [[high - low for high, low in zip(*pair, strict=True)] for pair in zip(cumulative, below, strict=True)]
     edges = [0.0, *(float(series["metric"]["le"]) for series in ordered)]
-    axes.pcolormesh(range(columns + 1), range(len(edges)), counts, cmap="Blues")
-    axes.set_yticks(range(len(edges)), [f"{edge:g}" for edge in edges])
+    times = [datetime.fromtimestamp(float(at), UTC) for at, _ in ordered[0]["values"][-columns:]]
+    axes.pcolormesh(times, range(len(counts)), counts, cmap="Blues", shading="nearest")
+    axes.set_yticks([index - 0.5 for index in range(len(edges))], [f"{edge:g}" for edge in edges])
 
 
 def _words(axes: Any, said: Sequence[str]) -> None:

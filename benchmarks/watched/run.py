@@ -90,7 +90,7 @@ def usual_then_spike(
 ) -> dict[str, Any]:
     """What alerts did under a load as last week's, and then under one that asks for the skill only.
 
-    `ask` gives how many of its prompts were withheld. Raises NotInTimeError where the alert does not come.
+    `ask` gives how many of these prompts were withheld. Raises NotInTimeError where the alert does not come.
     """
     withheld = ask(usual)
     watched.settle(len(usual))
