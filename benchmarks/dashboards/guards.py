@@ -163,7 +163,8 @@ def _sound(made: Dashboard) -> None:
     made.with_panel(
         lines(
             "Canary margin",
-            "Share of the allowed drift that canaries left in the last self-check: 1 as calibrated, 0 the edge.",
+            "Share of the allowed drift that canaries left in the last self-check: 1 as calibrated, 0 the edge. "
+            "Beside an intervention, which moves scores, only its own.",
             (f"min by (guard) (skillguard_canary_margin_ratio{{{JOB}}})", "{{guard}}"),
             threshold("canary_margin"),
             top=1,
