@@ -38,7 +38,14 @@ def watched_section(results: Results) -> str:
         ),
         measured(found, f"{len(rows)} queries; {found['usual']['requests']} and {found['spike']['requests']} requests"),
         table(
-            ("load", "requests", "withheld", "share", "alerts that fire", "that Alertmanager told its webhook"),
+            (
+                "load",
+                "requests",
+                "withheld",
+                "share of the hour",
+                "alerts that fire",
+                "that Alertmanager told its webhook",
+            ),
             [_load("as last week", found["usual"]), _load("the skill only", found["spike"])],
         ),
         bullets(

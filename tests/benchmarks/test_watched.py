@@ -1,8 +1,10 @@
 """A spike goes through the real Prometheus and the real Alertmanager to a receiver, with last week behind it."""
 
 import asyncio
+import errno
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from benchmarks.watched.load import mixed, prompts
 from benchmarks.watched.plots import draw
 from benchmarks.watched.queries import asked
 from benchmarks.watched.run import GONE, SPIKE, usual_then_spike, watching
+from server.audit.folder import AuditFolder
 from server.auth import Role, new_key
+from server.engines.base import Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.harness import chat, keys_file, listening
@@ -27,27 +31,43 @@ needs_programs = pytest.mark.skipif(
 )
 
 
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @needs_programs
 @pytest.mark.anyio
-async def test_a_spike_is_told_and_the_usual_is_not(tmp_path: Path) -> None:
+async def test_a_spike_is_told_and_the_usual_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is an answer that no guard read, and a disk that is full."""
     key, entry = new_key("everything", Role.OPERATOR)
     (credentials := tmp_path / "metrics.key").write_text(key)
     engine = ScriptedEngine(
-        [Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt), Script(answer("a"))]
+        [
+            Script(abstention(hit(guard())), when=lambda prompt: "cook" in prompt),
+            Script((Finish(FinishReason.ERROR, 0, 0, verified=False),), when=lambda prompt: "break" in prompt),
+            Script(answer("a")),
+        ]
     )
     usual = ["cook", *["hi"] * 9] * 10
-    async with listening(engine, api_keys_file=keys_file(tmp_path, entry)) as api:
+    (log := tmp_path / "log").mkdir()
+    async with listening(engine, api_keys_file=keys_file(tmp_path, entry), audit_dir=log) as api:
         (folder := tmp_path / "watching").mkdir()
 
         def ask(texts: Sequence[str]) -> int:
             with httpx.Client(base_url=api, headers={"authorization": f"Bearer {key}"}) as client:
-                answers = [client.post("/chat/completions", json=chat(text)).raise_for_status() for text in texts]
+                answers = [client.post("/chat/completions", json=chat(text)) for text in texts]
             return sum("content_filter" in each.text for each in answers)
 
         def watch() -> dict[str, Any]:
             server = api.removeprefix("http://").removesuffix("/v1")
             with watching(folder, server, credentials, SKILL, 0.1) as watched:
-                return usual_then_spike(watched, ask, usual, ["cook"] * 100)
+                found = usual_then_spike(watched, ask, usual, ["cook"] * 100)
+                ask(["break"])
+                watched.await_alert("SkillguardUnverified", time.monotonic())
+                monkeypatch.setattr(AuditFolder, "append", full)
+                assert ask(["cook"]) == 0, "what cannot be recorded is not answered"
+                watched.await_alert("SkillguardAuditFailing", time.monotonic())
+                return found
 
         found = await asyncio.to_thread(watch)
     assert found["usual"] == {"requests": 100, "withheld": 10, "share": 0.1, "firing": [], "told": []}
