@@ -107,6 +107,12 @@ def test_dashboards_have_no_id_twice_and_describe_every_panel() -> None:
         assert all(panel["description"] for panel in panels if panel["type"] != "row")
 
 
+def test_a_state_is_that_of_now() -> None:
+    """Else a server that is gone would look ready as long as its last scrape is in the picture."""
+    found = [target for _, panel in dashboards() if panel["type"] == "stat" for target in panel["targets"]]
+    assert {(each["instant"], each["range"]) for each in found} == {(True, False)}
+
+
 @pytest.mark.anyio
 async def test_rules_and_dashboards_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     (folder := tmp_path / "log").mkdir()

@@ -42,17 +42,19 @@ def overview() -> Dashboard:
         .with_panel(
             state(
                 "Audit log",
-                "Whether what must be recorded can be. Empty where no audit log was asked for.",
+                "Whether what must be recorded can be.",
                 f"1 - max(skillguard_audit_failing{{{JOB}}})",
                 words=("failing", "written"),
+                missing="none",
             )
         )
         .with_panel(
             state(
                 "Keys file",
-                "Whether the keys file can be used. Empty where there is none.",
+                "Whether the keys file can be used.",
                 f"min(skillguard_keys_file_valid{{{JOB}}})",
                 words=("broken", "valid"),
+                missing="none",
             )
         )
         .with_panel(

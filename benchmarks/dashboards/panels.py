@@ -145,12 +145,19 @@ def _dashed(color: str | None) -> list[DynamicConfigValue]:
 
 
 def state(
-    title: str, description: str, expr: str, legend: str = "", *, words: tuple[str, str], span: int = 4
+    title: str,
+    description: str,
+    expr: str,
+    legend: str = "",
+    *,
+    words: tuple[str, str],
+    missing: str = "not scraped",
+    span: int = 4,
 ) -> stat.Panel:
-    """What is 0 or 1, in words: the bad one of 0, and the good one of 1."""
+    """What is 0 or 1 now, in words: the bad one of 0, and the good one of 1; `missing` where it is neither."""
     bad, good = words
     mapping = ValueMap({"0": ValueMappingResult(text=bad, color=BAD), "1": ValueMappingResult(text=good, color=GOOD)})
-    return _figure(title, description, expr, legend, span).mappings([mapping]).graph_mode(BigValueGraphMode.NONE)
+    return _figure(title, description, expr, legend, span).mappings([mapping]).no_value(missing)
 
 
 def count(title: str, description: str, expr: str, *, span: int = 4) -> stat.Panel:
@@ -166,9 +173,11 @@ def _figure(title: str, description: str, expr: str, legend: str, span: int) -> 
         .title(title)
         .description(description)
         .datasource(SOURCE)
-        .with_target(_query(expr, legend))
+        # What there was before says nothing of a server that is not scraped any more.
+        .with_target(prometheus.Dataquery().expr(expr).legend_format(legend).instant())
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .color_mode(BigValueColorMode.BACKGROUND)
+        .graph_mode(BigValueGraphMode.NONE)
         .text_mode(BigValueTextMode.VALUE_AND_NAME if legend else BigValueTextMode.VALUE)
         .span(span)
         .height(4)

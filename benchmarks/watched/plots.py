@@ -77,7 +77,7 @@ def _figures(axes: Any, panel: dict[str, Any], of: _Found) -> None:
     said = []
     for asked, found in of:
         for series in found:
-            value = float(series["values"][-1][1])
+            value = float(series["value"][1])
             shown = words.get(f"{value:g}", "-" if math.isnan(value) else f"{value:g}")
             said.append(f"{_legend(asked, series)} {shown}".strip())
     _words(axes, said or ["no data"])

@@ -22,17 +22,14 @@ class Asked:
     panel: dict[str, Any]
     expr: str
     legend: str
+    is_instant: bool
+    """Whether it is asked for what there is now, or for what there was too."""
 
     @property
     def title(self) -> str:
         """The panel's."""
         title: str = self.panel["title"]
         return title
-
-    @property
-    def is_instant(self) -> bool:
-        """Whether it is asked for what there is now."""
-        return bool(self.panel["type"] == "table")
 
 
 def filled(expr: str) -> str:
@@ -48,4 +45,5 @@ def asked() -> Iterator[Asked]:
         found = json.loads(path.read_text(encoding="utf-8"))
         for panel in found["panels"]:
             for target in panel.get("targets", ()):
-                yield Asked(found["uid"], panel, filled(target["expr"]), target.get("legendFormat", ""))
+                legend, instant = target.get("legendFormat", ""), target["instant"]
+                yield Asked(found["uid"], panel, filled(target["expr"]), legend, instant)

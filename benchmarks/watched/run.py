@@ -68,7 +68,7 @@ class Watched:
         return {"seconds": round(at - since, 1), "labels": alert["labels"], "annotations": alert["annotations"]}
 
     def shown(self, asked: Asked, began: float) -> Series:
-        """What a query's panel shows: a table what there is now, all others what there was since."""
+        """What a query's panel shows: what there is now, or what there was since."""
         if asked.is_instant:
             return self.prometheus.instant(asked.expr)
         return self.prometheus.over(asked.expr, began, time.time(), INTERVAL_SECONDS)

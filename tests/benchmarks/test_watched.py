@@ -106,7 +106,7 @@ def test_every_panel_is_drawn_with_data_and_without(tmp_path: Path) -> None:
     metric = {"le": "0.5", "guard": "a"}
     over = {"metric": metric, "values": [[0, "0"], [1, "1"]]}
     more = {"metric": {**metric, "le": "+Inf"}, "values": [[0, "1"], [1, "NaN"]]}
-    full = [(each, [{"metric": metric}] if each.is_instant else [over, more]) for each in queries]
+    full = [(each, [{"metric": metric, "value": [1, "1"]}] if each.is_instant else [over, more]) for each in queries]
     for name, found in (("full", full), ("empty", [(each, []) for each in queries])):
         draw(name, found, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
