@@ -11,6 +11,7 @@ from benchmarks.measurements.text import paragraph
 from benchmarks.measurements.transfer import transfer_section
 from benchmarks.measurements.unlearning import unlearning_section
 from benchmarks.measurements.vllm import overhead_section, parity_section
+from benchmarks.measurements.watched import watched_section
 
 PAGE = "docs/measurements.md"
 COMMAND = "python -m benchmarks.measurements"
@@ -44,6 +45,7 @@ def page(results: Results) -> str:
         parity_section(results),
         overhead_section(results),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
+        *filter(None, [watched_section(results)]),
         methods_section(),
     ]
     return "\n\n".join(parts) + "\n"
