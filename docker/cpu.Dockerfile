@@ -50,7 +50,8 @@ LABEL org.opencontainers.image.title="skillguard" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin skillguard
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin skillguard \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/skillguard /opt/skillguard
 # The root may be read-only: /tmp is all that is written to, and only by what is fetched or compiled there.
 ENV PATH=/opt/skillguard/bin:${PATH} \
