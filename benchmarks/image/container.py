@@ -1,8 +1,8 @@
 """A container of a built image, without a container engine's daemon: namespaces, and the image's own configuration.
 
-As `docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --network none` would have it: the
-root is mounted read-only, /tmp is empty memory, there is no network but loopback, and no capability is left. buildah
-fetches and mounts the image; util-linux and iproute2 do the rest. It takes root.
+As `docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --network none` would have it:
+the root is mounted read-only, /tmp is empty memory, there is no network but loopback, and no capability is left.
+buildah fetches and mounts the image; util-linux and iproute2 do the rest. It takes root.
 """
 
 import json
