@@ -27,7 +27,7 @@ mkdir "$0/dev/shm"
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$0/dev/shm"
 for device in null zero random urandom; do touch "$0/dev/$device"; mount --bind "/dev/$device" "$0/dev/$device"; done
 mount -o remount,ro "$0/dev"
-mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$0/tmp"
+mount -t tmpfs -o mode=1777,nosuid,nodev,noexec tmpfs "$0/tmp"
 exec chroot "$0" "$@"
 """
 
