@@ -22,6 +22,7 @@ ip link set lo up
 mount --bind "$0" "$0"
 mount -o remount,bind,ro "$0"
 mount -t proc proc "$0/proc"
+mount -t sysfs -o ro sysfs "$0/sys"
 mount -t tmpfs -o mode=755 tmpfs "$0/dev"
 mkdir "$0/dev/shm"
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$0/dev/shm"
@@ -97,7 +98,8 @@ class Image:
     @contextmanager
     def started(self, *command: str) -> Iterator[Running]:
         """Starts a container; `command` is its first process, by default the image's own."""
-        first = self.unprivileged(command or [*(self.config["Entrypoint"] or ()), *(self.config["Cmd"] or ())])
+        wanted = command or [*(self.config["Entrypoint"] or ()), *(self.config["Cmd"] or ())]
+        first = self.unprivileged(["sh", "-c", 'echo started; exec "$@"', "sh", *wanted])
         apart = ("unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
         process = subprocess.Popen(
             [*apart, "sh", "-c", _PREPARE, str(self.root), *first],
@@ -106,12 +108,14 @@ class Image:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        assert process.stdout is not None
         try:
+            if (line := process.stdout.readline()) != "started\n":
+                raise ImageError(f"{self.name} did not start: {line}{process.stdout.read()}")
             yield Running(process, self)
         finally:
             process.kill()  # and with it, --kill-child, its first process
             process.wait()
-            assert process.stdout is not None
             process.stdout.close()
 
 
