@@ -19,7 +19,7 @@ class ServerDidNotStartError(RuntimeError):
 @contextmanager
 def running_server(*arguments: str) -> Iterator[str]:
     """Starts `skillguard serve` on a free port and yields its address once its guards are verified."""
-    with running([sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments], _in_banner) as url:
+    with running([sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments], in_banner) as url:
         yield url
 
 
@@ -32,9 +32,8 @@ def running(command: Sequence[str], address_in: Callable[[str], str | None]) -> 
     """
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        url = _await_address(process, address_in)
-        # What it logs from now on must be read, or the full pipe would stop it.
-        threading.Thread(target=_drain, args=(process,), daemon=True).start()
+        url = await_address(process, address_in)
+        threading.Thread(target=drain, args=(process,), daemon=True).start()
         yield url
     finally:
         process.terminate()
@@ -47,20 +46,23 @@ def running(command: Sequence[str], address_in: Callable[[str], str | None]) -> 
         process.stdout.close()
 
 
-def _drain(process: "subprocess.Popen[str]") -> None:
+def drain(process: "subprocess.Popen[str]") -> None:
+    """Reads on until the process ends: what it logs must be read, or the full pipe would stop it."""
     assert process.stdout is not None
     with suppress(ValueError):  # closed in the middle of a read, at the end
         for _ in process.stdout:
             pass
 
 
-def _in_banner(line: str) -> str | None:
+def in_banner(line: str) -> str | None:
+    """The address in a line of `skillguard serve`; "" where it says that it is not ready."""
     if line.startswith(_NOT_READY):
         return ""
     return line.removeprefix(_READY).split()[0].removesuffix("/v1") if line.startswith(_READY) else None
 
 
-def _await_address(process: "subprocess.Popen[str]", address_in: Callable[[str], str | None]) -> str:
+def await_address(process: "subprocess.Popen[str]", address_in: Callable[[str], str | None]) -> str:
+    """The address in the first line that has one. Raises ServerDidNotStartError."""
     assert process.stdout is not None
     printed = []
     for line in process.stdout:

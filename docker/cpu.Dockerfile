@@ -24,8 +24,12 @@ COPY server ./server
 COPY guards ./guards
 COPY artifacts ./artifacts
 RUN /opt/skillguard/bin/pip install . \
-    && /opt/skillguard/bin/pip uninstall --yes pip \
-    && python3 -m compileall -q -j 0 /opt/skillguard/lib
+    && /opt/skillguard/bin/pip uninstall --yes pip
+# Serving uses no tests of packages, and nothing that code is compiled against. torch looks for its torch_shm_manager.
+RUN find /opt/skillguard/lib -depth -type d \( -name test -o -name tests \) -exec rm -r {} + \
+    && find /opt/skillguard/lib -depth \( -path '*/torch/include' -o -path '*/torch/share' -o -name '*.a' \) -exec rm -r {} + \
+    && find /opt/skillguard/lib -type f \
+        \( -path '*/torch/bin/*' ! -name torch_shm_manager -o -path '*/torch/lib/lib*test*.so' \) -delete
 # What is in it, as CycloneDX.
 RUN python3 -m venv /opt/tools \
     && /opt/tools/bin/pip install 'cyclonedx-bom==7.*' \
@@ -46,7 +50,8 @@ LABEL org.opencontainers.image.title="skillguard" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin skillguard
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin skillguard \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/skillguard /opt/skillguard
 # The root may be read-only: /tmp is all that is written to, and only by what is fetched or compiled there.
 ENV PATH=/opt/skillguard/bin:${PATH} \

@@ -39,7 +39,7 @@ USER 0:0
 # Whatever vLLM's image brings stays as it is: torch, transformers and vLLM belong together.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     python3 -m pip list --format=freeze > /tmp/constraints.txt \
-    && python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt /wheels/*.whl \
+    && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/constraints.txt /wheels/*.whl \
     && rm /tmp/constraints.txt \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin skillguard
 # The root may be read-only: /tmp is all that is written to. vLLM would report usage statistics to its makers.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.server.harness import serving
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"
 CHART = DOCKER / "helm" / "skillguard"
+PROJECT = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
 KUBERNETES = "1.33"
 OPERATORS = {"PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes itself does not know."""
@@ -180,7 +182,7 @@ def test_dockerfiles_are_linted() -> None:
     files = sorted(map(str, DOCKER.glob("*.Dockerfile")))
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, *files], capture_output=True, text=True, check=False)
-    assert (len(files), done.returncode, done.stdout) == (2, 0, "")
+    assert (len(files), done.returncode, done.stdout) == (3, 0, "")
 
 
 @pytest.mark.parametrize("name", ["cpu", "vllm"])
@@ -190,6 +192,12 @@ def test_images_run_as_nobody_in_particular(name: str) -> None:
     assert [line for line in last if line.startswith("USER ")][-1] == "USER 10001:10001"
     assert any("http://127.0.0.1:8000/ready" in line for line in last)
     assert f"EXPOSE {ServerConfig().port}" in last
+    assert f"ARG VERSION={PROJECT['version']}" in last
+
+
+def test_the_chart_serves_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (PROJECT["version"],) * 2
 
 
 def test_compose() -> None:

@@ -1,0 +1,1 @@
+"""Whether a built image does what docs/operating.md says of it."""
