@@ -104,7 +104,9 @@ def asked_section(results: Results) -> str:
         "Real models, over HTTP",
         paragraph(
             "`skillguard serve` with one guard at a time, asked on the test side as users ask. Refused is what came "
-            'back with `finish_reason` "content_filter". Intervals are exact ones of 95 %.'
+            'back with `finish_reason` "content_filter". Intervals are exact ones of 95 %. Most answers of Qwen and '
+            "SmolLM2 were given on an H200, by torch 2.11, and so were those of ESU's table; the environments named "
+            "below are those of the machine that put them together."
         ),
         bullets(SHAPES),
         *(part for found in files for part in _model(found)),
