@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     )
     how = tau.add_mutually_exclusive_group(required=True)
     how.add_argument("--factor", type=float, help="times the artifact's own taus, 0.5 to 2")
-    how.add_argument("--taus", type=float, nargs="+", metavar="TAU", help="one for each part, as `list` shows them")
+    how.add_argument("--taus", type=float, nargs="+", metavar="TAU", help="one for each part, as list shows them")
     reload = command(
         "reload",
         "put another artifact in a guard's place",

@@ -44,11 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    path = keys_file(folder, *(entry for role, (_, entry) in _KEYS.items() if role is not Role.ADMIN))
-    admin = _KEYS[Role.ADMIN][1].model_dump_json()
-    path.write_text(path.read_text()[:-1] + f', "admins": [{admin}]}}')
-    return path
+    return keys_file(tmp_path_factory.mktemp("keys"), *(entry for _, entry in _KEYS.values()))
 
 
 @pytest.fixture(scope="module")
