@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from guards.core.verdict import GuardKind
 from server.auth import Role, new_key
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
+from tests.programs import needed
 from tests.server.harness import keys_file, serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +42,7 @@ def dashboards() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def promtool() -> str:
-    if (found := shutil.which("promtool")) is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus)")
-    return found
+    return needed("promtool", "prometheus")
 
 
 def run(*command: str | Path) -> tuple[int, str]:

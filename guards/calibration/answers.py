@@ -70,7 +70,7 @@ def write_answers(
     keys = [_key(model.identity, prompt, tokens) for prompt in prompts]
     missing = [index for index, key in enumerate(keys) if key not in kept]
     advance(sum(len(prompt) + tokens for prompt in prompts) - sum(len(prompts[i]) + tokens for i in missing))
-    step = AT_A_TIME[model.device.type]
+    step = AT_A_TIME.get(model.device.type, AT_A_TIME["cpu"])
     for start in range(0, len(missing), step):
         some = missing[start : start + step]
         answers = model.write([prompts[index] for index in some], tokens, advance)

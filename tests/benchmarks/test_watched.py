@@ -22,13 +22,19 @@ from server.auth import Role, new_key
 from server.engines.base import Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
+from tests.programs import needed
 from tests.server.harness import chat, keys_file, listening
 
 SKILL = "cooking"
-needs_programs = pytest.mark.skipif(
-    not (shutil.which("prometheus") and (shutil.which("prometheus-alertmanager") or shutil.which("alertmanager"))),
-    reason="got no Prometheus or no Alertmanager; Debian's packages prometheus and prometheus-alertmanager have them",
-)
+needs_programs = pytest.mark.usefixtures("programs")
+
+
+@pytest.fixture
+def programs() -> None:
+    """Skips, or fails in CI, where one is missing."""
+    needed("prometheus", "prometheus")
+    if shutil.which("alertmanager") is None:
+        needed("prometheus-alertmanager", "prometheus-alertmanager")
 
 
 def full(*_: object) -> None:

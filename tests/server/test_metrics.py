@@ -1,7 +1,6 @@
 """What Prometheus reads."""
 
 import asyncio
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from server.engines.base import (
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from server.metrics import MOST_TENANTS, Metrics
+from tests.programs import needed
 from tests.server.harness import CHAT, chat, completion, keys_file, serving
 
 pytestmark = pytest.mark.anyio
@@ -347,8 +347,7 @@ async def test_a_request_is_counted_for_its_caller_under_its_policy() -> None:
 
 async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
     """Every series that a server can have: guards of all kinds, an audit log, and an answer of each outcome."""
-    if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    promtool = needed("promtool", "prometheus")
     moved = replace(guard("na-facts", skill="facts", kind=GuardKind.INTERVENTION), unit="neurons")
     engine = ScriptedEngine([Script(abstention(hit(guard())))], guards=(guard(), judged(), moved))
     async with serving(engine, audit_dir=tmp_path, anonymous_role="operator") as served:
@@ -357,9 +356,7 @@ async def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
     assert "skillguard_score" in text
 
     def check(text: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(promtool), "check", "metrics"], input=text, capture_output=True, text=True, check=False
-        )
+        return subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
 
     done = await asyncio.to_thread(check, text)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,7 +1,6 @@
 """The operator's page as operators use it: headless Chromium against the served demo."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_play
 
 from benchmarks.serving import ROOT, running_server
 from server.auth import ADMINS, Role, new_key
+from tests.programs import needed
 from tests.server.harness import CHAT, chat, keys_file
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
@@ -33,9 +33,7 @@ _WAIT_MS = 15_000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("chromium is not installed (Debian's package chromium)")
+    found = needed("chromium", "chromium")
     with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield started
