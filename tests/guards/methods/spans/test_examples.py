@@ -21,7 +21,7 @@ def _examples(side: Side, share: Share) -> list[Example]:
     ]
 
 
-EXAMPLES = [each for side in ("forget", "retain") for share in Share for each in _examples(side, share)]  # type: ignore[arg-type]
+EXAMPLES = [each for side in ("forget", "retain") for share in Share for each in _examples(side, share)]
 
 
 def test_every_retain_source_is_answered_often_enough_where_taus_are_decided_and_measured() -> None:
