@@ -62,7 +62,9 @@ def add_parser(subparsers: Any) -> None:
         reload_guard,
     )
     reload.add_argument(
-        "--path", metavar="FOLDER", help="on the server's machine (default: where the guard's own artifact was)"
+        "--path",
+        metavar="FOLDER[@sha256:DIGEST]",
+        help="on the server's machine (default: where the guard's own artifact was); a pinned guard wants the digest",
     )
 
 
