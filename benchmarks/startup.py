@@ -2,8 +2,8 @@
 
 `python -m benchmarks.startup` writes a model of random weights and starts, one after another and each in a process of
 its own, as often as `--rounds` says: skillguard where the weights were never hashed before, and where their digest is
-known; transformers' own `from_pretrained`; and with `--vllm` the same on vLLM, against vLLM's own server. All read files
-that the system has in memory by then, so what is compared is work, not disks. Guards would add their canaries.
+known; transformers' own `from_pretrained`; and with `--vllm` the same on vLLM, against vLLM's own server. All read
+files that the system has in memory by then, so what is compared is work, not disks. Guards would add their canaries.
 """
 
 import argparse
