@@ -150,7 +150,7 @@ async def test_a_pinned_guard_stays_pinned(served: Served, tmp_path: Path) -> No
 
 async def test_what_takes_a_guards_place_is_signed_too(served: Served, tmp_path: Path) -> None:
     write_key_pair(tmp_path / "key")
-    old, new = (Path(shutil.copytree(each, tmp_path / each.name / NAME)) for each in (served.old, served.new))
+    old, new = (Path(shutil.copytree(each, tmp_path / each.parent.name / NAME)) for each in (served.old, served.new))
     sign_artifact(old, read_artifact(old), read_private(tmp_path / "key"))
     trusted = (tmp_path / "key.pub",)
     with pytest.raises(UntrustedArtifactError, match="got no signature"):
