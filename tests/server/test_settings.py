@@ -180,7 +180,7 @@ def test_the_environment_may_name_the_file(write: Write, monkeypatch: pytest.Mon
 def test_without_anything_the_demo_is_served() -> None:
     assert settings().server == ServerConfig()
     assert settings().options.model == str(DEMO / "model")
-    assert [path.name for path in settings().options.artifacts] == ["ksd-mathematics"]
+    assert [each.folder.name for each in settings().options.artifacts] == ["ksd-mathematics"]
 
 
 def test_a_table_of_variables_is_one_value(write: Write) -> None:
