@@ -63,8 +63,9 @@ def add_parser(subparsers: Any) -> None:
     )
     reload.add_argument(
         "--path",
-        metavar="FOLDER[@sha256:DIGEST]",
-        help="on the server's machine (default: where the guard's own artifact was); a pinned guard wants the digest",
+        metavar="FOLDER",
+        help="on the server's machine (default: where the guard's own artifact was); where that is pinned, with "
+        "@sha256:DIGEST behind it",
     )
 
 

@@ -26,9 +26,9 @@ class _GuardOptions(BaseModel):
     model: str = Field(description="Model folder, or a hub id.")
     artifacts: tuple[ArtifactSource, ...] = Field(
         (),
-        title="FOLDER[@sha256:DIGEST]",
-        description="Artifact folders, one guard each. With a digest, as `skillguard inspect` prints it, no other "
-        "artifact is taken from that folder, now or by a reload.",
+        title="FOLDER",
+        description="Artifact folders, one guard each. With a digest behind it (FOLDER@sha256:DIGEST, as `skillguard "
+        "inspect` prints it) no other artifact is taken from that folder, now or by a reload.",
     )
     trusted_keys: tuple[Path, ...] = Field(
         (),
