@@ -66,7 +66,7 @@ def inspect_start(settings: Effective) -> Preflight:
     if (keys := settings.server.api_keys_file) is not None:
         tenants = found.attempt(lambda: read_tenants(keys))
     guards: dict[str, LoadedGuard] | None = found.attempt(
-        lambda: read_guards(options.artifacts, trusted=trusted_by(options.trusted_keys))
+        lambda: read_guards(options.artifacts, trusted=trusted_by(options.trusted_key_files))
     )
     if guards is not None:
         # With the artifacts sound, what is left for the engine to refuse is its flags.

@@ -87,7 +87,7 @@ class GuardedEngine(ABC):
 
     def __init__(self, options: EmbeddedOptions | VllmOptions, *, verifiable: bool = True) -> None:
         """`verifiable` as `read_guards` has it. Raises ArtifactError or SigningKeyError."""
-        self._trusted = trusted_by(options.trusted_keys)
+        self._trusted = trusted_by(options.trusted_key_files)
         self._guards = read_guards(options.artifacts, verifiable=verifiable, trusted=self._trusted)
         self._sources = dict(zip(self._guards, options.artifacts, strict=True))
         self._digests = None if options.rehash else DigestCache()

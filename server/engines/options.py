@@ -30,7 +30,7 @@ class _GuardOptions(BaseModel):
         description="Artifact folders, one guard each. With a digest behind it (FOLDER@sha256:DIGEST, as `skillguard "
         "inspect` prints it) no other artifact is taken from that folder, now or by a reload.",
     )
-    trusted_keys: tuple[Path, ...] = Field(
+    trusted_key_files: tuple[Path, ...] = Field(
         (),
         title="FILE",
         description="Public keys (PEM, as `skillguard keygen` writes them). Where there are any, each artifact must be "

@@ -30,7 +30,7 @@ def test_from_a_key_to_a_server_that_would_start(
     name = made.split()[-1]
     assert "PRIVATE" not in made
     assert all(line not in made for line in key.read_text().splitlines())
-    check = ("check-config", "--model", str(model), "--trusted-keys", f"{key}.pub", "--artifacts")
+    check = ("check-config", "--model", str(model), "--trusted-key-files", f"{key}.pub", "--artifacts")
     assert "got no signature, wanted one of" in said(capsys, *check, str(ksd), status=1)
     assert f"sha256:{digest}, signed by {name}" in said(capsys, "sign", str(ksd), "--key", str(key))
     would = said(capsys, *check, f"{ksd}@sha256:{digest}")

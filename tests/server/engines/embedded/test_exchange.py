@@ -154,8 +154,8 @@ async def test_what_takes_a_guards_place_is_signed_too(served: Served, tmp_path:
     sign_artifact(old, read_artifact(old), read_private(tmp_path / "key"))
     trusted = (tmp_path / "key.pub",)
     with pytest.raises(UntrustedArtifactError, match="got no signature"):
-        EmbeddedEngine(EmbeddedOptions(model=str(served.model), artifacts=(new,), trusted_keys=trusted))
-    engine = EmbeddedEngine(EmbeddedOptions(model=str(served.model), artifacts=(old,), trusted_keys=trusted))
+        EmbeddedEngine(EmbeddedOptions(model=str(served.model), artifacts=(new,), trusted_key_files=trusted))
+    engine = EmbeddedEngine(EmbeddedOptions(model=str(served.model), artifacts=(old,), trusted_key_files=trusted))
     async with serving(engine, tmp_path):
         (name,) = engine.info.guards[0].signed_by
         with pytest.raises(UntrustedArtifactError, match="got no signature"):
