@@ -80,7 +80,7 @@ def _refuse_untrusted(source: ArtifactPath, artifact: Artifact, trusted: Abstrac
         got = ", ".join(f"{key[:16]}..." for key in artifact.signers) or "no signature"
         raise UntrustedArtifactError(
             f"{source.folder}: got {f'signatures of {got}' if artifact.signers else got}, wanted one of "
-            f"{', '.join(f'{key[:16]}...' for key in sorted(trusted))} (`trusted_key_files`): `skillguard sign` it with "
-            "a trusted key"
+            f"{', '.join(f'{key[:16]}...' for key in sorted(trusted))} (`trusted_key_files`): `skillguard sign` it "
+            "with a trusted key"
         )
     return signed_by

@@ -86,7 +86,8 @@ def test_not_by_a_look_at_the_settings(evil: Path, ran: Path) -> None:
 
 
 def test_not_by_a_calibration(evil: Path, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, load = [], loading.load_model
+    load = loading.load_model
+    loaded: list[Any] = []
 
     def counted(*arguments: Any, **named: Any) -> Any:
         loaded.append(load(*arguments, **named))

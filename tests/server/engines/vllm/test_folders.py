@@ -71,7 +71,8 @@ def test_weights_that_change_while_vllm_loads_them(
 ) -> None:
     from server.engines.vllm.engine import VllmEngine
 
-    other, ended = other_bytes(folder), []
+    other = other_bytes(folder)
+    ended: list[Any] = []
 
     class Started:
         async def collective_rpc(self, _: str) -> list[dict[str, Any]]:
