@@ -86,7 +86,9 @@ def convert(gguf: Path, output: Path) -> Any:
     go into another of the same configuration."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -94,7 +96,7 @@ def convert(gguf: Path, output: Path) -> Any:
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(output)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(output)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(output)
     return config
 
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from guards.artifact.identity import tokenizer_sha256, weights_sha256
+from guards.artifact.identity import tokenizer_sha256
 from guards.artifact.manifest import CalibrationRecord, Canary, ModelIdentity
 from guards.calibration.entry import Entry
 from guards.calibration.finished import Calibration
@@ -20,6 +20,7 @@ from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdju
 from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
+from guards.model.weights import weights_sha256
 
 VOCABULARY = 32000
 END = 0

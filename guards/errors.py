@@ -2,7 +2,9 @@
 
 SkillguardError
 ├── ArtifactError            a file on disk is refused
-│   └── ArtifactMismatchError    well formed, but made for another model
+│   ├── ArtifactMismatchError    well formed, but made for another model
+│   └── UntrustedArtifactError   well formed, but not the one that was pinned, or not signed by a trusted key
+├── SigningKeyError          a file is no key that artifacts are signed with, or not kept as one
 ├── UnsupportedModelError    the model has no site we know, or hides it
 ├── DataError                a forget or retain source cannot be read as asked
 │   └── PromptRefusedError       the chat template, or the lack of one, does not allow a conversation
@@ -28,6 +30,14 @@ class ArtifactError(SkillguardError):
 
 class ArtifactMismatchError(ArtifactError):
     """The artifact is well formed but was calibrated for another model, dtype or weights."""
+
+
+class UntrustedArtifactError(ArtifactError):
+    """The artifact is well formed, but has another digest than it is pinned to, or no trusted key's signature."""
+
+
+class SigningKeyError(SkillguardError):
+    """A file cannot be used as a key for signatures: it is none, or others may read a private one."""
 
 
 class UnsupportedModelError(SkillguardError):

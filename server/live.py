@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode
 from guards.errors import SkillguardError
@@ -72,22 +72,22 @@ class LiveChanges:
                 )
                 return guard, self._readiness.judge_by(policy)
 
-    async def reload(self, asked: Asked, name: str, folder: Path | None) -> tuple[GuardInfo, Running]:
+    async def reload(self, asked: Asked, name: str, source: ArtifactPath | None) -> tuple[GuardInfo, Running]:
         """Puts another artifact in a guard's place. It keeps the mode, and takes the new artifact's taus.
 
         Goes on to the end once it began, whoever gives up waiting. Raises GuardNotFoundError, ChangeRefusedError,
         NotReadyError or AuditError, with the guard as before; where it could not be put back, nothing is served.
         """
-        self._reloading = asyncio.create_task(self._reload(asked, name, folder))
+        self._reloading = asyncio.create_task(self._reload(asked, name, source))
         return await asyncio.shield(self._reloading)
 
-    async def _reload(self, asked: Asked, name: str, folder: Path | None) -> tuple[GuardInfo, Running]:
+    async def _reload(self, asked: Asked, name: str, source: ArtifactPath | None) -> tuple[GuardInfo, Running]:
         async with self._readiness.changing:
             running = self._readiness.require_ready()
             old, before = guard_of(running, name), running.policy.rules[name]
             with self._counted(name, ["artifact"]):
                 try:
-                    new = await self._offered(old, folder)
+                    new = await self._offered(old, source)
                     after = replace(new.rule, mode=before.mode)
                     policy = Policy({**running.policy.rules, name: after})
 
@@ -108,9 +108,9 @@ class LiveChanges:
                     await self._audit.asked_for_change(asked, name, _told(old, before), None, **more)
                     raise ChangeRefusedError(why) from error
 
-    async def _offered(self, old: GuardInfo, folder: Path | None) -> GuardInfo:
+    async def _offered(self, old: GuardInfo, source: ArtifactPath | None) -> GuardInfo:
         """Raises SkillguardError for an artifact that cannot take the guard's place, before anybody waits."""
-        new = await self._engine.offer(old.name, folder)
+        new = await self._engine.offer(old.name, source)
         for field in ("skill", "kind"):
             got, wanted = getattr(new, field), getattr(old, field)
             if got != wanted:
@@ -187,7 +187,8 @@ def _require_taus(taus: Sequence[float], guard: GuardInfo) -> None:
 
 
 def _told(guard: GuardInfo, rule: Rule) -> dict[str, object]:
-    return {"mode": rule.mode.value, "taus": list(rule.taus), "digest": guard.digest}
+    told = {"mode": rule.mode.value, "taus": list(rule.taus), "digest": guard.digest}
+    return {**told, "signed_by": list(guard.signed_by)} if guard.signed_by else told
 
 
 def _versions(running: Running, policy: Policy) -> dict[str, object]:

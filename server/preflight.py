@@ -10,14 +10,18 @@ from typing import Any
 from transformers import AutoConfig
 
 from guards.artifact.canaries import text_difference
-from guards.artifact.identity import refuse_mismatch, tokenizer_sha256, weights_sha256
+from guards.artifact.identity import refuse_mismatch, tokenizer_sha256
+from guards.artifact.pins import shown_digest, vouched
+from guards.artifact.signatures import trusted_by
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode
 from guards.errors import ArtifactMismatchError, SkillguardError
 from guards.inside.transformers.loading import DTYPES, load_config, resolve_device, resolve_dtype
 from guards.methods.loaded import LoadedGuard, read_guards
+from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
 from guards.model.folder import open_codec
+from guards.model.weights import weights_sha256
 from server.audit.folder import is_held
 from server.create import create_engine
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -61,7 +65,9 @@ def inspect_start(settings: Effective) -> Preflight:
     tenants = None
     if (keys := settings.server.api_keys_file) is not None:
         tenants = found.attempt(lambda: read_tenants(keys))
-    guards: dict[str, LoadedGuard] | None = found.attempt(lambda: read_guards(options.artifacts))
+    guards: dict[str, LoadedGuard] | None = found.attempt(
+        lambda: read_guards(options.artifacts, trusted=trusted_by(options.trusted_key_files))
+    )
     if guards is not None:
         # With the artifacts sound, what is left for the engine to refuse is its flags.
         found.attempt(lambda: create_engine(options))
@@ -109,8 +115,9 @@ def _inspect_model(found: Preflight, options: EmbeddedOptions | VllmOptions, gua
         if model is not None:
             fits = found.attempt(partial(_require_fit, guard, *model, accepted=options.accept_template))
             bound = "fits the model" if fits else "DOES NOT FIT the model"
-        manifest, digest = guard.artifact.manifest, guard.artifact.digest[:24]
-        found.lines.append(f"guard {name}: {guard.method.name}, skill {manifest.skill}, digest {digest}, {bound}")
+        skill, digest = guard.artifact.manifest.skill, shown_digest(guard.artifact.digest)
+        trust = vouched(guard.pinned, guard.signed_by)
+        found.lines.append(f"guard {name}: {guard.method.name}, skill {skill}, {digest}{trust}, {bound}")
 
 
 def _read_model(folder: Path, options: EmbeddedOptions | VllmOptions) -> tuple[TextCodec, dict[str, Any]]:
@@ -128,7 +135,7 @@ def _read_model(folder: Path, options: EmbeddedOptions | VllmOptions) -> tuple[T
     codec = open_codec(folder, config.get_text_config(), options.chat_template_kwargs)
     known = {
         "architecture": (config.architectures or ["?"])[0],
-        "weights_sha256": weights_sha256(folder),
+        "weights_sha256": weights_sha256(folder, None if options.rehash else DigestCache()),
         "tokenizer_sha256": tokenizer_sha256(folder),
     }
     return codec, known | dtype

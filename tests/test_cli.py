@@ -36,7 +36,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key", "guards"]
+    "command",
+    ["serve", "check-config", "calibrate", "evaluate", "inspect", "import-esu", "key", "guards", "keygen", "sign"],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -94,7 +95,10 @@ def test_defaults_come_from_the_settings() -> None:
     settings = effective_settings(parse(["serve"]))
     options = settings.options
     assert settings.server == ServerConfig()
-    assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
+    assert (options.served_name, [each.folder.name for each in options.artifacts]) == (
+        "skillguard-demo",
+        ["ksd-mathematics"],
+    )
     with pytest.raises(ConfigError, match="--port: got '70000'"):
         effective_settings(parse(["serve", "--port", "70000"]))
 
@@ -199,7 +203,10 @@ def test_the_demo_is_served_on_vllm_in_its_number_format(given: list[str], wante
     options = effective_settings(parse(["serve", "--engine=vllm", "--enforce-eager", *given])).options
     assert isinstance(options, VllmOptions)
     assert options.flags == ("--dtype", wanted, "--enforce-eager")
-    assert (options.served_name, [path.name for path in options.artifacts]) == ("skillguard-demo", ["ksd-mathematics"])
+    assert (options.served_name, [each.folder.name for each in options.artifacts]) == (
+        "skillguard-demo",
+        ["ksd-mathematics"],
+    )
 
 
 def test_the_models_own_defaults_have_vllms_flag_on_both_engines() -> None:

@@ -109,8 +109,12 @@ async def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     assert task is not None
     # The server is a process of its own; it is stopped with this one.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    filler = Filler(AutoTokenizer.from_pretrained(args.model))
-    context = getattr(AutoConfig.from_pretrained(args.model).get_text_config(), "max_position_embeddings", None)
+    filler = Filler(AutoTokenizer.from_pretrained(args.model, trust_remote_code=False))
+    context = getattr(
+        AutoConfig.from_pretrained(args.model, trust_remote_code=False).get_text_config(),
+        "max_position_embeddings",
+        None,
+    )
     tokens = fitting((SHORT_TOKENS, LONG_TOKENS), context)
     commit = report.environment()["commit"]
     name = f"asked.{args.model.name}"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 def get_tokenizer(tokenizer_name: str, **_: Any) -> Any:
     """As `vllm.transformers_utils.tokenizer` had it."""
-    return AutoTokenizer.from_pretrained(tokenizer_name)
+    return AutoTokenizer.from_pretrained(tokenizer_name, trust_remote_code=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -40,6 +40,22 @@ def refuse_strays(folder: Path, owned: Collection[str], what: str) -> None:
         )
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes one file in one step, on disk once this returns. On an OSError what was there is still there."""
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+    _sync(path.parent)
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes a folder of these files in one step; one that is there is replaced, whatever it holds.
 
@@ -61,8 +77,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 @contextmanager
-def open_folder(folder: Path, names: Sequence[str]) -> Iterator[OpenFolder]:
-    """Opens these regular files of a folder, all of one version of it.
+def open_folder(folder: Path, names: Sequence[str], optional: Collection[str] = ()) -> Iterator[OpenFolder]:
+    """Opens these regular files of a folder, all of one version of it, and those of `optional` that it has.
 
     A version that is removed before its files are open is let go for the one that took its place. Raises ArtifactError
     when the folder or a file is not there or cannot be opened.
@@ -71,7 +87,7 @@ def open_folder(folder: Path, names: Sequence[str]) -> Iterator[OpenFolder]:
         opened: OpenFolder | None = None
         while opened is None:
             try:
-                opened = _opened(folder, names, stack)
+                opened = _opened(folder, names, optional, stack)
             except FileNotFoundError as error:
                 raise ArtifactError(
                     f"{folder}: got no file {error.filename!r}; an artifact is a folder that has one"
@@ -120,12 +136,13 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _opened(folder: Path, names: Sequence[str], stack: ExitStack) -> OpenFolder | None:
+def _opened(folder: Path, names: Sequence[str], optional: Collection[str], stack: ExitStack) -> OpenFolder | None:
     """The files, which `stack` closes, or None when another folder took this one's name meanwhile."""
     place, descriptor = _descriptor(folder)
     try:
         listed = tuple(os.listdir(descriptor))
-        return OpenFolder({name: stack.enter_context(_open_regular(name, descriptor)) for name in names}, listed)
+        wanted = [*names, *(name for name in optional if name in listed)]
+        return OpenFolder({name: stack.enter_context(_open_regular(name, descriptor)) for name in wanted}, listed)
     except FileNotFoundError:
         if _is_at(place, descriptor):
             raise

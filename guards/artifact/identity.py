@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from guards.artifact.manifest import ModelIdentity
 from guards.artifact.store import Artifact
-from guards.errors import ArtifactMismatchError, UnsupportedModelError
+from guards.errors import ArtifactMismatchError
 from guards.model.sites import ModelSites
 
 
@@ -16,21 +15,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_sha256(folder: Path) -> str:
-    """Digest of a model folder's safetensors files: SHA-256 over their names and digests, by name.
-
-    Raises UnsupportedModelError when there are none (pickled weights are not loaded).
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UnsupportedModelError(f"{folder}: got no .safetensors file; convert the model's weights to safetensors")
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(file_sha256, files))
-    return hashlib.sha256(
-        json.dumps([[path.name, digest] for path, digest in zip(files, digests, strict=True)]).encode()
-    ).hexdigest()
 
 
 _TOKENIZER_FILES = ("added_tokens.json", "merges.txt", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -1,8 +1,10 @@
 """What manifest.json says: every record of an artifact, strict."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guards.core.quantiles import LEVELS
 from guards.core.verdict import Scope
@@ -22,7 +24,49 @@ Count = Annotated[int, Field(ge=0)]
 Proportion = Annotated[float, Field(ge=0, le=1)]
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Of a skill, and of a guard's folder; to be matched fully."""
+
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+
+
+SMALLEST = float(np.finfo(np.float32).smallest_normal)
+"""What is nearer to zero may be zero on a device that does not keep subnormal numbers."""
+
+
+def in_float32(value: float) -> float:
+    """The number that a guard computes with. Raises ValueError where that is no finite number, or becomes zero."""
+    with np.errstate(over="ignore", under="ignore"):
+        single = float(np.float32(value))
+    if not np.isfinite(single) or (value != 0 and abs(single) < SMALLEST):
+        raise ValueError(f"is {single:g} in float32, wanted 0 or a number of at least {SMALLEST:.3g} and finite there")
+    return single
+
+
+def _kept(value: float) -> float:
+    in_float32(value)
+    return value
+
+
+def _positive(value: float) -> float:
+    if not in_float32(value) > 0:
+        raise ValueError("wanted a number above 0")
+    return value
+
+
+def _below_one(value: float) -> float:
+    if not in_float32(value) < 1:
+        raise ValueError("is 1 in float32, wanted a number below")
+    return value
+
+
+Float32 = Annotated[float, AfterValidator(_kept)]
+"""A number that guards compute with, in float32: finite there, and not zero unless it is zero."""
+
+PositiveFloat32 = Annotated[float, AfterValidator(_positive)]
+
+BetweenFloat32 = Annotated[float, AfterValidator(_positive), AfterValidator(_below_one)]
+"""Between 0 and 1, neither of them, in float32."""
 
 
 class Strict(BaseModel):

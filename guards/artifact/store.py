@@ -1,4 +1,4 @@
-"""The on-disk form of a guard: a folder with `manifest.json` and `tensors.safetensors`, nothing else.
+"""The on-disk form of a guard: a folder with `manifest.json`, `tensors.safetensors`, and signatures if there are any.
 
 One validating reader, one atomic writer; `artifacts/README.md` is the specification. No pickle, ever. The same
 guard gives the same bytes: keys are sorted and nothing in the file depends on the time or the machine.
@@ -13,20 +13,31 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from guards.artifact.exchange import open_folder, refuse_strays, write_folder
-from guards.artifact.manifest import FORMAT_VERSION, UNSEALED, Manifest, Strict, first_problem
+from guards.artifact.exchange import open_folder, refuse_strays, replace_file, write_folder
+from guards.artifact.manifest import FORMAT_VERSION, NAME, SMALLEST, UNSEALED, Manifest, Strict, first_problem
+from guards.artifact.signatures import (
+    MAX_SIGNATURES_BYTES,
+    SIGNATURES_NAME,
+    Signature,
+    parse_signatures,
+    refuse_wrong,
+    signed,
+)
 from guards.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
 TENSORS_NAME = "tensors.safetensors"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_TENSORS_BYTES = 4 << 30
+MAX_HEADER_BYTES = 1 << 20
+"""Of the tensors' names and shapes: thousands. Parsing more than that takes minutes."""
 TENSOR_DTYPES = (torch.float32, torch.int64)
 
 
@@ -35,12 +46,18 @@ Parameters = TypeVar("Parameters", bound=Strict)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A validated artifact in memory. `digest` covers both files."""
+    """A validated artifact in memory. `digest` covers both files, and `signatures` are right, whoever made them."""
 
     name: str
     manifest: Manifest
     tensors: dict[str, Tensor]
     digest: str
+    signatures: tuple[Signature, ...] = ()
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """The public keys, in hexadecimal, that vouch for the digest."""
+        return tuple(each.key for each in self.signatures)
 
 
 def _sha256(data: bytes) -> str:
@@ -89,11 +106,21 @@ def write_artifact(folder: Path, manifest: Manifest, tensors: Mapping[str, Tenso
 
 def refuse_folder(folder: Path) -> None:
     """Raises ArtifactError when an artifact may not be written here: replacing removes all that a folder holds."""
+    _refuse_name(folder.resolve())
     if not folder.exists():
         return
     if not (folder / MANIFEST_NAME).is_file():
         raise ArtifactError(f"{folder} exists and is no artifact: choose another output folder")
-    refuse_strays(folder, (MANIFEST_NAME, TENSORS_NAME), "an artifact")
+    refuse_strays(folder, (MANIFEST_NAME, TENSORS_NAME, SIGNATURES_NAME), "an artifact")
+
+
+def _refuse_name(folder: Path) -> None:
+    """Raises ArtifactError for a name that no guard may have: it is written to logs, labels and lines of text."""
+    if not NAME.fullmatch(folder.name):
+        raise ArtifactError(
+            f"{str(folder)!a}: a guard has its folder's name; wanted at most 64 letters, digits and _ . -, beginning "
+            "with a letter or digit: rename the folder"
+        )
 
 
 def _read_bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
@@ -106,18 +133,38 @@ def _read_bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"a key is given twice among {sorted(keys)[:8]}")
+    return dict(pairs)
+
+
+def _refuse_header(file: BinaryIO, path: Path) -> None:
+    """Raises ArtifactError for a header of tensors that is too long to be looked at, or that names one twice.
+
+    Readers of safetensors take one of the two, and not all the same one.
+    """
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MAX_HEADER_BYTES else None
+        file.seek(0)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+    if header is None:
+        raise ArtifactError(f"{path}: got a header of {length} bytes, wanted at most {MAX_HEADER_BYTES}")
+    try:
+        json.loads(header, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not a safetensors file we read ({error}): copy the folder again") from error
+
+
 def _parse_manifest(path: Path, data: bytes) -> Manifest:
     def refuse_constant(value: str) -> float:
         raise ValueError(f"non-finite number {value}")
 
-    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise ValueError(f"a key is given twice among {sorted(keys)[:8]}")
-        return dict(pairs)
-
     try:
-        raw = json.loads(data, parse_constant=refuse_constant, object_pairs_hook=unique_keys)
+        raw = json.loads(data, parse_constant=refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error}): the file is damaged, copy it again") from error
     if not isinstance(raw, dict) or raw.get("format") != "skillguard-artifact":
@@ -148,12 +195,21 @@ def read_artifact(folder: Path) -> Artifact:
     and wanted, and no other error. The method's own parameters and tensor shapes are
     validated by `guards.methods.registry.load_guard`.
     """
-    with open_folder(Path(os.path.realpath(folder)), (MANIFEST_NAME, TENSORS_NAME)) as opened:
+    real = Path(os.path.realpath(folder))
+    _refuse_name(real)
+    with open_folder(real, (MANIFEST_NAME, TENSORS_NAME), (SIGNATURES_NAME,)) as opened:
         extra = sorted(name for name in opened.names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".npz")))
         if extra:
             raise ArtifactError(f"{folder}: holds {extra[0]!r}; artifacts are never pickled, remove it")
         text = _read_bounded(opened.files[MANIFEST_NAME], folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
         manifest = _parse_manifest(folder / MANIFEST_NAME, text)
+        digest = _sha256(text)
+        signatures: tuple[Signature, ...] = ()
+        if (file := opened.files.get(SIGNATURES_NAME)) is not None:
+            where = folder / SIGNATURES_NAME
+            signatures = parse_signatures(where, _read_bounded(file, where, MAX_SIGNATURES_BYTES))
+            refuse_wrong(where, signatures, digest)
+        _refuse_header(opened.files[TENSORS_NAME], folder / TENSORS_NAME)
         blob = _read_bounded(opened.files[TENSORS_NAME], folder / TENSORS_NAME, MAX_TENSORS_BYTES)
     got = _sha256(blob)
     if got != manifest.tensors_sha256:
@@ -166,7 +222,16 @@ def read_artifact(folder: Path) -> Artifact:
     except (SafetensorError, KeyError) as error:  # KeyError: an element type that torch lacks
         raise ArtifactError(f"{folder / TENSORS_NAME}: not a safetensors file we read ({error})") from error
     _refuse_tensors(folder, tensors)
-    return Artifact(folder.resolve().name, manifest, tensors, _sha256(text))
+    return Artifact(real.name, manifest, tensors, digest, signatures)
+
+
+def sign_artifact(folder: Path, artifact: Artifact, key: Ed25519PrivateKey) -> None:
+    """Puts this key's signature of what was read from `folder` beside it, and leaves those of other keys.
+
+    Where another artifact took its place meanwhile, the signature is not of that one, and readers say so.
+    """
+    data = signed(key, artifact.digest, artifact.signatures)
+    replace_file(Path(os.path.realpath(folder)) / SIGNATURES_NAME, data)
 
 
 def take_tensor(artifact: Artifact, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -179,6 +244,17 @@ def take_tensor(artifact: Artifact, name: str, shape: tuple[int, ...], dtype: to
             f"{artifact.name}: tensor {name!r}: got {tensor.dtype} {tuple(tensor.shape)}, wanted {dtype} {shape}"
         )
     return tensor
+
+
+def take_deviations(artifact: Artifact, name: str, width: int) -> Tensor:
+    """Standard deviations float32 [width], by which a device can divide. Raises ArtifactError."""
+    std_F = take_tensor(artifact, name, (width,), torch.float32)
+    if not bool(((std_F >= SMALLEST) & (std_F.reciprocal() >= SMALLEST)).all()):
+        raise ArtifactError(
+            f"{artifact.name}: {name}: got a standard deviation that is no number above 0, or whose inverse is none, "
+            "in float32; calibrate again"
+        )
+    return std_F
 
 
 def take_neurons(artifact: Artifact, name: str, count: int, width: tuple[str, int]) -> Tensor:

@@ -48,6 +48,11 @@ def check_files(folder: Path) -> None:
     """Raises UnsupportedModelError where it depends on the engine or on what is installed which weights are read."""
     if not (folder / "config.json").is_file():
         raise UnsupportedModelError(f"{folder}: got no config.json; wanted a transformers model folder")
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UnsupportedModelError(
+                f"{folder}: {path.name} is a pipe or a device, which may never end; move it out of the folder"
+            )
     for adapter in sorted(folder.glob("adapter_*")):
         raise UnsupportedModelError(
             f"{folder}: holds {adapter.name} beside the model's own files: where peft is installed, transformers would "

@@ -56,6 +56,7 @@ def rule_fields(guard: GuardInfo, rule: Rule) -> Fields:
         "scope": rule.scope.value,
         "taus": list(rule.taus),
         "template": guard.template.value,
+        **({"signed_by": list(guard.signed_by)} if guard.signed_by else {}),
     }
 
 

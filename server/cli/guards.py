@@ -62,7 +62,10 @@ def add_parser(subparsers: Any) -> None:
         reload_guard,
     )
     reload.add_argument(
-        "--path", metavar="FOLDER", help="on the server's machine (default: where the guard's own artifact was)"
+        "--path",
+        metavar="FOLDER",
+        help="on the server's machine (default: where the guard's own artifact was); where that is pinned, with "
+        "@sha256:DIGEST behind it",
     )
 
 

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     artifact = read_artifact(Path(args.target))
     load_guard(artifact)
     if args.json:
-        print(artifact.manifest.model_dump_json(indent=1))
+        shown = artifact.manifest.model_dump(mode="json")
+        print(json.dumps({**shown, "digest": artifact.digest, "signed_by": artifact.signers}, indent=1))
     else:
         Console().print(artifact_table(artifact))
     return 0
@@ -60,10 +61,12 @@ def server_table(url: str, report: dict[str, Any]) -> "Table":
     """One line per guard."""
     from rich.table import Table
 
+    from guards.artifact.pins import vouched
+
     model = ", ".join(entry["id"] for entry in report["models"])
     state = "ready" if report["ready"] else "NOT READY"
     table = Table(title=f"{url}: {model}, {state}", title_justify="left")
-    for column in ("guard", "skill", "method", "mode", "scope", "layers", "verified", "template", "frames"):
+    for column in ("guard", "skill", "method", "mode", "scope", "layers", "verified", "template", "vouched", "frames"):
         table.add_column(column)
     for guard in report["guards"]:
         table.add_row(
@@ -71,6 +74,9 @@ def server_table(url: str, report: dict[str, Any]) -> "Table":
             ", ".join(map(str, guard["layers"])) if "layers" in guard else "operators only",
             "yes" if guard.get("verified") else "NO",
             str(guard.get("template", "-")),
+            vouched(guard["pinned"], guard["signed_by"]).removeprefix(", ") or "-"
+            if "pinned" in guard
+            else "operators only",
             ", ".join(map(repr, guard.get("frames", ()))),
         )
     return table
@@ -91,6 +97,8 @@ def artifact_table(artifact: "Artifact") -> "Table":
     """Everything a person needs in order to trust an artifact, one fact a line."""
     from rich.table import Table
 
+    from guards.artifact.pins import shown_digest
+
     manifest, calibration = artifact.manifest, artifact.manifest.calibration
     model = manifest.model
     table = Table(title=artifact.name, title_justify="left", show_header=False)
@@ -107,7 +115,8 @@ def artifact_table(artifact: "Artifact") -> "Table":
         ("recall", _rate(calibration.recall)),
         ("false abstention", _rate(calibration.false_abstention)),
         ("canaries", _canaries(manifest.canaries)),
-        ("digest", artifact.digest[:24]),
+        ("digest", shown_digest(artifact.digest)),
+        ("signed by", "\n".join(artifact.signers) or "nobody"),
     ]
     for name, value in manifest.parameters.items():
         if isinstance(value, list):

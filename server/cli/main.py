@@ -14,8 +14,10 @@ from server.cli import guards as cli_guards
 from server.cli import import_esu as cli_import
 from server.cli import inspect as cli_inspect
 from server.cli import key as cli_key
+from server.cli import keygen as cli_keygen
 from server.cli import propose_tau as cli_propose
 from server.cli import serve as cli_serve
+from server.cli import sign as cli_sign
 from server.cli.engine import own_flags, split_flags
 from server.cli.flags import as_flags
 from server.engines.errors import EngineFlagError
@@ -27,6 +29,8 @@ COMMANDS = (
     cli_evaluate,
     cli_inspect,
     cli_import,
+    cli_keygen,
+    cli_sign,
     cli_key,
     cli_guards,
     cli_audit,

@@ -93,6 +93,7 @@ async def _announce(server: "uvicorn.Server", readiness: "Readiness", config: Se
 
 def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     """What runs, what is not covered, and a line to paste."""
+    from guards.artifact.pins import vouched
     from guards.core.version import tool_name
     from server.coverage import accepted, uncovered
     from server.engines.defaults import shown
@@ -105,6 +106,7 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     ]
     for guard in info.guards:
         state = "verified" if readiness.is_verified(guard.name) else f"FAILED: {readiness.reasons[guard.name]}"
+        state += vouched(guard.pinned, guard.signed_by)
         lines.append(f"  guard  {guard.name}: {guard.method}, skill {guard.skill}, {rules[guard.name].mode}, {state}")
     if not info.guards:
         lines.append("  guard  NONE: every skill is served (--unguarded)")

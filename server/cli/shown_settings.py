@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from guards.artifact.pins import ArtifactPath
 from server.secret_names import redacted
 from server.settings import SECTIONS, Choice, Effective, Key, Origin, environment_name
 
@@ -54,7 +55,7 @@ def toml(value: Any) -> str:
     """A value in TOML, whose strings, numbers and lists are written as JSON's. It has no null."""
     if isinstance(value, Enum):
         return toml(value.value)
-    if isinstance(value, Path):
+    if isinstance(value, Path | ArtifactPath):
         return toml(str(value))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(name)} = {toml(each)}" for name, each in value.items()) + "}"

@@ -8,11 +8,11 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from guards.artifact.manifest import ScoreQuantiles
+from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Policy, Rule
 from guards.core.quantiles import place
 from guards.core.trace import PartTrace
@@ -378,6 +378,10 @@ class GuardInfo:
     """Of its method, where that has several."""
     parts: tuple[str, ...] = ()
     """The label of each part, in the order of the rule's taus."""
+    pinned: bool = False
+    """Whether the operator named its digest."""
+    signed_by: tuple[str, ...] = ()
+    """Trusted public keys, in hexadecimal, that vouch for the digest."""
     quantiles: ScoreQuantiles | None = None
     """How common scores of prompts are where the skill is not asked for; None where nobody measured it."""
     detail: Mapping[str, object] = field(default_factory=dict)
@@ -454,8 +458,8 @@ class Engine(Protocol):
         """Ends the loop; running requests get a Finish with reason ERROR. Safe to call twice."""
         ...
 
-    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
-        """Reads another artifact for a guard, of this folder or of the guard's own, and says what guard it makes.
+    async def offer(self, name: str, source: ArtifactPath | None) -> GuardInfo:
+        """Reads another artifact for a guard, from here or from the guard's own folder, and says what guard it makes.
 
         Nothing of what runs is changed. Raises SkillguardError where it cannot take the guard's place.
         """

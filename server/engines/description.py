@@ -31,6 +31,8 @@ def describe(loaded: LoadedGuard, codec: TextCodec, *, accept_template: bool, un
         template_difference=difference,
         unit=unit,
         parts=loaded.parts,
+        pinned=loaded.pinned,
+        signed_by=loaded.signed_by,
         quantiles=manifest.calibration.quantiles,
         detail={
             "parameters": manifest.parameters,

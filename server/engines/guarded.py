@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from prometheus_client import Metric
@@ -14,14 +13,17 @@ from prometheus_client.core import GaugeMetricFamily
 from guards.artifact.canaries import disagreement, room_left
 from guards.artifact.identity import refuse_mismatch
 from guards.artifact.manifest import ModelIdentity
+from guards.artifact.pins import ArtifactPath
+from guards.artifact.signatures import trusted_by
 from guards.calibration.accumulated import turns_of
 from guards.contract.columns import GuardReading
 from guards.contract.evidence import trace
 from guards.contract.guard import Bound, default_rules
 from guards.core.policy import LARGEST, Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading
-from guards.errors import GuardReadingError, PromptRefusedError
+from guards.errors import GuardReadingError, PromptRefusedError, UntrustedArtifactError
 from guards.methods.loaded import LoadedGuard, read_guards
+from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
@@ -51,6 +53,7 @@ from server.engines.errors import (
     UnsupportedOptionError,
 )
 from server.engines.grammars import require_bounded
+from server.engines.options import EmbeddedOptions, VllmOptions
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
 from server.engines.text import TokenTexts
@@ -62,10 +65,10 @@ MAX_BAD_WORDS = 128
 
 @dataclass(frozen=True)
 class Offer:
-    """An artifact that may take a guard's place, the folder it was read from, and the guard it makes."""
+    """An artifact that may take a guard's place, where it was read, and the guard it makes."""
 
     entry: LoadedGuard
-    folder: Path
+    source: ArtifactPath
     info: GuardInfo
 
 
@@ -82,15 +85,16 @@ class GuardedEngine(ABC):
     """Each guard's default."""
     _facts: Mapping[str, GuardFacts]
 
-    def __init__(
-        self, artifacts: Sequence[Path], *, accept_template: bool, whole: bool, verifiable: bool = True
-    ) -> None:
-        """`whole`: guards over spans judge a conversation as one message."""
-        self._guards = read_guards(artifacts, verifiable=verifiable)
-        self._folders = dict(zip(self._guards, artifacts, strict=True))
+    def __init__(self, options: EmbeddedOptions | VllmOptions, *, verifiable: bool = True) -> None:
+        """`verifiable` as `read_guards` has it. Raises ArtifactError or SigningKeyError."""
+        self._trusted = trusted_by(options.trusted_key_files)
+        self._guards = read_guards(options.artifacts, verifiable=verifiable, trusted=self._trusted)
+        self._sources = dict(zip(self._guards, options.artifacts, strict=True))
+        self._digests = None if options.rehash else DigestCache()
         self._offered: Offer | None = None
-        self._accept_template = accept_template
-        self._whole = whole
+        self._accept_template = options.accept_template
+        self._whole = options.judge == "conversation"
+        """Guards over spans judge a conversation as one message."""
         self._streams: dict[str, AnswerStream] = {}
         self._info: EngineInfo | None = None
         self._probes = 0
@@ -125,21 +129,27 @@ class GuardedEngine(ABC):
             room.add_metric((name,), left)
         return (room,)
 
-    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
+    async def offer(self, name: str, source: ArtifactPath | None) -> GuardInfo:
         self._offered = None
-        offered = await asyncio.to_thread(self._read_offer, name, folder or self._folders[name])
+        own = self._sources[name]
+        if source is not None and own.digest is not None and source.digest is None:
+            raise UntrustedArtifactError(
+                f"guard {name!r} is pinned to a digest, so what takes its place has to be: give {source}@sha256:DIGEST "
+                "with the digest that `skillguard inspect` prints"
+            )
+        offered = await asyncio.to_thread(self._read_offer, name, source or own)
         await self._admit_offer(offered)
         self._offered = offered
         return offered.info
 
-    def _read_offer(self, name: str, folder: Path) -> Offer:
+    def _read_offer(self, name: str, source: ArtifactPath) -> Offer:
         """Raises ArtifactError."""
-        (read,) = read_guards([folder]).values()
+        (read,) = read_guards([source], trusted=self._trusted).values()
         entry = replace(read, artifact=replace(read.artifact, name=name))  # whatever its folder is called
         refuse_mismatch(entry.artifact, self._identity)
         bound = entry.method.bind(entry.guard, torch.device("cpu"), WHOLE)
         unit = None if bound.health is None else bound.health.unit
-        return Offer(entry, folder, describe(entry, self._codec, accept_template=self._accept_template, unit=unit))
+        return Offer(entry, source, describe(entry, self._codec, accept_template=self._accept_template, unit=unit))
 
     @abstractmethod
     async def _admit_offer(self, offered: Offer) -> None:
@@ -158,9 +168,9 @@ class GuardedEngine(ABC):
         if self._streams:
             raise EngineBusyError(f"got {len(self._streams)} running requests, wanted none: guards are not exchanged")
         name, info = offered.info.name, self.info
-        old = Offer(self._guards[name], self._folders[name], next(of for of in info.guards if of.name == name))
+        old = Offer(self._guards[name], self._sources[name], next(of for of in info.guards if of.name == name))
         await self._install({**self._guards, name: offered.entry})
-        self._folders[name], self._offered = offered.folder, old
+        self._sources[name], self._offered = offered.source, old
         self._info = replace(info, guards=tuple(offered.info if of.name == name else of for of in info.guards))
 
     async def verify(self) -> Mapping[str, str | None]:

@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, field_validator
+
+from guards.artifact.pins import ArtifactPath
 
 Judge = Literal["turn", "conversation"]
+ArtifactSource = Annotated[InstanceOf[ArtifactPath], BeforeValidator(ArtifactPath.parse), PlainSerializer(str)]
 
 
 def _parsed(value: object) -> object:
@@ -21,7 +24,23 @@ class _GuardOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str = Field(description="Model folder, or a hub id.")
-    artifacts: tuple[Path, ...] = Field((), title="FOLDER", description="Artifact folders, one guard each.")
+    artifacts: tuple[ArtifactSource, ...] = Field(
+        (),
+        title="FOLDER",
+        description="Artifact folders, one guard each. With a digest behind it (FOLDER@sha256:DIGEST, as `skillguard "
+        "inspect` prints it) no other artifact is taken from that folder, now or by a reload.",
+    )
+    trusted_key_files: tuple[Path, ...] = Field(
+        (),
+        title="FILE",
+        description="Public keys (PEM, as `skillguard keygen` writes them). Where there are any, each artifact must be "
+        "signed with one of them, at the start and at every reload.",
+    )
+    rehash: bool = Field(
+        False,
+        description="Reads the model's weights for their digest also where it is known from an earlier start and the "
+        "file system says that they did not change since.",
+    )
     accept_template: bool = Field(
         False,
         description="Serves guards also where they were calibrated with another chat template or tokenizer "

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from guards.artifact.signatures import trusted_by
 from guards.methods.loaded import LoadedGuard, read_guards
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError, EvaluationError
@@ -54,7 +55,7 @@ class Arm:
 def engine_arms(options: EngineOptions, together: bool) -> list[Arm]:
     """The baseline and one arm for each artifact, or one for all. Raises ArtifactError."""
     model = options.name
-    loaded = read_guards(options.artifacts)
+    loaded = read_guards(options.artifacts, trusted=trusted_by(options.trusted_key_files))
     if BASELINE in loaded:
         raise ConfigError(f"--artifacts: got a folder named {BASELINE!r}, which is the arm without guards; rename it")
     groups = [tuple(loaded)] if together else [(name,) for name in loaded]

@@ -3,16 +3,17 @@
 Others never get here (`server/keyring.py`).
 """
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
+from guards.artifact.pins import ArtifactPath
 from guards.core.verdict import GuardMode
 from server.auth import LEAST_FACTOR, MOST_FACTOR
 from server.context import ContextDep, Services, ServicesDep
 from server.engines.base import GuardInfo
+from server.errors import InvalidRequestError
 from server.live import Judging
 from server.openai.body import Body, NonEmptyText
 from server.openai.invalid import conflict
@@ -44,9 +45,20 @@ class JudgingBody(Body):
 
 
 class ReloadBody(Body):
-    """Where the new artifact lies on the server's machine; by default where the guard's own lay."""
+    """Where the new artifact lies on the server's machine; by default where the guard's own lay.
+
+    A digest may follow, as in the setting `artifacts`, and has to where the guard is pinned.
+    """
 
     path: Annotated[NonEmptyText, Field(pattern=r"^[^\x00]+$")] | None = None
+
+    @property
+    def source(self) -> ArtifactPath | None:
+        """Raises InvalidRequestError for a digest that is none."""
+        try:
+            return None if self.path is None else ArtifactPath.parse(self.path)
+        except ValueError as error:
+            raise InvalidRequestError(f"'path': {error}.", "path") from error
 
 
 @reads(router, "/admin/guards")
@@ -72,8 +84,8 @@ async def reload(
     name: str, services: ServicesDep, context: ContextDep, body: ReloadBody | None = None
 ) -> dict[str, object]:
     """Puts another artifact in the guard's place, once running requests ended and if its canaries agree."""
-    path = None if body is None or body.path is None else Path(body.path)
-    guard, running = await services.live.reload(context.asked, name, path)
+    source = None if body is None else body.source
+    guard, running = await services.live.reload(context.asked, name, source)
     return _changed(guard, running, services)
 
 
@@ -89,6 +101,8 @@ def _shown(guard: GuardInfo, running: Running, services: Services) -> dict[str, 
         "method": guard.method,
         "kind": guard.kind.value,
         "digest": guard.digest,
+        "pinned": guard.pinned,
+        "signed_by": list(guard.signed_by),
         "mode": rule.mode.value,
         "taus": list(rule.taus),
         "artifact_taus": list(guard.rule.taus),

@@ -73,6 +73,8 @@ def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool)
         row |= {
             "layers": list(guard.layers),
             "digest": guard.digest,
+            "pinned": guard.pinned,
+            "signed_by": list(guard.signed_by),
             "template_sha256": guard.template_sha256,
             "template_difference": guard.template_difference,
             "detail": dict(guard.detail),

@@ -51,6 +51,8 @@ async def test_guards_for_operators() -> None:
             "mode": "shadow",
             "layers": [1, 2],
             "digest": "0" * 64,
+            "pinned": False,
+            "signed_by": [],
             "template_sha256": None,
             "template_difference": None,
             "detail": {"cubes": 4},

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode
 from guards.errors import ArtifactError
@@ -36,6 +37,8 @@ OLD_ROW = {
     "method": "ksd",
     "kind": "detector",
     "digest": "0" * 64,
+    "pinned": False,
+    "signed_by": [],
     "mode": "enforce",
     "taus": [0.5],
     "artifact_taus": [0.5],
@@ -224,7 +227,7 @@ async def test_each_change_is_recorded_with_who_and_what_before_it_holds(tmp_pat
     assert records[4]["policy"] == second["policy"], "by which a record's policy is found"
     assert len({records[0]["policy"], first["policy"], second["policy"], exchanged["policy"]}) == 4
     assert (records[5]["when"], records[5]["digest"]) == ("reload", new)
-    assert engine.offered_from == [Path("elsewhere")]
+    assert engine.offered_from == [ArtifactPath(Path("elsewhere"))]
 
 
 @pytest.mark.parametrize("failure", AuditFailure)

@@ -89,10 +89,12 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("server", "canary_interval_seconds"): 60.5,
     ("server", "reload_patience_seconds"): 7.5,
     ("transformers", "artifacts"): ["x", "y"],
+    ("transformers", "trusted_key_files"): ["a.pub", "b.pub"],
     ("transformers", "judge"): "conversation",
     ("transformers", "chat_template_kwargs"): {"enable_thinking": False},
     ("transformers", "dtype"): "bfloat16",
-    ("vllm", "artifacts"): ["x"],
+    ("vllm", "artifacts"): [f"x@sha256:{'0a' * 32}"],
+    ("vllm", "trusted_key_files"): ["a.pub"],
     ("vllm", "judge"): "conversation",
     ("vllm", "chat_template_kwargs"): {"a": [1, {"b": None}]},
     ("vllm", "flags"): ["--enforce-eager", "--max-model-len=8"],
@@ -180,7 +182,7 @@ def test_the_environment_may_name_the_file(write: Write, monkeypatch: pytest.Mon
 def test_without_anything_the_demo_is_served() -> None:
     assert settings().server == ServerConfig()
     assert settings().options.model == str(DEMO / "model")
-    assert [path.name for path in settings().options.artifacts] == ["ksd-mathematics"]
+    assert [each.folder.name for each in settings().options.artifacts] == ["ksd-mathematics"]
 
 
 def test_a_table_of_variables_is_one_value(write: Write) -> None:

@@ -17,8 +17,8 @@ _SHOWN_MISTAKES = 4
 
 def report(out: Path) -> str:
     """Both tables, as text."""
-    tokenizer = AutoTokenizer.from_pretrained(out / "model")
-    model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "model", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32, trust_remote_code=False).eval()
     rows = {
         split: {skill: read_rows(out / "data" / f"{skill}.{split}.jsonl") for skill in SKILLS}
         for split in (Split.CALIBRATION, Split.TEST)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch.nn import ModuleList
 
-from guards.artifact.identity import identify, tokenizer_sha256, weights_sha256
+from guards.artifact.identity import identify, tokenizer_sha256
 from guards.artifact.manifest import ModelIdentity
 from guards.calibration.activations import Consumer, Pass, Reader, TokenIds
 from guards.contract.guard import Guard, default_rules
@@ -24,10 +24,12 @@ from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.capture import stream
 from guards.inside.transformers.sites import find_family, find_sites
 from guards.inside.transformers.writing import write
+from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
 from guards.model.families import TEXT_WEIGHTS, WRAPPERS
 from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.sites import ModelSites, Place, Site
+from guards.model.weights import WeightFiles
 
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|(attn|attention)\.(masked_)?bias)$")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -168,16 +170,16 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     variables: Mapping[str, Any] | None = None,
+    digests: DigestCache | None = None,
 ) -> LoadedModel:
     """Loads a model folder or hub id.
 
     `device`: "cpu", "cuda", "cuda:N" or None for CUDA where there is one. `dtype`: a key of DTYPES or None for float32
     on CPU and the checkpoint's dtype on CUDA. `variables` as of `TextCodec`.
+    `digests`: where the weights' digest may be known from; without it they are hashed while they are loaded.
     Of a model that also sees the text model alone is loaded. Safetensors only, no remote code.
     Raises UnsupportedModelError.
     """
-    from transformers import AutoModelForCausalLM
-
     where = resolve_device(device)
     folder = resolve_folder(str(name))
     check_files(folder)
@@ -185,19 +187,38 @@ def load_model(
     text = text_config(config)
     kind = resolve_dtype(dtype, config, where)
     codec = open_codec(folder, config.get_text_config(), variables or {})
-    digest = weights_sha256(folder)
+    with WeightFiles(folder, digests) as files:
+        model = _load(folder, text, kind, where, files, renamed=text is not config)
+        model = model.to(where).eval().requires_grad_(False)
+        digest = files.digest()
+    sites = find_sites(model)
+    identity = identify(config, sites, str(kind).removeprefix("torch."), digest, tokenizer_sha256(folder))
+    return LoadedModel(model, codec, sites, identity)
+
+
+def _load(
+    folder: Path, config: Any, kind: torch.dtype, where: torch.device, files: WeightFiles, *, renamed: bool
+) -> Any:
+    """The model of these files and no others, with what its folder says of generation.
+
+    `renamed`: the weights' names are those of a model that also sees. Raises UnsupportedModelError.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=text,
+        # Without the folder's name: transformers would look there for adapters, and for weights by other names.
+        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=files.tensors(kind, where),
             dtype=kind,
-            attn_implementation=_attention(text),
-            key_mapping=None if text is config else dict(TEXT_WEIGHTS),
-            use_safetensors=True,
+            attn_implementation=_attention(config),
+            key_mapping=dict(TEXT_WEIGHTS) if renamed else None,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        model.generation_config = _generation_config(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(f"{folder}: the weights cannot be loaded ({error})") from error
     missing = sorted(info["missing_keys"])
@@ -211,10 +232,19 @@ def load_model(
             f"{folder}: {len(unused)} weight(s) belong to layers that run and are not used, first {unused[0]!r}: it is "
             "another model than config.json says; take the files that were saved together"
         )
-    model = model.to(where).eval().requires_grad_(False)
-    sites = find_sites(model)
-    identity = identify(config, sites, str(kind).removeprefix("torch."), digest, tokenizer_sha256(folder))
-    return LoadedModel(model, codec, sites, identity)
+    return model
+
+
+def _generation_config(folder: Path) -> Any:
+    """What the folder says of generation: in a file of its own, or in config.json, as older models do."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", local_files_only=True, _from_model_config=True
+        )
 
 
 def _is_inside(model: Any, name: str) -> bool:

@@ -6,15 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict
-from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
+from guards.artifact.manifest import PositiveFloat32, Strict
+from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_deviations, take_tensor
 from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
 from guards.methods.cube.guard import Cube, CubeBank, CubeGuard, Regime
 from guards.model.shard import Shard
 from guards.model.sites import Place, Site
-
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class CubeRecord(Strict):
@@ -22,8 +20,8 @@ class CubeRecord(Strict):
 
     layer: Annotated[int, Field(ge=0)]
     frame: str
-    k: PositiveFloat
-    tau: PositiveFloat
+    k: PositiveFloat32
+    tau: PositiveFloat32
 
 
 class CubeParameters(Strict):
@@ -45,9 +43,7 @@ def load(artifact: Artifact) -> CubeGuard:
                 f"{artifact.name}: cube {index}: got layer {record.layer}, wanted below {manifest.model.layers}"
             )
         mean = take_tensor(artifact, f"cube.{index}.mean", (width,), torch.float32)
-        std = take_tensor(artifact, f"cube.{index}.std", (width,), torch.float32)
-        if not bool((std > 0).all()):
-            raise ArtifactError(f"{artifact.name}: cube {index}: got a standard deviation <= 0; calibrate again")
+        std = take_deviations(artifact, f"cube.{index}.std", width)
         names |= {f"cube.{index}.mean", f"cube.{index}.std"}
         cubes.append(Cube(record.layer, record.frame, mean, std, record.k, record.tau))
     refuse_extra_tensors(artifact, names)

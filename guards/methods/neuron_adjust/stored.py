@@ -6,8 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict
-from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_neurons, take_tensor
+from guards.artifact.manifest import PositiveFloat32, Strict
+from guards.artifact.store import (
+    Artifact,
+    parse_parameters,
+    refuse_extra_tensors,
+    take_deviations,
+    take_neurons,
+    take_tensor,
+)
 from guards.contract.guard import NEURONS, Column, Health, OverRanks, Part
 from guards.errors import ArtifactError
 from guards.methods.neuron_adjust.guard import LAYER_FIELDS, Adjuster, Draw, LayerStatistics, NeuronAdjustGuard
@@ -27,7 +34,7 @@ class AdjustedLayerRecord(Strict):
 class NeuronAdjustParameters(Strict):
     """The manifest's `parameters` for method "neuron-adjust"."""
 
-    fraction: Annotated[float, Field(gt=0, le=1)]
+    fraction: Annotated[PositiveFloat32, Field(le=1)]
     draw: Draw = Field(strict=False)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     layers: tuple[AdjustedLayerRecord, ...] = Field(min_length=1)
@@ -46,9 +53,12 @@ def load(artifact: Artifact) -> NeuronAdjustGuard:
                 f"{artifact.name}: got layer {layer} twice or above the model's {manifest.model.layers} layers"
             )
         neurons = take_neurons(artifact, f"{prefix}.neurons", record.neurons, ("d_ff", manifest.model.d_ff))
-        values = [take_tensor(artifact, f"{prefix}.{f}", (record.neurons,), torch.float32) for f in _FIELDS]
-        if not bool((values[1] > 0).all() and (values[3] > 0).all()):
-            raise ArtifactError(f"{artifact.name}: {prefix}: got a standard deviation <= 0; calibrate again")
+        values = [
+            take_deviations(artifact, f"{prefix}.{field}", record.neurons)
+            if field.endswith("std")
+            else take_tensor(artifact, f"{prefix}.{field}", (record.neurons,), torch.float32)
+            for field in _FIELDS
+        ]
         names |= {f"{prefix}.neurons", *(f"{prefix}.{field}" for field in _FIELDS)}
         statistics[layer] = LayerStatistics(neurons, *values)
     refuse_extra_tensors(artifact, names)

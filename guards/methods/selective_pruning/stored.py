@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict
+from guards.artifact.manifest import Float32, Strict
 from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_neurons
 from guards.contract.guard import NEURONS, Column, Health, OverRanks, Part
 from guards.errors import ArtifactError, AttachError
@@ -14,7 +14,7 @@ from guards.methods.selective_pruning.guard import Importance, Pruner, PruningGu
 from guards.model.shard import Shard
 from guards.model.sites import Place, Site
 
-Portion = Annotated[float, Field(ge=0, le=1)]
+Portion = Annotated[Float32, Field(ge=0, le=1)]
 _RECORDED = {Site.KEY: "feed_forward", Site.ATTENTION: "attention"}
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from guards.artifact.manifest import Strict
+from guards.artifact.manifest import SMALLEST, BetweenFloat32, Float32, PositiveFloat32, Strict
 from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
 from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.contract.spans import MessageMean, Rise
@@ -22,7 +22,7 @@ class TermRecord(Strict):
     """A layer's scalars; its weights are the tensor `term.<index>.weight`."""
 
     layer: Annotated[int, Field(ge=0)]
-    offset: float
+    offset: Float32
 
 
 class SpanRecord(Strict):
@@ -30,8 +30,8 @@ class SpanRecord(Strict):
 
     over_tokens: Literal["span"]
     written: bool
-    kappa: Annotated[float, Field(gt=0, lt=1)]
-    tau: Annotated[float, Field(gt=0, lt=1)]
+    kappa: BetweenFloat32
+    tau: BetweenFloat32
 
 
 class MeanRecord(Strict):
@@ -39,8 +39,8 @@ class MeanRecord(Strict):
 
     over_tokens: Literal["mean"]
     written: bool
-    weight: Annotated[float, Field(gt=0)]
-    tau: Annotated[float, Field(gt=0, lt=1)]
+    weight: PositiveFloat32
+    tau: BetweenFloat32
 
 
 class SpanParameters(Strict):
@@ -74,7 +74,7 @@ def load(artifact: Artifact) -> SpanGuard:
     for index, record in enumerate(parameters.terms):
         name = f"term.{index}.weight"
         weight_F = take_tensor(artifact, name, (width,), torch.float32)
-        if not bool(weight_F.any()):
+        if not bool((weight_F.abs() >= SMALLEST).any()):
             raise ArtifactError(f"{artifact.name}: {name}: got zeros, which score nothing; calibrate again")
         terms.append(LayerWeights(record.layer, weight_F, record.offset))
         names.add(name)

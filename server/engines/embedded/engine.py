@@ -49,9 +49,7 @@ class EmbeddedEngine(GuardedEngine):
     """See `server.engines.base.Engine`."""
 
     def __init__(self, options: EmbeddedOptions) -> None:
-        super().__init__(
-            options.artifacts, accept_template=options.accept_template, whole=options.judge == "conversation"
-        )
+        super().__init__(options)
         self._options = options
         self._capacity = options.max_running + options.max_waiting
         self._stopped = False
@@ -64,7 +62,7 @@ class EmbeddedEngine(GuardedEngine):
     async def start(self) -> None:
         options, self._loop = self._options, asyncio.get_running_loop()
         self._loaded = await asyncio.to_thread(
-            load_model, options.model, options.device, options.dtype, options.chat_template_kwargs
+            load_model, options.model, options.device, options.dtype, options.chat_template_kwargs, self._digests
         )
         self._codec, self._identity = self._loaded.codec, self._loaded.identity
         self._defaults = self._read_defaults()

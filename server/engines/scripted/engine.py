@@ -7,10 +7,10 @@ Tokens are the UTF-8 bytes of the prompt. `server/engines/scripted/scripts.py` h
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from prometheus_client import Metric
 
+from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Policy
 from guards.errors import SkillguardError
 from server.engines.base import (
@@ -78,7 +78,7 @@ class ScriptedEngine:
         self.verification: Mapping[str, str | None] = {of.name: None for of in guards}
         self.offers: dict[str, GuardInfo | SkillguardError] = {}
         """By guard, what `offer` gives or raises."""
-        self.offered_from: list[Path | None] = []
+        self.offered_from: list[ArtifactPath | None] = []
         self.exchanges: list[GuardInfo] = []
         """What took a place, in order."""
         self.queue = Load(running=0, waiting=0)
@@ -119,8 +119,8 @@ class ScriptedEngine:
         self.stops += 1
         self.alive = False
 
-    async def offer(self, name: str, folder: Path | None) -> GuardInfo:
-        self.offered_from.append(folder)
+    async def offer(self, name: str, source: ArtifactPath | None) -> GuardInfo:
+        self.offered_from.append(source)
         offered = self.offers[name]
         if isinstance(offered, SkillguardError):
             raise offered

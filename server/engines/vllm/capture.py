@@ -34,6 +34,7 @@ from guards.inside.vllm.capture_worker import CAPTURE
 from guards.inside.vllm.settings import SETTINGS
 from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.sites import SITES, Place, Site
+from guards.model.weights import WeightFiles
 from server.engines.options import VllmOptions
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.engine import VllmEngine, stop_ids
@@ -58,6 +59,7 @@ class VllmActivations:
         self._options, self._captured, self._group_bytes = options, sites, group_bytes
         self._folder = resolve_folder(options.model)
         self._llm: AsyncLLM | None = None
+        self._files: WeightFiles | None = None
         self._requests = 0
         self._runner = asyncio.Runner()
         try:
@@ -68,7 +70,10 @@ class VllmActivations:
             text_config = self._config.model_config.hf_text_config
             self.codec = open_codec(self._folder, text_config, options.chat_template_kwargs)
             self._act([])
-            self.identity: ModelIdentity = self._runner.run(live_identity(self._started(), self._config, self._folder))
+            self._files = WeightFiles(self._folder)
+            self.identity: ModelIdentity = self._runner.run(
+                live_identity(self._started(), self._config, self._folder, self._files)
+            )
             ranks = self._rpc("describe")
             self._widths = live_widths(ranks)
             self.lacking = {Place(layer, Site(site)): why for rank in ranks for layer, site, why in rank["lacking"]}
@@ -93,6 +98,8 @@ class VllmActivations:
         """Ends vLLM's processes. Safe to call twice."""
         self._stop()
         self._runner.close()
+        if self._files is not None:
+            self._files.close()
 
     def _started(self) -> AsyncLLM:
         """vLLM, started again where a reading needed its place."""
@@ -102,6 +109,8 @@ class VllmActivations:
                 return launch(self._config)
 
             self._llm = self._runner.run(start())
+            if self._files is not None:
+                self._files.require_unchanged()
         return self._llm
 
     def _stop(self) -> None:

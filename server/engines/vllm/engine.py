@@ -26,6 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from guards.artifact.identity import refuse_mismatch
+from guards.artifact.manifest import ModelIdentity
 from guards.contract.columns import Columns
 from guards.core.policy import Policy
 from guards.core.verdict import Verdict
@@ -34,6 +35,7 @@ from guards.inside.vllm.events import POLICY, STOP_REASON, PromptReport, load_ac
 from guards.methods.loaded import LoadedGuard
 from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.shard import WHOLE
+from guards.model.weights import WeightFiles
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
     ALL_OPTIONS,
@@ -75,12 +77,7 @@ class VllmEngine(GuardedEngine):
 
     def __init__(self, options: VllmOptions, *, verifiable: bool = True) -> None:
         """`verifiable` as `read_guards` has it; calibration reads a guard that has no canaries yet."""
-        super().__init__(
-            options.artifacts,
-            accept_template=options.accept_template,
-            whole=options.judge == "conversation",
-            verifiable=verifiable,
-        )
+        super().__init__(options, verifiable=verifiable)
         self._options = options
         self._arguments = parse_flags(options)
         self._pumps: dict[str, asyncio.Task[None]] = {}
@@ -91,12 +88,13 @@ class VllmEngine(GuardedEngine):
         folder = resolve_folder(self._options.model)
         config = await asyncio.to_thread(self._configure, folder)
         self._tools = await asyncio.to_thread(VllmTools, self._options.tool_call_parser, self._codec.tokenizer)
-        llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
-        try:
-            await self._take_over(llm, config, folder)
-        except BaseException:
-            await asyncio.to_thread(llm.shutdown)
-            raise
+        with WeightFiles(folder, self._digests) as files:
+            llm = await asyncio.to_thread(launch, config, self._disable_log_stats)
+            try:
+                await self._take_over(llm, await live_identity(llm, config, folder, files), config)
+            except BaseException:
+                await asyncio.to_thread(llm.shutdown)
+                raise
         self._llm = llm
 
     def _configure(self, folder: Path) -> Any:
@@ -109,8 +107,7 @@ class VllmEngine(GuardedEngine):
         self._codec = open_codec(folder, text_config, self._options.chat_template_kwargs)
         self._stop_ids = stop_ids(config.model_config, self._codec.tokenizer)
         pairs = [
-            (str(path.resolve()), entry.artifact.digest)
-            for path, entry in zip(self._options.artifacts, self._guards.values(), strict=True)
+            (str(self._sources[name].folder.resolve()), entry.artifact.digest) for name, entry in self._guards.items()
         ]
         config.additional_config = guard_settings(pairs, self._codec.openings, min(self._stop_ids), self._options)
         asynchronous = config.scheduler_config.async_scheduling
@@ -123,9 +120,8 @@ class VllmEngine(GuardedEngine):
         self._model_config, self._structured_config = config.model_config, config.structured_outputs_config
         return config
 
-    async def _take_over(self, llm: AsyncLLM, config: Any, folder: Path) -> None:
-        """Compares what runs with the artifacts. Raises AttachError or ArtifactMismatchError."""
-        identity = await live_identity(llm, config, folder)
+    async def _take_over(self, llm: AsyncLLM, identity: ModelIdentity, config: Any) -> None:
+        """Compares what runs with the artifacts. Raises ArtifactMismatchError."""
         self._identity = identity
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, identity)
@@ -156,10 +152,10 @@ class VllmEngine(GuardedEngine):
 
     async def _admit_offer(self, offered: Offer) -> None:
         """Every worker reads the artifact, and has to find in it what its graph was traced with, but for numbers."""
-        name, digest = offered.info.name, offered.entry.artifact.digest
-        for reason in await self._workers("offer_guard", name, str(offered.folder.resolve()), digest):
+        name, digest, folder = offered.info.name, offered.entry.artifact.digest, offered.source.folder
+        for reason in await self._workers("offer_guard", name, str(folder.resolve()), digest):
             if reason is not None:
-                raise AttachError(f"{offered.folder}: {reason}; restart needed, with this artifact among `artifacts`")
+                raise AttachError(f"{folder}: {reason}; restart needed, with this artifact among `artifacts`")
 
     async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
         """Into the buffers that the compiled graph reads, on every worker. What was kept of texts is forgotten."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from guards.artifact.identity import tokenizer_sha256, weights_sha256
+from guards.artifact.identity import tokenizer_sha256
 from guards.artifact.manifest import ModelIdentity
 from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.settings import FAILURE_FILE
+from guards.model.weights import WeightFiles
 from server.engines.vllm.config import prefer_piecewise_graphs, quantisation_scheme, refuse_unguardable
 
 _KILLED = re.compile(r"Failed core proc.*: -9\b")
@@ -71,8 +72,11 @@ def live_widths(ranks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return widths
 
 
-async def live_identity(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdentity:
-    """The identity of the model that runs. Raises AttachError when the ranks do not hold all of it."""
+async def live_identity(llm: AsyncLLM, config: Any, folder: Path, files: WeightFiles) -> ModelIdentity:
+    """The identity of the model that runs, whose files have been held since before it was loaded.
+
+    Raises AttachError when the ranks do not hold all of it, UnsupportedModelError when a file changed.
+    """
     ranks = await llm.collective_rpc("describe")
     covered = sorted({layer for rank in ranks for layer in rank["here"]})
     if covered != list(range(ranks[0]["layers"])):
@@ -86,7 +90,7 @@ async def live_identity(llm: AsyncLLM, config: Any, folder: Path) -> ModelIdenti
             "d_ff": widths.get("d_ff", 0),
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "tokenizer_sha256": await asyncio.to_thread(tokenizer_sha256, folder),
-            "weights_sha256": await asyncio.to_thread(weights_sha256, folder),
+            "weights_sha256": await asyncio.to_thread(files.digest),
             "quantization": quantisation_scheme(config.model_config),
         }
     )

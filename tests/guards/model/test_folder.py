@@ -146,7 +146,7 @@ def test_a_folder_whose_parts_are_not_of_one_model(
 ) -> None:
     """Before a weight is read."""
     breaks(folder)
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UnsupportedModelError, match=BROKEN[breaks]) as caught:
         load_model(folder, "cpu")
     assert str(folder) in str(caught.value)

@@ -46,8 +46,8 @@ def test_sound_settings_would_start(
     assert f"port = 9000  # file {file}" in lines
     assert "max_running = 3  # flag --max-running" in lines
     assert "max_waiting = 256  # default" in lines
-    digest = read_artifact(served[1]).digest[:24]
-    assert f"# guard ksd-tens: ksd, skill tens, digest {digest}, fits the model" in lines
+    digest = read_artifact(served[1]).digest
+    assert f"# guard ksd-tens: ksd, skill tens, sha256:{digest}, fits the model" in lines
     assert "# tenant team: 1 keys" in lines
     assert lines[-1] == "# serve would start"
     assert ENTRY.sha256 not in out

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Rule
 from server.auth import Role, new_key
 from server.cli.main import main
@@ -58,7 +59,7 @@ async def test_every_command(
         assert "demo enforce 0.4 x 0.8 yes" in " ".join((await said(capsys, "list")).split())
         assert f"artifact {'1' * 12}" in await said(capsys, "reload", "demo", "--path", "/new/demo")
         await said(capsys, "reload", "demo")
-        assert engine.offered_from == [Path("/new/demo"), None]
+        assert engine.offered_from == [ArtifactPath(Path("/new/demo")), None]
         assert json.loads(await said(capsys, "list", "--json"))["policy_version"] == 8
 
 

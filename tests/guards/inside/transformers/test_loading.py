@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from guards.artifact.identity import tokenizer_sha256, weights_sha256
+from guards.artifact.identity import tokenizer_sha256
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_model, resolve_dtype
 from guards.model.folder import resolve_folder
+from guards.model.weights import weights_sha256
 from tests.guards.tiny import save_tiny, tiny_tokenizer
 from tests.models import WRAPPED, tiny_config, tokens
 

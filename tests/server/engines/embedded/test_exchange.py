@@ -1,11 +1,16 @@
 """Another artifact takes a guard's place on the embedded engine, while 64 callers ask."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from guards.artifact.pins import ArtifactPath
+from guards.artifact.signatures import read_private, write_key_pair
+from guards.artifact.store import read_artifact, sign_artifact
+from guards.errors import ArtifactError, UntrustedArtifactError
 from guards.inside.transformers.attach import _Site
 from guards.inside.vllm.exchange import pairs, swap
 from guards.methods.loaded import LoadedGuard
@@ -101,7 +106,7 @@ async def test_with_the_state_kept_scores_would_be_wrong(
     async with serving(engine, tmp_path) as running:
         for ids in PROMPTS:
             await running.ask(ids)
-        assert await engine.offer(NAME, served.new)
+        assert await engine.offer(NAME, ArtifactPath(served.new))
         monkeypatch.setattr(EmbeddedEngine, "_install", in_place)
         await engine.exchange()
         got = {ids: (await engine.check(ids, f"c{i}"))[0].score for i, ids in enumerate(PROMPTS)}
@@ -127,3 +132,37 @@ async def test_an_artifact_that_does_not_verify_is_put_out_again(served: Served,
     (change,) = running.told("admin")
     assert "canary 0" in change["refused"]
     assert change["after"] is None
+
+
+async def test_a_pinned_guard_stays_pinned(served: Served, tmp_path: Path) -> None:
+    pins = {folder: ArtifactPath(folder, digest) for folder, digest in served.digests.items()}
+    options = EmbeddedOptions(model=str(served.model), artifacts=(pins[served.old],))
+    engine = EmbeddedEngine(options)
+    async with serving(engine, tmp_path):
+        assert engine.info.guards[0].pinned
+        with pytest.raises(UntrustedArtifactError, match="is pinned to a digest, so what takes its place has to be"):
+            await engine.offer(NAME, ArtifactPath(served.new))
+        with pytest.raises(UntrustedArtifactError, match="and it is pinned to sha256:0000"):
+            await engine.offer(NAME, ArtifactPath(served.new, "0" * 64))
+        assert (await engine.offer(NAME, pins[served.new])).pinned
+        assert (await engine.offer(NAME, None)).digest == pins[served.old].digest
+
+
+async def test_what_takes_a_guards_place_is_signed_too(served: Served, tmp_path: Path) -> None:
+    write_key_pair(tmp_path / "key")
+    old, new = (Path(shutil.copytree(each, tmp_path / each.parent.name / NAME)) for each in (served.old, served.new))
+    sign_artifact(old, read_artifact(old), read_private(tmp_path / "key"))
+    trusted = (tmp_path / "key.pub",)
+    with pytest.raises(UntrustedArtifactError, match="got no signature"):
+        EmbeddedEngine(EmbeddedOptions(model=str(served.model), artifacts=(new,), trusted_key_files=trusted))
+    engine = EmbeddedEngine(EmbeddedOptions(model=str(served.model), artifacts=(old,), trusted_key_files=trusted))
+    async with serving(engine, tmp_path):
+        (name,) = engine.info.guards[0].signed_by
+        with pytest.raises(UntrustedArtifactError, match="got no signature"):
+            await engine.offer(NAME, ArtifactPath(new))
+        shutil.copy(old / "signatures.json", new)
+        with pytest.raises(ArtifactError, match="is not of this artifact"):
+            await engine.offer(NAME, ArtifactPath(new))
+        (new / "signatures.json").unlink()
+        sign_artifact(new, read_artifact(new), read_private(tmp_path / "key"))
+        assert (await engine.offer(NAME, ArtifactPath(new))).signed_by == (name,)
