@@ -2,10 +2,10 @@
 
     python -m benchmarks.soak --minutes N [--per-second 2] [--every 5]
 
-Callers ask for the skill and for everything else, as whole answers, as streams, as texts that are only checked, and as
-streams that they leave in the middle. Answers are recorded in an audit log, and canaries run each minute. A slope is Theil
-and Sen's, over what was seen behind the first fifth of the time, with its interval of 95 %. The last line printed is one
-JSON object, as in benchmarks/results/soak.json.
+Callers ask for the skill and for everything else, as whole answers, as streams, as texts that are only checked, and
+as streams that they leave in the middle. Answers are recorded in an audit log, and canaries run each minute. A slope is
+Theil and Sen's, over what was seen behind the first fifth of the time, with its interval of 95 %. The last line printed
+is one JSON object, as in benchmarks/results/soak.json.
 """
 
 import argparse

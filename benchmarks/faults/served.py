@@ -59,8 +59,8 @@ def serve(
 ) -> Iterator[Served]:
     """Starts `skillguard serve` on a free port; yields once its guards are verified, and leaves no process behind.
 
-    `program`: the module that takes the command's words, with words of its own. `largest_file`: bytes that a file of its
-    may have (RLIMIT_FSIZE), beyond which the system says EFBIG. Raises ServerDidNotStartError.
+    `program`: the module that takes the command's words, with words of its own. `largest_file`: bytes that a file of
+    its may have (RLIMIT_FSIZE), beyond which the system says EFBIG. Raises ServerDidNotStartError.
     """
     command = [sys.executable, "-m", *program, "serve", "--port", "0", *arguments]
 

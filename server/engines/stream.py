@@ -20,7 +20,6 @@ from server.engines.base import (
 )
 from server.engines.text import Detokenizer, StopFinder
 
-
 _GIVEN_UP = {
     Verdict.ALLOW: FinishReason.GIVEN_UP,
     Verdict.SHADOW: FinishReason.GIVEN_UP,
