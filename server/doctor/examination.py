@@ -20,26 +20,21 @@ Create = Callable[[Options], GuardedEngine]
 _DRAWN, _ROUNDS, _AT_ONCE = 32, 3, 8
 
 
-async def examine(options: Options, create: Create, said: Callable[[Finding], object]) -> Report:
-    """`said` hears each finding as it comes. Nothing is raised for what does not work: that is a finding."""
-    findings: list[Finding] = []
-
-    def tell(finding: Finding) -> None:
-        findings.append(finding)
-        said(finding)
-
-    for finding in (*machine.versions(), machine.device()):
-        tell(finding)
+async def examine(options: Options, create: Create) -> Report:
+    """Nothing is raised for what does not work: that is a finding. Raises ArtifactError."""
+    findings = [*machine.versions(), machine.device()]
+    guards = read_guards(options.artifacts)
     try:
-        await _examine(options, create, tell)
+        await _examine(options, guards, create, findings.append)
     except SkillguardError as error:
-        tell(Finding("the engine", Outcome.REFUTED, f"{error}"))
-    tell(machine.memory())
+        findings.append(Finding("the engine", Outcome.REFUTED, f"{error}"))
+    findings.append(machine.memory())
     return Report("vllm" if isinstance(options, VllmOptions) else "embedded", findings)
 
 
-async def _examine(options: Options, create: Create, tell: Callable[[Finding], object]) -> None:
-    guards = read_guards(options.artifacts)
+async def _examine(
+    options: Options, guards: Mapping[str, LoadedGuard], create: Create, tell: Callable[[Finding], object]
+) -> None:
     of = properties.known(guards)
     plain = await asyncio.to_thread(_plainly, options, guards, of)
     engine = create(options)

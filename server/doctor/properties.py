@@ -81,7 +81,7 @@ async def alone(engine: GuardedEngine, of: Sequence[Known]) -> tuple[Finding, di
     read = {each.name: await _reading(engine, each) for each in of}
     wanted = {each.name: Reading.INSIDE if each.canary.fires else Reading.OUTSIDE for each in of}
     wrong = [
-        f"{name} reads {read[name].name}, wanted {wanted[name].name}" for name in read if read[name] != wanted[name]
+        f"{name} reads {got.name}, wanted {wanted[name].name}" for name, got in read.items() if got != wanted[name]
     ]
     fire = sum(each.canary.fires for each in of)
     return _finding("verdicts, one at a time", wrong, f"{fire} prompts fire and {len(of) - fire} do not"), read
