@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -118,6 +119,7 @@ def make_manager(
 def _telling(run: Callable[[], None], over: Callable[[], None], loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
     """The batcher's thread fails what is left for errors that it catches, and an end of the thread is not one."""
 
+    @wraps(run)
     def run_and_tell() -> None:
         try:
             run()
