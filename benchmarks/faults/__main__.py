@@ -59,10 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=FAULTS, help=f"of {', '.join(FAULTS)}")
     args = parser.parse_args()
-    rows = kept() if args.only else {}
+    rows = {}
     for name in args.only or FAULTS:
         rows[name] = run(FAULTS[name])
         print(json.dumps(rows[name], ensure_ascii=False), file=sys.stderr, flush=True)
+    rows = {**(kept() if args.only else {}), **rows}  # as they are now: another run may have ended meanwhile
     found = [rows[name] for name in FAULTS if name in rows]
     report.publish(NAME, found)
     sys.exit(0 if all(row["sound"] for row in found) else 1)
