@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
     """Of the demo every detector, where no model was named."""
-    options = engine_options(args)
-    if hasattr(args, "model") or hasattr(args, "artifacts"):
-        return options
-    return options.model_copy(update={"artifacts": tuple(sorted((DEMO / "guards").glob("ksd-*")))})
+    if not hasattr(args, "model") and not hasattr(args, "artifacts"):
+        args.artifacts = tuple(sorted((DEMO / "guards").glob("ksd-*")))
+    return engine_options(args)
