@@ -119,6 +119,7 @@ def test_an_artifact_without_canaries_is_refused(served: Served, tmp_path: Path)
         EmbeddedEngine(EmbeddedOptions(model=str(served[0]), artifacts=(folder,)))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_batcher_whose_thread_ends_leaves_nobody_waiting(served: Served) -> None:
     """By what is no Exception, of which transformers fails no request."""
 
