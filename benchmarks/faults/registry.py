@@ -57,8 +57,8 @@ def _with_admin(folder: Path) -> Iterator[Served]:
     keys = folder / "keys.json"
     for name, role in (("caller", "operator"), ("admin", "admin")):
         command = [sys.executable, "-m", "server.cli", "key", "add", name, "--file", str(keys), "--role", role]
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        (folder / name).write_text(next(word for word in said.split() if word.startswith("sk-")))
+        made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        (folder / name).write_text(made.stdout.strip())
     with serve("--artifacts", str(guards / scripts.GUARD), "--api-keys-file", str(keys)) as served:
         yield served
 
