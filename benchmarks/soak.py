@@ -109,14 +109,14 @@ def texts() -> Iterator[str]:
     return itertools.cycle(both)
 
 
-def slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float | list[float]]]:
+def slopes(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
     """Each quantity's slope an hour with its interval, and its medians of the first and the last tenth.
 
     `samples`: those behind the warm-up, at least three.
     """
     hours = [each.hours for each in samples]
     tenth = max(1, len(samples) // 10)
-    found: dict[str, dict[str, float | list[float]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in ("rss_mb", "descriptors", "threads", "tasks"):
         values = [getattr(each, name) for each in samples]
         slope, _, low, high = theilslopes(values, hours, _LEVEL)

@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=FAULTS, help=f"of {', '.join(FAULTS)}")
     args = parser.parse_args()
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in args.only or FAULTS:
         rows[name] = run(FAULTS[name])
         print(json.dumps(rows[name], ensure_ascii=False), file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +96,7 @@ class Callers:
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url, self.key = url, key
         self.client = open_client(url, key)
-        self.other: Sequence[str] = others(SKILL)
+        self.other = others(SKILL)
         tried = [(text, ask(self.client, text, stream=False)) for text in prompts(SKILL)[:_TRIED]]
         self.withheld = [text for text, reply in tried if reply.ended == "content_filter" and not reply.leaked]
         if len(self.withheld) < _LEAST:
@@ -137,7 +137,7 @@ class Callers:
             if self._over.is_set():
                 return
             skill = count % 3 != 0
-            texts: Sequence[str] = self.withheld if skill else self.other
+            texts = self.withheld if skill else self.other
             text = texts[count % len(texts)]
             reply = ask(self.client, text, stream=count % 2 == 0)
             with self._progress:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -141,8 +142,8 @@ def corrupt_reload(scene: Scene) -> Seen:
     source = next(path for path in (scene.folder / "guards").iterdir())
     ended: list[str] = []
     with open_client(scene.callers.url, (scene.folder / "admin").read_text()) as client:
-        for damage in (_flip, _cut, shutil.rmtree):
-            broken = scene.folder / damage.__name__.strip("_")
+        for name, damage in _DAMAGES.items():
+            broken = scene.folder / name
             shutil.copytree(source, broken)
             damage(broken)
             reply = client.post(f"/admin/guards/{GUARD}/reload", json={"path": str(broken)})
@@ -163,6 +164,9 @@ def _flip(folder: Path) -> None:
 def _cut(folder: Path) -> None:
     path = next(folder.glob("*.safetensors"))
     os.truncate(path, path.stat().st_size // 2)
+
+
+_DAMAGES: Mapping[str, Callable[[Path], object]] = {"a bit off": _flip, "cut short": _cut, "gone": shutil.rmtree}
 
 
 def stop_under_load(scene: Scene) -> Seen:

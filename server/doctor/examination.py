@@ -11,12 +11,12 @@ from guards.methods.loaded import LoadedGuard, read_guards
 from server.doctor import machine, properties
 from server.doctor.findings import Finding, Outcome, Report
 from server.doctor.properties import Known
-from server.engines.base import EngineRequest, Finish, Sampling
+from server.engines.base import Engine, EngineRequest, Finish, Sampling
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions, VllmOptions
 
 Options = EmbeddedOptions | VllmOptions
-Create = Callable[[Options], GuardedEngine]
+Create = Callable[[Options], Engine]
 _DRAWN, _ROUNDS, _AT_ONCE = 32, 3, 8
 
 
@@ -37,7 +37,7 @@ async def _examine(
 ) -> None:
     of = properties.known(guards)
     plain = await asyncio.to_thread(_plainly, options, guards, of)
-    engine = create(options)
+    engine = _made(create, options)
     began = time.monotonic()
     await engine.start()
     try:
@@ -62,7 +62,7 @@ async def _examine(
         guarded = await _speed(engine, of)
     finally:
         await engine.stop()
-    bare = create(options.model_copy(update={"artifacts": ()}))
+    bare = _made(create, options.model_copy(update={"artifacts": ()}))
     await bare.start()
     try:
         unguarded = await _speed(bare, of)
@@ -70,6 +70,12 @@ async def _examine(
         await bare.stop()
     ratio = f"{guarded / unguarded:.2f} of the speed without guards ({guarded:.0f} and {unguarded:.0f} tokens a second)"
     tell(Finding("speed", Outcome.TOLD, ratio))
+
+
+def _made(create: Create, options: Options) -> GuardedEngine:
+    engine = create(options)
+    assert isinstance(engine, GuardedEngine), "both engines that serve models are"
+    return engine
 
 
 def _plainly(options: Options, guards: Mapping[str, LoadedGuard], of: Sequence[Known]) -> dict[str, Reading]:

@@ -39,5 +39,5 @@ def test_a_leak_of_memory_is_a_slope_and_rest_is_none() -> None:
     found = slopes(samples)
     assert found["rss_mb"]["an_hour"] == pytest.approx(100)
     assert found["descriptors"] == {"first": 10, "last": 10, "most": 10, "an_hour": 0, "interval": [0, 0]}
-    low, high = found["tasks"]["interval"]  # type: ignore[misc]
+    low, high = found["tasks"]["interval"]
     assert low <= 0 <= high

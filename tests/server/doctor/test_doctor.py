@@ -25,7 +25,7 @@ def options(artifact: Path = GUARD) -> EmbeddedOptions:
 
 
 def examined(artifact: Path = GUARD) -> Report:
-    return asyncio.run(examine(options(artifact), create_engine))  # type: ignore[arg-type]
+    return asyncio.run(examine(options(artifact), create_engine))
 
 
 def refuted(report: Report) -> list[str]:
