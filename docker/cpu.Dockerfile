@@ -19,11 +19,15 @@ RUN apt-get update \
 RUN python3 -m venv /opt/skillguard \
     && /opt/skillguard/bin/pip install --index-url "${TORCH_INDEX_URL}" 'torch==2.13.*'
 WORKDIR /src
+# These very files, or none.
+COPY docker/requirements-cpu.lock ./
+RUN /opt/skillguard/bin/pip install --require-hashes --no-deps -r requirements-cpu.lock
 COPY pyproject.toml README.md ./
 COPY server ./server
 COPY guards ./guards
 COPY artifacts ./artifacts
-RUN /opt/skillguard/bin/pip install . \
+RUN /opt/skillguard/bin/pip install --no-deps . \
+    && /opt/skillguard/bin/pip check \
     && /opt/skillguard/bin/pip uninstall --yes pip
 # Serving uses no tests of packages, and nothing that code is compiled against. torch looks for its torch_shm_manager.
 RUN find /opt/skillguard/lib -depth -type d \( -name test -o -name tests \) -exec rm -r {} + \

@@ -1,5 +1,6 @@
 """Metrics that are read off the server's state when Prometheus asks."""
 
+import asyncio
 from collections.abc import Iterator
 
 from prometheus_client import Metric
@@ -34,6 +35,9 @@ class StateCollector(Collector):
             "skillguard_ready", "1 while every guard is verified and the engine lives.", value=readiness.serving
         )
         yield InfoMetricFamily("skillguard_build", "This program.", value={"version": version()})
+        yield GaugeMetricFamily(
+            "skillguard_event_loop_tasks", "Tasks of the server's event loop.", value=len(asyncio.all_tasks())
+        )
         if self._keys is not None:
             yield GaugeMetricFamily(
                 "skillguard_keys_file_valid",

@@ -65,35 +65,65 @@ async def run_all(
 ) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
     """The events of all requests in order of arrival, each with the index of its request.
 
-    Raises what `submit` raises, before any answer has begun. Leaving the context cancels what still runs.
+    Raises what `submit` raises, before any answer has begun. Leaving the context cancels what still runs, and its
+    observer sees what was known of it: nobody gets that, but a hit that was found is counted and recorded.
     """
     queue = _Queue()
     streams: list[EventStream] = []
-    pumps: list[asyncio.Task[None]] = []
+    pumps: list[_Pump] = []
     try:
         for request in requests:
             streams.append(engine.submit(request))
         for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
-            pumps.append(asyncio.create_task(_pump(index, stream, queue, observe(request))))
+            pumps.append(_Pump(index, stream, queue, observe(request)))
         yield _Merged(queue, unfinished=len(streams))
     finally:
-        for stream in streams:  # first, since a second cancellation may cut the wait below short
-            await stream.aclose()
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        ending = asyncio.ensure_future(_end(streams, pumps))
+        _ENDING.add(ending)
+        ending.add_done_callback(_ENDING.discard)
+        await asyncio.shield(ending)  # whoever is cancelled once more does not wait, but all ends as it should
 
 
-async def _pump(index: int, stream: AsyncIterator[Event], queue: _Queue, observer: Observer) -> None:
-    try:
-        async for event in stream:
-            await observer(event)
-            queue.put_nowait((index, event))
-            if isinstance(event, Finish):
-                return
-        raise GenerationError("the engine's events ended without a Finish")
-    except Exception as error:  # handed to whoever reads the queue, who raises it
-        queue.put_nowait((index, error))
+_ENDING: set["asyncio.Future[None]"] = set()
+"""Held here, since the event loop itself does not."""
+
+
+async def _end(streams: Sequence[EventStream], pumps: Sequence["_Pump"]) -> None:
+    """Streams without a pump were queued before one that was refused, and nobody observes them."""
+    known = [await stream.aclose() for stream in streams]
+    waits = [pump.end(finish) for pump, finish in zip(pumps, known, strict=False)]
+    await asyncio.gather(*waits, return_exceptions=True)
+
+
+class _Pump:
+    """Hands one answer's events over, each once its observer has seen it."""
+
+    def __init__(self, index: int, stream: EventStream, queue: _Queue, observer: Observer) -> None:
+        self._index, self._stream, self._queue, self._observer = index, stream, queue, observer
+        self._finishing = False
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            async for event in self._stream:
+                self._finishing = isinstance(event, Finish)
+                await self._observer(event)
+                self._queue.put_nowait((self._index, event))
+                if self._finishing:
+                    return
+            raise GenerationError("the engine's events ended without a Finish")
+        except Exception as error:  # handed to whoever reads the queue, who raises it
+            self._queue.put_nowait((self._index, error))
+
+    async def end(self, known: Finish | None) -> None:
+        """Stops, unless the Finish is being observed, which goes on; else its observer sees what is `known`."""
+        if self._finishing:
+            await self._task
+            return
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        if known is not None:
+            await self._observer(known)
 
 
 class _Merged(AsyncIterator[tuple[int, Event]]):

@@ -39,7 +39,7 @@ MOST_TENANTS = 200
 _SCORES = ("skillguard_score_quantile", "skillguard_score_over_tau")
 """Whose sum tells the score of whatever was asked between two scrapes."""
 
-_OUTCOMES = {FinishReason.ABSTAIN: "abstained", FinishReason.ERROR: "error"}
+_OUTCOMES = {FinishReason.ABSTAIN: "abstained", FinishReason.ERROR: "error", FinishReason.GIVEN_UP: "given_up"}
 _ANSWERED = "answered"
 CHANGES = ("mode", "taus", "artifact")
 _MADE, _REFUSED = "made", "refused"
@@ -211,7 +211,10 @@ class Metrics:
         return observe
 
     def _observe_finish(self, finish: Finish, policy: Policy) -> None:
-        (self._verified if finish.verified else self._unverified).inc()
+        if not finish.verified:
+            self._unverified.inc()
+        elif finish.reason is not FinishReason.GIVEN_UP:
+            self._verified.inc()
         self._prompt_tokens.inc(finish.prompt_tokens)
         self._completion_tokens.inc(finish.completion_tokens)
         for acted in finish.acted:

@@ -120,6 +120,8 @@ class RecentAnswers:
 def _outcome(finish: Finish) -> str:
     if finish.reason is FinishReason.ABSTAIN:
         return "abstained"
+    if finish.reason is FinishReason.GIVEN_UP and finish.verified:
+        return "given_up"
     return "answered" if finish.verified and finish.reason is not FinishReason.ERROR else "error"
 
 

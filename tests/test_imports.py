@@ -30,6 +30,7 @@ ROOMS = (
     "server.middleware",
     "server.app",
     "server.evaluation",
+    "server.doctor",
     "server.cli",
 )
 """From the bottom up. A module is in the room with the longest name that its own begins with."""

@@ -3,6 +3,7 @@
 from benchmarks.measurements.asked import asked_section
 from benchmarks.measurements.clients import clients_section, conformance_section
 from benchmarks.measurements.demo import demo_section, figure4_section
+from benchmarks.measurements.faults import faults_section, soak_section
 from benchmarks.measurements.image import image_section
 from benchmarks.measurements.likelihoods import likelihoods_section
 from benchmarks.measurements.methods import methods_section
@@ -48,7 +49,8 @@ def page(results: Results) -> str:
         overhead_section(results),
         *filter(None, [startup_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
-        *filter(None, [watched_section(results), image_section(results)]),
+        *filter(None, [watched_section(results), faults_section(results), soak_section(results)]),
+        *filter(None, [image_section(results)]),
         methods_section(),
     ]
     return "\n\n".join(parts) + "\n"

@@ -9,6 +9,7 @@ from guards.errors import SkillguardError
 from server.cli import audit as cli_audit
 from server.cli import calibrate as cli_calibrate
 from server.cli import check_config as cli_check
+from server.cli import doctor as cli_doctor
 from server.cli import evaluate as cli_evaluate
 from server.cli import guards as cli_guards
 from server.cli import import_esu as cli_import
@@ -25,6 +26,7 @@ from server.engines.errors import EngineFlagError
 COMMANDS = (
     cli_serve,
     cli_check,
+    cli_doctor,
     cli_calibrate,
     cli_evaluate,
     cli_inspect,
@@ -36,7 +38,7 @@ COMMANDS = (
     cli_audit,
     cli_propose,
 )
-WITH_ENGINE = ("serve", "check-config", "calibrate", "evaluate")
+WITH_ENGINE = ("serve", "check-config", "doctor", "calibrate", "evaluate")
 
 
 def build_parser() -> argparse.ArgumentParser:

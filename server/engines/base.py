@@ -206,6 +206,8 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABSTAIN = "abstain"
     ERROR = "error"
+    GIVEN_UP = "given_up"
+    """Nothing ended it yet when it was cancelled, mostly since its caller left. Nobody gets this one."""
 
 
 @dataclass(frozen=True)
@@ -336,8 +338,12 @@ class EventStream(AsyncIterator[Event]):
     """One answer's events: Chunks, then exactly one Finish."""
 
     @abstractmethod
-    async def aclose(self) -> None:
-        """Gives the answer up and cancels it, also when nothing was iterated yet. Safe to call twice."""
+    async def aclose(self) -> Finish | None:
+        """Gives the answer up and cancels it, also when nothing was iterated yet. Safe to call twice.
+
+        Returns what is known of an answer whose Finish was not handed on: a hit that was found ended it, GIVEN_UP where
+        nothing did. None of one that was over.
+        """
 
 
 class TemplateState(StrEnum):

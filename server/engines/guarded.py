@@ -119,6 +119,10 @@ class GuardedEngine(ABC):
     def submit(self, request: EngineRequest) -> AnswerStream:
         """See `Engine.submit`."""
 
+    @abstractmethod
+    def how(self) -> Mapping[str, str]:
+        """How passes are run, by what is told: graphs, compilation, runner. After the start."""
+
     def metrics(self) -> Iterable[Metric]:
         room = GaugeMetricFamily(
             "skillguard_canary_margin_ratio",

@@ -20,6 +20,14 @@ from server.engines.base import (
 )
 from server.engines.text import Detokenizer, StopFinder
 
+_GIVEN_UP = {
+    Verdict.ALLOW: FinishReason.GIVEN_UP,
+    Verdict.SHADOW: FinishReason.GIVEN_UP,
+    Verdict.ABSTAIN: FinishReason.ABSTAIN,
+    Verdict.ERROR: FinishReason.ERROR,
+}
+"""What an answer that is given up ended by, as far as guards had read it."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -64,9 +72,13 @@ class AnswerStream(EventStream):
             self._take(await self.outputs.get())
         return self._pending.pop(0)
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> Finish | None:
         """Gives the answer up: a running request is cancelled. Safe to call twice."""
-        self._end(finished=False)
+        if self._close is not None:
+            self._pending.clear()
+            self._finish(_GIVEN_UP[self.answer.outcome], self.answer.generated, ended=False)
+        pending, self._pending = self._pending, []
+        return next((event for event in pending if isinstance(event, Finish)), None)
 
     def _end(self, *, finished: bool) -> None:
         close, self._close = self._close, None

@@ -5,7 +5,7 @@ import { columns } from "./charts.js";
 
 const BINS = 24;
 const PAGE = 25;
-const OUTCOMES = { answered: "answered", abstained: "withheld", error: "error" };
+const OUTCOMES = { answered: "answered", abstained: "withheld", error: "error", given_up: "given up" };
 let rows = PAGE;
 
 export function show(answers, allTenants) {
@@ -54,7 +54,7 @@ function rate(answers) {
   const bins = Array.from({ length: BINS }, (_, i) => ({ name: clock(first + i * step), parts: [["fires", 0], ["plain", 0], ["broken", 0]] }));
   for (const each of answers) {
     const bin = bins[Math.min(BINS - 1, Math.floor((each.time - first) / step))];
-    bin.parts[each.outcome === "abstained" ? 0 : each.outcome === "answered" ? 1 : 2][1] += 1;
+    bin.parts[each.outcome === "abstained" ? 0 : each.outcome === "error" ? 2 : 1][1] += 1;
   }
   const withheld = answers.filter((each) => each.outcome === "abstained").length;
   const open = place.querySelector("details")?.open ?? false;
@@ -102,7 +102,7 @@ function row(answer) {
     "tr",
     {},
     h("td", {}, clock(answer.time)),
-    h("td", {}, h("span", { class: `pill ${{ answered: "plain", abstained: "fired", error: "bad" }[answer.outcome]}` }, OUTCOMES[answer.outcome])),
+    h("td", {}, h("span", { class: `pill ${{ answered: "plain", abstained: "fired", error: "bad", given_up: "plain" }[answer.outcome]}` }, OUTCOMES[answer.outcome])),
     h("td", { class: hit ? "" : "soft" }, guard ? `${guard.guard}${guard.verdict === "shadow" ? " (shadow)" : hit ? "" : " (nearest)"}` : "–"),
     h("td", {}, where),
     h("td", { class: "num" }, number(guard?.score)),

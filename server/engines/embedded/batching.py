@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -65,9 +66,12 @@ def make_manager(
     sampler: JudgingSampler,
     stop_ids: frozenset[int],
     dispatch: Callable[[list[Any]], None],
+    over: Callable[[], None],
     loop: asyncio.AbstractEventLoop,
 ) -> Any:
     """A ContinuousBatchingManager that judges and draws through `sampler`, and dispatches on `loop`; not started yet.
+
+    `over` is called on `loop` once its thread has ended, however it did.
 
     Raises UnsupportedModelError where guards would not see every pass or lose the slots of a sequence, or where it
     would not say which rows it samples.
@@ -107,8 +111,23 @@ def make_manager(
     _refuse_unguardable(manager.continuous_batching_config)
     manager.logit_processor = sampler
     manager.output_router = _Router(dispatch, loop)
+    manager._run_generation_loop = _telling(manager._run_generation_loop, over, loop)
     manager.warmup()  # makes the cache now, so that its real capacity is known before the first request
     return manager
+
+
+def _telling(run: Callable[[], None], over: Callable[[], None], loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    """The batcher's thread fails what is left for errors that it catches, and an end of the thread is not one."""
+
+    @wraps(run)
+    def run_and_tell() -> None:
+        try:
+            run()
+        finally:
+            with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear it
+                loop.call_soon_threadsafe(over)
+
+    return run_and_tell
 
 
 def longest_request(manager: Any) -> int:

@@ -145,7 +145,7 @@ class EmbeddedEngine(GuardedEngine):
             self._stop_ids,
             self._prompts,
         )
-        manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch, self._loop)
+        manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch, self._over, self._loop)
         self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))
         manager.start()
         self._manager = manager
@@ -155,6 +155,10 @@ class EmbeddedEngine(GuardedEngine):
             return
         self._stopped = True
         await asyncio.to_thread(self._end_batching)
+        self._over()
+
+    def _over(self) -> None:
+        """Nothing comes any more: whoever waits is told. Those whose end was dispatched before have it first."""
         for stream in self._streams.values():
             stream.outputs.put_nowait(None)
 
@@ -166,6 +170,9 @@ class EmbeddedEngine(GuardedEngine):
 
     def healthy(self) -> bool:
         return not self._stopped and self._manager is not None and bool(self._manager.is_running())
+
+    def how(self) -> Mapping[str, str]:
+        return {"graphs": "none: every pass is eager, with hooks in Python"}
 
     def submit(self, request: EngineRequest) -> AnswerStream:
         request = self._admit(request)

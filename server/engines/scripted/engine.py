@@ -22,6 +22,7 @@ from server.engines.base import (
     Event,
     EventStream,
     Finish,
+    FinishReason,
     GuardInfo,
     GuardScore,
     GuardTrace,
@@ -33,7 +34,7 @@ from server.engines.base import (
     require_honoured,
 )
 from server.engines.errors import EngineError, EngineStoppedError, InvalidOptionError, PromptError, PromptTooLongError
-from server.engines.scripted.scripts import Script, Step, answer, guard, score
+from server.engines.scripted.scripts import Script, answer, guard, score
 from server.engines.scripted.tools import ScriptedToolParser
 from server.engines.tools import Tool, ToolChoice, ToolUse
 
@@ -184,7 +185,7 @@ class ScriptedEngine:
         if script is None:
             raise PromptError(f"no script for {text!r}")
         self.submitted.append(request)
-        return _Played(script.steps, len(request.prompt_token_ids), lambda: self.cancelled.append(request.request_id))
+        return _Played(script, len(request.prompt_token_ids), lambda: self.cancelled.append(request.request_id))
 
     async def check(
         self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
@@ -230,9 +231,11 @@ class ScriptedEngine:
 class _Played(EventStream):
     """The events of one request. A class, since an async generator that was never begun cannot notice its closing."""
 
-    def __init__(self, steps: Iterable[Step], prompt_tokens: int, on_cancel: Callable[[], None]) -> None:
-        self._steps = iter(steps)
+    def __init__(self, script: Script, prompt_tokens: int, on_cancel: Callable[[], None]) -> None:
+        self._steps = iter(script.steps)
+        self._given_up = script.given_up
         self._prompt_tokens = prompt_tokens
+        self._sent_tokens = 0
         self._on_cancel = on_cancel
         self._over = False
 
@@ -244,14 +247,18 @@ class _Played(EventStream):
                 self._over = True
                 return replace(step, prompt_tokens=self._prompt_tokens)
             else:
+                self._sent_tokens += step.tokens
                 return step
         self._over = True
         raise StopAsyncIteration
 
-    async def aclose(self) -> None:
-        if not self._over:
-            self._over = True
-            self._on_cancel()
+    async def aclose(self) -> Finish | None:
+        if self._over:
+            return None
+        self._over = True
+        self._on_cancel()
+        known = self._given_up or Finish(FinishReason.GIVEN_UP, 0, self._sent_tokens, verified=True)
+        return replace(known, prompt_tokens=self._prompt_tokens)
 
 
 def _turn(message: Message) -> str:

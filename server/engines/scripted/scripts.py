@@ -22,6 +22,8 @@ class Script:
 
     steps: tuple[Step, ...]
     when: Callable[[str], bool] = lambda prompt: True
+    given_up: Finish | None = None
+    """What is known of the answer where it is given up before its Finish; by default what was sent of it."""
 
 
 def answer(*pieces: str, reason: FinishReason = FinishReason.STOP, hits: tuple[Hit, ...] = ()) -> tuple[Event, ...]:

@@ -250,6 +250,21 @@ class VllmEngine(GuardedEngine):
         yield from super().metrics()
         yield from (metric for metric in get_prometheus_registry().collect() if metric.name.startswith("vllm:"))
 
+    def how(self) -> Mapping[str, str]:
+        config = self._running_llm().vllm_config
+        compilation, v2 = config.compilation_config, config.use_v2_model_runner
+        mode = getattr(compilation.mode, "name", compilation.mode)
+        untested = config.device_config.device_type != "cpu"
+        runner = f"model runner V{2 if v2 else 1}"
+        tested = (
+            "guards were not tested with it: --allow-untested-runner takes it all the same" if untested else "tested"
+        )
+        return {
+            "graphs": f"compilation {mode}, CUDA graphs {compilation.cudagraph_mode.name}",
+            "runner": f"{runner} on {config.device_config.device_type}, {tested}",
+            "ranks": f"{config.parallel_config.world_size}",
+        }
+
     def submit(self, request: EngineRequest) -> AnswerStream:
         llm = self._llm
         request = self._admit(request)

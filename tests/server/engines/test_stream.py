@@ -184,3 +184,52 @@ def test_min_tokens_holds_a_stop_string_back() -> None:
     of = answer(stop=("w11",), min_tokens=3)
     judge(of, 0, OUTSIDE)
     assert events(of, Drawn((10, 11, 12, 13)), Drawn((11,)), STOPPED)[0] == 5
+
+
+def given_up(of: AnswerState, *drawn: Drawn, read: int) -> Finish | None:
+    """What is known of an answer of which some events were read before it was given up."""
+    stream = AnswerStream(of, tokenizer(), frozenset({EOS}), lambda finished: None)
+
+    async def work() -> Finish | None:
+        for each in drawn:
+            stream.outputs.put_nowait(each)
+        for _ in range(read):
+            await anext(stream)
+        first = await stream.aclose()
+        assert await stream.aclose() is None, "known once"
+        return first
+
+    return asyncio.run(asyncio.wait_for(work(), 5))
+
+
+def test_a_hit_is_known_of_an_answer_that_is_given_up() -> None:
+    """The engine is ahead of the stream, and judged what nobody has heard of."""
+    of = answer()
+    judge(of, 0, OUTSIDE)
+    judge(of, 1, INSIDE)
+    finish = given_up(of, Drawn((10,)), read=1)
+    assert finish is not None
+    assert finish.reason is FinishReason.ABSTAIN
+    assert finish.completion_tokens == 1
+
+
+def test_an_answer_that_is_given_up_without_one_says_so() -> None:
+    of = answer()
+    judge(of, 0, OUTSIDE)
+    finish = given_up(of, read=0)
+    assert finish is not None
+    assert (finish.reason, finish.hits) == (FinishReason.GIVEN_UP, ())
+
+
+def test_an_end_that_nobody_took_is_known() -> None:
+    of = answer()
+    judge(of, 0, OUTSIDE)
+    finish = given_up(of, Drawn((10,), ended=FinishReason.LENGTH), read=1)
+    assert finish is not None
+    assert finish.reason is FinishReason.LENGTH
+
+
+def test_of_an_answer_that_was_over_nothing_more_is_known() -> None:
+    of = answer()
+    judge(of, 0, OUTSIDE)
+    assert given_up(of, Drawn((10,), ended=FinishReason.LENGTH), read=2) is None

@@ -117,3 +117,19 @@ def test_an_artifact_without_canaries_is_refused(served: Served, tmp_path: Path)
     write_artifact(folder, artifact.manifest.model_copy(update={"canaries": quiet}), artifact.tensors)
     with pytest.raises(ArtifactError, match="holds no canary on which its guard fires"):
         EmbeddedEngine(EmbeddedOptions(model=str(served[0]), artifacts=(folder,)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_batcher_whose_thread_ends_leaves_nobody_waiting(served: Served) -> None:
+    """By what is no Exception, of which transformers fails no request."""
+
+    async def work(engine: EmbeddedEngine) -> Answer:
+        def end(_: nn.Module, __: object) -> None:
+            raise SystemExit
+
+        _module(engine, Site.PRE_ACTIVATION).register_forward_pre_hook(end)
+        return await asyncio.wait_for(ask(engine, retain_prompt(0)), 20)
+
+    answer = run(guarded(served), work)
+    assert (answer.text, answer.finish.reason) == ("", FinishReason.ERROR)
+    assert answer.finish.error == "the engine stopped"

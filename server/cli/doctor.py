@@ -1,0 +1,51 @@
+"""`skillguard doctor`: proves or refutes on this machine what the tests prove on CPUs."""
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from server.cli.engine import add_arguments, engine_options
+from server.demo import DEMO
+from server.engines.options import EmbeddedOptions, VllmOptions
+
+REPORT = Path("skillguard-doctor.json")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="prove or refute on this machine what the tests prove",
+        description="Runs guards on this machine's engine and device: versions, canaries, verdicts alone, batched, "
+        "chunked and against a plain pass, refusals under every option, and the speed. By default with the demo's "
+        "guards, which takes about a minute; give --model and --artifacts for your own. Prints a line for each "
+        "property and writes a report to send us, without prompts. Exit status 1 where a property is refuted.",
+        allow_abbrev=False,
+    )
+    add_arguments(parser, may_be_unguarded=False)
+    parser.add_argument("--report", type=Path, default=REPORT, metavar="FILE", help=f"by default {REPORT}")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examines, prints and writes. Raises what reading artifacts and flags raises."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from server.create import create_engine
+    from server.doctor.examination import examine
+
+    disable_progress_bar()
+    report = asyncio.run(examine(_options(args), create_engine))
+    print(report.text())
+    args.report.write_text(json.dumps(report.told(), indent=1) + "\n", encoding="utf-8")
+    print(f"written to {args.report}")
+    return 0 if report.sound else 1
+
+
+def _options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
+    """Of the demo every detector, where no model was named."""
+    if not hasattr(args, "model") and not hasattr(args, "artifacts"):
+        args.artifacts = tuple(sorted((DEMO / "guards").glob("ksd-*")))
+    return engine_options(args)

@@ -1,0 +1,53 @@
+"""What was examined and what came of it, as text and as JSON. No prompt, no path, no variable of the machine's."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from guards.core.version import version
+
+
+class Outcome(StrEnum):
+    """What an examination gave."""
+
+    PROVED = "proved"
+    REFUTED = "refuted"
+    TOLD = "told"
+    """A fact, which proves and refutes nothing."""
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One property of the engine, or one fact about the machine."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings of one run."""
+
+    engine: str
+    findings: Sequence[Finding]
+
+    @property
+    def sound(self) -> bool:
+        """Whether something was proved and nothing refuted."""
+        outcomes = [finding.outcome for finding in self.findings]
+        return Outcome.PROVED in outcomes and Outcome.REFUTED not in outcomes
+
+    def told(self) -> dict[str, object]:
+        """As JSON has it."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {"skillguard": version(), "engine": self.engine, "sound": self.sound, "findings": findings}
+
+    def text(self) -> str:
+        """A line for each finding, and the verdict."""
+        width = max(len(finding.name) for finding in self.findings)
+        lines = [f"{of.outcome.value:8} {of.name:{width}}  {of.detail}" for of in self.findings]
+        refuted = sum(of.outcome is Outcome.REFUTED for of in self.findings)
+        verdict = "sound: guards do here what the tests prove" if self.sound else f"NOT SOUND: {refuted} refuted"
+        return "\n".join([*lines, verdict])

@@ -1,0 +1,111 @@
+"""The self-test proves what works and refutes what does not."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guards.artifact.store import read_artifact, write_artifact
+from guards.core.verdict import Verdict
+from server.cli.main import main
+from server.create import create_engine
+from server.demo import DEMO
+from server.doctor.examination import examine
+from server.doctor.findings import Finding, Outcome, Report
+from server.engines import answer_state
+from server.engines.options import EmbeddedOptions
+
+GUARD = DEMO / "guards" / "ksd-mathematics"
+
+
+def options(artifact: Path = GUARD) -> EmbeddedOptions:
+    return EmbeddedOptions(model=str(DEMO / "model"), artifacts=(artifact,), device="cpu")
+
+
+def examined(artifact: Path = GUARD) -> Report:
+    return asyncio.run(examine(options(artifact), create_engine))
+
+
+def refuted(report: Report) -> list[str]:
+    return [finding.name for finding in report.findings if finding.outcome is Outcome.REFUTED]
+
+
+@pytest.fixture(scope="module")
+def sound() -> Report:
+    return examined()
+
+
+@pytest.mark.real
+def test_the_demo_is_proved(sound: Report) -> None:
+    assert refuted(sound) == []
+    assert sound.sound
+    proved = {finding.name for finding in sound.findings if finding.outcome is Outcome.PROVED}
+    assert proved >= {
+        "canaries of ksd-mathematics",
+        "verdicts, one at a time",
+        "verdicts, against a plain pass",
+        "verdicts, batched, chunked and cached",
+        "refused under hot",
+        "refused under grammar",
+    }
+
+
+@pytest.mark.real
+def test_a_report_holds_no_text_and_no_path(sound: Report) -> None:
+    told = json.dumps(sound.told())
+    for canary in read_artifact(GUARD).manifest.canaries:
+        for message in canary.messages or ():
+            assert message.content not in told
+    assert str(DEMO) not in told
+
+
+@pytest.mark.real
+def test_a_guard_whose_scores_are_others_is_refuted(tmp_path: Path) -> None:
+    artifact = read_artifact(GUARD)
+    moved = tuple(
+        canary.model_copy(update={"scores": tuple(score * 0.9 for score in canary.scores)})
+        for canary in artifact.manifest.canaries
+    )
+    folder = tmp_path / GUARD.name
+    write_artifact(folder, artifact.manifest.model_copy(update={"canaries": moved}), artifact.tensors)
+    report = examined(folder)
+    assert not report.sound
+    assert f"canaries of {GUARD.name}" in refuted(report)
+
+
+@pytest.mark.real
+def test_an_engine_that_lets_tokens_out_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scores are the calibrated ones: canaries alone would call it sound."""
+    decide = answer_state.decide
+
+    def lax(*arguments: Any) -> Verdict:
+        verdict = decide(*arguments)
+        return Verdict.SHADOW if verdict is Verdict.ABSTAIN else verdict
+
+    monkeypatch.setattr(answer_state, "decide", lax)
+    report = examined()
+    assert "refused under greedy" in refuted(report)
+    assert f"canaries of {GUARD.name}" not in refuted(report)
+
+
+def test_nothing_proved_is_not_sound() -> None:
+    assert not Report("embedded", [Finding("device", Outcome.TOLD, "none")]).sound
+
+
+@pytest.mark.real
+def test_the_exit_status_says_it(
+    sound: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = Report("embedded", [*sound.findings, Finding("one more", Outcome.REFUTED, "is not so")])
+    for report, status in ((sound, 0), (wrong, 1)):
+
+        async def given(*_: object, report: Report = report) -> Report:
+            return report
+
+        monkeypatch.setattr("server.doctor.examination.examine", given)
+        file = tmp_path / "report.json"
+        assert main(["doctor", "--report", str(file)]) == status
+        assert json.loads(file.read_text()) == report.told()
+        assert ("NOT SOUND: 1 refuted" in capsys.readouterr().out) is (status == 1)

@@ -1,0 +1,34 @@
+"""docker/requirements-cpu.lock: everything that the package needs, within its ranges, each file by hash."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+_ELSEWHERE = {"torch"}
+"""From an index of its own, by version."""
+
+
+def pinned() -> dict[str, tuple[str, int]]:
+    """By package, its version and how many files are named."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "docker" / "requirements-cpu.lock").read_text(), flags=re.MULTILINE)
+    entries = re.findall(r"^([a-z0-9-]+)==(\S+)((?:.*\\\n)*.*)$", text, flags=re.MULTILINE)
+    return {name: (version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}", rest))) for name, version, rest in entries}
+
+
+def test_what_the_package_needs_is_named_within_its_ranges() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = pinned()
+    for wanted in map(Requirement, project["dependencies"]):
+        if wanted.name in _ELSEWHERE:
+            assert wanted.name not in found
+        else:
+            assert wanted.specifier.contains(found[wanted.name][0]), wanted
+
+
+def test_each_package_is_named_by_hash() -> None:
+    found = pinned()
+    assert len(found) > 20
+    assert [name for name, (_, hashes) in found.items() if not hashes] == []
