@@ -87,6 +87,11 @@ class TextCodec:
         )
         self._special_texts = SpecialTexts(control)
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, or bytes where the vocabulary is of these."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
     def on_day(self, day: datetime) -> "TextCodec":
         """The same, whose chat template writes a given day where it writes today's."""
         dated = copy.copy(self)
