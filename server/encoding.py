@@ -58,6 +58,11 @@ class Encoder:
         """What else has to do with token ids and texts, on the same threads."""
         return await self._workers.run(work, *args, **kwargs)
 
+    @property
+    def waiting(self) -> int:
+        """How many prompts are queued behind those that are being encoded."""
+        return self._workers.waiting
+
     def close(self) -> None:
         """Begins nothing more."""
         self._workers.close()

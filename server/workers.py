@@ -23,7 +23,7 @@ class Workers:
     def __init__(self, name: str, *, at_a_time: int, most_waiting: int) -> None:
         self._name = name
         self._pool = ThreadPoolExecutor(at_a_time, thread_name_prefix=f"skillguard-{name}")
-        self._most = at_a_time + most_waiting
+        self._at_a_time, self._most = at_a_time, at_a_time + most_waiting
         self._lock = Lock()
         self._taken = 0
 
@@ -37,6 +37,12 @@ class Workers:
         future = self._pool.submit(partial(within.run, work, *args, **kwargs))
         future.add_done_callback(self._done)
         return await asyncio.wrap_future(future)
+
+    @property
+    def waiting(self) -> int:
+        """How many are queued behind those that run."""
+        with self._lock:
+            return max(0, self._taken - self._at_a_time)
 
     def close(self) -> None:
         """Begins nothing more. What runs goes on to its end."""
