@@ -8,6 +8,7 @@ SkillguardError
 ├── UnsupportedModelError    the model has no site we know, or hides it
 ├── DataError                a forget or retain source cannot be read as asked
 │   └── PromptRefusedError       the chat template, or the lack of one, does not allow a conversation
+│       └── TemplateTimeError        the chat template does not come to an end
 ├── CalibrationError         the data do not allow a guard that keeps its promise
 ├── PolicyError              a rule names no guard, or a threshold that decides nothing
 ├── MethodError              an installed package brings a method that cannot be used
@@ -50,6 +51,10 @@ class DataError(SkillguardError):
 
 class PromptRefusedError(DataError):
     """The chat template, or the lack of one, does not allow this conversation."""
+
+
+class TemplateTimeError(PromptRefusedError):
+    """The chat template did not come to an end in its time; it was ended."""
 
 
 class CalibrationError(SkillguardError):

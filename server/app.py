@@ -16,6 +16,7 @@ from server.auth import ANONYMOUS, Role
 from server.collectors import StateCollector
 from server.config import AuditFailure, ServerConfig
 from server.context import Services
+from server.encoding import Encoder
 from server.engines.base import Engine
 from server.key_changes import KeyChanges
 from server.keyring import KeyRing, KeysFile
@@ -46,6 +47,7 @@ from server.routes import (
     tokens,
 )
 from server.tracing import make_tracer
+from server.workers import Workers
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
@@ -65,6 +67,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     services = Services(
         engine=engine,
         config=config,
+        encoder=Encoder(engine),
+        compilers=Workers("grammars and tools to be compiled", at_a_time=2, most_waiting=64),
         readiness=readiness,
         metrics=metrics,
         audit=auditor,
@@ -86,6 +90,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
             readiness.phase = Phase.STOPPING
+            services.encoder.close()
+            services.compilers.close()
             await engine.stop()
             await asyncio.to_thread(auditor.stopped)
             await asyncio.to_thread(tracer.shutdown)

@@ -12,6 +12,7 @@ from server.admission import Leave
 from server.audit.auditor import Asked, Auditor
 from server.auth import Caller
 from server.config import ServerConfig
+from server.encoding import Encoder
 from server.engines.base import Engine
 from server.keyring import KeyRing
 from server.limits import Limiter, Spend
@@ -20,6 +21,7 @@ from server.metrics import Metrics
 from server.readiness import Readiness
 from server.recent import RecentAnswers
 from server.tracing import Trace, Untraced
+from server.workers import Workers
 
 
 @dataclass
@@ -63,6 +65,9 @@ class Services:
 
     engine: Engine
     config: ServerConfig
+    encoder: Encoder
+    compilers: Workers
+    """For grammars and tools, which may take long to compile."""
     readiness: Readiness
     metrics: Metrics
     audit: Auditor

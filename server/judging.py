@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage, Verdict, decide
+from server.encoding import Encoder
 from server.engines.base import Engine, EngineRequest, GuardInfo, GuardScore, Hit, Message, Sampling
 from server.errors import UnverifiedError
 from server.generation import Observer, collect
@@ -63,6 +64,7 @@ class Judge:
     """
 
     engine: Engine
+    encoder: Encoder
     policy: Policy
     at_a_time: int
     """Texts in the engine's queue together."""
@@ -73,7 +75,7 @@ class Judge:
     async def texts(self, texts: Sequence[str]) -> list[tuple[Judged, ...]]:
         """The verdicts on each text, in order; equal texts are judged once.
 
-        Raises what `collect` and `Engine.encode_chat` raise as soon as one text cannot be judged: then there is no
+        Raises what `collect` and `Encoder.chat` raise as soon as one text cannot be judged: then there is no
         verdict on the others. UnverifiedError where an enforced guard judges answers only: it says nothing of any text.
         """
         for guard in self.engine.info.guards:
@@ -96,14 +98,12 @@ class Judge:
 
     async def _judge(self, text: str) -> tuple[Judged, ...]:
         """As the first token of an answer would be judged, which is thrown away."""
-        prompt = await asyncio.to_thread(self._encode, text)
+        if self.engine.info.template_sha256 is None:
+            prompt = await self.encoder.text(text)
+        else:
+            prompt = await self.encoder.chat([Message("user", text)])
         sampling = Sampling(max_tokens=1, temperature=0)
         self.spend(len(prompt))
         request = EngineRequest(f"judge-{secrets.token_hex(16)}", prompt, sampling, self.policy)
         (answer,) = await collect(self.engine, [request], self.observe)
         return judged(self.engine.info.guards, answer.finish.prompt_scores, self.policy)
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        if self.engine.info.template_sha256 is None:
-            return self.engine.encode_text(text)
-        return self.engine.encode_chat([Message("user", text)])

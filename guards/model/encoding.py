@@ -12,7 +12,6 @@ import hashlib
 import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, partial
 from inspect import signature
@@ -23,7 +22,8 @@ from jinja2.meta import find_undeclared_variables
 from tokenizers import AddedToken
 
 from guards.core.text import is_encodable
-from guards.errors import DataError, PromptRefusedError
+from guards.errors import DataError, PromptRefusedError, TemplateTimeError, UnsupportedModelError
+from guards.model.deadline import TimeUpError, ended_after
 from guards.model.marks import Marks, Piece, SpecialTexts
 from guards.model.openings import Opening, Rendered, find_openings, join_openings
 from guards.model.templates import Form, find_forms, in_form, read_templates
@@ -37,6 +37,8 @@ _PROBE_TOOL: Mapping[str, Any] = {
     "type": "function",
     "function": {"name": "probe", "description": "probe", "parameters": {"type": "object", "properties": {}}},
 }
+RENDER_SECONDS = 3.0
+"""For one rendering of the chat template, which takes a thousandth of that."""
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -77,6 +79,7 @@ class TextCodec:
         self.variables = dict(variables)
         self.require_free(self.variables)
         self._templates = read_templates(tokenizer.chat_template)
+        self._written = "\n".join([*self._templates.sources.values(), *self._renderings()])
         self._lock = threading.Lock()
         control = {token.content: token for token in self._control_tokens(ends)}
         self._special: dict[str, Any] = control  # more than all_special_tokens, which leaves out Llama 3's headers
@@ -86,6 +89,11 @@ class TextCodec:
             int(tokenizer.convert_tokens_to_ids(text)) for text in control if text != self._unknown
         )
         self._special_texts = SpecialTexts(control)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, or bytes where the vocabulary is of these."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def on_day(self, day: datetime) -> "TextCodec":
         """The same, whose chat template writes a given day where it writes today's."""
@@ -106,17 +114,25 @@ class TextCodec:
         """Whether the chat template writes a token, or may: it is in its source or in a rendering."""
         return token in self._written
 
-    @cached_property
-    def _written(self) -> str:
-        return "\n".join([*self._templates.sources.values(), *self._renderings()])
-
     def _renderings(self) -> Iterator[str]:
-        """Conversations of the template, some of whose tokens it may put together as it runs."""
+        """Conversations of the template, some of whose tokens it may put together as it runs.
+
+        Raises UnsupportedModelError where one does not come to an end.
+        """
+        if self._templates.default is None:
+            return
         asked = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
         for messages, tools in ((asked, ()), (asked[1:], ()), (asked[1:2], ()), (asked[1:2], (_PROBE_TOOL,))):
             for form in (Form.TEXT, Form.PARTS):
-                with suppress(PromptRefusedError):
+                try:
                     yield self._render_as([in_form(message, form) for message in messages], tools)
+                except TemplateTimeError as error:
+                    raise UnsupportedModelError(
+                        f"the model's chat template takes more than {RENDER_SECONDS:g} seconds for four short "
+                        "messages; wanted one that ends at once: give the model's folder another"
+                    ) from error
+                except PromptRefusedError:
+                    continue
 
     @cached_property
     def _forms(self) -> Mapping[str, Form]:
@@ -327,13 +343,18 @@ class TextCodec:
         answered: bool = True,
     ) -> str:
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=answered,
-                **{**self.variables, **variables},
-            )
+            with ended_after(RENDER_SECONDS):
+                rendered = self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=[dict(tool) for tool in tools] or None,
+                    tokenize=False,
+                    add_generation_prompt=answered,
+                    **{**self.variables, **variables},
+                )
+        except TimeUpError as error:
+            raise TemplateTimeError(
+                f"the model's chat template takes more than {RENDER_SECONDS:g} seconds for these messages"
+            ) from error
         except Exception as error:  # a template is a program: it raises what it likes
             raise PromptRefusedError(f"the model's chat template refuses these messages: {error}") from error
         return str(rendered)

@@ -414,6 +414,8 @@ class EngineInfo:
     device: str
     dtype: str
     max_model_tokens: int
+    longest_token: int
+    """Characters of the vocabulary's longest token: no text of more than that many for each token of context fits."""
     template_sha256: str | None
     guards: tuple[GuardInfo, ...]
     template_names: frozenset[str] = frozenset()

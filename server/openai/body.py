@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -23,6 +23,9 @@ def encodable(text: str) -> str:
     return text
 
 
+T = TypeVar("T")
+Listed = Annotated[list[T], Field(fail_fast=True)]
+"""A list of which the first wrong item is told: an error for each of many thousand would stop the event loop."""
 Text = Annotated[str, AfterValidator(encodable)]
 NonEmptyText = Annotated[str, Field(min_length=1), AfterValidator(encodable)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -58,10 +61,11 @@ def _known_step(step: str) -> str:
 
 @cache
 def _names() -> frozenset[str]:
-    return frozenset(name for body in _bodies(Body) for name in (*body.field_names(), *body.not_honoured))
+    return frozenset(name for body in all_bodies() for name in (*body.field_names(), *body.not_honoured))
 
 
-def _bodies(body: type[Body]) -> Iterator[type[Body]]:
+def all_bodies(body: type[Body] = Body) -> Iterator[type[Body]]:
+    """Every kind of body that was imported so far."""
     yield body
     for inner in body.__subclasses__():
-        yield from _bodies(inner)
+        yield from all_bodies(inner)

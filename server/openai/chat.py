@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from server.engines.base import EngineInfo, Message
 from server.engines.tools import ToolChoice, ToolUse
-from server.openai.body import MAX_INT
+from server.openai.body import MAX_INT, Listed
 from server.openai.calling import Calling
 from server.openai.common import MAX_LOGPROBS, CompletionBody
 from server.openai.history import ChatMessage, require_shown
@@ -23,7 +23,7 @@ class ChatRequest(CompletionBody):
 
     not_honoured: ClassVar[Neutral] = IN_CHAT
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Listed[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from server.openai.body import Body, Text
+from server.openai.body import Body, Listed, Text
 from server.openai.completions import Prompt, to_prompt
 from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
@@ -16,7 +16,7 @@ class CheckRequest(Body):
 
     model: Text | None = None
     prompt: Annotated[Prompt | None, BeforeValidator(lambda value: None if value is None else to_prompt(value))] = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: Listed[ChatMessage] | None = Field(None, min_length=1)
     chat_template_kwargs: Variables = None
 
     @model_validator(mode="after")

@@ -9,13 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from server.engines.base import EngineInfo, Grammar, Sampling, SamplingDefaults, require_honoured
 from server.engines.defaults import MinP, Penalty, RepetitionPenalty, Temperature, TokenLimit, TopK, TopP
-from server.openai.body import MAX_INT, Body, NonEmptyText, Text, TokenId
+from server.openai.body import MAX_INT, Body, Listed, NonEmptyText, Text, TokenId
 from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs
 from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
 
 MAX_LOGPROBS = 20
 """As in vLLM, and in OpenAI's chats: alternatives told of each token."""
+MAX_BIAS = 100
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
 _MAX_SEED = 2**63 - 1
@@ -34,20 +35,24 @@ def _stops(value: object) -> object:
 
 
 def _biases(value: object) -> object:
-    """JSON's keys are strings; these must spell token ids, each in one way only."""
+    """JSON's keys are strings; these must spell token ids, each in one way only. The first wrong pair is told."""
     if not isinstance(value, dict):
         return value
-    for key in value:
+    for key, bias in value.items():
         if not _TOKEN_KEY.fullmatch(key) or int(key) > MAX_INT:
             raise PydanticCustomError(
                 "logit_bias", "every key should be a token id in digits, unlike {key}", {"key": ascii(key)[:40]}
             )
+        if type(bias) not in (int, float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            return {int(key): bias}  # which pydantic refuses, and not each of many thousand
     return {int(key): bias for key, bias in value.items()}
 
 
 StopText = Annotated[NonEmptyText, Field(max_length=_MAX_STOP_CHARACTERS)]
-Stops = Annotated[tuple[StopText, ...], Field(max_length=_MAX_STOPS)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+Stops = Annotated[tuple[StopText, ...], Field(fail_fast=True), Field(max_length=_MAX_STOPS)]
+
+
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 
 
 class StreamOptions(Body):
@@ -81,11 +86,11 @@ class SamplingBody(Body, ABC):
     presence_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
-    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
-    bad_words: list[NonEmptyText] | None = None
+    allowed_token_ids: Listed[TokenId] | None = Field(None, min_length=1)
+    bad_words: Listed[NonEmptyText] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
     stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Listed[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from server.openai.body import Body, Text, encodable
+from server.openai.body import Body, Listed, Text, encodable
 from server.openai.invalid import conflict
 from server.openai.moderation import MAX_TEXTS
 from server.openai.structure import object_text
@@ -29,9 +29,9 @@ class GuardrailRequest(Body):
     """What a proxy is about to send to a model (`request`), or has heard of one (`response`)."""
 
     input_type: Literal["request", "response"]
-    texts: list[Text] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    texts: Listed[Text] | None = None
+    tool_calls: Listed[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     images: list[Any] | None = None
     structured_messages: Any = None
     request_data: Any = None
@@ -72,17 +72,17 @@ class GuardrailRequest(Body):
         return (*(self.texts or ()), *calls, *definitions, *words)
 
     @property
-    def _messages(self) -> list[dict[str, Any]]:
+    def _messages(self) -> Listed[dict[str, Any]]:
         messages = self.structured_messages
         return [each for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
 
     @property
-    def _parts(self) -> list[dict[str, Any]]:
+    def _parts(self) -> Listed[dict[str, Any]]:
         contents = [message.get("content") for message in self._messages]
         return [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
 
     @property
-    def _older_calls(self) -> list[dict[str, Any]]:
+    def _older_calls(self) -> Listed[dict[str, Any]]:
         """Calls as they were before `tool_calls`."""
         return [{"function": call} for each in self._messages if isinstance(call := each.get("function_call"), dict)]
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from server.engines.base import EngineInfo, Message
 from server.engines.errors import UnsupportedOptionError
 from server.engines.tools import ToolCall
-from server.openai.body import Body, NonEmptyText, Text, encodable
+from server.openai.body import Body, Listed, NonEmptyText, Text, encodable
 from server.openai.invalid import conflict
 from server.openai.structure import object_text
 from server.openai.unsupported import IN_MESSAGE, Neutral
@@ -179,9 +179,9 @@ class ChatMessage(HistoryBody):
     )  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[list[Part] | None, BeforeValidator(as_parts)] = None
+    content: Annotated[Listed[Part] | None, BeforeValidator(as_parts)] = None
     refusal: Text | None = None
-    tool_calls: list[CallBody] | None = None
+    tool_calls: Listed[CallBody] | None = None
     tool_call_id: NonEmptyText | None = None
     function_call: CalledFunction | None = None
     name: NonEmptyText | None = None

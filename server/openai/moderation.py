@@ -60,7 +60,7 @@ def _is_text(part: Mapping[str, object]) -> bool:
 class ModerationRequest(Body):
     """Texts to judge. `model` may be left out, as in OpenAI's; it names the model whose guards judge."""
 
-    input: Annotated[tuple[Text, ...], BeforeValidator(_inputs), Field(max_length=MAX_TEXTS)]
+    input: Annotated[tuple[Text, ...], Field(fail_fast=True), BeforeValidator(_inputs), Field(max_length=MAX_TEXTS)]
     model: Text | None = None
 
 

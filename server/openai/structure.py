@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.engines.base import Grammar, GrammarKind
-from server.openai.body import Body, NonEmptyText, Text, encodable
+from server.openai.body import Body, Listed, NonEmptyText, Text, encodable
 from server.openai.invalid import conflict
 from server.openai.unsupported import IN_STRUCTURED_OUTPUTS, Neutral
 
@@ -86,7 +86,7 @@ class StructuredOutputs(Body):
 
     schema_text: Annotated[str, BeforeValidator(_parsed_schema_text)] | None = Field(None, alias="json")
     regex: NonEmptyText | None = None
-    choice: Annotated[list[NonEmptyText], Field(min_length=1)] | None = None
+    choice: Annotated[Listed[NonEmptyText], Field(min_length=1)] | None = None
     grammar: NonEmptyText | None = None
     json_object: bool | None = None
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from server.openai.body import Body, Text, TokenId
+from server.openai.body import Body, Listed, Text, TokenId
 from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
 from server.openai.template import Variables
@@ -23,7 +23,7 @@ class TokenizeRequest(Body):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[Listed[ChatMessage], Field(min_length=1)] | None = None
     tools: Tools | None = None
     chat_template_kwargs: Variables = None
     add_special_tokens: bool | None = None
@@ -47,4 +47,4 @@ class DetokenizeRequest(Body):
     """Token ids to read."""
 
     model: Text | None = None
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.engines.tools import Tool, ToolChoice
-from server.openai.body import Body, Text
+from server.openai.body import Body, Listed, Text
 from server.openai.invalid import conflict
 from server.openai.structure import object_text
 from server.openai.unsupported import IN_TOOL, Neutral
@@ -99,4 +99,4 @@ class ChoiceBody(Body):
 Choice = Annotated[ChoiceBody | None, BeforeValidator(lambda value: None if value is None else _choice(value))]
 
 
-Tools = Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[Listed[ToolBody], Field(max_length=MAX_TOOLS)]

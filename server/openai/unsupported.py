@@ -191,7 +191,8 @@ IN_RESPONSES_TOOL: Neutral = {
 def drop_neutral(body: object, known: Neutral, fields: Collection[str]) -> object:
     """The body without what asks for nothing: of `known`, neutral values, and null of what is no field of it.
 
-    A field of `known` that asks for something is refused by name.
+    A field of `known` that asks for something is refused by name. Of unknown names only the first is left, which is
+    enough to refuse the body by: an error for each of many thousand would stop the event loop.
     """
     if not isinstance(body, dict):
         return body
@@ -199,7 +200,9 @@ def drop_neutral(body: object, known: Neutral, fields: Collection[str]) -> objec
         if name in known and not _is_neutral(body[name], known[name]):
             instead = _INSTEAD.get(name, "leave it out")
             raise refused_option(name, f"This server does not honour '{{field}}'; {instead}.")
-    return {name: value for name, value in body.items() if name in fields or (name not in known and value is not None)}
+    unknown = (name for name, value in body.items() if name not in fields and name not in known and value is not None)
+    first = next(unknown, None)
+    return {name: value for name, value in body.items() if name in fields or name == first}
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...] | None) -> bool:

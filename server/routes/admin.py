@@ -15,7 +15,7 @@ from server.context import ContextDep, Services, ServicesDep
 from server.engines.base import GuardInfo
 from server.errors import InvalidRequestError
 from server.live import Judging
-from server.openai.body import Body, NonEmptyText
+from server.openai.body import Body, Listed, NonEmptyText
 from server.openai.invalid import conflict
 from server.readiness import Running
 from server.routes.reading import reads
@@ -32,7 +32,7 @@ class JudgingBody(Body):
     """What to change of how a guard judges."""
 
     mode: Literal["enforce", "shadow", "off"] | None = None
-    taus: Annotated[list[float], Field(min_length=1)] | None = None
+    taus: Annotated[Listed[float], Field(min_length=1)] | None = None
     tau_factor: Annotated[float, Field(ge=LEAST_FACTOR, le=MOST_FACTOR)] | None = None
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """POST /v1/checks: every guard's verdict on a prompt, by one forward pass and without an answer."""
 
-import asyncio
 import secrets
 
 from fastapi import APIRouter, Request
@@ -25,7 +24,7 @@ async def checks(
 ) -> dict[str, object]:
     """The caller's own verdicts for everybody; scores, thresholds and places for operators."""
     running = services.readiness.require_ready()
-    prompt = await prompt_of(body, services, context, running)
+    prompt = await while_connected(request.receive, prompt_of(body, services, context, running))
     context.spend(len(prompt))
     found = await checked(prompt, request, services, context, caller, running)
     return {
@@ -41,14 +40,14 @@ async def prompt_of(
 ) -> tuple[int, ...]:
     """The token ids that are asked about."""
     require_model(body.model or None, running)
-    engine = services.engine
+    encoder = services.encoder
     if body.messages is not None:
         log_dropped(body.messages, context.request_id)
         require_shown(body.messages, running.info)
         said = [message.to_engine() for message in body.messages]
-        return await asyncio.to_thread(engine.encode_chat, said, (), body.chat_template_kwargs or {})
+        return await encoder.chat(said, (), body.chat_template_kwargs or {})
     if isinstance(body.prompt, str):
-        return await asyncio.to_thread(engine.encode_text, body.prompt)
+        return await encoder.text(body.prompt)
     assert body.prompt is not None, "the protocol model holds one of the two"
     return body.prompt
 

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions, POST /v1/responses and POST /v1/completions."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +40,8 @@ async def chat_completions(
     body: ChatRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Continues a conversation."""
-    job = await _converse(body, ChatShape(), services, context, caller)
+    conversing = _converse(body, ChatShape(), services, context, caller)
+    job = await while_connected(request.receive, conversing)
     return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
 
 
@@ -50,7 +50,8 @@ async def responses(
     body: ResponsesRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Continues a conversation, in the words of OpenAI's Responses API."""
-    job = await _converse(body, ResponseShape(), services, context, caller)
+    conversing = _converse(body, ResponseShape(), services, context, caller)
+    job = await while_connected(request.receive, conversing)
     return await _respond(job, ResponsesWire(job, body), bool(body.stream), request, services, context)
 
 
@@ -59,20 +60,27 @@ async def completions(
     body: CompletionRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Continues bare texts."""
+    job = await while_connected(request.receive, _continue(body, services, caller))
+    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
+
+
+async def _continue(body: CompletionRequest, services: Services, caller: Caller) -> AnswerJob:
+    """The job of bare texts."""
     running = services.readiness.require_ready()
     require_model(body.model or None, running)
-    encode = services.engine.encode_text
-    prompts = [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    _require_few(body, len(body.prompt), services)
+    encoder = services.encoder
+    prompts = [await encoder.text(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
     if body.echo:
         echoes = [
-            await asyncio.to_thread(_echo, services.engine, said, prompt, body.logprobs)
+            await encoder.run(_echo, services.engine, said, prompt, body.logprobs)
             for said, prompt in zip(body.prompt, prompts, strict=True)
         ]
         echoes = [echo for echo in echoes for _ in range(body.answers_per_prompt)]
         job = replace(job, echoes=tuple(echoes), only_prompts=body.max_tokens == 0)
     await _prepare(job, body, services)
-    return await _respond(job, CompletionWire(job), bool(body.stream), request, services, context)
+    return job
 
 
 def _echo(engine: Engine, said: str | TokenIds, prompt: TokenIds, logprobs: int | None) -> Echo:
@@ -123,10 +131,11 @@ async def _converse(
     require_model(body.model or None, running)
     log_dropped(body.history, context.request_id)
     use = body.tool_use(running.info)
-    plan = None if use is None else await asyncio.to_thread(services.engine.plan_tools, use)
+    _require_few(body, 1, services)
+    plan = None if use is None else await services.compilers.run(services.engine.plan_tools, use)
     tools = () if use is None else use.tools
     variables = body.template_variables(running.info)
-    prompt = await asyncio.to_thread(services.engine.encode_chat, body.to_engine(), tools, variables)
+    prompt = await services.encoder.chat(body.to_engine(), tools, variables)
     job = _job(body, [prompt], shape, services, running, caller, plan)
     if body.moderation is not None:
         require_model(body.moderation.model, running, "moderation.model")
@@ -134,6 +143,12 @@ async def _converse(
         job = replace(job, moderation=told)
     await _prepare(job, body, services, plan)
     return job
+
+
+def _require_few(body: SamplingBody, prompts: int, services: Services) -> None:
+    answers, most = body.answers_per_prompt * prompts, services.config.max_answers
+    if answers > most:
+        raise InvalidRequestError(f"'n' times the number of prompts: got {answers}, wanted at most {most}.", "n")
 
 
 def _job(
@@ -146,11 +161,6 @@ def _job(
     plan: ToolPlan | None = None,
 ) -> AnswerJob:
     config = services.config
-    answers = body.answers_per_prompt * len(prompts)
-    if answers > config.max_answers:
-        raise InvalidRequestError(
-            f"'n' times the number of prompts: got {answers}, wanted at most {config.max_answers}.", "n"
-        )
     defaults, least = running.info.defaults, body.min_tokens or 0
     limits = [body.token_limit or config.default_max_tokens or defaults.max_tokens, defaults.most_tokens]
     limit = min((each for each in limits if each is not None), default=None)
@@ -192,7 +202,7 @@ def _job(
 async def _prepare(job: AnswerJob, body: SamplingBody, services: Services, plan: ToolPlan | None = None) -> None:
     """Raises InvalidRequestError naming the field whose value the engine cannot work with."""
     try:  # the answers to one request differ in their seeds only
-        await asyncio.to_thread(services.engine.prepare, job.requests[0].sampling)
+        await services.compilers.run(services.engine.prepare, job.requests[0].sampling)
     except InvalidOptionError as error:
         of_tools = error.param == "grammar" and plan is not None and plan.grammar is not None
         field = "tools" if of_tools else body.field_of(error.param)

@@ -68,7 +68,7 @@ async def _judged(
         return observe
 
     policy = running.policy_for(caller)
-    judge = Judge(services.engine, policy, services.config.max_answers, observer, context.spend)
+    judge = Judge(services.engine, services.encoder, policy, services.config.max_answers, observer, context.spend)
     found = await while_connected(request.receive, judge.texts(texts))
     places: dict[str, list[int]] = {}
     for at, text in enumerate(texts):

@@ -1,10 +1,9 @@
 """POST /tokenize and POST /detokenize, outside /v1 as in vLLM. Nothing here runs the model."""
 
-import asyncio
-
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from server.context import ContextDep, ServicesDep
+from server.generation import while_connected
 from server.openai import DetokenizeRequest, TokenizeRequest
 from server.openai.calling import require_tools
 from server.openai.history import log_dropped, require_shown
@@ -14,9 +13,11 @@ router = APIRouter()
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, services: ServicesDep, context: ContextDep) -> dict[str, object]:
+async def tokenize(
+    body: TokenizeRequest, request: Request, services: ServicesDep, context: ContextDep
+) -> dict[str, object]:
     """The token ids that a request of this prompt would be judged and continued from."""
-    running, engine = services.readiness.require_running(), services.engine
+    running, encoder = services.readiness.require_running(), services.encoder
     require_model(body.model or None, running)
     if body.messages is not None:
         log_dropped(body.messages, context.request_id)
@@ -24,23 +25,22 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep, context: Contex
         said, shown = [each.to_engine() for each in body.messages], [each.to_engine() for each in body.tools or ()]
         require_tools(shown, running.info)
         answered = body.add_generation_prompt is not False
-        tokens = await asyncio.to_thread(
-            engine.encode_chat, said, shown, body.chat_template_kwargs or {}, answered=answered
-        )
+        encoding = encoder.chat(said, shown, body.chat_template_kwargs or {}, answered=answered)
     else:
         assert body.prompt is not None, "the protocol model holds one of the two"
-        tokens = await asyncio.to_thread(engine.encode_text, body.prompt, opened=body.add_special_tokens is not False)
+        encoding = encoder.text(body.prompt, opened=body.add_special_tokens is not False)
+    tokens = await while_connected(request.receive, encoding)
     return {
         "count": len(tokens),
         "max_model_len": running.info.max_model_tokens,
         "tokens": list(tokens),
-        "token_strs": list(engine.spell(tokens)) if body.return_token_strs else None,
+        "token_strs": list(services.engine.spell(tokens)) if body.return_token_strs else None,
     }
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> dict[str, object]:
+async def detokenize(body: DetokenizeRequest, request: Request, services: ServicesDep) -> dict[str, object]:
     """The text of token ids."""
     running = services.readiness.require_running()
     require_model(body.model or None, running)
-    return {"prompt": await asyncio.to_thread(services.engine.decode, body.tokens)}
+    return {"prompt": await while_connected(request.receive, services.encoder.run(services.engine.decode, body.tokens))}

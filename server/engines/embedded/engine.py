@@ -270,6 +270,7 @@ class EmbeddedEngine(GuardedEngine):
             device=str(loaded.device),
             dtype=loaded.identity.dtype,
             max_model_tokens=self._max_tokens,
+            longest_token=loaded.codec.longest_token,
             template_sha256=loaded.codec.template_sha256,
             template_names=loaded.codec.template_names,
             guards=self._describe_guards(),

@@ -94,6 +94,7 @@ class ScriptedEngine:
             device="none",
             dtype="none",
             max_model_tokens=max_model_tokens,
+            longest_token=1,
             template_sha256=None,
             template_names=template_names,
             guards=tuple(guards),

@@ -136,6 +136,7 @@ class VllmEngine(GuardedEngine):
             device=str(config.device_config.device_type),
             dtype=identity.dtype,
             max_model_tokens=self._max_tokens,
+            longest_token=self._codec.longest_token,
             template_sha256=self._codec.template_sha256,
             template_names=self._codec.template_names,
             guards=await asyncio.to_thread(self._describe_guards),

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, PlainValidator, model_validator
 
 from server.engines.base import EngineInfo, Message
 from server.engines.errors import UnsupportedOptionError
-from server.openai.body import NonEmptyText, Text, encodable
+from server.openai.body import Listed, NonEmptyText, Text, encodable
 from server.openai.history import CalledFunction, ChatMessage, HistoryBody, Part, as_parts
 from server.openai.invalid import conflict
 
@@ -30,7 +30,7 @@ class ResultItem(HistoryBody):
     bookkeeping = frozenset({"caller", "id", "name", "namespace", "status", "type"})
 
     call_id: NonEmptyText
-    output: Annotated[list[Part], BeforeValidator(as_parts)]
+    output: Annotated[Listed[Part], BeforeValidator(as_parts)]
 
     @model_validator(mode="after")
     def _is_no_thought(self) -> Self:
@@ -79,7 +79,7 @@ def _items(given: object) -> object:
 
 
 Item = Annotated[HistoryBody, PlainValidator(_item, json_schema_input_type=dict[str, Any])]
-Items = Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[dict[str, Any]])]
+Items = Annotated[Listed[Item], BeforeValidator(_items, json_schema_input_type=str | list[dict[str, Any]])]
 
 
 def conversation(items: Sequence[HistoryBody], instructions: str | None) -> list[Message]:

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from server.engines.base import Grammar, GrammarKind
 from server.engines.tools import Tool, ToolChoice
-from server.openai.body import Body, NonEmptyText, Text
+from server.openai.body import Body, Listed, NonEmptyText, Text
 from server.openai.invalid import conflict
 from server.openai.structure import object_text
 from server.openai.template import Effort
@@ -142,7 +142,7 @@ def _choice(given: Any) -> object:
     )
 
 
-FunctionTools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)]
+FunctionTools = Annotated[Listed[FunctionTool], Field(max_length=MAX_TOOLS)]
 Choice = Annotated[ToolChoiceBody | None, BeforeValidator(_choice)]
 
 LOGPROBS = "message.output_text.logprobs"

@@ -1,14 +1,15 @@
 """The body of a request, and the chat that it asks for."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.engines.base import EngineInfo, Grammar, Message
 from server.engines.defaults import TokenLimit
 from server.engines.tools import ToolChoice, ToolUse
-from server.openai.body import Text
+from server.openai.body import Listed, Text
 from server.openai.calling import Calling
 from server.openai.common import MAX_LOGPROBS, SamplingBody
 from server.openai.history import HistoryBody
@@ -28,6 +29,15 @@ from server.openai.responses.options import (
 from server.openai.template import Effort, Variables, template_variables
 from server.openai.unsupported import IN_RESPONSES, Neutral
 
+_MOST_PAIRS = 16
+"""Of `metadata`, as OpenAI has it."""
+
+
+def _few_pairs(value: object) -> object:
+    if isinstance(value, dict) and len(value) > _MOST_PAIRS:
+        raise PydanticCustomError("metadata", "it should have at most {most} pairs", {"most": _MOST_PAIRS})
+    return value
+
 
 class ResponsesRequest(SamplingBody):
     """A conversation to continue. Nothing of it is stored, so it is whole in each request."""
@@ -42,9 +52,9 @@ class ResponsesRequest(SamplingBody):
     tools: FunctionTools | None = None
     tool_choice: Choice = None
     parallel_tool_calls: bool | None = None
-    include: list[Included] | None = None
+    include: Listed[Included] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    metadata: dict[Text, Text] | None = None
+    metadata: Annotated[dict[Text, Text] | None, BeforeValidator(_few_pairs)] = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: Variables = None
     stream_options: ResponsesStreamOptions | None = None

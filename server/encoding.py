@@ -1,0 +1,114 @@
+"""Prompts to token ids, for every route: counted first, bounded next, encoded last and beside the event loop."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
+
+from server.engines.base import NO_VARIABLES, Engine, Message, Tool
+from server.engines.errors import PromptTooLongError
+from server.workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+AT_A_TIME = 2
+MOST_WAITING = 256
+LIKELY_CHARACTERS = 8
+"""Of a token. A text of more for each token of the context is looked at by its beginning first: most do not fit."""
+_ROOM = 1.1
+"""How many more tokens the beginning of a text may have, cut in the middle of a word, than as part of the whole."""
+
+
+class Encoder:
+    """An engine's `encode_text` and `encode_chat`.
+
+    Both raise PromptTooLongError without encoding more than a few times the model's context, however long the text,
+    and EngineBusyError where too many are queued. To be awaited within `while_connected`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._workers = Workers("prompts to be encoded", at_a_time=AT_A_TIME, most_waiting=MOST_WAITING)
+
+    async def text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        """The token ids of a bare text."""
+        self._require_room((text,))
+        return await self._workers.run(self._text, text, opened)
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = NO_VARIABLES,
+        *,
+        answered: bool = True,
+    ) -> tuple[int, ...]:
+        """The token ids of a conversation. One of more messages than the context has tokens is too long as well."""
+        most = self._engine.info.max_model_tokens
+        if len(messages) > most:
+            raise PromptTooLongError(
+                f"got {len(messages)} messages, wanted at most {most}, as many as the context has tokens"
+            )
+        said = [message.content for message in messages]
+        calls = [call.arguments for message in messages for call in message.tool_calls]
+        shown = [(tool.name, tool.description, tool.parameters) for tool in tools]
+        self._require_room([*said, *_texts([calls, shown, variables])])
+        return await self._workers.run(self._chat, messages, tools, variables, answered)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What else has to do with token ids and texts, on the same threads."""
+        return await self._workers.run(work, *args, **kwargs)
+
+    @property
+    def waiting(self) -> int:
+        """How many prompts are queued behind those that are being encoded."""
+        return self._workers.waiting
+
+    def close(self) -> None:
+        """Begins nothing more."""
+        self._workers.close()
+
+    def _text(self, text: str, opened: bool) -> tuple[int, ...]:
+        self._require_short_beginning(text)
+        return self._engine.encode_text(text, opened=opened)
+
+    def _chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, object], answered: bool
+    ) -> tuple[int, ...]:
+        self._require_short_beginning("".join(message.content for message in messages))
+        return self._engine.encode_chat(messages, tools, variables, answered=answered)
+
+    def _require_room(self, texts: Iterable[str]) -> None:
+        """Raises PromptTooLongError for more characters than that many of the longest token have."""
+        info = self._engine.info
+        most, characters = info.max_model_tokens * info.longest_token, sum(map(len, texts))
+        if characters > most:
+            raise PromptTooLongError(
+                f"got a prompt of {characters} characters, wanted at most {most}: the model's context is "
+                f"{info.max_model_tokens} tokens, and no token has more than {info.longest_token} characters"
+            )
+
+    def _require_short_beginning(self, text: str) -> None:
+        """Raises PromptTooLongError where the beginning alone does not fit the context."""
+        most = self._engine.info.max_model_tokens
+        beginning = text[: LIKELY_CHARACTERS * most]
+        if len(beginning) < len(text):
+            tokens = len(self._engine.encode_text(beginning))
+            if tokens > _ROOM * most:
+                raise PromptTooLongError(
+                    f"got a prompt of {len(text)} characters, of which {len(beginning)} are {tokens} tokens; wanted at "
+                    f"most {most} tokens: shorten the prompt"
+                )
+
+
+def _texts(value: object) -> Iterable[str]:
+    """All that is text in what a request's JSON holds."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for key, inner in value.items():
+                yield from _texts(key)
+                yield from _texts(inner)
+        case list() | tuple():
+            for inner in value:
+                yield from _texts(inner)

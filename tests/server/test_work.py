@@ -1,0 +1,169 @@
+"""What one request makes the server do: counted and bounded before anything is encoded, and dropped with its caller."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.encoding import AT_A_TIME, LIKELY_CHARACTERS, Encoder
+from server.engines.base import Message
+from server.engines.errors import EngineBusyError, PromptTooLongError
+from server.engines.scripted.engine import ScriptedEngine
+from server.workers import Workers
+from tests.server.harness import (
+    ATTRIBUTIONS,
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODERATIONS,
+    RESPONSES,
+    Exchange,
+    chat,
+    completion,
+    responses,
+    serving,
+)
+
+pytestmark = pytest.mark.anyio
+CONTEXT = 64
+LONG = "a" * (CONTEXT + 1)
+MANY = [{"role": "user", "content": ""}] * (CONTEXT + 1)
+TURN = {"role": "user", "content": LONG}
+
+
+class Counting(ScriptedEngine):
+    """Keeps what it was asked to encode; a token has up to `longest` characters, of which most have one."""
+
+    def __init__(self, longest: int = 1) -> None:
+        super().__init__(max_model_tokens=CONTEXT)
+        self._info = replace(self._info, longest_token=longest)
+        self.encoded: list[str] = []
+        self.may_encode = threading.Event()
+        self.may_encode.set()
+        self.begun = threading.Semaphore(0)
+
+    def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+        self.encoded.append(text)
+        self.begun.release()
+        assert self.may_encode.wait(30)
+        return super().encode_text(text, opened=opened)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (COMPLETIONS, completion(["a"] * 9), 400),
+        (COMPLETIONS, completion(["a", "b"], n=5), 400),
+        (CHAT, chat("a", n=9), 400),
+        (COMPLETIONS, completion(LONG), 400),
+        (COMPLETIONS, completion(["a", LONG]), 400),
+        (CHAT, chat(LONG), 400),
+        (CHAT, chat("a", tools=[{"type": "function", "function": {"name": "f", "description": LONG}}]), 400),
+        (CHAT, chat("a", chat_template_kwargs={"said": [LONG]}), 400),
+        (CHAT, {**chat(), "messages": MANY}, 400),
+        (RESPONSES, responses(LONG), 400),
+        (CHECKS, completion(LONG), 400),
+        (CHECKS, {"messages": [TURN]}, 400),
+        (CHECKS, {"messages": MANY}, 400),
+        (ATTRIBUTIONS, completion(LONG), 400),
+        (MODERATIONS, {"input": LONG}, 400),
+        (GUARDRAIL, {"texts": [LONG], "input_type": "request"}, 400),
+        ("/tokenize", {"prompt": LONG}, 400),
+        ("/tokenize", {"messages": MANY}, 400),
+    ],
+)
+async def test_what_cannot_fit_is_refused_before_it_is_encoded(path: str, body: dict[str, Any], status: int) -> None:
+    engine = Counting()
+    async with serving(engine, anonymous_role="operator") as served:
+        response = await served.post(path, body)
+        assert response.status_code == status, response.text
+        assert LONG not in engine.encoded
+        assert len(engine.encoded) <= 1, "the text beside it at most"
+
+
+@pytest.mark.parametrize("asked", ["text", "chat"])
+async def test_of_a_text_that_may_fit_the_beginning_is_encoded_first(asked: str) -> None:
+    engine = Counting(longest=1000)
+    encoder, text = Encoder(engine), "a" * (CONTEXT * 900)
+    with pytest.raises(PromptTooLongError, match="of which 512 are 512 tokens; wanted at most 64"):
+        await (encoder.text(text) if asked == "text" else encoder.chat([Message("user", text)]))
+    assert [len(each) for each in engine.encoded] == [LIKELY_CHARACTERS * CONTEXT]
+    await encoder.text("a" * CONTEXT)
+    assert engine.encoded[1:] == ["a" * CONTEXT], "positive control: a usual text is encoded once"
+
+
+async def _begun(engine: Counting, count: int) -> None:
+    for _ in range(count):
+        assert await asyncio.to_thread(engine.begun.acquire, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("path", "make"),
+    [
+        (COMPLETIONS, completion),
+        (CHAT, chat),
+        (RESPONSES, responses),
+        (CHECKS, completion),
+        (MODERATIONS, lambda text: {"input": text}),
+        ("/tokenize", lambda text: {"prompt": text}),
+    ],
+)
+async def test_what_waits_for_a_caller_who_hung_up_is_not_encoded(
+    path: str, make: Callable[[str], dict[str, object]]
+) -> None:
+    engine = Counting()
+    async with serving(engine) as served:
+        engine.may_encode.clear()
+        others = [asyncio.create_task(served.post("/tokenize", {"prompt": "other"})) for _ in range(AT_A_TIME)]
+        await _begun(engine, AT_A_TIME)
+        exchange = Exchange.of(served.app, path, make("gone"))
+        running = asyncio.create_task(exchange.run())
+        while not served.app.state.services.encoder.waiting:
+            await asyncio.sleep(0)
+        assert (await served.client.get("/health")).status_code == 200, "the event loop goes on"
+        exchange.hang_up.set()
+        await running
+        engine.may_encode.set()
+        assert {(await other).status_code for other in others} == {200}
+        assert not any("gone" in each for each in engine.encoded)
+        await served.post(path, make("here"))
+        assert any("here" in each for each in engine.encoded), "positive control"
+
+
+async def test_a_full_queue_is_said() -> None:
+    workers = Workers("texts", at_a_time=1, most_waiting=1)
+    go, seen = threading.Event(), []
+
+    def work(name: str) -> str:
+        assert go.wait(30)
+        seen.append(name)
+        return name
+
+    first, second = (asyncio.create_task(workers.run(work, name)) for name in ("first", "second"))
+    while workers.waiting < 1:
+        await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError, match="too many requests wait for texts: try again"):
+        await workers.run(work, "third")
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    third = asyncio.create_task(workers.run(work, "third"))
+    go.set()
+    assert await asyncio.gather(first, third) == ["first", "third"], "who left made room"
+    assert seen == ["first", "third"]
+    workers.close()
+
+
+def _raise(of: Sequence[int]) -> None:
+    raise ValueError(of)
+
+
+async def test_errors_come_back() -> None:
+    workers = Workers("texts", at_a_time=1, most_waiting=0)
+    with pytest.raises(ValueError, match=r"\(1,\)"):
+        await workers.run(_raise, (1,))
+    assert await workers.run(len, (1,)) == 1, "the place is free again"
+    workers.close()
