@@ -9,47 +9,32 @@ in place of an error.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from guards.contract.accumulate import OverTokens, scan
+from guards.contract.accumulate import OverTokens, together
 from guards.contract.slots import Links
-from guards.contract.turns import Turns
+from guards.contract.turns import Stretches, Turns
 
 HUGE = 1e6
 """A value beyond this is as good as not finite: in one sum with others it would cost them their digits."""
 
 
-class _Member(NamedTuple):
-    """A strategy, which of all columns are under it, and which of its group's."""
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The columns of one class of strategies: which of all they are, int64 [C], their strategies as one, and which
+    numbers of W are theirs.
+    """
 
     strategy: OverTokens
     columns: Tensor
-    part: slice
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The columns of one class of strategies, whose states are joined alike, and which numbers of W are theirs."""
-
-    members: tuple[_Member, ...]
     numbers: slice
-
-    @property
-    def strategy(self) -> OverTokens:
-        """Any of them."""
-        return self.members[0].strategy
 
     def of(self, state_NW: Tensor) -> Tensor:
         """This group's states, a view [N, C, K]."""
-        return state_NW[:, self.numbers].view(len(state_NW), self.members[-1].part.stop, self.strategy.width)
-
-    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
-        """States of single tokens, float64 [T, C, K]. `values_TC`: of all columns."""
-        return torch.cat([each.strategy.lift(values_TC[:, each.columns], turns) for each in self.members], dim=1)
+        return state_NW[:, self.numbers].view(len(state_NW), len(self.columns), self.strategy.width)
 
 
 class RunningStates:
@@ -62,17 +47,13 @@ class RunningStates:
         column_of: list[int] = []
         order: list[int] = []
         for kind in dict.fromkeys(map(type, strategies)):
-            members: list[_Member] = []
-            begin = len(neutral)
-            for strategy in dict.fromkeys(each for each in strategies if type(each) is kind):
-                columns = [column for column, each in enumerate(strategies) if each == strategy]
-                start = members[-1].part.stop if members else 0
-                held = torch.tensor(columns, dtype=torch.int64, device=device)
-                members.append(_Member(strategy, held, slice(start, start + len(columns))))
-                neutral += strategy.neutral * len(columns)
-                column_of += [column for column in columns for _ in range(strategy.width)]
-                order += columns
-            self._groups.append(_Group(tuple(members), slice(begin, len(neutral))))
+            columns = [column for column, each in enumerate(strategies) if type(each) is kind]
+            of_kind, begin = [strategies[column] for column in columns], len(neutral)
+            neutral += of_kind[0].neutral * len(columns)
+            column_of += [column for column in columns for _ in of_kind[0].neutral]
+            order += columns
+            held = torch.tensor(columns, dtype=torch.int64, device=device)
+            self._groups.append(_Group(together(of_kind, device), held, slice(begin, len(neutral))))
         self._neutral_W = torch.tensor(neutral, dtype=torch.float64, device=device)
         self._column_W = torch.tensor(column_of, dtype=torch.int64, device=device)
         self._place_C = torch.tensor(order, dtype=torch.int64, device=device).argsort()
@@ -120,10 +101,13 @@ class RunningStates:
         """States over each sequence's tokens of this pass [T, W], and where one was not finite by then, bool [T, C]."""
         finite_TC = values_TC.abs() <= HUGE
         clean_TC, bad_TC = torch.where(finite_TC, values_TC, 0.0), (~finite_TC).long()
-        states = []
+        stretches, states = Stretches(turns, links.start_T), []
         for each in self._groups:
-            state_TCK = each.lift(clean_TC, turns)
-            states.append((state_TCK if links.single else scan(each.strategy, state_TCK, links.start_T)).flatten(1))
+            own_TC = clean_TC.index_select(1, each.columns)
+            alone = each.strategy.lift(own_TC, turns) if links.single else each.strategy.within(own_TC, stretches)
+            states.append(alone.flatten(1))
+        if links.single:
+            return torch.cat(states, dim=1), ~finite_TC
         count_TC = bad_TC.cumsum(0)
         return torch.cat(states, dim=1), count_TC > (count_TC - bad_TC)[links.start_T]
 
@@ -154,11 +138,9 @@ class RunningStates:
 
     def _read(self, values_TC: Tensor, state_TW: Tensor, broken_TC: Tensor) -> Tensor:
         read = []
-        for group in self._groups:
-            state_TCK = group.of(state_TW)
-            for each in group.members:
-                read_TC = each.strategy.read(values_TC[:, each.columns], state_TCK[:, each.part])
-                if each.strategy.width:
-                    read_TC = read_TC.masked_fill(broken_TC[:, each.columns], torch.nan)
-                read.append(read_TC)
-        return torch.cat(read, dim=1)[:, self._place_C]
+        for each in self._groups:
+            read_TC = each.strategy.read(values_TC.index_select(1, each.columns), each.of(state_TW))
+            if each.strategy.width:
+                read_TC = read_TC.masked_fill(broken_TC.index_select(1, each.columns), torch.nan)
+            read.append(read_TC)
+        return torch.cat(read, dim=1).index_select(1, self._place_C)
