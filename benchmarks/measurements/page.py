@@ -6,6 +6,7 @@ from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.image import image_section
 from benchmarks.measurements.likelihoods import likelihoods_section
 from benchmarks.measurements.methods import methods_section
+from benchmarks.measurements.operators import operators_section
 from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
 from benchmarks.measurements.text import paragraph
@@ -45,6 +46,7 @@ def page(results: Results) -> str:
         *_real_models(results),
         parity_section(results),
         overhead_section(results),
+        *filter(None, [operators_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
         *filter(None, [watched_section(results), image_section(results)]),
         methods_section(),

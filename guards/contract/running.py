@@ -100,7 +100,7 @@ class RunningStates:
     def _within(self, values_TC: Tensor, links: Links, turns: Turns) -> tuple[Tensor, Tensor]:
         """States over each sequence's tokens of this pass [T, W], and where one was not finite by then, bool [T, C]."""
         finite_TC = values_TC.abs() <= HUGE
-        clean_TC, bad_TC = torch.where(finite_TC, values_TC, 0.0), (~finite_TC).long()
+        clean_TC, bad_TC = values_TC.masked_fill(~finite_TC, 0), (~finite_TC).long()
         stretches, states = Stretches(turns, links.start_T), []
         for each in self._groups:
             own_TC = clean_TC.index_select(1, each.columns)
@@ -117,16 +117,19 @@ class RunningStates:
         A sequence may go on from a row of this pass, `row_S`, whose sequence does so in turn. Each round of the loop
         doubles how many of them a state spans. The last row stands for the token before all sequences.
         """
-        previous_S, row_S = links.before_SH[:, -1], links.row_S
-        sequences = len(previous_S)
+        previous_S, row_S = pad(links.before_SH[:, -1], (0, 1), value=-1), links.row_S
+        sequences = len(row_S)
         kept_SW = torch.where((previous_S >= 0)[:, None], self._kept[previous_S.clamp_min(-1) + 1], self._neutral_W)
-        holes_SC = torch.zeros(sequences, broken_TC.shape[1], device=kept_SW.device)
-        holes_SC.index_add_(1, self._column_W, torch.isnan(kept_SW).float())
+        holes_SC = torch.zeros(sequences + 1, broken_TC.shape[1], device=kept_SW.device)
+        lost_SC = holes_SC.index_add_(1, self._column_W, torch.isnan(kept_SW).float()) > 0
+        if links.alone:
+            return kept_SW, lost_SC
         here_S, at_S = row_S >= 0, row_S.clamp_min(0)
-        before_SW = torch.cat([torch.where(here_S[:, None], within_TW[at_S], kept_SW), self._neutral_W[None]])
-        lost_SC = pad(torch.where(here_S[:, None], broken_TC[at_S], holes_SC > 0), (0, 0, 0, 1), value=False)
-        parent_S = pad(torch.where(here_S, links.sequence_T[at_S], sequences), (0, 1), value=sequences)
-        for _ in range(0 if links.alone else max(0, sequences - 1).bit_length()):
+        here_S1, at_S = pad(here_S, (0, 1), value=False)[:, None], pad(at_S, (0, 1))
+        before_SW = torch.where(here_S1, within_TW[at_S], kept_SW)
+        lost_SC = torch.where(here_S1, broken_TC[at_S], lost_SC)
+        parent_S = torch.where(here_S1[:, 0], links.sequence_T[at_S], sequences)
+        for _ in range(max(0, sequences - 1).bit_length()):
             before_SW = self._join(before_SW[parent_S], before_SW)
             lost_SC = lost_SC | lost_SC[parent_S]
             parent_S = parent_S[parent_S]

@@ -58,7 +58,7 @@ class Rise(OverTokens):
 
         Since m >= c >= 0 at all times, an empty stretch may be taken to start from 0 too.
         """
-        counted_CT = _of_sides(self.written, stretches.counted_WT)
+        counted_CT = _of_sides(self.written, stretches.counted)
         message_CT, word_CT = (_of_sides(self.written, each) for each in stretches.begins)
         opened_CT, changed_CT = (_of_sides(self.written, each) for each in stretches.begun)
         e_CT = torch.where(counted_CT, (1 - values_TC.double() - self.kappa).T, 0.0)
@@ -66,9 +66,7 @@ class Rise(OverTokens):
         sum_CT = sum_CT - (sum_CT - e_CT).index_select(-1, stretches.start_T)
         first_CT = sum_CT.masked_fill(opened_CT, -torch.inf)
         start_CT = stretches.start_T.expand_as(message_CT)
-        less_CT, most_of_c_CT = running_max(
-            torch.cat([-sum_CT, first_CT]), torch.cat([message_CT, start_CT])
-        ).chunk(2)
+        less_CT, most_of_c_CT = running_max(torch.cat([-sum_CT, first_CT]), torch.cat([message_CT, start_CT])).chunk(2)
         c_of_0_CT = sum_CT + torch.where(opened_CT, less_CT, less_CT.clamp_min(0))
         own = (
             torch.zeros_like(sum_CT).masked_fill(changed_CT, -torch.inf),
@@ -115,7 +113,7 @@ class MessageMean(OverTokens):
 
     def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
         """Sums less what they were when the message began."""
-        counted_CT = _of_sides(self.written, stretches.counted_WT).double()
+        counted_CT = _of_sides(self.written, stretches.counted).double()
         begin_CT = _of_sides(self.written, stretches.begins[0])
         opened_CT = _of_sides(self.written, stretches.begun[0])
         of_CT = torch.stack([counted_CT * (1 - values_TC.double().T), counted_CT])

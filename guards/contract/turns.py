@@ -52,19 +52,19 @@ class Stretches:
     start_T: Tensor
 
     @cached_property
-    def own_WT(self) -> Tensor:
-        """Whether a token is of that side, bool."""
+    def own(self) -> Tensor:
+        """Whether a token is of that side, bool [W, T]."""
         return torch.stack([~self.turns.written, self.turns.written])
 
     @cached_property
-    def counted_WT(self) -> Tensor:
-        """Whether a token counts for that side, bool."""
-        return self.own_WT & self.turns.counted
+    def counted(self) -> Tensor:
+        """Whether a token counts for that side, bool [W, T]."""
+        return self.own & self.turns.counted
 
     @cached_property
     def _last(self) -> Tensor:
         """Rows of the side's newest opening, and of its newest that changed sides, [2, W, T]."""
-        return last_row(torch.stack([self.own_WT & self.turns.opens, self.own_WT & self.turns.changes]))
+        return last_row(torch.stack([self.own & self.turns.opens, self.own & self.turns.changes]))
 
     @cached_property
     def begins(self) -> tuple[Tensor, Tensor]:
