@@ -6,7 +6,7 @@ Suffixes: T tokens of a forward pass, C columns, K numbers of a column's state, 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -53,14 +53,14 @@ class OverTokens(Protocol):
 
 
 def together(strategies: Sequence[OverTokens], device: torch.device) -> OverTokens:
-    """Strategies of one class, one for each column, as one whose fields are tensors [C]."""
+    """Strategies of one class, one for each column, as one whose fields are tensors [C], bool or float64."""
     kind: Any = type(strategies[0])
-    return kind(
-        **{
-            each.name: torch.tensor([getattr(strategy, each.name) for strategy in strategies], device=device)
-            for each in fields(kind)
-        }
-    )
+
+    def of_all(name: str) -> Tensor:
+        values = torch.tensor([getattr(strategy, name) for strategy in strategies], dtype=torch.float64)
+        return values.to(device, torch.bool if isinstance(getattr(strategies[0], name), bool) else torch.float64)
+
+    return cast(OverTokens, kind(**{each.name: of_all(each.name) for each in fields(kind)}))
 
 
 def running_max(x_CT: Tensor, begin_CT: Tensor) -> Tensor:

@@ -169,6 +169,7 @@ class Bookkeeping:
         self._turns = turns
         self._over_ranks = over_ranks
         self._looks = device.type == "cpu"
+        columns.on(device)  # now: made in a pass, they would have it wait for the host
 
     def reserve(self, slots: int) -> None:
         """Makes room for what is kept at cache slots 0 to `slots` - 1, as `RunningStates.reserve`."""
