@@ -13,6 +13,8 @@ GUARDS = {
     "16 cubes, every layer": "16 cubes at every layer",
     "1 pooled, 4 layers": "one pooled guard at four layers",
     "1 over spans, 4 layers": "one guard over spans at four layers",
+    "1 over spans, 1 layer": "one guard over spans at one layer",
+    "256 over spans, 1 layer": "256 guards over spans at one layer",
     "neuron adjust 3 %": "Neuron Adjust, 3 %",
     "selective pruning 3 %": "Selective Pruning, 3 %",
 }

@@ -4,13 +4,14 @@ Suffixes: T tokens of a forward pass, C columns, K numbers of a column's state, 
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from guards.contract.turns import Turns
+from guards.contract.turns import Stretches, Turns
 
 
 class OverTokens(Protocol):
@@ -18,6 +19,9 @@ class OverTokens(Protocol):
 
     A monoid: states of neighbouring stretches of tokens are joined to that of both, and `join` is associative. A state
     is K numbers in float64. States handed to it are of finite values; `RunningStates` keeps the others apart.
+
+    A dataclass, whose fields are numbers. `together` makes one of several, whose fields are tensors [C]: so whatever
+    uses a field lets it broadcast over columns, the last dimension of values.
     """
 
     neutral: ClassVar[tuple[float, ...]]
@@ -32,6 +36,13 @@ class OverTokens(Protocol):
     def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
         """States of single tokens, float64 [T, C, K]."""
 
+    def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
+        """States of all tokens from their sequence's start in this pass up to and with each, float64 [T, C, K].
+
+        By joining; a strategy that knows a closed form gives what reads and joins alike in far fewer operations.
+        """
+        return scan(self, self.lift(values_TC, stretches.turns), stretches.start_T)
+
     @abstractmethod
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         """States of the tokens of both [N, C, K], those of `before_NCK` coming first."""
@@ -39,6 +50,30 @@ class OverTokens(Protocol):
     @abstractmethod
     def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         """One number from each token's own value and its state, float32 [T, C]."""
+
+
+def together(strategies: Sequence[OverTokens], device: torch.device) -> OverTokens:
+    """Strategies of one class, one for each column, as one whose fields are tensors [C], bool or float64."""
+    kind: Any = type(strategies[0])
+
+    def of_all(name: str) -> Tensor:
+        values = torch.tensor([getattr(strategy, name) for strategy in strategies], dtype=torch.float64)
+        return values.to(device, torch.bool if isinstance(getattr(strategies[0], name), bool) else torch.float64)
+
+    return cast(OverTokens, kind(**{each.name: of_all(each.name) for each in fields(kind)}))
+
+
+def running_max(x_CT: Tensor, begin_CT: Tensor) -> Tensor:
+    """The largest x since `begin_CT`, a row that never descends along T, up to and with each row: exact, [C, T].
+
+    Ranks stand for values, so that a row's beginning and its value fit into one whole number, whose largest so far is
+    one operation. `x_CT` may be infinite and must not be NaN.
+    """
+    tokens = x_CT.shape[-1]
+    order_CT = x_CT.argsort(dim=-1)
+    row_T = torch.arange(tokens, device=x_CT.device)
+    rank_CT = torch.empty_like(order_CT).scatter_(-1, order_CT, row_T.expand_as(order_CT))
+    return x_CT.gather(-1, (begin_CT * tokens + rank_CT).cummax(dim=-1).indices)
 
 
 def scan(strategy: OverTokens, state_TCK: Tensor, start_T: Tensor) -> Tensor:

@@ -168,6 +168,8 @@ class Bookkeeping:
         self._states = RunningStates(columns.strategies, device)
         self._turns = turns
         self._over_ranks = over_ranks
+        self._looks = device.type == "cpu"
+        columns.on(device)  # now: made in a pass, they would have it wait for the host
 
     def reserve(self, slots: int) -> None:
         """Makes room for what is kept at cache slots 0 to `slots` - 1, as `RunningStates.reserve`."""
@@ -200,7 +202,7 @@ class Bookkeeping:
         if sequences is None or not len(values_TP):
             read_TP = self._states.nothing(values_TP)
         else:
-            links = link(positions_T, sequences, looks=self.device.type == "cpu")
+            links = link(positions_T, sequences, looks=self._looks)
             read_TP = self._states.extend(values_TP, links, self._turns.find(ids_T, links))
         return torch.cat([cells_TC.index_select(1, here.token_C), read_TP], dim=1)
 

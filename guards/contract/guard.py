@@ -6,7 +6,7 @@ Suffixes: T tokens, F width of a site (this rank's slice of it), C columns of a 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -101,6 +101,21 @@ class Bound(Protocol):
         guard was made for another width.
         """
         ...
+
+
+def fuse(acts: Sequence[nn.Module]) -> list[tuple[nn.Module, list[int]]]:
+    """What to run at a place in these acts' stead, and whose columns each says, by index and in that order.
+
+    Where several are of a class that has `fuse`, one act takes their place: it reads x once for all of them. Tensors of
+    the acts become views of its own, so that what is written to them is written to it.
+    """
+    alike: dict[object, list[int]] = {}
+    for index, act in enumerate(acts):
+        alike.setdefault(type(act) if hasattr(act, "fuse") else index, []).append(index)
+    return [
+        (acts[of[0]] if len(of) == 1 else cast(Any, acts[of[0]]).fuse([acts[index] for index in of]), of)
+        for of in alike.values()
+    ]
 
 
 def default_rules(bound: Mapping[str, Bound], scopes: Mapping[str, Scope]) -> dict[str, Rule]:

@@ -9,47 +9,32 @@ in place of an error.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from guards.contract.accumulate import OverTokens, scan
+from guards.contract.accumulate import OverTokens, together
 from guards.contract.slots import Links
-from guards.contract.turns import Turns
+from guards.contract.turns import Stretches, Turns
 
 HUGE = 1e6
 """A value beyond this is as good as not finite: in one sum with others it would cost them their digits."""
 
 
-class _Member(NamedTuple):
-    """A strategy, which of all columns are under it, and which of its group's."""
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The columns of one class of strategies: which of all they are, int64 [C], their strategies as one, and which
+    numbers of W are theirs.
+    """
 
     strategy: OverTokens
     columns: Tensor
-    part: slice
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The columns of one class of strategies, whose states are joined alike, and which numbers of W are theirs."""
-
-    members: tuple[_Member, ...]
     numbers: slice
-
-    @property
-    def strategy(self) -> OverTokens:
-        """Any of them."""
-        return self.members[0].strategy
 
     def of(self, state_NW: Tensor) -> Tensor:
         """This group's states, a view [N, C, K]."""
-        return state_NW[:, self.numbers].view(len(state_NW), self.members[-1].part.stop, self.strategy.width)
-
-    def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
-        """States of single tokens, float64 [T, C, K]. `values_TC`: of all columns."""
-        return torch.cat([each.strategy.lift(values_TC[:, each.columns], turns) for each in self.members], dim=1)
+        return state_NW[:, self.numbers].view(len(state_NW), len(self.columns), self.strategy.width)
 
 
 class RunningStates:
@@ -62,17 +47,13 @@ class RunningStates:
         column_of: list[int] = []
         order: list[int] = []
         for kind in dict.fromkeys(map(type, strategies)):
-            members: list[_Member] = []
-            begin = len(neutral)
-            for strategy in dict.fromkeys(each for each in strategies if type(each) is kind):
-                columns = [column for column, each in enumerate(strategies) if each == strategy]
-                start = members[-1].part.stop if members else 0
-                held = torch.tensor(columns, dtype=torch.int64, device=device)
-                members.append(_Member(strategy, held, slice(start, start + len(columns))))
-                neutral += strategy.neutral * len(columns)
-                column_of += [column for column in columns for _ in range(strategy.width)]
-                order += columns
-            self._groups.append(_Group(tuple(members), slice(begin, len(neutral))))
+            columns = [column for column, each in enumerate(strategies) if type(each) is kind]
+            of_kind, begin = [strategies[column] for column in columns], len(neutral)
+            neutral += of_kind[0].neutral * len(columns)
+            column_of += [column for column in columns for _ in of_kind[0].neutral]
+            order += columns
+            held = torch.tensor(columns, dtype=torch.int64, device=device)
+            self._groups.append(_Group(together(of_kind, device), held, slice(begin, len(neutral))))
         self._neutral_W = torch.tensor(neutral, dtype=torch.float64, device=device)
         self._column_W = torch.tensor(column_of, dtype=torch.int64, device=device)
         self._place_C = torch.tensor(order, dtype=torch.int64, device=device).argsort()
@@ -119,11 +100,14 @@ class RunningStates:
     def _within(self, values_TC: Tensor, links: Links, turns: Turns) -> tuple[Tensor, Tensor]:
         """States over each sequence's tokens of this pass [T, W], and where one was not finite by then, bool [T, C]."""
         finite_TC = values_TC.abs() <= HUGE
-        clean_TC, bad_TC = torch.where(finite_TC, values_TC, 0.0), (~finite_TC).long()
-        states = []
+        clean_TC, bad_TC = values_TC.masked_fill(~finite_TC, 0), (~finite_TC).long()
+        stretches, states = Stretches(turns, links.start_T), []
         for each in self._groups:
-            state_TCK = each.lift(clean_TC, turns)
-            states.append((state_TCK if links.single else scan(each.strategy, state_TCK, links.start_T)).flatten(1))
+            own_TC = clean_TC.index_select(1, each.columns)
+            alone = each.strategy.lift(own_TC, turns) if links.single else each.strategy.within(own_TC, stretches)
+            states.append(alone.flatten(1))
+        if links.single:
+            return torch.cat(states, dim=1), ~finite_TC
         count_TC = bad_TC.cumsum(0)
         return torch.cat(states, dim=1), count_TC > (count_TC - bad_TC)[links.start_T]
 
@@ -133,16 +117,19 @@ class RunningStates:
         A sequence may go on from a row of this pass, `row_S`, whose sequence does so in turn. Each round of the loop
         doubles how many of them a state spans. The last row stands for the token before all sequences.
         """
-        previous_S, row_S = links.before_SH[:, -1], links.row_S
-        sequences = len(previous_S)
+        previous_S, row_S = pad(links.before_SH[:, -1], (0, 1), value=-1), links.row_S
+        sequences = len(row_S)
         kept_SW = torch.where((previous_S >= 0)[:, None], self._kept[previous_S.clamp_min(-1) + 1], self._neutral_W)
-        holes_SC = torch.zeros(sequences, broken_TC.shape[1], device=kept_SW.device)
-        holes_SC.index_add_(1, self._column_W, torch.isnan(kept_SW).float())
+        holes_SC = torch.zeros(sequences + 1, broken_TC.shape[1], device=kept_SW.device)
+        lost_SC = holes_SC.index_add_(1, self._column_W, torch.isnan(kept_SW).float()) > 0
+        if links.alone:
+            return kept_SW, lost_SC
         here_S, at_S = row_S >= 0, row_S.clamp_min(0)
-        before_SW = torch.cat([torch.where(here_S[:, None], within_TW[at_S], kept_SW), self._neutral_W[None]])
-        lost_SC = pad(torch.where(here_S[:, None], broken_TC[at_S], holes_SC > 0), (0, 0, 0, 1), value=False)
-        parent_S = pad(torch.where(here_S, links.sequence_T[at_S], sequences), (0, 1), value=sequences)
-        for _ in range(0 if links.alone else max(0, sequences - 1).bit_length()):
+        here_S1, at_S = pad(here_S, (0, 1), value=False)[:, None], pad(at_S, (0, 1))
+        before_SW = torch.where(here_S1, within_TW[at_S], kept_SW)
+        lost_SC = torch.where(here_S1, broken_TC[at_S], lost_SC)
+        parent_S = torch.where(here_S1[:, 0], links.sequence_T[at_S], sequences)
+        for _ in range(max(0, sequences - 1).bit_length()):
             before_SW = self._join(before_SW[parent_S], before_SW)
             lost_SC = lost_SC | lost_SC[parent_S]
             parent_S = parent_S[parent_S]
@@ -154,11 +141,9 @@ class RunningStates:
 
     def _read(self, values_TC: Tensor, state_TW: Tensor, broken_TC: Tensor) -> Tensor:
         read = []
-        for group in self._groups:
-            state_TCK = group.of(state_TW)
-            for each in group.members:
-                read_TC = each.strategy.read(values_TC[:, each.columns], state_TCK[:, each.part])
-                if each.strategy.width:
-                    read_TC = read_TC.masked_fill(broken_TC[:, each.columns], torch.nan)
-                read.append(read_TC)
-        return torch.cat(read, dim=1)[:, self._place_C]
+        for each in self._groups:
+            read_TC = each.strategy.read(values_TC.index_select(1, each.columns), each.of(state_TW))
+            if each.strategy.width:
+                read_TC = read_TC.masked_fill(broken_TC.index_select(1, each.columns), torch.nan)
+            read.append(read_TC)
+        return torch.cat(read, dim=1).index_select(1, self._place_C)

@@ -33,12 +33,16 @@ class Sequences:
     `before_SH`: int64, the slots of the tokens before each sequence's first new one, the nearest last; below 0 where
     there is none.
     `sound_S`: bool, whether what says so agrees. A sequence of which it does not reads NaN.
+    `longest`: how many new tokens the longest one has, where the host knows. A longer one reads NaN.
+    `shares`: whether one may go on from a token of this pass. If not, one that does reads NaN.
     """
 
     bounds: Tensor
     slots_T: Tensor
     before_SH: Tensor
     sound_S: Tensor
+    longest: int | None = None
+    shares: bool = True
 
 
 def sequence_of_tokens(bounds: Tensor, tokens: int) -> Tensor:
@@ -54,8 +58,8 @@ class Links:
     `start_T` is the row where each token's sequence starts in this pass, ascending; `alien_T` is true where a token
     belongs to no sound sequence. `slots_T` are the rows to write, in the order of `order_T`: one more than a slot, 0
     for what is not kept. `row_S` is the row of this pass that computes the token before a sequence's first new one, -1
-    where none does; `highest` the highest slot where it was looked for, else -1. `alone` says that no sequence goes on
-    from a row of this pass, `single` that none has more than one, as far as anybody looked.
+    where none does; `highest` the highest slot where it was looked for, else -1. `alone` says that no sound sequence
+    goes on from a row of this pass, `single` that none has more than one, as far as the engine says or anybody looked.
     """
 
     positions_T: Tensor
@@ -76,9 +80,14 @@ def link(positions_T: Tensor, sequences: Sequences, *, looks: bool) -> Links:
     tokens = len(positions_T)
     bounds = sequences.bounds.clamp_max(tokens)
     sequence_T = sequence_of_tokens(bounds, tokens)
+    length_S, longest = bounds[1:] - bounds[:-1], sequences.longest
     sound_S = sequences.sound_S & (sequences.bounds[1:] == bounds[1:])
+    if longest is not None:
+        sound_S = sound_S & (length_S <= longest)
     kept_T = (sequences.slots_T >= 0) & (sequence_T < len(sound_S))
     slots_T, order_T, row_S = _written(torch.where(kept_T, sequences.slots_T, -1), positions_T, bounds, sequences)
+    if not sequences.shares:
+        sound_S = sound_S & (row_S < 0)
     return Links(
         positions_T=positions_T,
         sequence_T=sequence_T,
@@ -89,8 +98,8 @@ def link(positions_T: Tensor, sequences: Sequences, *, looks: bool) -> Links:
         before_SH=sequences.before_SH,
         row_S=row_S,
         highest=int(torch.cat([sequences.slots_T, sequences.before_SH.flatten()]).max()) if looks else -1,
-        alone=looks and not bool((row_S >= 0).any()),
-        single=looks and not bool((bounds[1:] - bounds[:-1] > 1).any()),
+        alone=not sequences.shares or (looks and not bool((row_S >= 0).any())),
+        single=longest == 1 or (looks and not bool((length_S > 1).any())),
     )
 
 

@@ -13,8 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import OverTokens
-from guards.contract.turns import Turns
+from guards.contract.accumulate import OverTokens, running_max
+from guards.contract.turns import Stretches, Turns
+
+
+def _of_sides(written: bool | Tensor, of_WT: Tensor) -> Tensor:
+    """What is known by side, of each column's side [C, T]."""
+    return of_WT.index_select(0, torch.as_tensor(written, device=of_WT.device).reshape(-1).long())
 
 
 @dataclass(frozen=True)
@@ -34,21 +39,43 @@ class Rise(OverTokens):
 
     def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
         e_TC = 1 - values_TC.double() - self.kappa
-        own_T1 = (turns.written == self.written)[:, None]
-        counted_TC = (own_T1 & turns.counted[:, None]).expand_as(e_TC)
-        opens_TC = (own_T1 & turns.opens[:, None]).expand_as(e_TC)
-        changes_TC = (own_T1 & turns.changes[:, None]).expand_as(e_TC)
-        nothing = e_TC.new_full((), -torch.inf)
-        zero = e_TC.new_zeros(())
-        anew_TC = torch.where(counted_TC | opens_TC, zero, nothing)
+        own_TC = (turns.written[:, None] == self.written).expand_as(e_TC)
+        counted_TC = own_TC & turns.counted[:, None]
+        opens_TC = own_TC & turns.opens[:, None]
+        anew_TC = torch.where(counted_TC | opens_TC, 0.0, -torch.inf).double()
+        counts_TC = e_TC.masked_fill(~counted_TC, -torch.inf)
         own = (
-            torch.where(changes_TC, nothing, zero),
-            torch.where(counted_TC, e_TC, nothing),
+            torch.zeros_like(e_TC).masked_fill(own_TC & turns.changes[:, None], -torch.inf),
+            counts_TC,
             anew_TC,
-            torch.where(counted_TC, e_TC, torch.where(opens_TC, nothing, zero)),
+            torch.where(counted_TC | opens_TC, counts_TC, 0.0),
             anew_TC,
         )
         return torch.stack(own, dim=-1)
+
+    def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
+        """Of sums S of evidence less kappa, c is S less the least S since the message began, and m the largest c.
+
+        Since m >= c >= 0 at all times, an empty stretch may be taken to start from 0 too.
+        """
+        counted_CT = _of_sides(self.written, stretches.counted)
+        message_CT, word_CT = (_of_sides(self.written, each) for each in stretches.begins)
+        opened_CT, changed_CT = (_of_sides(self.written, each) for each in stretches.begun)
+        e_CT = torch.where(counted_CT, (1 - values_TC.double() - self.kappa).T, 0.0)
+        sum_CT = e_CT.cumsum(dim=-1)
+        sum_CT = sum_CT - (sum_CT - e_CT).index_select(-1, stretches.start_T)
+        first_CT = sum_CT.masked_fill(opened_CT, -torch.inf)
+        start_CT = stretches.start_T.expand_as(message_CT)
+        less_CT, most_of_c_CT = running_max(torch.cat([-sum_CT, first_CT]), torch.cat([message_CT, start_CT])).chunk(2)
+        c_of_0_CT = sum_CT + torch.where(opened_CT, less_CT, less_CT.clamp_min(0))
+        own = (
+            torch.zeros_like(sum_CT).masked_fill(changed_CT, -torch.inf),
+            most_of_c_CT.clamp_min(0).masked_fill(changed_CT, -torch.inf),
+            running_max(c_of_0_CT, word_CT),
+            first_CT,
+            c_of_0_CT,
+        )
+        return torch.stack(own, dim=-1).transpose(0, 1)
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         most, most_of_c, most_of_0, c, c_of_0 = before_NCK.unbind(-1)
@@ -79,10 +106,20 @@ class MessageMean(OverTokens):
     neutral: ClassVar[tuple[float, ...]] = (1.0, 0.0, 0.0)
 
     def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
-        own_T1 = (turns.written == self.written)[:, None]
-        counted_TC = (own_T1 & turns.counted[:, None]).expand_as(values_TC).double()
-        opens_TC = (own_T1 & turns.opens[:, None]).expand_as(values_TC).double()
+        own_TC = (turns.written[:, None] == self.written).expand_as(values_TC)
+        counted_TC = (own_TC & turns.counted[:, None]).double()
+        opens_TC = (own_TC & turns.opens[:, None]).double()
         return torch.stack([1 - opens_TC, counted_TC * (1 - values_TC.double()), counted_TC], dim=-1)
+
+    def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
+        """Sums less what they were when the message began."""
+        counted_CT = _of_sides(self.written, stretches.counted).double()
+        begin_CT = _of_sides(self.written, stretches.begins[0])
+        opened_CT = _of_sides(self.written, stretches.begun[0])
+        of_CT = torch.stack([counted_CT * (1 - values_TC.double().T), counted_CT])
+        sum_CT = of_CT.cumsum(dim=-1)
+        evidence_CT, tokens_CT = sum_CT - (sum_CT - of_CT).gather(-1, begin_CT.expand_as(of_CT))
+        return torch.stack([(~opened_CT).double(), evidence_CT, tokens_CT], dim=-1).transpose(0, 1)
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         kept_NC1 = after_NCK[..., :1]

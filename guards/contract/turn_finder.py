@@ -5,15 +5,17 @@ the longest pattern. Nothing here waits for the device.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from guards.contract.accumulate import OverTokens
 from guards.contract.running import RunningStates
 from guards.contract.slots import HISTORY, Links
-from guards.contract.turns import Turns, one_message
+from guards.contract.turns import Stretches, Turns, last_row, one_message
 from guards.model.openings import LONGEST, Opening
 
 assert LONGEST <= HISTORY
@@ -22,6 +24,7 @@ _ASKED, _WRITTEN = 1, 2
 _SIDES = 3
 
 
+@dataclass(frozen=True)
 class _Sides(OverTokens):
     """The sides of the last two messages: 0 for none, _ASKED or _WRITTEN. It reads both as one number."""
 
@@ -29,6 +32,15 @@ class _Sides(OverTokens):
 
     def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
         return torch.stack([values_TC.double(), torch.zeros_like(values_TC, dtype=torch.float64)], dim=-1)
+
+    def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
+        """Of the newest row with a side, and of the newest before that."""
+        side_CT, start_T = values_TC.T.double(), stretches.start_T
+        last_CT = last_row(side_CT > 0)
+        before_CT = pad(last_CT[:, :-1], (1, 0), value=-1).gather(-1, last_CT.clamp_min(0))
+        rows_NCT = torch.stack([last_CT, before_CT])
+        sides_NCT = side_CT.expand_as(rows_NCT).gather(-1, rows_NCT.clamp_min(0)).masked_fill(rows_NCT < start_T, 0.0)
+        return sides_NCT.permute(2, 1, 0)
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         earlier_NC, last_NC = before_NCK[..., 1], before_NCK[..., 0]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from guards.contract.accumulate import TOKEN
 from guards.contract.columns import Bookkeeping, Columns
-from guards.contract.guard import Bound, Guard, columns_at, detectors, interventions
+from guards.contract.guard import Bound, Guard, columns_at, detectors, fuse, interventions
 from guards.contract.method import Method
 from guards.contract.slots import Sequences
 from guards.contract.turn_finder import TurnFinder
@@ -147,7 +147,8 @@ class Attachment:
             raise GuardReadingError("no guarded forward pass ran: the model was called around its hooks")
         missing = frozenset(name for name, sites in self._sites_of.items() if not sites <= ended.ran)
         unheard = [index for index, each in enumerate(self.columns.all) if each.guard in missing]
-        ended.cells_TC[:, unheard] = torch.nan  # what some of its sites wrote says nothing
+        if unheard:
+            ended.cells_TC[:, unheard] = torch.nan  # what some of its sites wrote says nothing
         rows_TX = self.books.rows(ended.cells_TC, ended.ids_T, ended.positions_T, ended.sequences)
         rows_RX = rows_TX if ended.rows_R is None else rows_TX.index_select(0, ended.rows_R)
         if len(rows_RX) < rows:
@@ -167,17 +168,17 @@ class _Site(nn.Module):
     ) -> None:
         super().__init__()
         self._running, self._place, self._purpose = attachment.running, place, purpose
-        self._acts = [
-            (
-                bound.at(place, width),
-                torch.tensor(attachment.columns.at(place, {name}), device=attachment.books.device),
-                purpose is Purpose.SCORE
-                and all(
-                    bound.parts[bound.columns[i].part].over_tokens == TOKEN for i in columns_at(bound.columns, place)
-                ),
-            )
+        self._acts: list[tuple[nn.Module, Tensor, bool]] = []
+        by_token = {
+            name: purpose is Purpose.SCORE
+            and all(bound.parts[bound.columns[i].part].over_tokens == TOKEN for i in columns_at(bound.columns, place))
             for name, bound in guards.items()
-        ]
+        }
+        for sampled_only in (False, True):
+            names = [name for name, of_token in by_token.items() if of_token is sampled_only]
+            for act, of in fuse([guards[name].at(place, width) for name in names]):
+                columns = [at for index in of for at in attachment.columns.at(place, {names[index]})]
+                self._acts.append((act, torch.tensor(columns, device=attachment.books.device), sampled_only))
 
     def forward(self, x_TF: Tensor) -> None:
         """Writes the cells of this pass's tokens; of a guard that looks at single tokens, of the sampled ones."""
@@ -187,4 +188,4 @@ class _Site(nn.Module):
                 cells_RC = act(x_TF.index_select(0, running.rows_R), running.positions_T[running.rows_R])
                 running.cells_TC[running.rows_R[:, None], columns_C] = cells_RC
             else:
-                running.cells_TC[:, columns_C] = act(x_TF, running.positions_T)
+                running.cells_TC.index_copy_(1, columns_C, act(x_TF, running.positions_T))

@@ -37,7 +37,8 @@ def find_sequences(kwargs: Mapping[str, Any], positions_BT: Tensor) -> Sequences
     bounds = torch.arange(batch + 1, device=positions_BT.device) * length
     nowhere_T = torch.full((batch * length,), -1, device=positions_BT.device)
     whole_B = (positions_BT == torch.arange(length, device=positions_BT.device)).all(dim=1)
-    return Sequences(bounds, nowhere_T, nowhere_T.new_full((batch, HISTORY), -1), whole_B)
+    before_BH = nowhere_T.new_full((batch, HISTORY), -1)
+    return Sequences(bounds, nowhere_T, before_BH, whole_B, longest=length, shares=False)
 
 
 def _group(kwargs: Mapping[str, Any]) -> int:
@@ -57,13 +58,17 @@ def _packed(kwargs: Mapping[str, Any], positions_T: Tensor) -> Sequences:
     tokens = len(positions_T)
     if len(write_T) != tokens:
         raise GuardReadingError(f"got {len(write_T)} slots to write for {tokens} tokens: cannot follow sequences")
+    # The batcher shares a prefix once the pass that computed it has ended.
+    known: dict[str, Any] = {"longest": kwargs.get("max_length_q"), "shares": False}
     past_S = positions_T[bounds[:-1].clamp_max(tokens - 1)]
     sound_S = bounds[-1:].expand(len(past_S)) == tokens
     if not len(read):
-        return Sequences(bounds, write_T, write_T.new_full((len(past_S), HISTORY), -1), sound_S & (past_S <= 0))
+        return Sequences(
+            bounds, write_T, write_T.new_full((len(past_S), HISTORY), -1), sound_S & (past_S <= 0), **known
+        )
     # The new tokens' own slots end a sequence's part of the read indices; the tokens before them lie just ahead.
     back_H = torch.arange(-HISTORY, 0, device=bounds.device)
     ahead_SH = (ends[1:] - (bounds[1:] - bounds[:-1]))[:, None] + back_H
     there_SH = past_S[:, None] + back_H >= 0
     before_SH = torch.where(there_SH, read[ahead_SH.clamp(0, len(read) - 1)], -1)
-    return Sequences(bounds, write_T, before_SH, sound_S & (ends[-1:] == len(read)))
+    return Sequences(bounds, write_T, before_SH, sound_S & (ends[-1:] == len(read)), **known)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from guards.contract.columns import Bookkeeping, Columns
-from guards.contract.guard import Bound, Guard, columns_at, detectors, interventions
+from guards.contract.guard import Bound, Guard, columns_at, detectors, fuse, interventions
 from guards.contract.method import Method
 from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, GuardReadingError
@@ -99,10 +99,11 @@ class Board:
         self, sites: ModelSites, place: Place, purpose: Purpose, acting: Mapping[str, Bound], dtype: torch.dtype
     ) -> None:
         here = {name: bound for name, bound in acting.items() if columns_at(bound.columns, place)}
-        columns = self.columns.at(place, here)
         acts = {name: bound.at(place, sites.width(place.site)) for name, bound in here.items()}
         self._acts |= {(name, place): act for name, act in acts.items()}
-        site = _Site([*acts.values()], len(columns), self._positions_T)
+        names, fused = [*acts], fuse([*acts.values()])
+        columns = [at for _, of in fused for index in of for at in self.columns.at(place, {names[index]})]
+        site = _Site([act for act, _ in fused], len(columns), self._positions_T)
         install(sites.tap(place), purpose, site, dtype)
         self._sites.append((torch.tensor(columns, device=site.cells_TC.device), site.cells_TC))
 

@@ -7,6 +7,7 @@ cube that holds every calibration vector, is ``max_i s(x_i)`` in closed form; si
 dimensions commute, it needs only each dimension's running minimum and maximum, so fitting never keeps vectors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from guards.calibration.statistics import FEW_VECTORS, MIN_VECTORS, RunningMoments, floor_sigma
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
+
+TOGETHER = 1 << 22
+"""Numbers of tokens, cubes and dimensions that are held at once, where nothing is compiled."""
 
 
 class Regime(StrEnum):
@@ -78,10 +82,23 @@ class CubeBank(nn.Module):
         self.register_buffer("mean_CF", mean_CF, persistent=False)
         self.register_buffer("inverse_std_CF", inverse_std_CF, persistent=False)
 
+    @classmethod
+    def fuse(cls, banks: Sequence["CubeBank"]) -> "CubeBank":
+        """All cubes of a layer at once; see `guards.contract.guard.fuse`."""
+        fused = cls(torch.cat([bank.mean_CF for bank in banks]), torch.cat([bank.inverse_std_CF for bank in banks]))
+        sizes = [len(bank.mean_CF) for bank in banks]
+        pairs = zip(fused.mean_CF.split(sizes), fused.inverse_std_CF.split(sizes), strict=True)
+        for bank, (mean_CF, inverse_std_CF) in zip(banks, pairs, strict=True):
+            bank.mean_CF, bank.inverse_std_CF = mean_CF, inverse_std_CF
+        return fused
+
     def forward(self, key_TF: Tensor, _: Tensor | None = None) -> Tensor:
         """s(x) of every token and cube, float32 [T, C]."""
-        pairs = zip(self.mean_CF, self.inverse_std_CF, strict=True)
-        return torch.stack([cube_score(key_TF, mean_F, inverse_F) for mean_F, inverse_F in pairs], dim=-1)
+        if torch.compiler.is_compiling():  # one loop over a key vector for each cube, in one pass over the tokens
+            pairs = zip(self.mean_CF, self.inverse_std_CF, strict=True)
+            return torch.stack([cube_score(key_TF, mean_F, inverse_F) for mean_F, inverse_F in pairs], dim=-1)
+        blocks = key_TF[:, None].split(max(1, TOGETHER // self.mean_CF.numel()))
+        return torch.cat([cube_score(block_T1F, self.mean_CF, self.inverse_std_CF) for block_T1F in blocks])
 
 
 class CubeFitter:

@@ -84,24 +84,47 @@ class SpanGuard:
 
 
 class SpanBank(nn.Module):
-    """v(x) per token at one layer. Its weights are a buffer, which a compiled model reads as an input."""
+    """v(x) per token at one layer, of one guard or several. Its tensors are buffers, which a compiled model reads as
+    inputs.
 
-    weight_F: Tensor
-    offset: Tensor
+    Suffix: G guards.
+    """
 
-    def __init__(self, weight_F: Tensor, offset: Tensor, parts: int) -> None:
+    weight_GF: Tensor
+    offset_G: Tensor
+    guard_C: Tensor
+
+    def __init__(self, weight_GF: Tensor, offset_G: Tensor, parts: Sequence[int]) -> None:
+        """`parts`: how many columns each guard has."""
         super().__init__()
-        self._parts = parts
-        self.register_buffer("weight_F", weight_F, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
+        self._parts = tuple(parts)
+        guard_C = torch.repeat_interleave(torch.arange(len(self._parts)), torch.tensor(self._parts))
+        self.register_buffer("weight_GF", weight_GF, persistent=False)
+        self.register_buffer("offset_G", offset_G, persistent=False)
+        self.register_buffer("guard_C", guard_C.to(weight_GF.device), persistent=False)
+
+    @classmethod
+    def fuse(cls, banks: Sequence["SpanBank"]) -> "SpanBank":
+        """One matrix product for all; see `guards.contract.guard.fuse`."""
+        fused = cls(
+            torch.cat([bank.weight_GF for bank in banks]),
+            torch.cat([bank.offset_G for bank in banks]),
+            [count for bank in banks for count in bank._parts],
+        )
+        sizes = [len(bank._parts) for bank in banks]
+        pairs = zip(fused.weight_GF.split(sizes), fused.offset_G.split(sizes), strict=True)
+        for bank, (weight_GF, offset_G) in zip(banks, pairs, strict=True):
+            bank.weight_GF, bank.offset_G = weight_GF, offset_G
+        return fused
 
     def forward(self, key_TF: Tensor, _: Tensor | None = None) -> Tensor:
-        """v(x) of every token, float32 [T, parts], the same for all; not finite where the key vector is not.
+        """v(x) of every token, float32 [T, columns], a guard's the same for all of its parts; not finite where the key
+        vector is not.
 
         In float32 whatever the key's dtype. Of a slice of x and of the weights it is that slice's share.
         """
-        value_T1 = (key_TF.float() * self.weight_F).sum(dim=-1, keepdim=True) - self.offset
-        return value_T1.expand(-1, self._parts)
+        value_TG = nn.functional.linear(key_TF.float(), self.weight_GF) - self.offset_G
+        return value_TG.expand(-1, *self._parts) if len(self._parts) == 1 else value_TG.index_select(1, self.guard_C)
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,9 @@ class BoundSpans:
             raise AttachError(
                 f"layer {place.layer}: the model's {place.site} is {width} long, not {len(term.weight_F)}"
             )
-        offset = torch.tensor(term.offset / self._shard.count, dtype=torch.float32, device=self._device)
-        return SpanBank(term.weight_F[self._shard.columns(width)].to(self._device), offset, len(self.parts))
+        offset = torch.tensor([term.offset / self._shard.count], dtype=torch.float32, device=self._device)
+        weight_F = term.weight_F[self._shard.columns(width)].to(self._device)
+        return SpanBank(weight_F[None], offset, [len(self.parts)])
 
 
 bind = BoundSpans

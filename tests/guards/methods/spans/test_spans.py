@@ -195,4 +195,6 @@ def test_a_key_that_is_not_finite_gives_no_finite_value(bad: float) -> None:
     key_TF = torch.zeros(3, D_FF)
     key_TF[1, 2] = bad
     assert torch.isfinite(bank(key_TF)).all(dim=1).tolist() == [True, False, True]
-    assert SpanBank(torch.ones(2), torch.tensor(0.0), 2)(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert (
+        SpanBank(torch.ones(1, 2), torch.zeros(1), [2])(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.float32
+    )

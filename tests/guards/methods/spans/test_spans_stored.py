@@ -121,6 +121,6 @@ def test_a_guard_of_the_residual_stream_says_so() -> None:
     bound = BoundSpans(guard, torch.device("cpu"), Shard(1, 2))
     assert {(each.place.site, each.over_ranks) for each in bound.columns} == {(Site.RESIDUAL, OverRanks.SAME)}
     width = len(guard.terms[0].weight_F)
-    assert torch.equal(bound.at(bound.columns[0].place, width).weight_F, guard.terms[0].weight_F)
+    assert torch.equal(bound.at(bound.columns[0].place, width).weight_GF[0], guard.terms[0].weight_F)
     with pytest.raises(AttachError, match="residual is 26 long, not 24"):
         bound.at(bound.columns[0].place, width + 2)

@@ -1,0 +1,105 @@
+"""States over a pass in closed form, against joining token by token; and what an engine says of a pass's sequences."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from guards.contract.accumulate import OverTokens, running_max, scan, together
+from guards.contract.running import RunningStates
+from guards.contract.slots import Sequences, link
+from guards.contract.spans import MessageMean, Rise
+from guards.contract.turn_finder import _Sides
+from guards.contract.turns import Stretches, Turns, one_message
+from tests.guards.contract.strategies import MEAN
+
+CPU = torch.device("cpu")
+TOKENS = 300
+START_T = torch.tensor([0] * 5 + [5] * 1 + [6] * 17 + [23] * 128 + [151] * 149)
+
+
+def turns(generator: torch.Generator, often: float) -> Turns:
+    """Messages of both sides, some of which change sides."""
+    opens_T = torch.rand(TOKENS, generator=generator) < often
+    written_T = (torch.rand(TOKENS, generator=generator) < 0.5) & opens_T
+    newest_T = torch.where(opens_T, torch.arange(TOKENS), 0).cummax(0).values
+    return Turns(
+        (torch.rand(TOKENS, generator=generator) < 0.8) & ~opens_T,
+        opens_T,
+        opens_T & (torch.rand(TOKENS, generator=generator) < 0.5),
+        written_T[newest_T],
+    )
+
+
+def reached(strategy: OverTokens, values_TC: Tensor, of: Turns) -> Tensor:
+    """A state that some text leaves, [1, C, K]."""
+    return scan(strategy, strategy.lift(values_TC, of), torch.zeros(TOKENS, dtype=torch.int64))[-1:]
+
+
+@pytest.mark.parametrize("often", [0.0, 0.05, 0.4])
+@pytest.mark.parametrize(
+    "strategies",
+    [
+        [Rise(kappa, written) for kappa in (0.25, 0.5) for written in (False, True)],
+        [MessageMean(weight, written) for weight in (1.0, 3.0) for written in (False, True)],
+        [_Sides()] * 4,
+    ],
+    ids=["rise", "mean", "sides"],
+)
+def test_a_closed_form_reads_as_joining_does(strategies: list[OverTokens], often: float) -> None:
+    """Bit for bit where values are whole eighths, whose sums are exact; after nothing and after another text."""
+    generator = torch.Generator().manual_seed(7)
+    values_TC, of = (torch.randn(TOKENS, 4, generator=generator) * 16).round() / 8, turns(generator, often)
+    if isinstance(strategies[0], _Sides):
+        values_TC = torch.where(of.opens, 1 + of.written.float(), 0)[:, None].expand(-1, 4)
+    strategy = together(strategies, CPU)
+    befores = [torch.tensor([strategy.neutral]).double().expand(1, 4, -1)]
+    befores.append(reached(strategy, values_TC.flip(0), turns(generator, often)))
+    joined_TCK = scan(strategy, strategy.lift(values_TC, of), START_T)
+    within_TCK = strategy.within(values_TC, Stretches(of, START_T))
+    for before_1CK in befores:
+        before_TCK = before_1CK.expand(TOKENS, -1, -1)
+        got, wanted = (strategy.read(values_TC, strategy.join(before_TCK, each)) for each in (within_TCK, joined_TCK))
+        assert torch.equal(got, wanted)
+    by_itself_TC = strategy.read(values_TC, strategy.lift(values_TC, of))
+    assert torch.equal(by_itself_TC, wanted) == (isinstance(strategy, _Sides) and not often), "positive control"
+
+
+def test_columns_of_a_class_together_are_each_by_itself() -> None:
+    generator = torch.Generator().manual_seed(2)
+    values_TC, of = torch.randn(TOKENS, 2, generator=generator), turns(generator, 0.1)
+    pair = [Rise(0.5, False), Rise(0.1, True)]
+    both = together(pair, CPU).lift(values_TC, of)
+    apart = torch.cat([each.lift(values_TC[:, i : i + 1], of) for i, each in enumerate(pair)], dim=1)
+    assert torch.equal(both, apart)
+    assert not torch.equal(both, pair[0].lift(values_TC, of)), "positive control: the second has parameters of its own"
+
+
+def test_a_largest_value_since_a_row() -> None:
+    x_CT = torch.tensor([[3.0, 1.0, -torch.inf, 2.0, 2.0, 5.0], [-1.0, -2.0, -3.0, 0.0, 7.0, 1.0]])
+    begin_CT = torch.tensor([[0, 0, 2, 2, 2, 2], [0, 1, 1, 3, 3, 5]])
+    wanted = [[3, 3, -torch.inf, 2, 2, 5], [-1, -2, -2, 0, 7, 1]]
+    assert running_max(x_CT, begin_CT).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("previous", "longest", "shares", "finite"),
+    [
+        ([-1, -1], 2, True, [True] * 4),
+        ([-1, 1], 2, True, [True] * 4),  # goes on from the first, in this pass
+        ([-1, 1], 2, False, [True, True, False, False]),
+        ([-1, -1], 1, True, [False] * 4),
+    ],
+)
+def test_what_an_engine_says_of_its_sequences_is_checked(
+    previous: list[int], longest: int, shares: bool, finite: list[bool]
+) -> None:
+    """What contradicts it reads NaN, which withholds."""
+    store = RunningStates([MEAN], CPU)
+    store.reserve(8)
+    before_SH = torch.tensor([[-1] * 15 + [slot] for slot in previous])
+    positions_T = torch.tensor([0, 1, *((0, 1) if previous[1] < 0 else (2, 3))])
+    found = Sequences(
+        torch.tensor([0, 2, 4]), torch.arange(4), before_SH, torch.ones(2, dtype=torch.bool), longest, shares
+    )
+    read_T1 = store.extend(torch.ones(4, 1), link(positions_T, found, looks=False), one_message(positions_T))
+    assert torch.isfinite(read_T1[:, 0]).tolist() == finite
