@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     import uvicorn
+    import uvloop
     from transformers.utils.logging import disable_progress_bar
 
     from server.app import create_app
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     server = uvicorn.Server(
         uvicorn.Config(app, host=config.host, port=config.port, log_config=None, log_level="warning", access_log=False)
     )
-    return asyncio.run(_serve(server, app.state.services.readiness, config))
+    return uvloop.run(_serve(server, app.state.services.readiness, config))
 
 
 async def _serve(server: "uvicorn.Server", readiness: "Readiness", config: ServerConfig) -> int:
