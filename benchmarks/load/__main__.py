@@ -18,8 +18,8 @@ With `--compare` servers are started and asked in turns, ABBA, in one run, each 
 * levels: both engines with guards and mixed prompts, vLLM over the embedded engine, at 1 to 256 clients.
 * ceiling: the client alone, on a server that only sends.
 
-`ratio` is the median over pairs of rounds of the second side's tokens a second over the first's, with its bootstrap
-interval of 95 %. The last line printed is one JSON object; a comparison's is kept as `results/load.<NAME>.json`, or
+`ratio` is the median over pairs of rounds of a side's tokens a second over the first's, with its bootstrap interval of
+95 %. The last line printed is one JSON object; a comparison's is kept as `results/load.<NAME>.json`, or
 `load.<NAME>-<MODEL>.json` of another model than the demo.
 """
 
@@ -67,7 +67,7 @@ async def compare(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]
     with comparison.sides(setup) as sides:
         for clients in args.clients or comparison.clients:
             asked = comparison.load(args.prompts, clients, args.requests)
-            found = await alternate(sides, asked, clients, args.rounds)
+            found = await alternate({name: asked.ask(side, clients) for name, side in sides.items()}, args.rounds)
             rows.append({"clients": clients, "requests": asked.requests, **compared(found)})
             print(rows[-1], flush=True)
     return rows

@@ -1,8 +1,8 @@
-"""Two servers under the same load, in turns: one idles while the other is asked."""
+"""Servers under the same load, in turns: one idles while another is asked."""
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
@@ -10,10 +10,13 @@ from typing import Any
 
 from benchmarks.load.client import Answer, Client, body_of
 from benchmarks.load.figures import figures, tokens_per_second
-from benchmarks.load.loops import Job, closed
-from benchmarks.load.prompts import mixed
+from benchmarks.load.loops import closed
+from benchmarks.load.prompts import Prompt, mixed
 from benchmarks.load.servers import Server
 from benchmarks.overhead import SETTLE_SECONDS, interval
+
+Ask = Callable[[int], Awaitable[Sequence[Answer]]]
+"""Asks what a seed says, and gives the answers."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,27 @@ class Load:
     shares: Mapping[str, float]
     requests: int
     max_tokens: int
-    stream: bool = True
     more: Mapping[str, object] = field(default_factory=dict)
 
-    def jobs(self, server: Server, seed: int) -> list[Job]:
-        """One round's requests, for one server."""
-        prompts = islice(mixed(self.source, self.shares, self.max_tokens, seed), self.requests)
-        return [(prompt.kind, body_of(prompt, server.model, stream=self.stream, more=self.more)) for prompt in prompts]
+    def prompts(self, seed: int) -> list[Prompt]:
+        """One round's."""
+        return list(islice(mixed(self.source, self.shares, self.max_tokens, seed), self.requests))
+
+    def ask(self, server: Server, clients: int) -> Ask:
+        """Asks a server in a closed loop, for streams."""
+
+        async def ask(seed: int) -> Sequence[Answer]:
+            prompts = self.prompts(seed)
+            jobs = [(each.kind, body_of(each, server.model, stream=True, more=self.more)) for each in prompts]
+            async with Client(server.url) as client:
+                return await closed(client, jobs, clients)
+
+        return ask
 
 
-async def alternate(
-    sides: Mapping[str, Server], load: Load, clients: int, rounds: int
-) -> dict[str, list[list[Answer]]]:
-    """The answers of every round of each side. The first pair warms up and is dropped; then ABBA."""
-    found: dict[str, list[list[Answer]]] = {name: [] for name in sides}
+async def alternate(sides: Mapping[str, Ask], rounds: int) -> dict[str, list[Sequence[Answer]]]:
+    """The answers of every round of each side. The first of each warms up and is dropped; then ABBA."""
+    found: dict[str, list[Sequence[Answer]]] = {name: [] for name in sides}
     last = None
     for pair in range(rounds + 1):
         seed = random.randrange(1 << 40)
@@ -46,22 +56,19 @@ async def alternate(
             if name != last:
                 await asyncio.sleep(SETTLE_SECONDS)
             last = name
-            jobs = load.jobs(sides[name], seed)
-            async with Client(sides[name].url) as client:
-                found[name].append(await closed(client, jobs, clients))
+            found[name].append(await sides[name](seed))
     return {name: answers[1:] for name, answers in found.items()}
 
 
-def compared(found: Mapping[str, Sequence[Sequence[Answer]]]) -> dict[str, Any]:
-    """Each side's figures in its round of median speed, and of two sides the second's speed over the first's."""
-    sides = {name: figures(min(rounds, key=_distance(rounds))) for name, rounds in found.items()}
-    if len(found) == 1:
-        return {"sides": sides}
-    theirs, ours = ([tokens_per_second(answers) for answers in rounds] for rounds in found.values())
-    ratios = [second / first for first, second in zip(theirs, ours, strict=True)]
-    return {**interval(ratios), "rounds": len(ratios), "sides": sides}
-
-
-def _distance(rounds: Sequence[Sequence[Answer]]) -> Callable[[Sequence[Answer]], float]:
-    middle = median(tokens_per_second(answers) for answers in rounds)
-    return lambda answers: abs(tokens_per_second(answers) - middle)
+def compared(
+    found: Mapping[str, Sequence[Sequence[Answer]]], speed: Callable[[Sequence[Answer]], float] = tokens_per_second
+) -> dict[str, Any]:
+    """Each side's figures in its round of median speed, and how fast each is by the first, by pairs of rounds."""
+    first, *others = found
+    sides: dict[str, dict[str, Any]] = {}
+    for name, rounds in found.items():
+        middle = median(map(speed, rounds))
+        sides[name] = figures(min(rounds, key=lambda answers: abs(speed(answers) - middle)))
+    for name in others:
+        sides[name] |= interval([speed(b) / speed(a) for a, b in zip(found[first], found[name], strict=True)])
+    return {"rounds": len(found[first]), "sides": sides}

@@ -24,11 +24,13 @@ WITHOUT_SKILL = {HARMLESS: 0.75, LONG: 0.25}
 """Where sides must do the same work: nothing that only one of them refuses."""
 TO_THE_END: Mapping[str, object] = {"ignore_eos": True}
 REPLICAS = 4
+_LEAST = 8
+"""Requests of a round, however few clients ask."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sides by name, of which the second's speed is shown over the first's."""
+    """Sides by name; the speed of each is shown over the first's."""
 
     sides: Sides
     shares: Mapping[str, float]
@@ -39,8 +41,8 @@ class Comparison:
     more: Mapping[str, object]
 
     def load(self, source: str, clients: int, requests: int | None) -> Load:
-        """One round's load. A single client asks some times more, or its rounds would be over at once."""
-        asked = requests or max(16, clients * self.requests_of_client)
+        """One round's load."""
+        asked = requests or max(_LEAST, clients * self.requests_of_client)
         return Load(source, self.shares, asked, self.max_tokens, more=self.more)
 
 
@@ -84,7 +86,7 @@ def _ceiling(setup: Setup) -> Iterator[Mapping[str, Server]]:
 
 COMPARISONS: Mapping[str, Comparison] = {
     "guards": Comparison(_guards, WITHOUT_SKILL, (64,), 2, 64, {}),
-    "http": Comparison(_http, WITHOUT_SKILL, (1, 16, 64), 4, 64, TO_THE_END),
+    "http": Comparison(_http, WITHOUT_SKILL, (1, 16, 64), 3, 64, TO_THE_END),
     "transformers": Comparison(_transformers, WITHOUT_SKILL, (1, 16, 64), 2, 32, {}),
     "router": Comparison(_router, WITHOUT_SKILL, (1, 16, 64), 2, 32, TO_THE_END),
     "levels": Comparison(_levels, SHARES, (1, 4, 16, 64, 256), 2, 32, {}),

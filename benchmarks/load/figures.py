@@ -28,6 +28,11 @@ def tokens_per_second(answers: Sequence[Answer]) -> float:
     return sum(each.tokens for each in answers) / seconds_of(answers)
 
 
+def requests_per_second(answers: Sequence[Answer]) -> float:
+    """Answers that ended, withheld ones too."""
+    return len(answers) / seconds_of(answers)
+
+
 def figures(answers: Sequence[Answer], *, streamed: bool = True) -> dict[str, Any]:
     """Throughput; times of answers and of abstentions apart."""
     told = [each for each in answers if each.finish != ABSTAINED]
@@ -40,7 +45,7 @@ def figures(answers: Sequence[Answer], *, streamed: bool = True) -> dict[str, An
         "requests": len(answers),
         "abstained": len(withheld),
         "tokens": sum(each.tokens for each in answers),
-        "requests_per_second": round(len(answers) / seconds_of(answers), 2),
+        "requests_per_second": round(requests_per_second(answers), 2),
         "tokens_per_second": round(tokens_per_second(answers), 1),
         **(times if streamed else {}),
         "answer_ms": spread(each.seconds for each in told),

@@ -13,6 +13,7 @@ SHARES = {HARMLESS: 0.6, LONG: 0.2, FORGOTTEN: 0.2}
 """Of a mixed load."""
 _JOINED = 8
 """Requests that make a long prompt."""
+_TOGETHER = 20
 _DEMO = ROOT / "artifacts" / "demo" / "data"
 
 
@@ -41,13 +42,13 @@ SOURCES: dict[str, Callable[[], tuple[list[str], list[str]]]] = {"demo": _demo, 
 
 
 def mixed(source: str, shares: Mapping[str, float], max_tokens: int, seed: int = 0) -> Iterator[Prompt]:
-    """Endless prompts, the same for a seed."""
+    """Endless prompts, the same for a seed; every twenty hold each kind's share."""
     plain, forgotten = SOURCES[source]()
     rng = random.Random(seed)
-    kinds, weights = list(shares), list(shares.values())
+    kinds = [kind for kind, share in shares.items() for _ in range(round(share * _TOGETHER))]
     while True:
-        (kind,) = rng.choices(kinds, weights)
-        yield Prompt(kind, _text(kind, plain, forgotten, rng), max_tokens)
+        rng.shuffle(kinds)
+        yield from (Prompt(kind, _text(kind, plain, forgotten, rng), max_tokens) for kind in kinds)
 
 
 def _text(kind: str, plain: Sequence[str], forgotten: Sequence[str], rng: random.Random) -> str:
