@@ -5,6 +5,7 @@ from benchmarks.measurements.clients import clients_section, conformance_section
 from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.image import image_section
 from benchmarks.measurements.likelihoods import likelihoods_section
+from benchmarks.measurements.load import authors_section, load_section
 from benchmarks.measurements.methods import methods_section
 from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
@@ -45,6 +46,7 @@ def page(results: Results) -> str:
         *_real_models(results),
         parity_section(results),
         overhead_section(results),
+        *filter(None, [load_section(results), authors_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
         *filter(None, [watched_section(results), image_section(results)]),
         methods_section(),
