@@ -38,7 +38,7 @@ from benchmarks.load.figures import figures
 from benchmarks.load.loops import closed, opened
 from benchmarks.load.prompts import SHARES, SOURCES, mixed
 from benchmarks.load.servers import DEMO, Setup
-from benchmarks.report import publish
+from benchmarks.report import keep, publish
 from benchmarks.serving import ROOT
 
 _DEMO_GUARD = ROOT / "artifacts" / "demo" / "guards" / "ksd-mathematics"
@@ -61,8 +61,11 @@ async def load(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-async def compare(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
-    """One row for each number of clients: the figures of each side, and their ratio."""
+async def compare(args: argparse.Namespace) -> None:
+    """One row for each number of clients: the figures of each side, and their ratios."""
+    setup = Setup(args.model.resolve(), tuple(each.resolve() for each in args.artifacts))
+    name = f"load.{args.compare}" if setup.model == DEMO else f"load.{args.compare}-{setup.model.name}"
+    of = {"model": setup.name, "guards": [each.name for each in setup.artifacts]}
     comparison, rows = COMPARISONS[args.compare], []
     with comparison.sides(setup) as sides:
         for clients in args.clients or comparison.clients:
@@ -70,7 +73,8 @@ async def compare(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]
             found = await alternate({name: asked.ask(side, clients) for name, side in sides.items()}, args.rounds)
             rows.append({"clients": clients, "requests": asked.requests, **compared(found)})
             print(rows[-1], flush=True)
-    return rows
+            keep(name, rows, **of)
+    publish(name, rows, **of)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,10 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.clients = args.clients or ([] if args.rate else [1, 16, 64])
         print(json.dumps({"rows": asyncio.run(load(args))}))
         return
-    setup = Setup(args.model.resolve(), tuple(each.resolve() for each in args.artifacts))
-    rows = asyncio.run(compare(args, setup))
-    name = args.compare if setup.model == DEMO else f"{args.compare}-{setup.model.name}"
-    publish(f"load.{name}", rows, model=setup.name, guards=[each.name for each in setup.artifacts])
+    asyncio.run(compare(args))
 
 
 if __name__ == "__main__":
