@@ -82,8 +82,8 @@ def load_section(results: Results) -> str:
         paragraph(
             "Streams in a closed loop on two cores, which client, servers and engines share; servers are asked in "
             f"turns, ABBA, in one run. Mixed prompts are {mix}. Times are medians, with what 95 of a hundred stay "
-            "within, of the round of median speed. The last column is tokens a second over the first server's, a median of pairs "
-            "of rounds with its bootstrap interval of 95 %."
+            "within, of the round of median speed. The last column is tokens a second over the first server's, "
+            "a median of pairs of rounds with its bootstrap interval of 95 %."
         ),
         *parts,
     )

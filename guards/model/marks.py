@@ -18,6 +18,8 @@ _WHOLE, _INNER = re.compile("x([0-9]+)x\ue001"), re.compile("y([0-9]+)y")
 a conversation's encoding.
 """
 _SPACES = "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+_EDGE = 8
+"""Spaces beside a stand-in."""
 
 
 class SpecialTexts:
@@ -64,7 +66,8 @@ class Marks:
         self._nonce = f"skillguard{secrets.token_hex(8)}"
         # Private-use characters, which no template writes, between spaces that are gone where the template trims. Those
         # are drawn too, or a space that a caller writes beside a trimmed text would be taken for them.
-        self._edge = "".join(secrets.choice(_SPACES) for _ in range(8))
+        drawn = secrets.randbelow(len(_SPACES) ** _EDGE)
+        self._edge = "".join(_SPACES[drawn // len(_SPACES) ** place % len(_SPACES)] for place in range(_EDGE))
         self._texts: list[str] = []
         self._whole: list[int] = []
         self._inner: dict[str, str] = {}
