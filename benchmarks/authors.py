@@ -1,6 +1,6 @@
 """ESU's published way of abstaining against ours: answered requests a second, the same model and prompts.
 
-    python -m benchmarks.authors --model DIR --artifacts FOLDER [--clients 32] [--rounds 3] [--max-tokens 256]
+    python -m benchmarks.authors --model DIR --artifacts FOLDER [--clients 32] [--rounds 2] [--max-tokens 128]
 
 Their code is made for one evaluation at a time and is written anew here, for measuring only, by what it does: a forward
 hook on the last layer's `down_proj` builds the skill's cube from arrays at every call and looks whether the last token
@@ -10,8 +10,8 @@ timed, on last tokens of prompts of mathematics.
 
 Ours is `skillguard serve` on both engines with the guard of `--artifacts`, asked over HTTP by so many clients. All
 three are up at once and asked in turns, ABBA: a fifth of the prompts ask for mathematics and a fifth are long. Both
-write up to as many tokens as ESU's evaluation does (256), greedily. Each of their rounds is the first twenty of the
-prompts that ours gets, since they take a second or more each; `ratio` is of requests a second, a median of pairs of
+write up to `--max-tokens`, greedily; ESU's evaluation writes 256. Each of their rounds is the first ten of the prompts
+that ours gets, since they take a second or more each; `ratio` is of requests a second, a median of pairs of
 rounds with its bootstrap interval of 95 %. The last line printed is one JSON object, kept in `results/authors.json`.
 """
 
@@ -36,7 +36,7 @@ from benchmarks.report import publish
 from benchmarks.serving import ROOT
 from guards.calibration.sources import read_source
 
-ALONE = 20
+ALONE = 10
 """Requests of one of their rounds."""
 FITTED = 64
 THEIRS = "one at a time, refused afterwards"
@@ -106,7 +106,7 @@ class OneAtATime:
 async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row."""
     setup = Setup(args.model.resolve(), tuple(each.resolve() for each in args.artifacts))
-    load = Load("written", SHARES, 4 * args.clients, args.max_tokens)
+    load = Load("written", SHARES, 2 * args.clients, args.max_tokens)
     theirs = OneAtATime(setup.model)
     with ExitStack() as stack:
         embedded = stack.enter_context(skillguard(setup, guarded=True))
@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the model's folder")
     parser.add_argument("--artifacts", type=Path, nargs="+", required=True, metavar="FOLDER")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each")
-    parser.add_argument("--max-tokens", type=int, default=256, help="of an answer")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of an answer")
     args = parser.parse_args()
     rows = asyncio.run(measure(args))
     found = {"model": args.model.name, "guards": [each.name for each in args.artifacts], "max_tokens": args.max_tokens}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from server.readiness import Readiness
 
 _SWITCH_SECONDS = 0.0005
-"""How long a thread that encodes a prompt may have to wait for the event loop, or the loop for it. Python's own 5 ms are
-longer than the work: many requests at once would wait for each other's.
+"""How long a thread that encodes a prompt may have to wait for the event loop, or the loop for it. Python's own 5 ms
+are longer than the work: many requests at once would wait for each other's.
 """
 
 
