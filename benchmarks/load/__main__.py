@@ -20,12 +20,14 @@ With `--compare` servers are started and asked in turns, ABBA, in one run, each 
 
 `ratio` is the median over pairs of rounds of a side's tokens a second over the first's, with its bootstrap interval of
 95 %. The last line printed is one JSON object; a comparison's is kept as `results/load.<NAME>.json`, or
-`load.<NAME>-<MODEL>.json` of another model than the demo.
+`load.<NAME>-<MODEL>.json` of another model than the demo. A run that was stopped goes on with the same command.
 """
 
 import argparse
 import asyncio
 import json
+import signal
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -38,7 +40,7 @@ from benchmarks.load.figures import figures
 from benchmarks.load.loops import closed, opened
 from benchmarks.load.prompts import SHARES, SOURCES, mixed
 from benchmarks.load.servers import DEMO, Setup
-from benchmarks.report import keep, publish
+from benchmarks.report import keep, kept, publish
 from benchmarks.serving import ROOT
 
 _DEMO_GUARD = ROOT / "artifacts" / "demo" / "guards" / "ksd-mathematics"
@@ -66,15 +68,16 @@ async def compare(args: argparse.Namespace) -> None:
     setup = Setup(args.model.resolve(), tuple(each.resolve() for each in args.artifacts))
     name = f"load.{args.compare}" if setup.model == DEMO else f"load.{args.compare}-{setup.model.name}"
     of = {"model": setup.name, "guards": [each.name for each in setup.artifacts]}
-    comparison, rows = COMPARISONS[args.compare], []
+    comparison, rows = COMPARISONS[args.compare], kept(name)
+    done = {row["clients"] for row in rows}
     with comparison.sides(setup) as sides:
-        for clients in args.clients or comparison.clients:
+        for clients in [each for each in args.clients or comparison.clients if each not in done]:
             asked = comparison.load(args.prompts, clients, args.requests)
             found = await alternate({name: asked.ask(side, clients) for name, side in sides.items()}, args.rounds)
             rows.append({"clients": clients, "requests": asked.requests, **compared(found)})
             print(rows[-1], flush=True)
             keep(name, rows, **of)
-    publish(name, rows, **of)
+    publish(name, sorted(rows, key=lambda row: int(row["clients"])), **of)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=DEMO, help="the folder that a comparison serves")
     parser.add_argument("--artifacts", type=Path, nargs="+", default=[_DEMO_GUARD], metavar="FOLDER")
     args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or servers that were started would stay
     if args.url is not None:
         args.clients = args.clients or ([] if args.rate else [1, 16, 64])
         print(json.dumps({"rows": asyncio.run(load(args))}))
