@@ -17,6 +17,8 @@ rounds with its bootstrap interval of 95 %. The last line printed is one JSON ob
 
 import argparse
 import asyncio
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an answer")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or servers that were started would stay
     rows = asyncio.run(measure(args))
     found = {"model": args.model.name, "guards": [each.name for each in args.artifacts], "max_tokens": args.max_tokens}
     publish("authors", rows, **found, alone=ALONE, fitted=FITTED)
