@@ -29,6 +29,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ async def compare(args: argparse.Namespace) -> None:
     of = {"model": setup.name, "guards": [each.name for each in setup.artifacts]}
     comparison, rows = COMPARISONS[args.compare], kept(name)
     done = {row["clients"] for row in rows}
-    with comparison.sides(setup) as sides:
-        for clients in [each for each in args.clients or comparison.clients if each not in done]:
+    left = [each for each in args.clients or comparison.clients if each not in done]
+    with comparison.sides(setup) if left else nullcontext({}) as sides:
+        for clients in left:
             asked = comparison.load(args.prompts, clients, args.requests)
             found = await alternate({name: asked.ask(side, clients) for name, side in sides.items()}, args.rounds)
             rows.append({"clients": clients, "requests": asked.requests, **compared(found)})
