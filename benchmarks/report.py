@@ -45,6 +45,12 @@ def keep(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
     _write(RESULTS / f"{name}.partial.json", rows, {"complete": False, **more})
 
 
+def kept(name: str) -> list[dict[str, Any]]:
+    """The rows that a run which was stopped kept; none without."""
+    path = RESULTS / f"{name}.partial.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
+
+
 def publish(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Writes `results/<name>.json` and prints the figures as one JSON line, the last."""
     _write(RESULTS / f"{name}.json", rows, more)

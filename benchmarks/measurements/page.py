@@ -6,6 +6,7 @@ from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.faults import faults_section, soak_section
 from benchmarks.measurements.image import image_section
 from benchmarks.measurements.likelihoods import likelihoods_section
+from benchmarks.measurements.load import authors_section, load_section
 from benchmarks.measurements.methods import methods_section
 from benchmarks.measurements.operators import operators_section
 from benchmarks.measurements.results import Results
@@ -50,6 +51,7 @@ def page(results: Results) -> str:
         overhead_section(results),
         *filter(None, [startup_section(results)]),
         *filter(None, [operators_section(results)]),
+        *filter(None, [load_section(results), authors_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
         *filter(None, [watched_section(results), faults_section(results), soak_section(results)]),
         *filter(None, [image_section(results)]),

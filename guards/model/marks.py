@@ -7,12 +7,19 @@ replaced. A template that writes a special token around a tool's name does so on
 
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Piece = tuple[str, bool]
 """A part of a rendering, and whether special tokens count in it."""
+_WHOLE, _INNER = re.compile("x([0-9]+)x\ue001"), re.compile("y([0-9]+)y")
+"""What follows the number in a stand-in. A pattern with the number in it would take longer to compile than the rest of
+a conversation's encoding.
+"""
 _SPACES = "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+_EDGE = 8
+"""Spaces beside a stand-in."""
 
 
 class SpecialTexts:
@@ -39,6 +46,18 @@ class SpecialTexts:
         return parts
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A stand-in that was found: where, of which text, and whether `whole` made it, with which edges still there."""
+
+    start: int
+    end: int
+    text: int
+    whole: bool
+    before: bool = False
+    after: bool = False
+
+
 class Marks:
     """The stand-ins of one conversation. No caller can write one: each holds a number drawn for this conversation."""
 
@@ -47,8 +66,8 @@ class Marks:
         self._nonce = f"skillguard{secrets.token_hex(8)}"
         # Private-use characters, which no template writes, between spaces that are gone where the template trims. Those
         # are drawn too, or a space that a caller writes beside a trimmed text would be taken for them.
-        self._edge = edge = "".join(secrets.choice(_SPACES) for _ in range(8))
-        self._pattern = re.compile(f"({edge})?\ue000{self._nonce}x([0-9]+)x\ue001({edge})?|{self._nonce}y([0-9]+)y")
+        drawn = secrets.randbelow(len(_SPACES) ** _EDGE)
+        self._edge = "".join(_SPACES[drawn // len(_SPACES) ** place % len(_SPACES)] for place in range(_EDGE))
         self._texts: list[str] = []
         self._whole: list[int] = []
         self._inner: dict[str, str] = {}
@@ -75,21 +94,40 @@ class Marks:
 
     def kept(self, rendered: str) -> list[bool]:
         """Of each text that `whole` stood in for, in that order, whether it is in a rendering of marks."""
-        found = {int(mark[2]) for mark in self._pattern.finditer(rendered) if mark[2]}
+        found = {mark.text for mark in self._found(rendered) if mark.whole}
         return [index in found for index in self._whole]
 
     def pieces(self, rendered: str) -> list[Piece]:
         """A rendering of marks, taken apart; texts are trimmed where the template trims what stands in for them."""
         pieces, end = [], 0
-        for mark in self._pattern.finditer(rendered):
-            before, whole, after, inner = mark.groups()
-            text = self._texts[int(whole or inner)]
-            if whole:
-                text = text if before else text.lstrip()
-                text = text if after else text.rstrip()
-            pieces += [(rendered[end : mark.start()], True), (text, False)]
-            end = mark.end()
+        for mark in self._found(rendered):
+            text = self._texts[mark.text]
+            if mark.whole:
+                text = text if mark.before else text.lstrip()
+                text = text if mark.after else text.rstrip()
+            pieces += [(rendered[end : mark.start], True), (text, False)]
+            end = mark.end
         return [*pieces, (rendered[end:], True)]
+
+    def _found(self, rendered: str) -> Iterator[_Mark]:
+        """From left to right. An edge between two belongs to the first."""
+        end, at = 0, rendered.find(self._nonce)
+        while at >= 0:
+            behind = at + len(self._nonce)
+            opened = at > end and rendered[at - 1] == "\ue000"
+            if opened and (whole := _WHOLE.match(rendered, behind)):
+                start, end = self._with_edges(rendered, end, at - 1, whole.end())
+                yield _Mark(start, end, int(whole[1]), True, start < at - 1, end > whole.end())
+            elif inner := _INNER.match(rendered, behind):
+                end = inner.end()
+                yield _Mark(at, end, int(inner[1]), False)
+            at = rendered.find(self._nonce, max(end, behind))
+
+    def _with_edges(self, rendered: str, least: int, start: int, end: int) -> tuple[int, int]:
+        size = len(self._edge)
+        if start - size >= least and rendered.startswith(self._edge, start - size):
+            start -= size
+        return start, end + size if rendered.startswith(self._edge, end) else end
 
     def _part(self, text: str) -> str:
         if text not in self._inner:

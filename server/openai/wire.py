@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
+
+from pydantic_core import PydanticSerializationError, to_json
 
 from server.engines.base import Finish
 from server.errors import error_body
 from server.openai.answers import AnswerJob
 
 _DONE = b"data: [DONE]\n\n"
+_PERHAPS_NO_JSON = (b"NaN", b"Infinity")
+"""As a number, or in a text; `json` tells."""
 
 
 class Wire(Protocol):
@@ -54,5 +59,13 @@ class CompletionWire:
 
 
 def dumped(data: Mapping[str, object]) -> bytes:
-    """An event's data: JSON on one line."""
+    """An event's data: JSON on one line, in ASCII, since some clients take other characters for the end of a line.
+
+    Events are many and small, and pydantic's encoder takes a fifth of the time; it writes those that are of ASCII.
+    Raises ValueError for a number that JSON has not.
+    """
+    with suppress(PydanticSerializationError):  # half of a surrogate pair, which JSON can escape
+        written = to_json(data)
+        if written.isascii() and not any(word in written for word in _PERHAPS_NO_JSON):
+            return written
     return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,1 @@
+"""Load on any OpenAI server, and servers compared under the same load."""
