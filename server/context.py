@@ -12,6 +12,7 @@ from server.admission import Leave
 from server.audit.auditor import Asked, Auditor
 from server.auth import Caller
 from server.config import ServerConfig
+from server.edge.connections import Connections
 from server.engines.base import Engine
 from server.keyring import KeyRing
 from server.limits import Limiter, Spend
@@ -70,6 +71,7 @@ class Services:
     limiter: Limiter
     recent: RecentAnswers
     live: LiveChanges
+    connections: Connections
     created: int
     """Unix time of the start; `created` of the served model."""
 
