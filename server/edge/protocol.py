@@ -236,8 +236,9 @@ class BoundedProtocol(HttpToolsProtocol):
             "content-length": str(len(body)),
             "connection": "close",
         }
-        lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        first = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}"
+        lines = [first, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        self.transport.write("\r\n".join(lines).encode() + body)
         self.transport.close()
 
     def _abort(self) -> None:

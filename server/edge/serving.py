@@ -39,7 +39,7 @@ class EdgeServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does it, with one line a minute where descriptors run out."""
-        asyncio.get_running_loop().set_exception_handler(_Reporter())
+        asyncio.get_running_loop().set_exception_handler(Reporter())
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -90,7 +90,7 @@ def fit_descriptors(table: Connections) -> None:
     table.bounds = replace(table.bounds, most=fewer)
 
 
-class _Reporter:
+class Reporter:
     """An event loop's exception handler. asyncio tries to accept as often as its backlog is long, each time with a
     traceback, which would fill a disk.
     """
