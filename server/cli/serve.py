@@ -105,7 +105,8 @@ async def _announce(server: "EdgeServer", readiness: "Readiness", config: Server
         print(f"skillguard serve: error: {readiness.failure}", file=sys.stderr)
         server.should_exit = True
         return
-    port = server.servers[0].sockets[0].getsockname()[1] if server.servers else config.port
+    await server.listening.wait()  # an engine may be ready before the socket is
+    port = server.servers[0].sockets[0].getsockname()[1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(banner(readiness, f"http://{host}:{port}", config), flush=True)
 

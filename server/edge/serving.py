@@ -21,6 +21,10 @@ logger = logging.getLogger("skillguard.server")
 
 _OTHER_DESCRIPTORS = 256
 """For whatever is no connection: files, sockets of the engine."""
+_ACCEPTED_AT_ONCE = 64
+"""asyncio takes as many as its backlog is long before any is looked at: they must fit among the others' descriptors."""
+_BACKLOG = 2048
+"""How many the system keeps for us meanwhile."""
 _LAST_SECONDS = 5
 """How long requests may take to notice that their connections were ended."""
 _SAID_EACH_SECONDS = 60.0
@@ -36,11 +40,17 @@ class EdgeServer(uvicorn.Server):
         self._table = table
         self._stop_seconds = stop_seconds
         self._stopping = stopping
+        self.listening = asyncio.Event()
+        """Set once connections are taken."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does it, with one line a minute where descriptors run out."""
         asyncio.get_running_loop().set_exception_handler(Reporter())
         await super().startup(sockets)
+        for listener in (each for server in self.servers for each in server.sockets):
+            with socket.fromfd(listener.fileno(), listener.family, listener.type) as same:
+                same.listen(_BACKLOG)
+        self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Running answers end; what has not ended in time is cut."""
@@ -64,6 +74,7 @@ def make_server(app: FastAPI, config: ServerConfig, stopping: Callable[[], None]
         log_config=None,
         log_level="warning",
         access_log=False,
+        backlog=_ACCEPTED_AT_ONCE,
         proxy_headers=False,  # nothing here asks who is behind a proxy, so nobody can lie about it
         timeout_keep_alive=config.keep_alive_timeout_seconds,
         timeout_graceful_shutdown=math.ceil(config.stop_timeout_seconds) + _LAST_SECONDS,
