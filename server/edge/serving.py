@@ -21,8 +21,9 @@ logger = logging.getLogger("skillguard.server")
 
 _OTHER_DESCRIPTORS = 256
 """For whatever is no connection: files, sockets of the engine."""
-_ACCEPTED_AT_ONCE = 64
-"""asyncio takes as many as its backlog is long before any is looked at: they must fit among the others' descriptors."""
+_ACCEPTED_AT_ONCE = 32
+"""asyncio takes as many as its backlog is long in one round, and one that is replaced is closed three rounds later: so
+four times as many must fit among the other descriptors."""
 _BACKLOG = 2048
 """How many the system keeps for us meanwhile."""
 _LAST_SECONDS = 5

@@ -15,7 +15,7 @@ OURS = ["localhost", "localhost:8000", "LOCALHOST.", "127.0.0.1:8000", "[::1]:80
 OTHERS = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "a@localhost"]
 
 
-async def _status(host: str, path: str = "/v1/models", **settings: object) -> int:
+async def _status(host: str, /, path: str = "/v1/models", **settings: object) -> int:
     async with serving(**settings) as served:
         return (await served.client.get(path, headers={"host": host})).status_code
 
