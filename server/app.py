@@ -16,8 +16,10 @@ from server.auth import ANONYMOUS, Role
 from server.collectors import StateCollector
 from server.config import AuditFailure, ServerConfig
 from server.context import Services
+from server.edge.connections import Bounds, Connections
 from server.encoding import Encoder
 from server.engines.base import Engine
+from server.hosts import HostMiddleware, names_of
 from server.key_changes import KeyChanges
 from server.keyring import KeyRing, KeysFile
 from server.limits import Limiter
@@ -63,7 +65,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     readiness = Readiness(
         engine, config.shadow, keys, auditor, metrics.know, canary_interval_seconds=config.canary_interval_seconds
     )
-    metrics.registry.register(StateCollector(engine, readiness, keys, auditor.log))
+    connections = Connections(Bounds.of(config))
+    metrics.registry.register(StateCollector(engine, readiness, keys, auditor.log, connections))
     services = Services(
         engine=engine,
         config=config,
@@ -75,6 +78,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         keys=KeyRing(keys, anonymous=Role(config.anonymous_role)),
         limiter=Limiter(),
         recent=RecentAnswers(),
+        connections=connections,
         live=LiveChanges(engine, readiness, auditor, metrics, keys, patience_seconds=config.reload_patience_seconds),
         created=int(time.time()),
     )
@@ -117,6 +121,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes)
     app.add_middleware(LimitMiddleware, limiter=services.limiter)
     app.add_middleware(KeyMiddleware, keys=services.keys, changes=KeyChanges(keys, auditor, metrics.know_tenants))
+    app.add_middleware(HostMiddleware, names=names_of(config))
     app.add_middleware(RequestMiddleware, routes=routes, metrics=metrics, audit=auditor, tracer=tracer)
     if config.allowed_origins:  # outside all else: a browser asks first, without a key, and reads errors too
         app.add_middleware(

@@ -10,19 +10,28 @@ from prometheus_client.registry import Collector
 from guards.core.version import version
 from server.audit.log import AuditLog
 from server.audit.records import Kind
+from server.edge.connections import Connections
 from server.engines.base import Engine, TemplateState
 from server.keyring import KeysFile
 from server.readiness import Readiness
 
 
 class StateCollector(Collector):
-    """Queue, readiness, guards, versions, and whether the audit log is written."""
+    """Queue, readiness, guards, versions, connections, and whether the audit log is written."""
 
-    def __init__(self, engine: Engine, readiness: Readiness, keys: KeysFile | None, audit: AuditLog | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        readiness: Readiness,
+        keys: KeysFile | None,
+        audit: AuditLog | None,
+        connections: Connections,
+    ) -> None:
         self._engine = engine
         self._readiness = readiness
         self._keys = keys
         self._audit = audit
+        self._connections = connections
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: else the registry would call `collect` at registration, before the engine runs."""
@@ -38,6 +47,13 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "skillguard_event_loop_tasks", "Tasks of the server's event loop.", value=len(asyncio.all_tasks())
         )
+        yield GaugeMetricFamily("skillguard_connections", "Open connections.", value=len(self._connections))
+        ended = CounterMetricFamily(
+            "skillguard_connections_ended", "Connections that the server ended or refused.", labels=("why",)
+        )
+        for why, count in self._connections.ended.items():
+            ended.add_metric((why.value,), count)
+        yield ended
         if self._keys is not None:
             yield GaugeMetricFamily(
                 "skillguard_keys_file_valid",

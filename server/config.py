@@ -35,8 +35,17 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if host != "*" and not _HOST.fullmatch(host):
+            raise ValueError(f"{host}: wanted * or a name such as chat.example.org or *.example.org, without a port")
+    return hosts
+
+
 GuardNames = Annotated[tuple[str, ...], AfterValidator(_each_once)]
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 """A text that is not blank."""
 
@@ -117,6 +126,43 @@ class ServerConfig(BaseModel):
         (),
         title="ORIGIN",
         description="Web origins whose pages may call this server from a browser (CORS), * for all; none by default.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], AfterValidator(_hosts)] = Field(
+        (),
+        title="HOST",
+        description="Names that this server may be called by (the Host header), *.example.org for all below one, * for "
+        "any; addresses and localhost are always right. By default any, but none where there are no keys and --host is "
+        "this machine, since a page of another origin could have its own name point here (DNS rebinding).",
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        (),
+        title="NETWORK",
+        description="Addresses or networks of proxies and gateways whose connections are many people's: they count for "
+        "--max-connections only.",
+    )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Most connections. One more takes the place of one that waits for its other end, longest first; "
+        "where none does, it is a 429.",
+    )
+    max_connections_per_address: int = Field(
+        512,
+        ge=1,
+        description="Most connections of one IPv4 address or one IPv6 network of 64 bits; beyond it the same.",
+    )
+    header_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long a request's headers may take, from the connection or their first byte on."
+    )
+    body_timeout_seconds: float = Field(30.0, gt=0, description="How long a request's body may take; then it is a 408.")
+    send_timeout_seconds: float = Field(
+        60.0, gt=0, description="How long a client may read nothing of an answer that is there before it is cut."
+    )
+    keep_alive_timeout_seconds: int = Field(
+        75, ge=1, description="How long a connection is kept for another request. Longer than routers keep theirs."
+    )
+    stop_timeout_seconds: float = Field(
+        25.0, gt=0, description="How long running answers may go on after SIGTERM before they are cut."
     )
     max_body_bytes: int = Field(
         1 << 20, ge=1024, description="Largest request body; a larger one is refused with 413 while it arrives."

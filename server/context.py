@@ -12,6 +12,7 @@ from server.admission import Leave
 from server.audit.auditor import Asked, Auditor
 from server.auth import Caller
 from server.config import ServerConfig
+from server.edge.connections import Connections
 from server.encoding import Encoder
 from server.engines.base import Engine
 from server.keyring import KeyRing
@@ -75,6 +76,7 @@ class Services:
     limiter: Limiter
     recent: RecentAnswers
     live: LiveChanges
+    connections: Connections
     created: int
     """Unix time of the start; `created` of the served model."""
 

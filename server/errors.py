@@ -98,6 +98,32 @@ class BodyTooLargeError(RequestError):
     """The body is larger than the server takes. Raised while it arrives, not after."""
 
 
+class RequestTimeoutError(RequestError):
+    """The headers or the body did not come in time."""
+
+
+class HeadersTooLargeError(RequestError):
+    """The request line, the headers or the trailers are too many or too long. Raised while they arrive."""
+
+
+class MalformedRequestError(RequestError):
+    """What was sent is not HTTP/1.1, or may be read in two ways."""
+
+
+class PipelineError(RequestError):
+    """Too many requests wait on one connection."""
+
+
+class TooManyConnectionsError(RequestError):
+    """There are too many connections, and none of them waits."""
+
+    retry_after_seconds = 1
+
+
+class MisdirectedError(RequestError):
+    """The Host is none of this server's names."""
+
+
 class NoSuchRouteError(RequestError):
     """No such path."""
 
@@ -192,6 +218,12 @@ ERROR_REPLIES: dict[type[Exception], ErrorReply] = {
     NotJsonError: ErrorReply(415, "invalid_request_error", "unsupported_media_type"),
     EncodedBodyError: ErrorReply(415, "invalid_request_error", "unsupported_media_type"),
     BodyTooLargeError: ErrorReply(413, "invalid_request_error", "body_too_large"),
+    RequestTimeoutError: ErrorReply(408, "invalid_request_error", "request_timeout"),
+    HeadersTooLargeError: ErrorReply(431, "invalid_request_error", "headers_too_large"),
+    MalformedRequestError: ErrorReply(400, "invalid_request_error", "malformed_request"),
+    PipelineError: ErrorReply(400, "invalid_request_error", "too_many_pipelined"),
+    TooManyConnectionsError: ErrorReply(429, "rate_limit_error", "too_many_connections"),
+    MisdirectedError: ErrorReply(421, "invalid_request_error", "misdirected_request"),
     NoSuchRouteError: ErrorReply(404, "invalid_request_error", "unknown_url"),
     WrongMethodError: ErrorReply(405, "invalid_request_error", "method_not_allowed"),
     ModelNotFoundError: ErrorReply(404, "invalid_request_error", "model_not_found"),
@@ -242,7 +274,7 @@ def error_body(error: Exception, request_id: str) -> dict[str, object]:
 def error_headers(error: Exception) -> dict[str, str]:
     """Headers that clients act on: when to come back, whether at all, and how to authenticate."""
     headers = {}
-    if isinstance(error, EngineBusyError | LimitError | NotReadyError):
+    if isinstance(error, EngineBusyError | LimitError | NotReadyError | TooManyConnectionsError):
         if error.retry_after_seconds is not None:
             headers["retry-after"] = str(error.retry_after_seconds)
         else:

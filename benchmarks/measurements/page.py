@@ -1,6 +1,7 @@
 """The page, whole."""
 
 from benchmarks.measurements.asked import asked_section
+from benchmarks.measurements.attacks import attacks_section
 from benchmarks.measurements.clients import clients_section, conformance_section
 from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.faults import faults_section, soak_section
@@ -53,8 +54,8 @@ def page(results: Results) -> str:
         *filter(None, [operators_section(results)]),
         *filter(None, [load_section(results), authors_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
-        *filter(None, [watched_section(results), faults_section(results), soak_section(results)]),
-        *filter(None, [image_section(results)]),
+        *filter(None, [attacks_section(results), faults_section(results), soak_section(results)]),
+        *filter(None, [watched_section(results), image_section(results)]),
         methods_section(),
     ]
     return "\n\n".join(parts) + "\n"

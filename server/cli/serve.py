@@ -3,8 +3,11 @@
 import argparse
 import asyncio
 import json
+import os
 import shlex
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from server.cli.engine import add_arguments, effective_settings
@@ -15,14 +18,15 @@ from server.refused_names import CONFIG_VARIABLE
 from server.settings import environment_name
 
 if TYPE_CHECKING:
-    import uvicorn
-
+    from server.edge.serving import EdgeServer
     from server.readiness import Readiness
 
 _SWITCH_SECONDS = 0.0005
 """How long a thread that encodes a prompt may have to wait for the event loop, or the loop for it. Python's own 5 ms
 are longer than the work: many requests at once would wait for each other's.
 """
+_LAST_SECONDS = 20.0
+"""After running answers: for the engine, the audit log and traces."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -57,24 +61,38 @@ def run(args: argparse.Namespace) -> int:
 
     import logging
 
-    import uvicorn
     import uvloop
     from transformers.utils.logging import disable_progress_bar
 
     from server.app import create_app
+    from server.edge.serving import fit_descriptors, make_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     disable_progress_bar()
     sys.setswitchinterval(_SWITCH_SECONDS)
     app = create_app(create_engine(options), config)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host=config.host, port=config.port, log_config=None, log_level="warning", access_log=False)
-    )
+    fit_descriptors(app.state.services.connections)
+    server = make_server(app, config, stopping=lambda: _end_within(config.stop_timeout_seconds + _LAST_SECONDS))
+    # uvicorn raises the signal again once it has stopped, which would make a stop as asked look like a failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     return uvloop.run(_serve(server, app.state.services.readiness, config))
 
 
-async def _serve(server: "uvicorn.Server", readiness: "Readiness", config: ServerConfig) -> int:
+def _end_within(seconds: float) -> None:
+    """Ends the process hard where it has not ended by then: a thread of the engine's may hang."""
+
+    def end() -> None:
+        print(f"skillguard serve: error: did not stop within {seconds:g} seconds; ended as it is", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+async def _serve(server: "EdgeServer", readiness: "Readiness", config: ServerConfig) -> int:
     announced = asyncio.create_task(_announce(server, readiness, config))
     try:
         await server.serve()
@@ -83,7 +101,7 @@ async def _serve(server: "uvicorn.Server", readiness: "Readiness", config: Serve
     return 1 if readiness.failure is not None else 0
 
 
-async def _announce(server: "uvicorn.Server", readiness: "Readiness", config: ServerConfig) -> None:
+async def _announce(server: "EdgeServer", readiness: "Readiness", config: ServerConfig) -> None:
     """Prints the banner once the guards are verified; ends the process when the engine could not start at all.
 
     A guard that fails its canaries keeps the process up and not ready, so that /ready can say which it is.
@@ -93,7 +111,8 @@ async def _announce(server: "uvicorn.Server", readiness: "Readiness", config: Se
         print(f"skillguard serve: error: {readiness.failure}", file=sys.stderr)
         server.should_exit = True
         return
-    port = server.servers[0].sockets[0].getsockname()[1] if server.servers else config.port
+    await server.listening.wait()  # an engine may be ready before the socket is
+    port = server.servers[0].sockets[0].getsockname()[1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(banner(readiness, f"http://{host}:{port}", config), flush=True)
 

@@ -176,7 +176,7 @@ class SamplingBody(Body, ABC):
             presence_penalty=drawn("presence_penalty"),
             repetition_penalty=drawn("repetition_penalty"),
             logit_bias={token: bias for token, bias in (self.logit_bias or {}).items() if bias},
-            allowed_token_ids=tuple(self.allowed_token_ids or ()),
+            allowed_token_ids=tuple(dict.fromkeys(self.allowed_token_ids or ())),
             bad_words=tuple(self.bad_words or ()),
             min_tokens=self.min_tokens or 0,
             ignore_eos=bool(self.ignore_eos),

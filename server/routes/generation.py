@@ -201,17 +201,12 @@ def _job(
 
 async def _prepare(job: AnswerJob, body: SamplingBody, services: Services, plan: ToolPlan | None = None) -> None:
     """Raises InvalidRequestError naming the field whose value the engine cannot work with."""
-<<<<<<< HEAD
-    try:  # the answers to one request differ in their seeds only
-        await services.compilers.run(services.engine.prepare, job.requests[0].sampling)
-=======
     sampling = job.requests[0].sampling  # the answers to one request differ in their seeds only
     try:
         if sampling.grammar is None and not sampling.bad_words:  # done before another thread would have begun
             services.engine.prepare(sampling)
         else:
-            await asyncio.to_thread(services.engine.prepare, sampling)
->>>>>>> w-load
+            await services.compilers.run(services.engine.prepare, sampling)
     except InvalidOptionError as error:
         of_tools = error.param == "grammar" and plan is not None and plan.grammar is not None
         field = "tools" if of_tools else body.field_of(error.param)

@@ -26,16 +26,17 @@ async def health(services: ServicesDep) -> JSONResponse:
 async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     """200 only while every guard is verified and the engine lives. Reasons are in the log and in /v1/guards.
 
+    Where there are keys, only operators are told which guards there are: a name may tell a skill.
+
     A keys file that cannot be used takes no server out, since the keys that it still holds go on, and nor does an audit
     log that is not written, since an answer that needs no record goes out. Operators are told of both.
     """
     readiness, keys = services.readiness, services.keys.file
     running = readiness.running
     names = [guard.name for guard in running.info.guards] if running else []
-    body: dict[str, object] = {
-        "status": _status(readiness),
-        "guards": {name: readiness.is_verified(name) for name in names},
-    }
+    body: dict[str, object] = {"status": _status(readiness)}
+    if keys is None or caller.is_operator:
+        body["guards"] = {name: readiness.is_verified(name) for name in names}
     if keys is not None and caller.is_operator:
         body["keys_file"] = {"valid": keys.trouble is None, "reason": keys.trouble}
     if (log := services.audit.log) is not None and caller.is_operator:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
 from server.auth import KeyEntry, Role
 from server.config import ServerConfig
+from server.edge.serving import make_server
 from server.engines.scripted.engine import ScriptedEngine
 from server.readiness import Readiness
 
@@ -117,7 +117,7 @@ async def serving(
     async with (
         asyncio.timeout(_TIMEOUT_SECONDS),
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         served = Served(app, client, engine)
         if settled:
@@ -131,9 +131,10 @@ async def listening(engine: ScriptedEngine, **settings: Any) -> AsyncIterator[st
 
     The socket listens before it serves, so that nobody has to wait for it.
     """
-    app = create_app(engine, ServerConfig(**settings))
+    config = ServerConfig(**settings)
+    app = create_app(engine, config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+        server = make_server(app, config)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await app.state.services.readiness.settled.wait()

@@ -142,6 +142,6 @@ async def test_apps_share_nothing() -> None:
 
 async def test_app_can_be_made_without_being_started() -> None:
     app = create_app(ScriptedEngine(), ServerConfig())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
         assert (await client.get("/health")).status_code == 200
         assert (await client.post(CHAT, json=chat())).status_code == 503

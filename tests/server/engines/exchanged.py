@@ -150,7 +150,7 @@ async def serving(engine: Any, folder: Path) -> AsyncIterator[Running]:
     async with (
         asyncio.timeout(_WAIT_SECONDS),
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client,
     ):
         readiness = app.state.services.readiness
         await readiness.settled.wait()

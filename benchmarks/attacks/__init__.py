@@ -1,0 +1,1 @@
+"""Attacks on a served demo, while somebody who behaves goes on asking."""

@@ -1,0 +1,32 @@
+"""`skillguard serve` as it is, but with a scripted engine: python -m tests.server.edge.process FLAGS.
+
+A prompt that holds "held" is answered up to its first piece, and on from SIGUSR1 on.
+"""
+
+import asyncio
+import signal
+import sys
+
+from server.cli import main
+from server.cli import serve as cli_serve
+from server.engines.base import Chunk
+from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script, answer
+
+
+def engine(_: object) -> ScriptedEngine:
+    """In the place of the engine that the settings ask for."""
+    held = asyncio.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: held.set())
+    return ScriptedEngine(
+        [
+            Script((Chunk("Well", tokens=1), held, *answer(", then.")), when=lambda prompt: "held" in prompt),
+            Script(answer("x" * 8_000_000), when=lambda prompt: "long" in prompt),
+            Script(answer("Hello", " there.")),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    cli_serve.create_engine = engine  # type: ignore[assignment]
+    sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))

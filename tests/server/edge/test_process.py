@@ -1,0 +1,166 @@
+"""What only the process shows: its descriptors, its log, and how it ends."""
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.serving import ROOT, await_address, in_banner
+from server.edge.connections import Bounds, Connections
+from server.edge.serving import Reporter, fit_descriptors
+from tests.server.edge.serving import POST, TIMEOUT_SECONDS, post, rest_of, status_of
+
+DESCRIPTORS = 300
+
+
+@contextmanager
+def served(log: Path, *flags: str) -> Iterator[tuple["subprocess.Popen[str]", tuple[str, int]]]:
+    """The process under few descriptors, of which it is given fewer still, and its address."""
+    command = [sys.executable, "-m", "tests.server.edge.process", *flags]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS // 2, DESCRIPTORS)),
+        )
+        assert process.stdout is not None
+        try:
+            host, _, port = await_address(process, in_banner).removeprefix("http://").partition(":")
+            yield process, (host, int(port))
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def connect(address: tuple[str, int], source: str, receive_buffer: int = 0) -> socket.socket:
+    connected = socket.socket()
+    if receive_buffer:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connected.settimeout(TIMEOUT_SECONDS)
+    connected.bind((source, 0))
+    connected.connect(address)
+    return connected
+
+
+def test_the_process_stands_its_limits_and_ends_when_told(tmp_path: Path) -> None:
+    with ExitStack() as stack, served(tmp_path / "log", "--stop-timeout-seconds", "1") as (process, address):
+
+        def opened(source: str, receive_buffer: int = 0) -> socket.socket:
+            return stack.enter_context(connect(address, source, receive_buffer))
+
+        # More connections than descriptors disturb nobody.
+        for _ in range(2 * DESCRIPTORS):
+            opened("127.0.0.3")
+        behaved = opened("127.0.0.2")
+        behaved.sendall(post("hi"))
+        assert status_of(behaved) == 200
+
+        # Of what runs when it is told to end, the answers that are read end by themselves.
+        running, unread, trickling = opened("127.0.0.2"), opened("127.0.0.4", 2048), opened("127.0.0.5")
+        unread.sendall(post("long"))
+        assert status_of(unread) == 200
+        trickling.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+        running.sendall(post("held", stream=True))
+        assert status_of(running) == 200
+        process.send_signal(signal.SIGTERM)
+        _until_refused(address)
+        process.send_signal(signal.SIGUSR1)
+        assert b"data: [DONE]" in rest_of(running)
+        assert process.wait(TIMEOUT_SECONDS) == 0
+        assert len(rest_of(unread)) < 8_000_000
+        assert rest_of(trickling) == b""
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert f"the process may have {DESCRIPTORS} descriptors, so there are at most 150 connections" in log
+    assert len(log) < 20_000, "an attack fills the disk"
+
+
+def _until_refused(address: tuple[str, int]) -> None:
+    while True:
+        try:
+            with socket.create_connection(address, TIMEOUT_SECONDS):
+                pass
+        except ConnectionError:
+            return
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    code = (
+        "import threading, server.cli.serve as serve\n"
+        "serve._end_within(0.05)\n"
+        "threading.Thread(target=threading.Event().wait).start()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, "did not stop within 0.05 seconds" in ended.stderr) == (1, True)
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The process's limits, of which the last is in force, without touching them."""
+    made = [(1024, 1_048_576)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: made[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: made.append(limits))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "most"),
+    [
+        (1024, 1_048_576, 4352, 4096),
+        (1024, resource.RLIM_INFINITY, 4352, 4096),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 4096),
+        (10_000, 20_000, None, 4096),
+        (1024, 1024, None, 768),
+        (256, 512, 512, 256),
+        (100, 100, None, 50),
+    ],
+)
+def test_descriptors_are_enough_or_connections_are_fewer(
+    limits: list[tuple[int, int]], soft: int, hard: int, raised: int | None, most: int
+) -> None:
+    limits.append((soft, hard))
+    table = Connections(Bounds(4096, 512, (), 1, 1, 1))
+    fit_descriptors(table)
+    assert table.bounds.most == most
+    assert limits[-1] == (soft if raised is None else raised, hard)
+
+
+def test_a_lack_of_descriptors_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio says it as often as its backlog is long, each second, with a traceback."""
+    now = [0.0]
+    context: dict[str, Any] = {
+        "message": "socket.accept() out of system resource",
+        "exception": OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+    }
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(Reporter(clock=lambda: now[0]))
+        for _ in range(2):
+            for _ in range(2048):
+                loop.call_exception_handler(context)
+            now[0] += 61
+        assert len(caplog.records) == 2
+        loop.call_exception_handler({"message": "something else", "exception": ValueError("x")})
+
+    asyncio.run(run())
+    assert [(record.levelno, record.exc_info is None) for record in caplog.records] == [
+        (logging.ERROR, True),
+        (logging.ERROR, True),
+        (logging.ERROR, False),
+    ]
