@@ -187,7 +187,7 @@ def _require_taus(taus: Sequence[float], guard: GuardInfo) -> None:
 
 
 def _told(guard: GuardInfo, rule: Rule) -> dict[str, object]:
-    told = {"mode": rule.mode.value, "taus": list(rule.taus), "digest": guard.digest}
+    told: dict[str, object] = {"mode": rule.mode.value, "taus": list(rule.taus), "digest": guard.digest}
     return {**told, "signed_by": list(guard.signed_by)} if guard.signed_by else told
 
 

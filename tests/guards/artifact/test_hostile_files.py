@@ -72,17 +72,17 @@ def test_a_number_that_float32_does_not_hold(
 @pytest.mark.parametrize(("entry", "name"), [(CUBE, "cube.0.std"), (NEURON_ADJUST, "layer.0.forget_std")])
 def test_a_deviation_that_cannot_be_divided_by(tmp_path: Path, entry: Entry, name: str, value: float) -> None:
     parameters, tensors = entry.dump(SAMPLES[entry]())
-    tensors[name] = tensors[name].clone()
-    tensors[name][0] = value
-    write_artifact(tmp_path / "a", manifest(entry.name, parameters), tensors)
+    other = tensors[name].clone()
+    other[0] = value
+    write_artifact(tmp_path / "a", manifest(entry.name, parameters), {**tensors, name: other})
     with pytest.raises(ArtifactError, match="standard deviation"):
         load_guard(read_artifact(tmp_path / "a"))
 
 
 def test_weights_that_are_all_nearly_nothing(tmp_path: Path) -> None:
     parameters, tensors = SPANS.dump(SAMPLES[SPANS]())
-    tensors["term.0.weight"] = torch.full_like(tensors["term.0.weight"], 1e-39)
-    write_artifact(tmp_path / "a", manifest("ksd", parameters), tensors)
+    nearly = {"term.0.weight": torch.full_like(tensors["term.0.weight"], 1e-39)}
+    write_artifact(tmp_path / "a", manifest("ksd", parameters), {**tensors, **nearly})
     with pytest.raises(ArtifactError, match="score nothing"):
         load_guard(read_artifact(tmp_path / "a"))
 

@@ -69,7 +69,7 @@ class TestPins:
 class TestSignatures:
     def test_a_trusted_key_opens(self, folder: Path, key: Path) -> None:
         sign(folder, key)
-        (name,) = trusted_by([public(key)]) or ()
+        (name,) = trusted_by([public(key)]) or frozenset()
         guard = read_guards([folder], trusted=trusted_by([public(key)]))["sums"]
         assert guard.signed_by == guard.artifact.signers == (name,)
         assert read_guards([folder])["sums"].signed_by == (), "nobody is trusted where nobody is named"
