@@ -28,19 +28,19 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.client import Client, body_of
+from benchmarks.load.client import Answer, Client, body_of
 from benchmarks.load.compare import alternate, compared
 from benchmarks.load.comparisons import COMPARISONS
 from benchmarks.load.figures import figures
-from benchmarks.load.loops import closed, opened
+from benchmarks.load.loops import Job, closed, opened
 from benchmarks.load.prompts import SHARES, SOURCES, mixed
-from benchmarks.load.servers import DEMO, Setup
+from benchmarks.load.servers import DEMO, Server, Setup
 from benchmarks.report import keep, kept, publish
 from benchmarks.serving import ROOT
 
@@ -49,18 +49,21 @@ _DEMO_GUARD = ROOT / "artifacts" / "demo" / "guards" / "ksd-mathematics"
 
 async def load(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each number of clients and each rate, on a server that runs."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def jobs(requests: int) -> list[Job]:
+        prompts = islice(mixed(args.prompts, SHARES, args.max_tokens), args.requests or requests)
+        return [(each.kind, body_of(each, args.served_name, stream=not args.whole, more={})) for each in prompts]
+
+    def take(answers: Sequence[Answer], **of: float) -> None:
+        rows.append({**of, **figures(answers, streamed=not args.whole)})
+        print(rows[-1], flush=True)
+
     async with Client(args.url, args.key) as client:
-        for clients, rate in [*((clients, None) for clients in args.clients), *((None, rate) for rate in args.rate)]:
-            asked = args.requests or max(32, 4 * (clients or 16))
-            prompts = islice(mixed(args.prompts, SHARES, args.max_tokens), asked)
-            jobs = [(each.kind, body_of(each, args.served_name, stream=not args.whole, more={})) for each in prompts]
-            if rate is None:
-                answers = await closed(client, jobs, clients)
-            else:
-                answers = await opened(client, jobs, rate)
-            rows.append({"clients": clients, "rate": rate, **figures(answers, streamed=not args.whole)})
-            print(rows[-1], flush=True)
+        for clients in args.clients:
+            take(await closed(client, jobs(max(32, 4 * clients)), clients), clients=clients)
+        for rate in args.rate:
+            take(await opened(client, jobs(64), rate), rate=rate)
     return rows
 
 
@@ -72,7 +75,8 @@ async def compare(args: argparse.Namespace) -> None:
     comparison, rows = COMPARISONS[args.compare], kept(name)
     done = {row["clients"] for row in rows}
     left = [each for each in args.clients or comparison.clients if each not in done]
-    with comparison.sides(setup) if left else nullcontext({}) as sides:
+    starting: AbstractContextManager[Mapping[str, Server]] = comparison.sides(setup) if left else nullcontext({})
+    with starting as sides:
         for clients in left:
             asked = comparison.load(args.prompts, clients, args.requests)
             found = await alternate({name: asked.ask(side, clients) for name, side in sides.items()}, args.rounds)

@@ -10,10 +10,7 @@ import asyncio
 import json
 from typing import Any
 
-try:
-    from uvloop import run
-except ImportError:  # without vLLM or uvicorn's extras
-    from asyncio import run
+from uvloop import run
 
 
 def _event(**more: object) -> bytes:

@@ -1,13 +1,12 @@
 """The servers that are compared, as their users start them, and the model that each runs."""
 
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +122,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(command: Sequence[str], health: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+def started(command: Sequence[str], health: str) -> Iterator[None]:
     """A process that says nothing when it is up, until it answers. Raises ServerDidNotStartError."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=dict(environment))
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while not _answers(health):
