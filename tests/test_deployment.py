@@ -29,6 +29,8 @@ SMALL["podDisruptionBudget"] = {"enabled": False}
 VLLM: dict[str, Any] = yaml.safe_load((DOCKER / "helm" / "values-vllm.yaml").read_text())
 FULL: dict[str, Any] = {
     **KEYS,
+    "audit": {"existingClaim": "records"},
+    "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}],
     "imagePullSecrets": [{"name": "registry"}],
     "runtimeClassName": "nvidia",
     "priorityClassName": "high",
@@ -83,14 +85,24 @@ def test_what_is_installed() -> None:
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_pods_have_no_rights_and_write_nowhere_but_to_tmp(values: dict[str, Any]) -> None:
+def test_pods_have_no_rights_and_write_only_where_they_must(values: dict[str, Any]) -> None:
     pod = render(values)["Deployment"]["spec"]["template"]["spec"]
     (found,) = pod["containers"]
     assert (pod["securityContext"]["runAsNonRoot"], pod["automountServiceAccountToken"]) == (True, False)
     assert found["securityContext"]["readOnlyRootFilesystem"] is True
     assert found["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     writable = [each["mountPath"] for each in found["volumeMounts"] if not each.get("readOnly")]
-    assert set(writable) <= {"/tmp", "/dev/shm"}
+    assert set(writable) <= {"/tmp", "/dev/shm", "/audit"}
+
+
+def test_every_pod_has_an_audit_folder_of_its_own() -> None:
+    found = container(FULL)
+    assert "--audit-dir=/audit" in found["args"]
+    assert [each["name"] for each in found["env"]] == ["POD_NAME", "HF_TOKEN"]
+    (mount,) = (each for each in found["volumeMounts"] if each["name"] == "audit")
+    assert (mount["mountPath"], mount["subPathExpr"]) == ("/audit", "$(POD_NAME)")
+    assert found["env"][0]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert "audit" not in str(container(KEYS)), "positive control"
 
 
 def test_no_server_without_keys_unless_that_is_said() -> None:
@@ -129,6 +141,7 @@ def test_replicas_belong_to_the_autoscaler() -> None:
         {"service": {"port": 0}},
         {"startupProbe": {"failureThreshold": 0}},
         {"tmp": {"sizeLimit": "much"}},
+        {"audit": {"existingClaim": "Not A Name"}},
         {"prometheusRule": {"thresholds": {"drifts": 0.2}}},
         {"prometheusRule": {"thresholds": {"drift": "0.2"}}},
     ],

@@ -14,7 +14,9 @@ CLEAR_OUTSIDE = 1.1
 """A canary's score over tau is at most the one, or at least the other, however little its dtype drifts."""
 
 CANARY_DATE = datetime(2024, 7, 26)
-"""The day that templates write into canaries: with today's, a guard would not be verified tomorrow."""
+"""The day that templates write into canaries: with today's, a guard would not be verified tomorrow. And into all that a
+calibration reads, whose result is then the same on any day.
+"""
 
 
 def canary_source(frame: str, text: str) -> CanarySource:
@@ -26,8 +28,7 @@ def encode_source(codec: TextCodec, source: CanarySource) -> tuple[int, ...]:
     """A canary's token ids. Raises PromptRefusedError like `TextCodec.encode_chat`."""
     if isinstance(source, str):
         return codec.encode_text(source)
-    messages = [message.model_dump() for message in source]
-    return codec.encode_chat(messages, variables={"strftime_now": CANARY_DATE.strftime})
+    return codec.on_day(CANARY_DATE).encode_chat([message.model_dump() for message in source])
 
 
 def bound_to_text(manifest: Manifest) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from guards.artifact.canaries import CANARY_DATE
 from guards.artifact.manifest import SourceRecord
 from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.sources import Source, refuse_overlap, seeded_rank
@@ -119,7 +120,7 @@ def encode_corpora(
     codec: TextCodec,
     max_tokens: int | None,
 ) -> tuple[Corpus, Corpus]:
-    """Both sides, encoded as the server encodes. A text given twice on one side counts once.
+    """Both sides, encoded as the server encodes on CANARY_DATE. A text given twice on one side counts once.
 
     Raises DataError when a text is on both sides, CalibrationError when a side is empty.
     """
@@ -127,9 +128,10 @@ def encode_corpora(
         if not any(source.texts for source in sources):
             raise CalibrationError(f"got no {role} examples: give at least one source of it")
     refuse_overlap(forget, retain)
+    dated = codec.on_day(CANARY_DATE)
     return (
-        _encode("forget", forget, frames, codec, max_tokens),
-        _encode("retain", retain, frames, codec, max_tokens),
+        _encode("forget", forget, frames, dated, max_tokens),
+        _encode("retain", retain, frames, dated, max_tokens),
     )
 
 

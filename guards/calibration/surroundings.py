@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
+from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import TokenIds
 from guards.calibration.material import Material
 from guards.errors import PromptRefusedError
@@ -71,7 +72,7 @@ class Surroundings:
         seed: int,
     ) -> None:
         """`frame` is what is put around all but whole chats, `longest` the tokens of a long text."""
-        self._codec, self._frame, self._longest = codec, frame, longest
+        self._codec, self._frame, self._longest = codec.on_day(CANARY_DATE), frame, longest
         self._material = material
         self._random = Random(seed)
         self._forget, self._retain = list(forget), list(retain)

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property, partial
 from inspect import signature
 from types import MappingProxyType
@@ -85,6 +86,12 @@ class TextCodec:
             int(tokenizer.convert_tokens_to_ids(text)) for text in control if text != self._unknown
         )
         self._special_texts = SpecialTexts(control)
+
+    def on_day(self, day: datetime) -> "TextCodec":
+        """The same, whose chat template writes a given day where it writes today's."""
+        dated = copy.copy(self)
+        dated.variables = {**self.variables, "strftime_now": day.strftime}
+        return dated
 
     def _control_tokens(self, ends: Collection[int]) -> list[Any]:
         """Added tokens that no text of a caller's makes: special ones, those that end a turn, and those that the

@@ -17,7 +17,11 @@ from guards.methods.spans.options import SpanOptions
 
 SpanJob = DetectorJob[SpanOptions]
 ANSWERED = 48
-"""Prompts of each side and share that the model answers."""
+"""Prompts of each side and share that the model answers, spread evenly over its sources."""
+ANSWERED_OF_A_SOURCE = 12
+"""Prompts of each retain source that it answers beside, where taus are decided and measured: a cap of half a percent
+cannot be told from two or three.
+"""
 OTHER_FRAMES = 16
 """Texts of each source and share that are read in frames after the first: a direction is the same in all."""
 
@@ -88,13 +92,22 @@ def _part(material: Material, index: int) -> Material:
 
 def answered(job: SpanJob, examples: Sequence[Example]) -> list[Example]:
     """The prompts of every side and share that the model answers."""
-    found = []
+    found: dict[int, Example] = {}
     for side in job.corpora:
         for share in Share:
             members = [i for i in chosen(examples, side, share) if examples[i].row == job.frames[0]]
-            few = min(ANSWERED, len(members))
-            found += [examples[members[i * len(members) // few]] for i in range(few)]
-    return found
+            found |= {i: examples[i] for i in _spread(members, ANSWERED)}
+            if side == "retain" and share is not Share.FIT:
+                for source in dict.fromkeys(examples[i].source for i in members):
+                    own = [i for i in members if examples[i].source == source]
+                    found |= {i: examples[i] for i in _spread(own, ANSWERED_OF_A_SOURCE)}
+    return list(found.values())
+
+
+def _spread(members: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, evenly spaced."""
+    few = min(most, len(members))
+    return [members[i * len(members) // few] for i in range(few)]
 
 
 def with_answers(job: SpanJob, prompts: Sequence[Example], advance: Callable[[int], object]) -> list[Example]:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from guards.artifact.canaries import encode_source
+from guards.artifact.canaries import CANARY_DATE, encode_source
 from guards.calibration.accumulated import read_texts, turns_of
+from guards.calibration.corpus import encode_corpora
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError, DataError
 from guards.inside.transformers.loading import LoadedModel
@@ -89,6 +90,14 @@ def test_canaries_are_not_of_the_day_on_which_they_were_read() -> None:
         assert encode_source(loaded.codec, canary.messages) == canary.token_ids
         today = loaded.codec.encode_chat([message.model_dump() for message in canary.messages])
         assert today != canary.token_ids, "positive control: the template writes the day"
+
+
+def test_what_a_calibration_reads_is_not_of_the_day_on_which_it_runs() -> None:
+    loaded = tiny(chat_template=DATED_TEMPLATE)
+    text = sources(1)[0][0].texts[0]
+    [forget, _] = encode_corpora(*sources(1), ("chat",), loaded.codec, None)
+    assert forget.encoded["chat"] == (loaded.codec.on_day(CANARY_DATE).encode_frame("chat", text),)
+    assert forget.encoded["chat"] != (loaded.codec.encode_frame("chat", text),), "positive control"
 
 
 def test_few_examples_are_refused_or_warned_about(loaded: LoadedModel) -> None:
