@@ -1,6 +1,7 @@
 """Which Host headers are answered."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ OURS = ["localhost", "localhost:8000", "LOCALHOST.", "127.0.0.1:8000", "[::1]:80
 OTHERS = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "a@localhost"]
 
 
-async def _status(host: str, /, path: str = "/v1/models", **settings: object) -> int:
+async def _status(host: str, /, path: str = "/v1/models", **settings: Any) -> int:
     async with serving(**settings) as served:
         return (await served.client.get(path, headers={"host": host})).status_code
 
