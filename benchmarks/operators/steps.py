@@ -37,7 +37,9 @@ async def _counting(model: Path, artifacts: Sequence[Path], dtype: str) -> Any:
     options = {"model": str(model), "artifacts": artifacts, "dtype": dtype, "max_batch_tokens": 1024}
     engine = EmbeddedEngine(EmbeddedOptions.model_validate(options))
     async with _started(engine):
-        engine._attachment.books._looks = False
+        attachment = engine._attachment
+        assert attachment is not None, "the engine was started"
+        attachment.books._looks = False
         processor, counts = engine._manager.batch_processor, []
         step = processor._generation_step
 

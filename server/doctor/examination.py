@@ -82,7 +82,7 @@ def _plainly(options: Options, guards: Mapping[str, LoadedGuard], of: Sequence[K
     """What each guard reads of its canaries in a pass of transformers, alone and without any engine."""
     given = options if isinstance(options, EmbeddedOptions) else None
     dtype = next(iter(guards.values())).artifact.manifest.model.dtype
-    loaded = load_model(options.model, given and given.device, dtype)
+    loaded = load_model(options.model, given.device if given else None, dtype)
     read: dict[str, Reading] = {}
     for name, entry in guards.items():
         with loaded.reading(entry.method, entry.guard) as reader:

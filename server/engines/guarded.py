@@ -262,6 +262,14 @@ class GuardedEngine(ABC):
             raise EngineError(f"the forward pass failed: {finish.error if finish else 'no result'}")
         return answer
 
+    @abstractmethod
+    async def start(self) -> None:
+        """See `Engine.start`."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """See `Engine.stop`."""
+
     def encode_text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
         return self._codec.encode_text(text, opened=opened)
 

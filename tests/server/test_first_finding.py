@@ -9,7 +9,7 @@ from server.openai.responses.request import ResponsesRequest
 
 MANY = 500
 BODIES = [each for each in all_bodies() if each is not Body and not each.__abstractmethods__]
-WRONG = (None, -1, 1.5, "", "x", {}, {"x": {}}, [])
+WRONG: tuple[object, ...] = (None, -1, 1.5, "", "x", {}, {"x": {}}, [])
 
 
 def _findings(body: type[Body], said: object) -> list[tuple[int | str, ...]]:

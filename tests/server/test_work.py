@@ -143,7 +143,8 @@ async def test_a_full_queue_is_said() -> None:
         seen.append(name)
         return name
 
-    first, second = (asyncio.create_task(workers.run(work, name)) for name in ("first", "second"))
+    first = asyncio.create_task(workers.run(work, "first"))
+    second = asyncio.create_task(workers.run(work, "second"))
     while workers.waiting < 1:
         await asyncio.sleep(0)
     with pytest.raises(EngineBusyError, match="too many requests wait for texts: try again"):
@@ -152,7 +153,7 @@ async def test_a_full_queue_is_said() -> None:
     await asyncio.gather(second, return_exceptions=True)
     third = asyncio.create_task(workers.run(work, "third"))
     go.set()
-    assert await asyncio.gather(first, third) == ["first", "third"], "who left made room"
+    assert list(await asyncio.gather(first, third)) == ["first", "third"], "who left made room"
     assert seen == ["first", "third"]
     workers.close()
 

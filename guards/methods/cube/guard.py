@@ -87,7 +87,7 @@ class CubeBank(nn.Module):
         """All cubes of a layer at once; see `guards.contract.guard.fuse`."""
         fused = cls(torch.cat([bank.mean_CF for bank in banks]), torch.cat([bank.inverse_std_CF for bank in banks]))
         sizes = [len(bank.mean_CF) for bank in banks]
-        pairs = zip(fused.mean_CF.split(sizes), fused.inverse_std_CF.split(sizes), strict=True)
+        pairs = zip(torch.split(fused.mean_CF, sizes), torch.split(fused.inverse_std_CF, sizes), strict=True)
         for bank, (mean_CF, inverse_std_CF) in zip(banks, pairs, strict=True):
             bank.mean_CF, bank.inverse_std_CF = mean_CF, inverse_std_CF
         return fused
@@ -97,7 +97,7 @@ class CubeBank(nn.Module):
         if torch.compiler.is_compiling():  # one loop over a key vector for each cube, in one pass over the tokens
             pairs = zip(self.mean_CF, self.inverse_std_CF, strict=True)
             return torch.stack([cube_score(key_TF, mean_F, inverse_F) for mean_F, inverse_F in pairs], dim=-1)
-        blocks = key_TF[:, None].split(max(1, TOGETHER // self.mean_CF.numel()))
+        blocks = torch.split(key_TF[:, None], max(1, TOGETHER // self.mean_CF.numel()))
         return torch.cat([cube_score(block_T1F, self.mean_CF, self.inverse_std_CF) for block_T1F in blocks])
 
 

@@ -112,7 +112,7 @@ class SpanBank(nn.Module):
             [count for bank in banks for count in bank._parts],
         )
         sizes = [len(bank._parts) for bank in banks]
-        pairs = zip(fused.weight_GF.split(sizes), fused.offset_G.split(sizes), strict=True)
+        pairs = zip(torch.split(fused.weight_GF, sizes), torch.split(fused.offset_G, sizes), strict=True)
         for bank, (weight_GF, offset_G) in zip(banks, pairs, strict=True):
             bank.weight_GF, bank.offset_G = weight_GF, offset_G
         return fused

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from guards.artifact.store import read_artifact, write_artifact
+from guards.core import verdict as verdicts
 from guards.core.verdict import Verdict
 from server.cli.main import main
 from server.create import create_engine
@@ -78,7 +79,7 @@ def test_a_guard_whose_scores_are_others_is_refuted(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_an_engine_that_lets_tokens_out_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its scores are the calibrated ones: canaries alone would call it sound."""
-    decide = answer_state.decide
+    decide = verdicts.decide
 
     def lax(*arguments: Any) -> Verdict:
         verdict = decide(*arguments)

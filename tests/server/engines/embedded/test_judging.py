@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from guards.core.verdict import Verdict
+from server.encoding import Encoder
 from server.engines.base import EngineRequest, Event, Finish
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import PromptTooLongError
@@ -43,7 +44,10 @@ def test_texts_of_the_skill_are_told_from_others(served: Served, tmp_path: Path,
     async def work(engine: EmbeddedEngine) -> list[list[tuple[Judged, ...]]]:
         assert (engine.info.template_sha256 is None) == (not template)
         policies = (default_policy(engine.info.guards), watching(engine))
-        return [await Judge(engine, policy, 4, seeing(seen), spent.append).texts(texts) for policy in policies]
+        return [
+            await Judge(engine, Encoder(engine), policy, 4, seeing(seen), spent.append).texts(texts)
+            for policy in policies
+        ]
 
     texts = [text(of(index)) for index in range(3) for of in (forget_prompt, retain_prompt)]
     enforced, watched = run(guarded((model, *served[1:]), accept_template=True), work)
@@ -56,7 +60,7 @@ def test_texts_of_the_skill_are_told_from_others(served: Served, tmp_path: Path,
 
 def test_a_text_that_does_not_fit_ends_the_judgement_of_the_others(served: Served) -> None:
     async def work(engine: EmbeddedEngine) -> None:
-        judge = Judge(engine, default_policy(engine.info.guards), 4, seeing([]), lambda tokens: None)
+        judge = Judge(engine, Encoder(engine), default_policy(engine.info.guards), 4, seeing([]), lambda tokens: None)
         with pytest.raises(PromptTooLongError):
             await judge.texts(["w6", "w7 " * CONTEXT, "w8"])
         assert len(await judge.texts(["w6", "w8"])) == 2
