@@ -28,5 +28,5 @@ def engine(_: object) -> ScriptedEngine:
 
 
 if __name__ == "__main__":
-    cli_serve.create_engine = engine  # type: ignore[assignment]
+    cli_serve.create_engine = engine  # type: ignore[assignment, attr-defined]
     sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
