@@ -6,6 +6,7 @@ A prompt that holds "held" is answered up to its first piece, and on from SIGUSR
 import asyncio
 import signal
 import sys
+from unittest.mock import patch
 
 from server.cli import main
 from server.cli import serve as cli_serve
@@ -28,5 +29,5 @@ def engine(_: object) -> ScriptedEngine:
 
 
 if __name__ == "__main__":
-    cli_serve.create_engine = engine  # type: ignore[assignment, attr-defined]
-    sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
+    with patch.object(cli_serve, "create_engine", engine):
+        sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
