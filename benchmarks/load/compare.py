@@ -52,7 +52,7 @@ async def alternate(sides: Mapping[str, Ask], rounds: int) -> dict[str, list[Seq
     last = None
     for pair in range(rounds + 1):
         seed = random.randrange(1 << 40)
-        for name in list(sides) if pair % 2 else list(sides)[::-1]:
+        for name in list(sides)[:: 1 if pair % 2 else -1]:
             if name != last:
                 await asyncio.sleep(SETTLE_SECONDS)
             last = name
