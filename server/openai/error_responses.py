@@ -54,8 +54,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             response = _respond(request, WrongMethodError(f"This path does not take {method}."))
             response.headers.update(error.headers or {})  # Allow
             return response
-        case 400:  # FastAPI's for a body that json.loads cannot read other than by its syntax
-            return _respond(request, InvalidRequestError("The body is not valid JSON in UTF-8."))
+        case 400:  # FastAPI's for a body that cannot be read other than by JSON's syntax
+            ours = error.__cause__ if isinstance(error.__cause__, InvalidRequestError) else None
+            return _respond(request, ours or InvalidRequestError("The body is not valid JSON in UTF-8."))
         case _:
             raise error
 

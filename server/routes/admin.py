@@ -18,9 +18,10 @@ from server.live import Judging
 from server.openai.body import Body, Listed, NonEmptyText
 from server.openai.invalid import conflict
 from server.readiness import Running
+from server.routes.posted import PostedRoute
 from server.routes.reading import reads
 
-router = APIRouter()
+router = APIRouter(route_class=PostedRoute)
 
 NOTICE = (
     "Holds until the server restarts. To keep it, put it where the server starts from: the settings' artifacts and "

@@ -11,8 +11,9 @@ from server.errors import ForbiddenError
 from server.generation import while_connected
 from server.openai import CheckRequest
 from server.routes.checks import checked, prompt_of, row
+from server.routes.posted import PostedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=PostedRoute)
 
 MOST_TOKENS = 2048
 """Of a prompt: every token has a row of numbers for each guard."""

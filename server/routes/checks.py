@@ -14,8 +14,9 @@ from server.openai import CheckRequest
 from server.openai.history import log_dropped, require_shown
 from server.readiness import Running
 from server.routes.generation import require_model
+from server.routes.posted import PostedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=PostedRoute)
 
 
 @router.post("/v1/checks")

@@ -29,8 +29,9 @@ from server.openai.shapes import AnswerShape, ChatShape, CompletionShape
 from server.openai.streaming import StreamedResponse
 from server.openai.wire import CompletionWire, Wire
 from server.readiness import Running
+from server.routes.posted import PostedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=PostedRoute)
 
 TokenIds = tuple[int, ...]
 

@@ -16,8 +16,9 @@ from server.openai.guardrail import GuardrailRequest
 from server.openai.moderation import ModerationRequest, result
 from server.readiness import Running
 from server.routes.generation import measuring, require_model
+from server.routes.posted import PostedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=PostedRoute)
 
 
 @router.post("/v1/moderations")

@@ -8,8 +8,9 @@ from server.openai import DetokenizeRequest, TokenizeRequest
 from server.openai.calling import require_tools
 from server.openai.history import log_dropped, require_shown
 from server.routes.generation import require_model
+from server.routes.posted import PostedRoute
 
-router = APIRouter()
+router = APIRouter(route_class=PostedRoute)
 
 
 @router.post("/tokenize")

@@ -1,0 +1,48 @@
+"""A key of a request's JSON may be there once, at every depth: a gateway in front may have looked at the other."""
+
+import json
+
+import pytest
+
+from tests.server.harness import ATTRIBUTIONS, CHAT, CHECKS, COMPLETIONS, GUARDRAIL, MODERATIONS, RESPONSES, serving
+
+pytestmark = pytest.mark.anyio
+
+TWICE = {
+    COMPLETIONS: '{"prompt": "first", "prompt": "last"}',
+    CHAT: '{"messages": [{"role": "user", "content": "first", "content": "last"}]}',
+    RESPONSES: '{"input": "first", "input": "last"}',
+    CHECKS: '{"prompt": "first", "prompt": "last"}',
+    ATTRIBUTIONS: '{"prompt": "first", "prompt": "last"}',
+    MODERATIONS: '{"input": "first", "input": "last"}',
+    GUARDRAIL: '{"texts": ["first"], "texts": ["last"], "input_type": "request"}',
+    "/tokenize": '{"prompt": "first", "prompt": "last"}',
+    "/detokenize": '{"tokens": [97], "tokens": [98]}',
+}
+
+
+@pytest.mark.parametrize("path", TWICE)
+async def test_a_key_that_is_there_twice_is_refused(path: str) -> None:
+    async with serving(anonymous_role="operator") as served:
+        response = await served.client.post(path, content=TWICE[path], headers={"content-type": "application/json"})
+        assert response.status_code == 400, response.text
+        assert "more than once" in response.json()["error"]["message"]
+        assert served.engine.submitted == []
+
+
+async def test_the_same_key_in_two_objects_is_two_keys() -> None:
+    async with serving() as served:
+        body = {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}
+        response = await served.client.post(
+            CHAT, content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 200
+
+
+async def test_what_is_no_json_is_still_said_so() -> None:
+    async with serving() as served:
+        headers = {"content-type": "application/json"}
+        for body, says in ((b"{", "not valid JSON"), (b'{"prompt": "\xff"}', "not valid JSON in UTF-8")):
+            response = await served.client.post(COMPLETIONS, content=body, headers=headers)
+            assert response.status_code == 400
+            assert says in response.json()["error"]["message"]
