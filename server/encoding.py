@@ -55,6 +55,13 @@ class Encoder:
         self._require_room([*said, *_texts([calls, shown, variables])])
         return await self._workers.run(self._chat, messages, tools, variables, answered)
 
+    async def read(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids. Raises PromptTooLongError for more than the context has, as no text of the model's."""
+        most = self._engine.info.max_model_tokens
+        if len(token_ids) > most:
+            raise PromptTooLongError(f"got {len(token_ids)} tokens, wanted at most {most}: read them in parts")
+        return await self._workers.run(self._engine.decode, token_ids)
+
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What else has to do with token ids and texts, on the same threads."""
         return await self._workers.run(work, *args, **kwargs)

@@ -337,6 +337,7 @@ class GuardedEngine(ABC):
 
         Raises InvalidOptionError for a word without tokens, or for more of them than MAX_BAD_WORDS.
         """
+        _require_few(len(sampling.bad_words))  # before any is encoded
         found: list[tuple[int, ...]] = []
         for word in sampling.bad_words:
             plain, spaced = (self._codec.encode_part(space + word.lstrip()) for space in ("", " "))
@@ -345,10 +346,7 @@ class GuardedEngine(ABC):
             found.append(plain)
             if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
                 found.append(spaced)
-        if len(found) > MAX_BAD_WORDS:
-            raise InvalidOptionError(
-                f"got {len(found)} words, with and without a space; wanted at most {MAX_BAD_WORDS}", "bad_words"
-            )
+        _require_few(len(found))
         return found
 
     def _require_known(self, token_ids: Sequence[int]) -> None:
@@ -397,6 +395,13 @@ class GuardedEngine(ABC):
             )
             for name, entry in self._guards.items()
         }
+
+
+def _require_few(bad_words: int) -> None:
+    if bad_words > MAX_BAD_WORDS:
+        raise InvalidOptionError(
+            f"got {bad_words} words, with and without a space; wanted at most {MAX_BAD_WORDS}", "bad_words"
+        )
 
 
 def _require_read(answer: AnswerState) -> None:

@@ -4,12 +4,12 @@ import re
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.engines.base import EngineInfo, Grammar, Sampling, SamplingDefaults, require_honoured
 from server.engines.defaults import MinP, Penalty, RepetitionPenalty, Temperature, TokenLimit, TopK, TopP
-from server.openai.body import MAX_INT, Body, Listed, NonEmptyText, Text, TokenId
+from server.openai.body import MAX_INT, Body, Listed, Text, TokenId, encodable
 from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs
 from server.openai.unsupported import IN_GENERATION, IN_STREAM_OPTIONS, Neutral
@@ -48,7 +48,8 @@ def _biases(value: object) -> object:
     return {int(key): bias for key, bias in value.items()}
 
 
-StopText = Annotated[NonEmptyText, Field(max_length=_MAX_STOP_CHARACTERS)]
+StopText = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS), AfterValidator(encodable)]
+"""A text that ends an answer, or that none may hold."""
 Stops = Annotated[tuple[StopText, ...], Field(fail_fast=True), Field(max_length=_MAX_STOPS)]
 
 
@@ -87,7 +88,7 @@ class SamplingBody(Body, ABC):
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
     allowed_token_ids: Listed[TokenId] | None = Field(None, min_length=1)
-    bad_words: Listed[NonEmptyText] | None = None
+    bad_words: Listed[StopText] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
     stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
     stop_token_ids: Listed[TokenId] | None = None
@@ -180,7 +181,7 @@ class SamplingBody(Body, ABC):
             bad_words=tuple(self.bad_words or ()),
             min_tokens=self.min_tokens or 0,
             ignore_eos=bool(self.ignore_eos),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
+            stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             include_stop=bool(self.include_stop_str_in_output),
             grammar=self._grammar(),
         )

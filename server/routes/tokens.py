@@ -44,4 +44,4 @@ async def detokenize(body: DetokenizeRequest, request: Request, services: Servic
     """The text of token ids."""
     running = services.readiness.require_running()
     require_model(body.model or None, running)
-    return {"prompt": await while_connected(request.receive, services.encoder.run(services.engine.decode, body.tokens))}
+    return {"prompt": await while_connected(request.receive, services.encoder.read(body.tokens))}

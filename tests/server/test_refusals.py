@@ -101,6 +101,7 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(stop_token_ids=[2**31]), "stop_token_ids[0]", "less than or equal to"),
     (CHAT, chat(bad_words="no"), "bad_words", "valid list; got the string 'no'."),
     (CHAT, chat(bad_words=["no", ""]), "bad_words[1]", "at least 1 character"),
+    (CHAT, chat(bad_words=["a" * 513]), "bad_words[0]", "at most 512 characters"),
     (CHAT, chat(ignore_eos=1), "ignore_eos", "valid boolean"),
     (CHAT, chat(include_stop_str_in_output="no"), "include_stop_str_in_output", "valid boolean"),
     (CHAT, chat(response_format="json"), "response_format", "it should be an object"),

@@ -6,13 +6,16 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.encoding import AT_A_TIME, LIKELY_CHARACTERS, Encoder
+from guards.model.encoding import RENDER_SECONDS
+from server.encoding import AT_A_TIME, LIKELY_CHARACTERS, MOST_WAITING, Encoder
 from server.engines.base import Message
 from server.engines.errors import EngineBusyError, PromptTooLongError
+from server.engines.guarded import MAX_BAD_WORDS
 from server.engines.scripted.engine import ScriptedEngine
 from server.workers import Workers
 from tests.server.harness import (
@@ -76,6 +79,7 @@ class Counting(ScriptedEngine):
         (GUARDRAIL, {"texts": [LONG], "input_type": "request"}, 400),
         ("/tokenize", {"prompt": LONG}, 400),
         ("/tokenize", {"messages": MANY}, 400),
+        ("/detokenize", {"tokens": [97] * (CONTEXT + 1)}, 400),
     ],
 )
 async def test_what_cannot_fit_is_refused_before_it_is_encoded(path: str, body: dict[str, Any], status: int) -> None:
@@ -162,6 +166,17 @@ async def test_a_full_queue_is_said() -> None:
 
 def _raise(of: Sequence[int]) -> None:
     raise ValueError(of)
+
+
+def test_the_documentation_names_the_bounds() -> None:
+    rows = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8").splitlines()
+    for what, bound in (
+        ("prompts that are encoded at a time", f"{AT_A_TIME}, and {MOST_WAITING} that wait"),
+        ("one rendering of the chat template", f"{RENDER_SECONDS:g} seconds"),
+        ("stop strings; bad words", f"4; {MAX_BAD_WORDS}, "),
+    ):
+        (row,) = (row for row in rows if row.startswith(f"| {what} | "))
+        assert bound in row
 
 
 async def test_errors_come_back() -> None:

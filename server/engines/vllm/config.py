@@ -80,6 +80,16 @@ def prefer_piecewise_graphs(arguments: Any) -> None:
         arguments.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
 
 
+def take_one_compiler(arguments: Any) -> None:
+    """Where no compiler of grammars was asked for, takes the one that vLLM tries first.
+
+    vLLM's `auto` checks each request with several compilers, and keeps the one that its first grammar needed for all
+    later ones: what only another one takes passes the check then, and fails once it runs.
+    """
+    if arguments.structured_outputs_config.backend == "auto":
+        arguments.structured_outputs_config.backend = "xgrammar"
+
+
 def refuse_unguardable(config: Any) -> None:
     """Raises EngineFlagError naming the first feature under which guards are not known to hold."""
     from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled

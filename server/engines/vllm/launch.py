@@ -15,7 +15,12 @@ from guards.artifact.manifest import ModelIdentity
 from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.settings import FAILURE_FILE
 from guards.model.weights import WeightFiles
-from server.engines.vllm.config import prefer_piecewise_graphs, quantisation_scheme, refuse_unguardable
+from server.engines.vllm.config import (
+    prefer_piecewise_graphs,
+    quantisation_scheme,
+    refuse_unguardable,
+    take_one_compiler,
+)
 
 _KILLED = re.compile(r"Failed core proc.*: -9\b")
 _ROOM = "lower --gpu-memory-utilization (on CPUs the part of their memory), --max-model-len or --max-num-seqs"
@@ -25,6 +30,7 @@ def make_config(arguments: Any, folder: Path, worker: str) -> Any:
     """vLLM's configuration for our worker, from its arguments. Raises EngineFlagError or UnsupportedModelError."""
     arguments.model = str(folder)
     prefer_piecewise_graphs(arguments)
+    take_one_compiler(arguments)
     try:
         config = arguments.create_engine_config()
     except (ValueError, NotImplementedError, RuntimeError) as error:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from guards.model.encoding import TextCodec
 from server.engines.base import FinishReason, Grammar, GrammarKind
+from server.engines.errors import InvalidOptionError
 from tests.server.engines.hostile import INVALID, refused
 from tests.server.engines.vllm.live import OTHERS, Live, embedded, greedy, live
 
@@ -29,3 +31,19 @@ def test_options_that_leave_no_token_end_their_answer_only(engine: Live) -> None
     assert answer.finish.reason is FinishReason.ERROR
     assert "leave no token" in (answer.finish.error or "")
     assert engine.draw(OTHERS[:1], greedy())[0].finish.reason is FinishReason.STOP
+
+
+def test_bad_words_are_counted_before_they_are_encoded(engine: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode = TextCodec.encode_part
+
+    def counted(codec: TextCodec, text: str) -> tuple[int, ...]:
+        encoded.append(text)
+        return encode(codec, text)
+
+    monkeypatch.setattr(TextCodec, "encode_part", counted)
+    with pytest.raises(InvalidOptionError, match="got 1000 words"):
+        engine.engine.prepare(greedy(bad_words=("word",) * 1000))
+    assert encoded == []
+    engine.engine.prepare(greedy(bad_words=("word",)))
+    assert encoded, "positive control"

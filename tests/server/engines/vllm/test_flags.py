@@ -126,6 +126,17 @@ def test_whole_passes_that_were_asked_for_are_refused(mode: str) -> None:
         refuse_unguardable(config)
 
 
+@pytest.mark.parametrize(
+    ("flags", "taken"), [([], "xgrammar"), (["--structured-outputs-config.backend=guidance"], "guidance")]
+)
+def test_one_compiler_takes_every_grammar(flags: list[str], taken: str) -> None:
+    from server.engines.vllm.config import parse_flags, take_one_compiler
+
+    arguments = parse_flags(options(*flags))
+    take_one_compiler(arguments)
+    assert arguments.structured_outputs_config.backend == taken
+
+
 def test_graphs_that_break_inside_the_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from server.engines.vllm.config import parse_flags, refuse_unguardable
 

@@ -3,7 +3,7 @@
 import pytest
 
 from guards.core.verdict import GuardMode
-from server.engines.base import FinishReason, Sampling
+from server.engines.base import FinishReason, Grammar, GrammarKind, Sampling
 from server.engines.errors import InvalidOptionError
 from tests.server.engines.hostile import INVALID, refused
 from tests.server.engines.vllm.live import OTHERS, Live, greedy
@@ -22,6 +22,15 @@ def test_more_log_probabilities_than_vllm_gives(engine: Live) -> None:
     with pytest.raises(InvalidOptionError) as error:
         engine.draw(OTHERS[:1], greedy(logprobs=1000), WATCHING)
     assert error.value.param == "logprobs"
+
+
+def test_what_only_another_compiler_takes_is_refused_before_it_runs(engine: Live) -> None:
+    """vLLM's own default lets it pass, and fails once the compiler of the first grammar gets it."""
+    digits = greedy(grammar=Grammar(GrammarKind.REGEX, "[0-9]+"))
+    assert engine.draw(OTHERS[:1], digits, WATCHING)[0].finish.reason is not FinishReason.ERROR
+    with pytest.raises(InvalidOptionError) as error:
+        engine.draw(OTHERS[:1], greedy(grammar=Grammar(GrammarKind.REGEX, r"\p{L}+")), WATCHING)
+    assert error.value.param == "grammar"
 
 
 @pytest.mark.parametrize(
