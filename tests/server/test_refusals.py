@@ -163,6 +163,7 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs", "less than or equal to 20"),
     (CHAT, chat(frobnicate=1), "frobnicate", "'frobnicate' is not a field of this request; leave it out."),
     (CHAT, chat(frobnicate=[]), "frobnicate", "is not a field"),
+    (CHAT, chat(**{"x" * 5000: 1}), f"{'x' * 40}...", f"'{'x' * 40}...' is not a field of this request"),
     (CHAT, chat(user=5), "user", "valid string"),
     (CHAT, {"model": MODEL, "messages": []}, "messages", "it should have at least 1 item; got a list of 0."),
     (CHAT, {"model": MODEL, "messages": "hi"}, "messages", "valid list; got the string 'hi'."),
