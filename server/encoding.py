@@ -110,13 +110,12 @@ class Encoder:
 
 def _texts(value: object) -> Iterable[str]:
     """All that is text in what a request's JSON holds."""
-    match value:
-        case str():
-            yield value
-        case Mapping():
-            for key, inner in value.items():
-                yield from _texts(key)
-                yield from _texts(inner)
-        case list() | tuple():
-            for inner in value:
-                yield from _texts(inner)
+    left = [value]
+    while left:
+        match left.pop():
+            case str() as text:
+                yield text
+            case Mapping() as of:
+                left += [*of, *of.values()]
+            case list() | tuple() as of:
+                left += of

@@ -10,6 +10,12 @@ SkillguardError (guards/errors.py)
     │   ├── NotJsonError             the body is not declared as JSON
     │   ├── EncodedBodyError         the body is compressed
     │   ├── BodyTooLargeError        the body exceeds `max_body_bytes`
+    │   ├── RequestTimeoutError      headers or body did not come in time
+    │   ├── HeadersTooLargeError     headers or trailers are too many or too long
+    │   ├── MalformedRequestError    no HTTP/1.1, or what may be read in two ways
+    │   ├── PipelineError            too many requests wait on one connection
+    │   ├── TooManyConnectionsError  no place is left for another connection
+    │   ├── MisdirectedError         the Host is none of the server's names
     │   ├── NoSuchRouteError         unknown path
     │   ├── WrongMethodError         known path, other method
     │   ├── ModelNotFoundError       `model` is not the one served

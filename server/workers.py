@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from server.engines.errors import EngineBusyError
 
@@ -33,8 +33,15 @@ class Workers:
             if self._taken >= self._most:
                 raise EngineBusyError(f"too many requests wait for {self._name}: try again")
             self._taken += 1
-        within = contextvars.copy_context()
-        future = self._pool.submit(partial(within.run, work, *args, **kwargs))
+        held = [partial(contextvars.copy_context().run, work, *args, **kwargs)]
+        del work, args, kwargs  # the pool keeps what was cancelled until it comes to it, and this frame with it
+        try:
+            future = self._pool.submit(lambda: held.pop()())
+        except BaseException:  # no thread can be started
+            held.clear()
+            self._done()
+            raise
+        future.add_done_callback(lambda _: held.clear())
         future.add_done_callback(self._done)
         return await asyncio.wrap_future(future)
 
@@ -48,6 +55,6 @@ class Workers:
         """Begins nothing more. What runs goes on to its end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _done(self, _: Future[T]) -> None:
+    def _done(self, _: Future[Any] | None = None) -> None:
         with self._lock:
             self._taken -= 1

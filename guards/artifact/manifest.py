@@ -1,9 +1,10 @@
 """What manifest.json says: every record of an artifact, strict."""
 
+import math
 import re
+import struct
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guards.core.quantiles import LEVELS
@@ -30,15 +31,17 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
 
 
-SMALLEST = float(np.finfo(np.float32).smallest_normal)
+SMALLEST = 2.0**-126
 """What is nearer to zero may be zero on a device that does not keep subnormal numbers."""
 
 
 def in_float32(value: float) -> float:
     """The number that a guard computes with. Raises ValueError where that is no finite number, or becomes zero."""
-    with np.errstate(over="ignore", under="ignore"):
-        single = float(np.float32(value))
-    if not np.isfinite(single) or (value != 0 and abs(single) < SMALLEST):
+    try:
+        (single,) = struct.unpack("<f", struct.pack("<f", value))
+    except OverflowError:
+        single = math.inf
+    if not math.isfinite(single) or (value != 0 and abs(single) < SMALLEST):
         raise ValueError(f"is {single:g} in float32, wanted 0 or a number of at least {SMALLEST:.3g} and finite there")
     return single
 

@@ -26,11 +26,11 @@ class _Watch:
         """Watches a thread that is not watched yet."""
         with self._lock:
             assert thread not in self._ends, "work under a deadline holds no other"
-            self._ends[thread] = time.monotonic() + seconds
             if self._thread is None or not self._thread.is_alive():  # a fork has no threads but its own
                 self._thread = threading.Thread(target=self._run, name="skillguard-deadlines", daemon=True)
                 self._thread.start()
-        self._changed.set()
+            self._ends[thread] = time.monotonic() + seconds
+            self._changed.set()  # under the lock: nothing is raised in a thread that holds it
 
     def end(self, thread: int) -> None:
         """Nothing is raised in it from now on."""

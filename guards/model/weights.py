@@ -27,12 +27,13 @@ _PIECE_BYTES = 4 << 20
 class WeightFiles:
     """The `.safetensors` files of a model's folder, each held open. A context manager, which closes them.
 
-    What is done to a file while it is held, by whatever name, `digest` refuses.
+    What is done to a file while it is held, by whatever name, `digest` refuses, but for what a program writes through a
+    mapping that it made before: its times need not tell.
     """
 
     def __init__(self, folder: Path, cache: DigestCache | None = None) -> None:
         """Opens them. `cache`: where digests may be known from. Raises UnsupportedModelError where there are none."""
-        self._cache, self._stopped, self._open = cache, Event(), ExitStack()
+        self._folder, self._cache, self._stopped, self._open = folder, cache, Event(), ExitStack()
         self._files: dict[Path, FileIO] = {}
         self._before: dict[Path, os.stat_result] = {}
         self._digests: dict[Path, Future[str]] = {}
@@ -72,7 +73,9 @@ class WeightFiles:
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     def require_unchanged(self) -> None:
-        """Raises UnsupportedModelError where a file, or what its name means, is not as it was when it was opened."""
+        """Raises UnsupportedModelError where a file, or what its name means, is not as it was when it was opened, and
+        where there is another: vLLM lists the folder again.
+        """
         for path, file in self._files.items():
             held = os.fstat(file.fileno())
             try:
@@ -84,6 +87,11 @@ class WeightFiles:
                     f"{path}: changed while the model was loaded, so nobody knows what runs: start again, and leave "
                     "the folder alone meanwhile"
                 )
+        if {*self._folder.glob("*.safetensors")} != self._files.keys():
+            raise UnsupportedModelError(
+                f"{self._folder}: got another set of .safetensors files while the model was loaded, so nobody knows "
+                "what runs: start again, and leave the folder alone meanwhile"
+            )
 
     def tensors(self, kind: torch.dtype, where: torch.device) -> dict[str, "StoredTensor"]:
         """Every tensor by name, read when it is asked for, of the files that are held.

@@ -1,7 +1,6 @@
 """`skillguard doctor`: proves or refutes on this machine what the tests prove on CPUs."""
 
 import argparse
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examines, prints and writes. Raises what reading artifacts and flags raises."""
+    import uvloop
     from transformers.utils.logging import disable_progress_bar
 
     from server.create import create_engine
     from server.doctor.examination import examine
 
     disable_progress_bar()
-    report = asyncio.run(examine(_options(args), create_engine))
+    report = uvloop.run(examine(_options(args), create_engine))
     print(report.text())
     args.report.write_text(json.dumps(report.told(), indent=1) + "\n", encoding="utf-8")
     print(f"written to {args.report}")

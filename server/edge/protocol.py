@@ -101,10 +101,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._table.remove(self)
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which uvicorn leaves where there was an error
         self._hang_up()
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         self._unheard += len(data)
         try:
             self.parser.feed_data(data)
@@ -130,6 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             raise PipelineError(f"More than {MAX_PIPELINED} requests wait for the answer before theirs.")
+        self._unset_keepalive_if_required()  # and not at any byte: empty lines before a request are none of it
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = self._headers_seen = 0

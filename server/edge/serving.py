@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import math
+import os
 import resource
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,16 +21,13 @@ logger = logging.getLogger("skillguard.server")
 
 _OTHER_DESCRIPTORS = 256
 """For whatever is no connection: files, sockets of the engine."""
-_ACCEPTED_AT_ONCE = 32
-"""asyncio takes as many as its backlog is long in one round, and one that is replaced is closed three rounds later: so
-four times as many must fit among the other descriptors."""
 _BACKLOG = 2048
-"""How many the system keeps for us meanwhile."""
+"""How many the system keeps for us: uvloop accepts one in each round of its loop."""
 _LAST_SECONDS = 5
 """How long requests may take to notice that their connections were ended."""
 _SAID_EACH_SECONDS = 60.0
-_OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"
-"""How asyncio begins what it says for each try."""
+_TICKS_A_LOOK = 10
+"""uvicorn's ticks, a tenth of a second each."""
 
 
 class EdgeServer(uvicorn.Server):
@@ -41,17 +38,20 @@ class EdgeServer(uvicorn.Server):
         self._table = table
         self._stop_seconds = stop_seconds
         self._stopping = stopping
+        self._descriptors = DescriptorWatch()
         self.listening = asyncio.Event()
         """Set once connections are taken."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does it, with one line a minute where descriptors run out."""
-        asyncio.get_running_loop().set_exception_handler(Reporter())
+        """As uvicorn does it."""
         await super().startup(sockets)
-        for listener in (each for server in self.servers for each in server.sockets):
-            with socket.fromfd(listener.fileno(), listener.family, listener.type) as same:
-                same.listen(_BACKLOG)
         self.listening.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn does it, with a look whether descriptors are left."""
+        if counter % _TICKS_A_LOOK == 0:
+            self._descriptors.look()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Running answers end; what has not ended in time is cut."""
@@ -75,7 +75,7 @@ def make_server(app: FastAPI, config: ServerConfig, stopping: Callable[[], None]
         log_config=None,
         log_level="warning",
         access_log=False,
-        backlog=_ACCEPTED_AT_ONCE,
+        backlog=_BACKLOG,
         proxy_headers=False,  # nothing here asks who is behind a proxy, so nobody can lie about it
         timeout_keep_alive=config.keep_alive_timeout_seconds,
         timeout_graceful_shutdown=math.ceil(config.stop_timeout_seconds) + _LAST_SECONDS,
@@ -102,21 +102,18 @@ def fit_descriptors(table: Connections) -> None:
     table.bounds = replace(table.bounds, most=fewer)
 
 
-class Reporter:
-    """An event loop's exception handler. asyncio tries to accept as often as its backlog is long, each time with a
-    traceback, which would fill a disk.
-    """
+class DescriptorWatch:
+    """Says it once a minute where no descriptor is left: uvloop then drops whoever connects and says nothing."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._said_at = -_SAID_EACH_SECONDS
 
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not str(context.get("message")).startswith(_OUT_OF_DESCRIPTORS):
-            loop.default_exception_handler(context)
-        elif self._clock() - self._said_at >= _SAID_EACH_SECONDS:
-            self._said_at = self._clock()
-            logger.error(
-                "no connection can be accepted: %s; raise the limit of open descriptors (ulimit -n)",
-                context.get("exception"),
-            )
+    def look(self) -> None:
+        """Takes a descriptor, and gives it back."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            if self._clock() - self._said_at >= _SAID_EACH_SECONDS:
+                self._said_at = self._clock()
+                logger.error("connections are dropped: %s; raise the limit of open descriptors (ulimit -n)", error)

@@ -5,6 +5,7 @@ than the one that is answered.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,11 +15,11 @@ from fastapi.routing import APIRoute
 from server.errors import InvalidRequestError
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these pairs. Raises InvalidRequestError for a key that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise InvalidRequestError(f"The body has the key {ascii(twice)[:60]} more than once in one object; send one.")
     return found
 
@@ -26,7 +27,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class _Posted(Request):
     async def json(self) -> Any:
         """Raises InvalidRequestError for a key that is there twice."""
-        return json.loads(await self.body(), object_pairs_hook=_each_once)
+        return json.loads(await self.body(), object_pairs_hook=each_once)
 
 
 class PostedRoute(APIRoute):

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from server.errors import InvalidRequestError
+from server.routes.posted import each_once
 from tests.server.harness import ATTRIBUTIONS, CHAT, CHECKS, COMPLETIONS, GUARDRAIL, MODERATIONS, RESPONSES, serving
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +30,22 @@ async def test_a_key_that_is_there_twice_is_refused(path: str) -> None:
         assert response.status_code == 400, response.text
         assert "more than once" in response.json()["error"]["message"]
         assert served.engine.submitted == []
+
+
+def test_looking_for_the_key_is_no_attack_of_its_own() -> None:
+    class Key(str):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Key.compared += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    count = 2000
+    with pytest.raises(InvalidRequestError, match="'1999' more than once"):
+        each_once([(Key(number), None) for number in range(count)] + [(Key(count - 1), None)])
+    assert Key.compared < 10 * count
 
 
 async def test_the_same_key_in_two_objects_is_two_keys() -> None:

@@ -1,7 +1,9 @@
 """What one request makes the server do: counted and bounded before anything is encoded, and dropped with its caller."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -182,4 +184,39 @@ async def test_errors_come_back() -> None:
     with pytest.raises(ValueError, match=r"\(1,\)"):
         await workers.run(_raise, (1,))
     assert await workers.run(len, (1,)) == 1, "the place is free again"
+    workers.close()
+
+
+async def test_a_place_is_free_again_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers("texts", at_a_time=1, most_waiting=0)
+
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="can't start"):
+                await workers.run(len, (1,))
+    assert await workers.run(len, (1,)) == 1
+    workers.close()
+
+
+async def test_what_was_given_up_is_not_kept() -> None:
+    class Large:
+        pass
+
+    workers, go, large = Workers("texts", at_a_time=1, most_waiting=1), threading.Event(), Large()
+    first = asyncio.create_task(workers.run(go.wait, 30))
+    second = asyncio.create_task(workers.run(id, large))
+    while workers.waiting < 1:
+        await asyncio.sleep(0)
+    kept = weakref.ref(large)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    del large, second
+    gc.collect()
+    assert kept() is None, "though the pool has not come to it yet"
+    go.set()
+    assert await first
     workers.close()

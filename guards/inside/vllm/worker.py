@@ -16,6 +16,7 @@ from vllm.v1.core.kv_cache_utils import check_enough_kv_cache_memory
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from guards.artifact.pins import ArtifactPath
 from guards.contract.guard import default_rules
 from guards.contract.turn_finder import TurnFinder
 from guards.core.policy import Rule
@@ -166,7 +167,7 @@ class GuardedWorker(SiteWorker):
     def _install(self, config: VllmConfig) -> None:
         settings, runner = config.additional_config[SETTINGS], self.model_runner
         # The front refuses what it cannot verify; calibration reads a guard before it has canaries.
-        loaded = read_guards([Path(path) for path, _ in settings["artifacts"]], verifiable=False)
+        loaded = read_guards([ArtifactPath(Path(path)) for path, _ in settings["artifacts"]], verifiable=False)
         for entry, (path, digest) in zip(loaded.values(), settings["artifacts"], strict=True):
             if entry.artifact.digest != digest:
                 raise AttachError(f"{path}: changed while the engine started")
@@ -216,7 +217,7 @@ class GuardedWorker(SiteWorker):
         """Reads another artifact for a guard; why it cannot take its place here, if it cannot."""
         self._offered = None
         try:
-            (entry,) = read_guards([Path(folder)], verifiable=False).values()
+            (entry,) = read_guards([ArtifactPath(Path(folder))], verifiable=False).values()
             if entry.artifact.digest != digest:
                 return "changed while it was read"
             if entry.method != self._loaded[name].method:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from guards.calibration.statistics import MIN_VECTORS, floor_sigma
 from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
-from guards.errors import CalibrationError
+from guards.errors import AttachError, CalibrationError
 from guards.model.sites import Site
 
 RIDGE = 5e-5
@@ -83,6 +83,16 @@ class SpanGuard:
         return tuple(term.layer for term in self.terms)
 
 
+def require_exact_products(device: torch.device) -> None:
+    """Raises AttachError where matrix products in float32 are made of shorter numbers (TF32), as canaries were not."""
+    precision = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and precision != "highest":
+        raise AttachError(
+            f"got float32_matmul_precision {precision!r}, wanted 'highest', which guards over spans were calibrated "
+            "with: leave torch.set_float32_matmul_precision out"
+        )
+
+
 class SpanBank(nn.Module):
     """v(x) per token at one layer, of one guard or several. Its tensors are buffers, which a compiled model reads as
     inputs.
@@ -95,8 +105,9 @@ class SpanBank(nn.Module):
     guard_C: Tensor
 
     def __init__(self, weight_GF: Tensor, offset_G: Tensor, parts: Sequence[int]) -> None:
-        """`parts`: how many columns each guard has."""
+        """`parts`: how many columns each guard has. Raises AttachError where products on the device are not exact."""
         super().__init__()
+        require_exact_products(weight_GF.device)
         self._parts = tuple(parts)
         guard_C = torch.repeat_interleave(torch.arange(len(self._parts)), torch.tensor(self._parts))
         self.register_buffer("weight_GF", weight_GF, persistent=False)

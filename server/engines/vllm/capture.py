@@ -23,6 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.artifact.manifest import CalibrationRecord, Manifest, ModelIdentity
+from guards.artifact.pins import ArtifactPath
 from guards.artifact.store import write_artifact
 from guards.calibration.activations import Consumer, Pass, Reader, Span, TokenIds, wanted_span
 from guards.contract.guard import Guard
@@ -246,7 +247,8 @@ class VllmActivations:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / _PROVISIONAL
             self._write_provisional(folder, method, guard)
-            engine = VllmEngine(self._options.model_copy(update={"artifacts": (folder,)}), verifiable=False)
+            options = self._options.model_copy(update={"artifacts": (ArtifactPath(folder),)})
+            engine = VllmEngine(options, verifiable=False)
             self._runner.run(engine.start())
             try:
                 yield lambda ids: self._read(engine, ids)

@@ -215,3 +215,12 @@ class TestDigests:
         (tmp_path / "file").write_text("")
         nowhere = DigestCache(tmp_path / "file" / "cache", clock=lambda: time.time() + 60)
         assert weights_sha256(folder, nowhere) == weights_sha256(folder)
+
+
+def test_a_file_that_comes_while_the_model_is_loaded(folder: Path) -> None:
+    """vLLM's workers list the folder again, and load it."""
+    with WeightFiles(folder) as files:
+        files.require_unchanged()
+        shutil.copy(next(folder.glob("*.safetensors")), folder / "zz.safetensors")
+        with pytest.raises(UnsupportedModelError, match=r"another set of \.safetensors files"):
+            files.digest()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import uvloop
+
 from server.app import create_app
 from server.config import ServerConfig
 from server.edge.connections import Bounds, Connections, Ended
@@ -158,7 +160,7 @@ def edge(**settings: Any) -> Iterator[Edge]:
             ready.set()
             await running
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread = threading.Thread(target=lambda: uvloop.run(run()), daemon=True)
     thread.start()
     assert ready.wait(TIMEOUT_SECONDS), "the server did not start"
     (served,) = found

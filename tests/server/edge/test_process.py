@@ -1,6 +1,5 @@
 """What only the process shows: its descriptors, its log, and how it ends."""
 
-import asyncio
 import errno
 import logging
 import os
@@ -12,13 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.serving import ROOT, await_address, in_banner
 from server.edge.connections import Bounds, Connections
-from server.edge.serving import Reporter, fit_descriptors
+from server.edge.serving import DescriptorWatch, fit_descriptors
 from tests.server.edge.serving import POST, TIMEOUT_SECONDS, post, rest_of, status_of
 
 DESCRIPTORS = 300
@@ -140,27 +138,22 @@ def test_descriptors_are_enough_or_connections_are_fewer(
     assert limits[-1] == (soft if raised is None else raised, hard)
 
 
-def test_a_lack_of_descriptors_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio says it as often as its backlog is long, each second, with a traceback."""
+def test_a_lack_of_descriptors_is_said_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
-    context: dict[str, Any] = {
-        "message": "socket.accept() out of system resource",
-        "exception": OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
-    }
+    watch = DescriptorWatch(clock=lambda: now[0])
+    watch.look()
+    assert caplog.records == [], "positive control: there are some"
 
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(Reporter(clock=lambda: now[0]))
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", none_left)
         for _ in range(2):
-            for _ in range(2048):
-                loop.call_exception_handler(context)
+            for _ in range(30):
+                watch.look()
             now[0] += 61
-        assert len(caplog.records) == 2
-        loop.call_exception_handler({"message": "something else", "exception": ValueError("x")})
-
-    asyncio.run(run())
-    assert [(record.levelno, record.exc_info is None) for record in caplog.records] == [
-        (logging.ERROR, True),
-        (logging.ERROR, True),
-        (logging.ERROR, False),
-    ]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
+    assert "Too many open files" in caplog.text

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from guards.contract.guard import OverRanks
-from guards.errors import CalibrationError
+from guards.errors import AttachError, CalibrationError
 from guards.methods.spans.guard import (
     EVEN,
     RIDGE,
@@ -18,6 +18,7 @@ from guards.methods.spans.guard import (
     LayerWeights,
     SpanBank,
     Windows,
+    require_exact_products,
     softened,
 )
 from guards.methods.spans.stored import BoundSpans
@@ -198,3 +199,15 @@ def test_a_key_that_is_not_finite_gives_no_finite_value(bad: float) -> None:
     assert (
         SpanBank(torch.ones(1, 2), torch.zeros(1), [2])(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.float32
     )
+
+
+def test_products_of_shorter_numbers_are_refused_where_there_are_such() -> None:
+    cuda, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+    require_exact_products(cuda)
+    try:
+        torch.set_float32_matmul_precision("high")
+        with pytest.raises(AttachError, match="wanted 'highest'"):
+            require_exact_products(cuda)
+        require_exact_products(CPU)
+    finally:
+        torch.set_float32_matmul_precision(before)
