@@ -120,7 +120,7 @@ def _tried(folder: Path, good: _Good, sealed: bool, changed: bool) -> str:
     if artifact.signers and (not same or artifact.signers != (_SIGNER,)):
         raise FindingError("a signature vouches for what it was not made for")
     taus = method_of(artifact).bind(guard, torch.device("cpu"), WHOLE).taus
-    if not all(math.isfinite(tau) and tau > 0 for tau in np.float32(taus).tolist()):
+    if not all(math.isfinite(tau) and tau > 0 for tau in np.asarray(taus, dtype=np.float32).tolist()):
         raise FindingError(f"taus that decide nothing: {taus}")
     if not same:
         return "loaded, sealed anew"

@@ -1,7 +1,7 @@
 """How bytes and JSON are changed: as fuzzers do, by a few steps from something good."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -84,7 +84,7 @@ def mutated_json(value: Any, dice: Random) -> Any:
         match dice.randrange(8):
             case 0 if within is not changed:
                 del within[key]
-            case 1 if isinstance(within, Mapping):
+            case 1 if isinstance(within, dict):
                 within[dice.choice((str(key) + "x", *(each for each in ODD_TEXTS)))] = within.pop(key)
             case 2:
                 within[key] = [within[key]] * dice.choice((0, 1, 2, 40))
