@@ -50,8 +50,10 @@ class OneAtATime:
     """A model with an eager hook, asked for one whole answer after the other."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         self._down: Any = self._model.model.layers[-1].mlp.down_proj
         self._mean, self._std, self._k = self._fit(read_source(str(_FORGET)).texts[:FITTED])
         self._hit = False

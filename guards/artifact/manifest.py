@@ -37,6 +37,7 @@ SMALLEST = 2.0**-126
 
 def in_float32(value: float) -> float:
     """The number that a guard computes with. Raises ValueError where that is no finite number, or becomes zero."""
+    single: float
     try:
         (single,) = struct.unpack("<f", struct.pack("<f", value))
     except OverflowError:

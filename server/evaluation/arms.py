@@ -93,7 +93,7 @@ async def _in_process(options: EngineOptions) -> AsyncIterator[httpx.AsyncClient
         await readiness.settled.wait()
         if not readiness.ready:
             raise EvaluationError(f"the engine did not become ready: {readiness.failure}")
-        async with httpx.AsyncClient(transport=transport, base_url="http://skillguard", timeout=None) as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as http:
             yield http
 
 

@@ -6,7 +6,7 @@ than the one that is answered.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from server.errors import InvalidRequestError
 
 
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """An object of these pairs. Raises InvalidRequestError for a key that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
