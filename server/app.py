@@ -43,6 +43,7 @@ from server.routes import (
     descriptions,
     generation,
     judging,
+    openapi,
     operations,
     page,
     recent,
@@ -103,15 +104,17 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app = FastAPI(
         title="skillguard",
         lifespan=lifespan,
-        # Descriptions of the routes would be the only ones served without a key; docs/ has them.
-        openapi_url=None,
+        openapi_url=None,  # FastAPI's own says nothing of errors, and is for everybody
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.services = services
     install_error_handlers(app)
-    modules = (generation, checks, attributions, judging, tokens, descriptions, operations, audit, recent, admin, page)
+    modules = (
+        *(generation, checks, attributions, judging, tokens, descriptions, operations, audit, recent, admin, openapi),
+        page,
+    )
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

@@ -5,17 +5,21 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.openai.body import Body, Listed, Text
-from server.openai.completions import Prompt, to_prompt
+from server.openai.completions import AsksPrompt, Prompt, to_prompt
 from server.openai.history import ChatMessage
 from server.openai.invalid import conflict
 from server.openai.template import Variables
+
+
+def _prompt(value: object) -> Prompt | None:
+    return None if value is None else to_prompt(value)
 
 
 class CheckRequest(Body):
     """One bare prompt or one conversation: a guard may read them differently."""
 
     model: Text | None = None
-    prompt: Annotated[Prompt | None, BeforeValidator(lambda value: None if value is None else to_prompt(value))] = None
+    prompt: Annotated[Prompt | None, BeforeValidator(_prompt, json_schema_input_type=AsksPrompt | None)] = None
     messages: Listed[ChatMessage] | None = Field(None, min_length=1)
     chat_template_kwargs: Variables = None
 

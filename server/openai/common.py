@@ -54,6 +54,7 @@ Stops = Annotated[tuple[StopText, ...], Field(fail_fast=True), Field(max_length=
 
 
 Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+TokenKey = Annotated[str, Field(pattern=f"^({_TOKEN_KEY.pattern})$")]
 
 
 class StreamOptions(Body):
@@ -86,11 +87,13 @@ class SamplingBody(Body, ABC):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: Annotated[dict[int, Bias] | None, BeforeValidator(_biases)] = None
+    logit_bias: Annotated[
+        dict[int, Bias] | None, BeforeValidator(_biases, json_schema_input_type=dict[TokenKey, Bias] | None)
+    ] = None
     allowed_token_ids: Listed[TokenId] | None = Field(None, min_length=1)
     bad_words: Listed[StopText] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
-    stop: Annotated[Stops | None, BeforeValidator(_stops)] = None
+    stop: Annotated[Stops | None, BeforeValidator(_stops, json_schema_input_type=StopText | Stops | None)] = None
     stop_token_ids: Listed[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None

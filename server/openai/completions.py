@@ -5,13 +5,15 @@ from typing import Annotated, ClassVar, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.openai.body import MAX_INT, encodable
+from server.openai.body import MAX_INT, NonEmptyText, TokenId, encodable
 from server.openai.common import MAX_LOGPROBS, CompletionBody
 from server.openai.invalid import conflict, refused_option
 from server.openai.unsupported import IN_COMPLETION, Neutral
 
 Prompt = str | tuple[int, ...]
 """Text, or its token ids; neither is empty."""
+AsksPrompt = NonEmptyText | Annotated[list[TokenId], Field(min_length=1)]
+"""As a request spells one."""
 
 
 def to_prompt(value: object) -> Prompt:
@@ -35,7 +37,12 @@ class CompletionRequest(CompletionBody):
 
     not_honoured: ClassVar[Neutral] = IN_COMPLETION
 
-    prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_to_prompts)]
+    prompt: Annotated[
+        tuple[Prompt, ...],
+        BeforeValidator(
+            _to_prompts, json_schema_input_type=AsksPrompt | Annotated[list[AsksPrompt], Field(min_length=1)]
+        ),
+    ]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.engines.base import EngineInfo, Message
@@ -28,12 +28,15 @@ logger = logging.getLogger("skillguard.server")
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
+_PART_TYPES = (*_TEXT_PARTS, "refusal", *_REASONING_PARTS)
 _UNREADABLE = "arguments"
 """The key under which a template finds arguments that are no JSON object."""
 
 
 class HistoryBody(Body):
     """An object in a conversation. `bookkeeping` names keys that SDKs are known to leave in it."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
     bookkeeping: ClassVar[frozenset[str]] = frozenset()
 
@@ -68,10 +71,9 @@ class HistoryBody(Body):
 
 
 def _part_type(kind: object) -> object:
-    known = (*_TEXT_PARTS, "refusal", *_REASONING_PARTS)
-    if kind not in known:
+    if kind not in _PART_TYPES:
         raise PydanticCustomError(
-            "content_part", f"it should be one of {', '.join(known)}, since only text is supported"
+            "content_part", f"it should be one of {', '.join(_PART_TYPES)}, since only text is supported"
         )
     return kind
 
@@ -81,7 +83,7 @@ class Part(HistoryBody):
 
     bookkeeping = frozenset({"annotations", "cache_control", "citations", "id", "logprobs", "signature", "thinking"})
 
-    type: Annotated[str, BeforeValidator(_part_type)]
+    type: Annotated[str, BeforeValidator(_part_type, json_schema_input_type=Literal[_PART_TYPES])]
     text: Text | None = None
     refusal: Text | None = None
 
@@ -150,7 +152,7 @@ class CalledFunction(HistoryBody):
     bookkeeping = frozenset({"parsed", "parsed_arguments", "provider_specific_fields", "strict"})
 
     name: Text
-    arguments: Annotated[str, BeforeValidator(_arguments)] = "{}"
+    arguments: Annotated[str, BeforeValidator(_arguments, json_schema_input_type=Any)] = "{}"
 
     def to_engine(self, call_id: str | None = None) -> ToolCall:
         """Without an id the call gets one made of its name."""
@@ -179,7 +181,9 @@ class ChatMessage(HistoryBody):
     )  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[Listed[Part] | None, BeforeValidator(as_parts)] = None
+    content: Annotated[
+        Listed[Part] | None, BeforeValidator(as_parts, json_schema_input_type=Text | list[Part] | None)
+    ] = None
     refusal: Text | None = None
     tool_calls: Listed[CallBody] | None = None
     tool_call_id: NonEmptyText | None = None

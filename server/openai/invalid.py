@@ -62,8 +62,13 @@ def _param(location: Sequence[str | int]) -> str | None:
         parts = parts[1:]
     path = ""
     for part in parts:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        path += f"[{part}]" if isinstance(part, int) else f".{_cut(part)}" if path else _cut(part)
     return path or None
+
+
+def _cut(name: str) -> str:
+    """A name may be the caller's, and as long as the body."""
+    return name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
 
 
 def _describe(value: object) -> str:

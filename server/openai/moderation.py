@@ -57,10 +57,28 @@ def _is_text(part: Mapping[str, object]) -> bool:
     return part.keys() == {"type", "text"} and isinstance(part["text"], str)
 
 
+class TextPart(Body):
+    """One of the parts of a text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+_Input = (
+    Text
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    | Annotated[list[TextPart], Field(min_length=1)]
+)
+
+
 class ModerationRequest(Body):
     """Texts to judge. `model` may be left out, as in OpenAI's; it names the model whose guards judge."""
 
-    input: Annotated[tuple[Text, ...], Field(fail_fast=True), BeforeValidator(_inputs), Field(max_length=MAX_TEXTS)]
+    input: Annotated[
+        tuple[Text, ...],
+        Field(fail_fast=True, max_length=MAX_TEXTS),
+        BeforeValidator(_inputs, json_schema_input_type=_Input),
+    ]
     model: Text | None = None
 
 

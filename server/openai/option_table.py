@@ -81,7 +81,12 @@ def _value(schema: Mapping[str, Any]) -> str:
         case "string":
             return "text"
         case "array":
-            return f"list: {_value(kind['items'])}"
+            return (
+                f"list: {_value(kind['items'])}" if "anyOf" not in kind["items"] else f"list: ({_value(kind['items'])})"
+            )
+        case "object" if "patternProperties" in kind:
+            (value,) = kind["patternProperties"].values()
+            return f"object: {_value(value)}"
         case "object" if isinstance(kind.get("additionalProperties"), dict):
             return f"object: {_value(kind['additionalProperties'])}"
         case _:

@@ -4,7 +4,7 @@ Whether a schema, pattern or grammar can be compiled is the engine's to say: it 
 """
 
 import json
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -55,7 +55,9 @@ class JsonSchema(Body):
     """
 
     name: NonEmptyText
-    schema_text: Annotated[str, BeforeValidator(object_text)] = Field(alias="schema")
+    schema_text: Annotated[str, BeforeValidator(object_text, json_schema_input_type=dict[str, Any])] = Field(
+        alias="schema"
+    )
     description: Text | None = None
     strict: bool | None = None
 
@@ -84,7 +86,9 @@ class StructuredOutputs(Body):
 
     not_honoured: ClassVar[Neutral] = IN_STRUCTURED_OUTPUTS
 
-    schema_text: Annotated[str, BeforeValidator(_parsed_schema_text)] | None = Field(None, alias="json")
+    schema_text: (
+        Annotated[str, BeforeValidator(_parsed_schema_text, json_schema_input_type=str | dict[str, Any])] | None
+    ) = Field(None, alias="json")
     regex: NonEmptyText | None = None
     choice: Annotated[Listed[NonEmptyText], Field(min_length=1)] | None = None
     grammar: NonEmptyText | None = None

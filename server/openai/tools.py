@@ -96,7 +96,13 @@ class ChoiceBody(Body):
         return None if self.type == "none" else ToolChoice(self.type)
 
 
-Choice = Annotated[ChoiceBody | None, BeforeValidator(lambda value: None if value is None else _choice(value))]
+Choice = Annotated[
+    ChoiceBody | None,
+    BeforeValidator(
+        lambda value: None if value is None else _choice(value),
+        json_schema_input_type=Literal[_WORDS] | ChoiceBody | None,
+    ),
+]
 
 
 Tools = Annotated[Listed[ToolBody], Field(max_length=MAX_TOOLS)]

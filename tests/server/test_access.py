@@ -52,12 +52,12 @@ AUDIT = ("GET", "/v1/audit", None)
 OPERATORS: list[tuple[str, str, object]] = [
     AUDIT,
     ("GET", "/v1/verdicts", None),
+    ("GET", "/openapi.json", None),
     ("POST", ATTRIBUTIONS, completion()),
 ]
 UNKNOWN: list[tuple[str, str, object]] = [
     ("GET", "/", None),
     ("GET", "/docs", None),
-    ("GET", "/openapi.json", None),
     ("POST", "/v1/nothing", {}),
     ("GET", "/health/", None),
     ("GET", "//health", None),

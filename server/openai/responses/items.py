@@ -30,7 +30,7 @@ class ResultItem(HistoryBody):
     bookkeeping = frozenset({"caller", "id", "name", "namespace", "status", "type"})
 
     call_id: NonEmptyText
-    output: Annotated[Listed[Part], BeforeValidator(as_parts)]
+    output: Annotated[Listed[Part], BeforeValidator(as_parts, json_schema_input_type=Text | list[Part])]
 
     @model_validator(mode="after")
     def _is_no_thought(self) -> Self:

@@ -22,13 +22,17 @@ from server.openai.unsupported import (
 )
 
 
+def _schema(given: object) -> str | None:
+    return None if given is None else object_text(given)
+
+
 class TextFormat(Body):
     """OpenAI's way to ask for JSON. An answer matches a schema in full whatever `strict` says."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: NonEmptyText | None = None
-    schema_text: Annotated[str | None, BeforeValidator(lambda given: None if given is None else object_text(given))] = (
-        Field(None, alias="schema")
+    schema_text: Annotated[str | None, BeforeValidator(_schema, json_schema_input_type=dict[str, Any] | None)] = Field(
+        None, alias="schema"
     )
     description: Text | None = None
     strict: bool | None = None
@@ -143,7 +147,10 @@ def _choice(given: Any) -> object:
 
 
 FunctionTools = Annotated[Listed[FunctionTool], Field(max_length=MAX_TOOLS)]
-Choice = Annotated[ToolChoiceBody | None, BeforeValidator(_choice)]
+Choice = Annotated[
+    ToolChoiceBody | None,
+    BeforeValidator(_choice, json_schema_input_type=Literal[_WORDS] | ToolChoiceBody | None),
+]
 
 LOGPROBS = "message.output_text.logprobs"
 Included = Literal[
