@@ -68,9 +68,7 @@ def take_deltas(artifact: Artifact, records: Sequence[FactorsRecord]) -> tuple[d
     for record in records:
         layer, rank = record.layer, record.rank
         if layer >= model.layers or layer in deltas:
-            raise ArtifactError(
-                f"{artifact.name}: got layer {layer} twice or above the model's {model.layers} layers"
-            )
+            raise ArtifactError(f"{artifact.name}: got layer {layer} twice or above the model's {model.layers} layers")
         if rank > min(model.d_ff, model.d_model):
             raise ArtifactError(
                 f"{artifact.name}: layer {layer}: got rank {rank}, wanted at most {min(model.d_ff, model.d_model)}, "
