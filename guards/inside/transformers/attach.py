@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass
 class _Pass:
-    """State of the running forward pass. `rows_R` None means every token. `on_T`: where each intervention acts, bool."""
+    """State of the running forward pass. `rows_R` None means every token. `on_T`: where interventions act, bool."""
 
     rows_R: Tensor | None
     ids_T: Tensor

@@ -3,9 +3,9 @@
 Suffixes: T tokens, D the residual stream's width (d_model), G ridges.
 
 Texts of both sides are dealt into fit, threshold and report parts. Directions and sums are of the fit part. A layer's
-ridge is what tells the threshold part's tokens of the two sides best. The layer is that under whose change the last block
-says what is wanted at the threshold part's last tokens: forget prompts near the reference prompts, retain prompts
-where they were (`Candidate.deviation`). Nothing was chosen on the report part.
+ridge is what tells the threshold part's tokens of the two sides best. The layer is that under whose change the last
+block says what is wanted at the threshold part's last tokens: forget prompts near the reference prompts, retain
+prompts where they were (`Candidate.deviation`). Nothing was chosen on the report part.
 """
 
 from collections.abc import Mapping, Sequence

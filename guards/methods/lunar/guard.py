@@ -2,12 +2,12 @@
 
 Suffixes: T tokens, F feed-forward width (d_ff), D the residual stream's (d_model), G ridges.
 
-The direction r at a block leads from the mean of forget prompts in the residual stream after it, at their last tokens, to
-that of reference prompts. Tokens of forget texts are to have c r added to what the block's feed-forward network gives, all
-others nothing. Of all changes of the down projection that do so the one nearest to the present weight, by a ridge, is of
-rank one: ``c r w'`` with ``w = (Hf'Hf + Hr'Hr + lambda I)^-1 Hf' 1``, H holding the key vectors of both sides' tokens. So
-it needs no training: two sums over one pass, and one solve. What lies outside of the span of those key vectors is
-left as it was.
+The direction r at a block leads from the mean of forget prompts in the residual stream after it, at their last tokens,
+to that of reference prompts. Tokens of forget texts are to have c r added to what the block's feed-forward network
+gives, all others nothing. The change of the down projection that comes nearest to that, held to none by a ridge, is of
+rank one: ``c r w'`` with ``w = (Hf'Hf + Hr'Hr + lambda I)^-1 Hf' 1``, H holding the key vectors of
+both sides' tokens. So it needs no training: two sums over one pass, and one solve. What lies outside of the span of
+those key vectors is left as it was.
 """
 
 from collections.abc import Mapping, Sequence

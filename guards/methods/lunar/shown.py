@@ -24,8 +24,9 @@ def table(calibration: LunarCalibration) -> ShownTable:
         for each in calibration.candidates
     ]
     caption = (
-        f"report part: {calibration.report_left:.3f} of the way left, retain prompts moved {calibration.report_moved:.3f}"
-        f" of their spread; w.k at last tokens tells the sides with AUROC {calibration.auroc:.3f}"
+        f"report part: {calibration.report_left:.3f} of the way left, retain prompts moved "
+        f"{calibration.report_moved:.3f} of their spread; w.k at last tokens tells the sides with AUROC "
+        f"{calibration.auroc:.3f}"
     )
     return ShownTable(HEADINGS, tuple(rows), caption)
 
@@ -54,11 +55,12 @@ def report(calibration: LunarCalibration) -> dict[str, Any]:
 def plots(calibration: LunarCalibration, skill: str, *_: object) -> Mapping[str, bytes]:
     """What each layer's change does at the last block."""
     figure, (panel,) = new_figure(1, 1, 5.0, 3.2)
-    layers = [each.layer for each in calibration.candidates]
-    panel.plot(layers, [each.left for each in calibration.candidates], "o-", color=FORGET_COLOUR, label="forget: left")
-    panel.plot(
-        layers, [each.moved for each in calibration.candidates], "o-", color=RETAIN_COLOUR, label="retain: moved"
-    )
+    of = calibration.candidates
+    for values, colour, label in (
+        ([each.left for each in of], FORGET_COLOUR, "forget: way left"),
+        ([each.moved for each in of], RETAIN_COLOUR, "retain: moved"),
+    ):
+        panel.plot([each.layer for each in of], values, "o-", color=colour, label=label)
     panel.set_xlabel("layer")
     panel.set_title(f"{skill}: redirected at the last block", fontsize=10)
     panel.legend(fontsize=8)

@@ -95,7 +95,7 @@ def make_manager(
         raise UnsupportedModelError("this transformers looks for cached prefixes elsewhere: prompts could not be read")
     if not (hasattr(PagedAttentionCache, "search_prefix_match") and hasattr(CacheAllocator, "mark_complete_blocks")):
         raise UnsupportedModelError(
-            "this transformers shares cached prefixes by other means: requests with other interventions would share them"
+            "this transformers shares cached prefixes by other means: requests with other interventions would share"
         )
     reads_prompt = {"reads_prompt": staticmethod(sampler.reads_prompt)}
     SCHEDULER_MAPPING[_SCHEDULER] = type("_ReadingScheduler", (_Scheduler,), reads_prompt)
