@@ -282,7 +282,8 @@ def calibrate(
         before = _at_the_end(job, Share.THRESHOLD, None)
         candidates = []
         for layer in layers:
-            each = Candidate(layer, *directions[layer], *solved[layer])
+            (direction_D, usual), (w_F, ridge, said) = directions[layer], solved[layer]
+            each = Candidate(layer, direction_D, usual, w_F, ridge, said)
             after = _at_the_end(job, Share.THRESHOLD, each.guard(options))
             left, moved = _compared(before, after, reference_D)
             candidates.append(replace(each, left=left, moved=moved))
