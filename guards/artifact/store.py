@@ -38,7 +38,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_TENSORS_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 20
 """Of the tensors' names and shapes: thousands. Parsing more than that takes minutes."""
-TENSOR_DTYPES = (torch.float32, torch.int64)
+TENSOR_DTYPES = (torch.float32, torch.bfloat16, torch.int64)
 
 
 Parameters = TypeVar("Parameters", bound=Strict)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guards.contract.accumulate import TOKEN
-from guards.contract.guard import Bound, Column, Health, OverRanks, Part
+from guards.contract.guard import Bound, Column, Health, OverColumns, OverRanks, Part
 from guards.contract.running import RunningStates
 from guards.contract.slots import Sequences, link
 from guards.contract.turn_finder import TurnFinder
@@ -47,6 +47,7 @@ class Places(NamedTuple):
     running_C: Tensor
     part_X: Tensor
     owner_PG: Tensor
+    lengths_P: Tensor
 
 
 class Columns:
@@ -67,6 +68,7 @@ class Columns:
         """Columns of parts that count all of a sequence's tokens so far."""
         self.running = sorted({self._part_of[i] for i in self.accumulated})
         """Those parts."""
+        self._lengths = any(part.over_columns is OverColumns.LENGTH for part in self._parts)
         self.strategies = [self._parts[part].over_tokens for part in self.running]
         self.width = len(self.token) + len(self.running)
         """Entries of a row."""
@@ -104,13 +106,18 @@ class Columns:
                 torch.tensor([self.running.index(self._part_of[i]) for i in self.accumulated], device=device).long(),
                 torch.tensor([self._part_of[i] for i in self.token] + self.running, device=device).long(),
                 torch.tensor(owners, device=device).reshape(len(self._parts), len(self.guards)),
+                torch.tensor([part.over_columns is OverColumns.LENGTH for part in self._parts], device=device).bool(),
             )
         return self._places[device]
 
     def parts(self, rows_RX: Tensor) -> Tensor:
-        """The value of each part, float32 [R, P]: a sum that keeps a NaN of any of its entries."""
-        empty_RP = rows_RX.new_zeros(len(rows_RX), len(self._parts))
-        return empty_RP.index_add_(1, self.on(rows_RX.device).part_X, rows_RX)
+        """The value of each part, float32 [R, P]: a sum or a length, that keeps a NaN of any of its entries."""
+        here, empty_RP = self.on(rows_RX.device), rows_RX.new_zeros(len(rows_RX), len(self._parts))
+        if not self._lengths:
+            return empty_RP.index_add_(1, here.part_X, rows_RX)
+        squares_RX = torch.where(here.lengths_P[here.part_X], rows_RX.square(), rows_RX)
+        sums_RP = empty_RP.index_add_(1, here.part_X, squares_RX)
+        return torch.where(here.lengths_P, sums_RP.sqrt(), sums_RP)
 
     def taus(self, policies: Sequence[Policy]) -> Tensor:
         """Each policy's thresholds in the order of parts, float32 [R, P]; a part of an intervention is never inside.

@@ -34,6 +34,16 @@ class OverRanks(StrEnum):
     SAME = "same"
 
 
+class OverColumns(StrEnum):
+    """How a part's columns, each of all ranks, become one number: added, or as the length of the vector they make.
+
+    LENGTH is for parts that count a token by itself.
+    """
+
+    SUM = "sum"
+    LENGTH = "length"
+
+
 @dataclass(frozen=True)
 class Part:
     """A separately judged piece of a guard: a cube of one prompt frame, or the whole guard.
@@ -45,6 +55,7 @@ class Part:
     label: str
     layers: tuple[int, ...]
     over_tokens: OverTokens = TOKEN
+    over_columns: OverColumns = OverColumns.SUM
 
     def reads(self, stage: Stage) -> bool:
         """Whether what it reads at a position of this stage is of that stage's words, or of all."""
@@ -56,7 +67,7 @@ class Part:
 class Column:
     """What a guard says of each token at one place, for one of its parts (by index).
 
-    The value of a part at a token is the sum of its columns, over layers, after ranks became one.
+    The value of a part at a token is its columns as one number (`OverColumns`), over layers, after ranks became one.
     """
 
     place: Place
@@ -97,8 +108,10 @@ class Bound(Protocol):
         """What runs at a place, where vectors are `width` long over all ranks.
 
         Called with x [T, F] and positions [T], it returns the guard's columns there in their order, float32 [T, C];
-        what is not finite in x makes them not finite. An intervention changes x in place. Raises AttachError when the
-        guard was made for another width.
+        what is not finite in x makes them not finite. An intervention is called with `on_T` too, bool, and changes x in
+        place where that is true, where it then says 0 else. At a site of both ends x is what the module gives, `width`
+        the length of what it takes, and that, [T, F], is handed over last. Raises AttachError when the guard was made
+        for another width.
         """
         ...
 

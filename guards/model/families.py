@@ -7,7 +7,8 @@ from guards.model.sites import Family, Form, Instead, Path, Site, Width
 
 
 def _family(block: str, pre_activation: str, key: str, attention: str) -> Family:
-    paths = {Site.PRE_ACTIVATION: pre_activation, Site.KEY: key, Site.ATTENTION: attention, Site.RESIDUAL: ""}
+    feed_forward = {Site.PRE_ACTIVATION: pre_activation, Site.KEY: key, Site.OUTPUT: key}
+    paths = {**feed_forward, Site.ATTENTION: attention, Site.RESIDUAL: ""}
     return Family(block, {site: Path(module) for site, module in paths.items()})
 
 
@@ -24,7 +25,8 @@ def _instead(family: Family, module: str, what: str, *sites: Site) -> Family:
 
 def _experts(family: Family, module: str) -> Family:
     """The family with experts in some or all blocks."""
-    return _instead(family, module, "its feed-forward network is a mixture of experts", Site.PRE_ACTIVATION, Site.KEY)
+    of_network = Site.PRE_ACTIVATION, Site.KEY, Site.OUTPUT
+    return _instead(family, module, "its feed-forward network is a mixture of experts", *of_network)
 
 
 def _mixing(family: Family, module: str) -> Family:

@@ -5,6 +5,7 @@
 | pre-activation | output of the gate (or first) projection, before the activation function | Neuron Adjust |
 | key vector | input of the down (or second) projection | Key Space Detection, Selective Pruning |
 | attention | input of the attention's output projection: the heads' outputs side by side | Selective Pruning |
+| output | output of the down (or second) projection, beside the key vector that it takes | deltas: LUNAR |
 | residual | the residual stream after a block, experts' or not | Key Space Detection over spans, probes |
 
 A site is one row of SITES. Where its module is in a model is one entry of a family (`families.py`), for each backend.
@@ -25,6 +26,7 @@ class Site(StrEnum):
 
     PRE_ACTIVATION = "pre_activation"
     KEY = "key"
+    OUTPUT = "output"
     ATTENTION = "attention"
     RESIDUAL = "residual"
 
@@ -37,10 +39,14 @@ class Place(NamedTuple):
 
 
 class End(StrEnum):
-    """Which end of its module a site is."""
+    """Which end of its module a site is. BOTH: what it gives, and what it takes beside that.
+
+    At BOTH, where ranks' outputs are summed, it is what one rank gives before that.
+    """
 
     INPUT = "input"
     OUTPUT = "output"
+    BOTH = "both"
 
 
 class Width(StrEnum):
@@ -57,7 +63,10 @@ class Width(StrEnum):
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What holds for a site in every model. `split`: each tensor-parallel rank holds a slice; else all hold all."""
+    """What holds for a site in every model. `width` is that of what its module takes where the site is of both ends.
+
+    `split`: each tensor-parallel rank holds a slice; else all hold all.
+    """
 
     end: End
     width: Width
@@ -67,6 +76,7 @@ class SiteRow:
 SITES: Mapping[Site, SiteRow] = {
     Site.PRE_ACTIVATION: SiteRow(End.OUTPUT, Width.D_FF, split=True),
     Site.KEY: SiteRow(End.INPUT, Width.D_FF, split=True),
+    Site.OUTPUT: SiteRow(End.BOTH, Width.D_FF, split=True),
     Site.ATTENTION: SiteRow(End.INPUT, Width.D_ATTENTION, split=True),
     Site.RESIDUAL: SiteRow(End.OUTPUT, Width.D_MODEL, split=False),
 }
@@ -188,7 +198,7 @@ def find_taps(
             for site, path in family.paths.items()
             if Place(layer, site) not in lacking
         }
-    missing = [name for each in names.values() for name in each.values() if name not in modules]
+    missing = [*dict.fromkeys(name for each in names.values() for name in each.values() if name not in modules)]
     if missing:
         raise UnsupportedModelError(
             f"{kind} lacks {len(missing)} expected module(s): {', '.join(missing[:8])}; the family's entry in "
