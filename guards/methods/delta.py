@@ -18,15 +18,12 @@ from torch import Tensor, nn
 from guards.artifact.manifest import SMALLEST, PositiveFloat32, Strict
 from guards.artifact.store import Artifact, take_tensor
 from guards.contract.guard import Column, Health, OverColumns, OverRanks, Part
-from guards.core.drift import Drift
 from guards.errors import ArtifactError, AttachError
 from guards.model.shard import Shard
 from guards.model.sites import Place, Site
 
 FACTOR_DTYPES = (torch.float32, torch.bfloat16)
 PUSH = Health("residual lengths")
-DELTA_DRIFT = Drift(floor=0.2)
-"""A prompt that is hardly pushed reads nearly zero: a share of that would be no room at all."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,7 @@ def take_deltas(artifact: Artifact, records: Sequence[FactorsRecord]) -> tuple[d
     for record in records:
         layer, rank = record.layer, record.rank
         if layer >= model.layers or layer in deltas:
-            raise ArtifactError(
-                f"{artifact.name}: got layer {layer} twice or above the model's {model.layers} layers"
-            )
+            raise ArtifactError(f"{artifact.name}: got layer {layer} twice or above the model's {model.layers} layers")
         if rank > min(model.d_ff, model.d_model):
             raise ArtifactError(
                 f"{artifact.name}: layer {layer}: got rank {rank}, wanted at most {min(model.d_ff, model.d_model)}, "
