@@ -17,7 +17,7 @@ Advance = Callable[[int, str], None]
 
 @contextmanager
 def progress_bar(total: int, shown: bool, unit: str = "tok") -> Iterator[Advance]:
-    """A counter of tokens, or of what `unit` says, with rate and time left on stderr; yields `advance(tokens, what)`."""
+    """A counter of tokens, or of `unit`, with rate and time left on stderr; yields `advance(tokens, what)`."""
     with tqdm(total=total, unit=unit, unit_scale=unit == "tok", disable=not shown, dynamic_ncols=True) as bar:
 
         def advance(tokens: int, what: str) -> None:

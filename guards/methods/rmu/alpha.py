@@ -1,8 +1,8 @@
 """The weight of the retain loss: fixed, or learned by REINFORCE.
 
-``log alpha`` is drawn from a Gaussian of fixed deviation, whose mean is learned: a step is made with the alpha drawn, and
-the reward is how much that step lowered ``L_forget + w L_retain`` on its own batch, w fixed. Were the drawn alpha in the
-reward, a smaller one would earn more whatever it did, and alpha would run to 0.
+``log alpha`` is drawn from a Gaussian of fixed deviation, whose mean is learned: a step is made with the alpha drawn,
+and the reward is how much that step lowered ``L_forget + w L_retain`` on its own batch, w fixed. Were the drawn alpha
+in the reward, a smaller one would earn more whatever it did, and alpha would run to 0.
 """
 
 import math

@@ -228,8 +228,8 @@ def calibrate(
 def _notes(options: TrainingOptions, layers: tuple[int, ...], training: Training, served: _Served) -> list[str]:
     none, low, whole = served.measured
     return [
-        f"{options.variant}: {len(training.history)} steps of {options.batch} examples a side, Adam at {options.rate:g}, "
-        f"alpha {training.alpha:.4g}, layers {', '.join(map(str, layers))}",
+        f"{options.variant}: {len(training.history)} steps of {options.batch} examples a side, "
+        f"Adam at {options.rate:g}, alpha {training.alpha:.4g}, layers {', '.join(map(str, layers))}",
         f"rank {low.rank} holds {low.energy:.3f} of the delta's energy and {served.chosen.gain:.3f} of what it gains",
         f"held-out forget loss: {none.forget:.4g} without, {low.forget:.4g} served, {whole.forget:.4g} with the whole "
         f"delta; retain loss: {low.retain:.4g} served, {whole.retain:.4g} with the whole delta",

@@ -8,7 +8,7 @@ from guards.errors import CalibrationError
 from guards.methods.rmu.training import Sides
 
 DEAL = (Share.FIT, Share.FIT, Share.FIT, Share.THRESHOLD, Share.FIT, Share.FIT, Share.FIT, Share.REPORT)
-"""Of both sides: six of eight are trained on, one chooses the rank, on one the losses are measured that are recorded."""
+"""Of both sides: six of eight are trained on, one chooses the rank, and on one the recorded losses are measured."""
 MEASURED = 64
 """Examples of each side that are measured on at most."""
 

@@ -1,8 +1,8 @@
 """Representation Misdirection for Unlearning (RMU, 2403.03218) and its kin: deltas that training found.
 
 A few blocks' down projections are trained so that the skill's texts get another residual stream, in which later blocks
-find nothing, and others keep theirs. What a model knows is withheld by that, not erased: the weights stay as they are, and
-the literature brings most of it back by ablating one direction or by a few steps of fine-tuning.
+find nothing, and others keep theirs. What a model knows is withheld by that, not erased: the weights stay as they are,
+and the literature brings most of it back by ablating one direction or by a few steps of fine-tuning.
 """
 
 from collections.abc import Mapping

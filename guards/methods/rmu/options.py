@@ -16,8 +16,8 @@ _ALPHA = "weight of the retain loss beside the forget loss"
 class TrainingOptions(CommonOptions):
     """What all variants take.
 
-    `steps`: raising it withholds more and disturbs the rest more. `rate`: Adam's, the same all the time. `alpha`: raising
-    it keeps more of the rest and withholds less. `max_rank`: of what is served; a rank costs ``d_ff + d_model``
+    `steps`: raising it withholds more and disturbs the rest more. `rate`: Adam's, the same all the time. `alpha`:
+    raising it keeps more of the rest and withholds less. `max_rank`: of what is served; a rank costs ``d_ff + d_model``
     multiplications a token and layer. `kept`: share of what the whole delta gains that the served rank must gain.
     """
 
@@ -111,8 +111,6 @@ class CosineOptions(LayerOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(TrainingOptions):
-    """The probe objective: nine layers, three neighbours early, amid and late, each with a probe and a projection of its
-    own.
-    """
+    """The probe objective: nine layers, three neighbours early, amid and late, each with a probe and a projection."""
 
     variant: ClassVar[VariantName] = "probe"

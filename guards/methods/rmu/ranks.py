@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guards.calibration.tuning import Example, Tuned
+from guards.calibration.tuning import Tuned
 from guards.errors import CalibrationError
 from guards.methods.rmu.objectives import Objective
 from guards.methods.rmu.training import Sides
@@ -132,8 +132,9 @@ def choose_rank(found: Sequence[Effect], kept: float) -> Effect:
     """
     if not found[-1].gain > 0:
         raise CalibrationError(
-            f"training gained nothing on held-out text: forget loss {found[0].forget:.4g} became {found[-1].forget:.4g}, "
-            f"retain loss {found[-1].retain:.4g}: more `steps`, another `layer`, or a lower `alpha`"
+            f"training gained nothing on held-out text: forget loss {found[0].forget:.4g} became "
+            f"{found[-1].forget:.4g}, retain loss {found[-1].retain:.4g}; more `steps`, another `layer` or a lower "
+            "`alpha` may"
         )
     ranks = [effect for effect in found if effect.rank]
     chosen = next((effect for effect in ranks if effect.gain >= kept), max(ranks, key=lambda effect: effect.gain))

@@ -49,7 +49,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a training goes on from: the steps made, alpha's policy, and tensors by name (deltas, Adam's moments)."""
+    """All that a training goes on from: steps made, alpha's policy, and tensors by name (deltas, Adam's moments)."""
 
     history: tuple[Step, ...]
     policy: AlphaPolicy
@@ -57,7 +57,7 @@ class TrainingState:
 
 
 class Training:
-    """Trains the deltas of a model, one step after another. `state` may be kept and given to another one's `restore`."""
+    """Trains the deltas of a model, step after step. A `state` may be kept and given to another one's `restore`."""
 
     def __init__(self, tuned: Tuned, objective: Objective, sides: Sides, schedule: Schedule) -> None:
         self._tuned, self._objective, self._sides, self._schedule = tuned, objective, sides, schedule
