@@ -149,7 +149,7 @@ def guard_of(running: Running, name: str) -> GuardInfo:
 def _rule(guard: GuardInfo, before: Rule, change: Judging) -> Rule:
     """Raises InvalidRequestError for what a guard cannot judge by."""
     mode = before.mode if change.mode is None else change.mode
-    if mode is not GuardMode.ENFORCE:
+    if mode is GuardMode.SHADOW:
         try:
             require_shadowable([guard], [guard.name], "'mode'")
         except ConfigError as error:

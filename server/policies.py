@@ -59,7 +59,7 @@ def require_tenants(guards: Sequence[Judged], tenants: Tenants) -> None:
         where = f"keys file: guards of tenant {name!r}"
         require_known(guards, tenant.guards, where)
         modes = {guard: setting.mode for guard, setting in tenant.guards.items()}
-        require_shadowable(guards, [each for each in modes if modes[each] not in (None, GuardMode.ENFORCE)], where)
+        require_shadowable(guards, [each for each in modes if modes[each] is GuardMode.SHADOW], where)
         for guard in guards:
             setting = tenant.guards.get(guard.name)
             if setting is None or setting.tau_factor == 1:
@@ -75,13 +75,13 @@ def require_shadowable(guards: Sequence[Judged], shadow: Collection[str], where:
     """Raises ConfigError where a guard cannot be told to watch; `where` says which setting is wrong.
 
     A name the engine does not have is an error: a typing mistake there would enforce a guard that was meant to watch.
-    So is an intervention, which has no hits to count and acts in every mode.
+    So is an intervention, which has no hits to count: it acts, or it is off.
     """
     require_known(guards, shadow, where)
     if acting := [guard.name for guard in guards if guard.name in shadow and guard.kind is GuardKind.INTERVENTION]:
         raise ConfigError(
             f"{where}: guard {acting[0]!r} changes activations and cannot only watch; "
-            "leave it out here, or do not load its artifact"
+            "leave it out here, or switch it off"
         )
 
 

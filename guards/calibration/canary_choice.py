@@ -25,7 +25,7 @@ def choose_canaries(
     """Short prompts of both sides in every frame, read one at a time as a server reads them.
 
     Forget prompts that clearly fire and retain prompts that clearly do not (for an intervention: prompts of both sides
-    that clearly are shifted). Raises CalibrationError when a side has none.
+    that clearly are shifted, of retain prompts where there are any). Raises CalibrationError when a side has none.
     """
     detector = method.kind is GuardKind.DETECTOR
     quota = max(1, min(CANARIES_PER_SIDE, MAX_CANARIES // (2 * len(frames))))
@@ -51,7 +51,7 @@ def choose_canaries(
                     if taken == quota:
                         break
                 side += taken
-            if not side:
+            if not side and (corpus is forget or detector):  # of a good intervention others may notice nothing
                 does = "clearly fires" if wanted else "is clear of"
                 instead = "another `layer`, `recall` or `scope`" if detector else "a larger `fraction`"
                 raise CalibrationError(

@@ -1,7 +1,8 @@
 """Texts that a guard must leave alone whatever its skill is: shipped, since every calibration needs them.
 
 They are look-alikes (numbers and stories without mathematics, code words without code), everyday requests, passages,
-and what stands around requests: system prompts, conversations, tools. All were written for this package.
+and what stands around requests: system prompts, conversations, tools. Beside them are prompts that a model cannot
+answer or refuses, to which LUNAR redirects. All were written for this package.
 """
 
 import json
@@ -18,6 +19,7 @@ LOOKALIKES = ("numbers", "stories", "code_words", "everyday", "passages")
 """The files that are retain sources."""
 
 Which = Literal["all", "english", "none"]
+Reference = Literal["unanswerable", "refused"]
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -39,13 +41,23 @@ def read_material(which: Which) -> Material:
     if which == "none":
         return Material()
 
-    def rows(name: str) -> list[dict[str, Any]]:
-        lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [row for row in map(json.loads, lines) if which == "all" or row["language"] == "en"]
-
     return Material(
-        tuple(Source(f"skillguard/{name}", tuple(row["text"] for row in rows(name))) for name in LOOKALIKES),
-        tuple(row["text"] for row in rows("system_prompts")),
-        tuple(row["messages"] for row in rows("chats")),
-        tuple((row["tools"], row["messages"]) for row in rows("tools")),
+        tuple(_texts(name, which) for name in LOOKALIKES),
+        tuple(row["text"] for row in _rows("system_prompts", which)),
+        tuple(row["messages"] for row in _rows("chats", which)),
+        tuple((row["tools"], row["messages"]) for row in _rows("tools", which)),
     )
+
+
+def read_references(name: Reference) -> Source:
+    """English prompts that a model cannot answer, since they are about what does not exist, or that it refuses."""
+    return _texts(name, "english")
+
+
+def _rows(name: str, which: Which) -> list[dict[str, Any]]:
+    lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if which == "all" or row["language"] == "en"]
+
+
+def _texts(name: str, which: Which) -> Source:
+    return Source(f"skillguard/{name}", tuple(row["text"] for row in _rows(name, which)))

@@ -24,7 +24,7 @@ from guards.contract.slots import Sequences, link
 from guards.contract.turn_finder import TurnFinder
 from guards.core.judge import NEVER, read
 from guards.core.policy import Policy
-from guards.core.verdict import Reading
+from guards.core.verdict import GuardMode, Reading
 from guards.model.sites import Place
 
 GuardReading = tuple[Reading, tuple[float, ...]]
@@ -126,6 +126,12 @@ class Columns:
         """
         taus = [[tau for name in self.guards for tau in self._rule_taus(policy, name)] for policy in policies]
         return torch.tensor(taus, dtype=torch.float32).reshape(len(policies), len(self._parts))
+
+    def switched_off(self, policy: Policy) -> frozenset[str]:
+        """The interventions that do not act on a request of this policy."""
+        return frozenset(
+            name for name in self.health if name in policy.rules and policy.rules[name].mode is GuardMode.OFF
+        )
 
     def _rule_taus(self, policy: Policy, name: str) -> tuple[float, ...]:
         return (NEVER,) * self._owners.count(name) if name in self.health else policy.rules[name].taus

@@ -23,7 +23,8 @@ class GuardKind(StrEnum):
 class GuardMode(StrEnum):
     """What a hit of a guard does for a caller: `enforce` abstains, `shadow` only counts, `off` counts for nothing.
 
-    A guard that is off is read all the same: one that gives no valid reading is an error for every caller.
+    A guard that is off is read all the same: one that gives no valid reading is an error for every caller. An
+    intervention that is off does not act on the request; it has no shadow, in which it would act.
     """
 
     ENFORCE = "enforce"

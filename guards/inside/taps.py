@@ -28,10 +28,11 @@ class Purpose(StrEnum):
 def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """Lets `act` see every token's vector at a site, x [T, F], never a copy; returns what takes it off again.
 
-    `dtype` is the model's. Raises AttachError where a purpose is there already, or where a change would be lost: the
-    sum of two tensors is a third one. In the pass, GuardReadingError is raised where x is hidden.
+    At a site of both ends it sees what the module gives, and what the module takes beside that. `dtype` is the model's.
+    Raises AttachError where a purpose is there already, or where a change would be lost: the sum of two tensors is a
+    third one. In the pass, GuardReadingError is raised where x is hidden.
     """
-    module, name = tap.module, purpose.value
+    module, name = tap.module, f"{purpose.value}_{tap.end.value}"
     if hasattr(module, name):
         raise AttachError(f"{type(module).__name__} has a {name} already: attach guards together")
     if purpose is Purpose.CHANGE and tap.form is Form.SUM:
@@ -45,10 +46,13 @@ def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> C
     def on_output(module: nn.Module, _: Any, output: Any) -> None:
         getattr(module, name)(part(output, dtype))
 
+    def on_both(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        getattr(module, name)(part(output, dtype), part(args[0], dtype))
+
     if tap.end is End.INPUT:
         handle = module.register_forward_pre_hook(on_input)
     else:
-        handle = module.register_forward_hook(on_output)
+        handle = module.register_forward_hook(on_both if tap.end is End.BOTH else on_output)
 
     def remove() -> None:
         handle.remove()

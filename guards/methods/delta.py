@@ -2,9 +2,9 @@
 
 Suffixes: T tokens, F feed-forward width (d_ff), D the residual stream's (d_model), R rank, S rows of a product.
 
-A layer's output becomes ``y = W k + (k A^T) B^T`` with k its key vector. It is a branch beside the weight, which stays as
-it is: so it is switched for each request, and a request without it has the model as it was. Methods differ in how they
-find A and B. They keep them as `Factors`, put them on disk by `dump_deltas`, and are served by `BoundDelta`.
+A layer's output becomes ``y = W k + (k A^T) B^T`` with k its key vector. It is a branch beside the weight, which stays
+as it is: so it is switched for each request, and a request without it has the model as it was. Methods differ in how
+they find A and B. They keep them as `Factors`, put them on disk by `dump_deltas`, and are served by `BoundDelta`.
 """
 
 from collections.abc import Mapping, Sequence

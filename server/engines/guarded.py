@@ -245,7 +245,9 @@ class GuardedEngine(ABC):
         self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, keeps_places: bool = False
     ) -> AnswerState:
         """One forward pass over a prompt under a policy's taus, in shadow mode; what it draws is thrown away."""
-        shadow = policy.over(self._rules).in_mode(GuardMode.SHADOW)
+        rules = policy.over(self._rules).rules  # an intervention that is off stays so: the caller gets that model
+        watching = {n: replace(rule, mode=GuardMode.SHADOW) for n, rule in rules.items() if self._facts[n].unit is None}
+        shadow = Policy({**rules, **watching})
         self._probes += 1  # a probe of the same name may still be on its way out
         request_id = f"{request_id}-{self._probes}"
         finish = None

@@ -9,10 +9,10 @@ however long the prompt is. `take` hands out the rows, in the order of the logit
 not run is MISSING, which nothing treats as a pass.
 
 Interventions are installed before detectors, in whatever order guards are given: a key vector is to be scored as the
-model goes on with it.
+model goes on with it. They act on every token but those of which `switch` says otherwise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,13 +44,14 @@ class Rows:
 
 @dataclass
 class _Pass:
-    """State of the running forward pass. `rows_R` None means every token."""
+    """State of the running forward pass. `rows_R` None means every token. `on_T`: where interventions act, bool."""
 
     rows_R: Tensor | None
     ids_T: Tensor
     positions_T: Tensor
     sequences: Sequences | None
     cells_TC: Tensor
+    on_T: Mapping[str, Tensor]
     ran: set[tuple[Place, Purpose]]
 
 
@@ -72,6 +73,7 @@ class Attachment:
         self.columns = Columns(self.bound)
         self.books = Bookkeeping(self.columns, first.device, TurnFinder(openings, first.device, whole=whole))
         self._pass: _Pass | None = None
+        self._off: Sequence[tuple[int, Collection[str]]] = ()
         for name, bound in self.bound.items():
             wanted = sorted({column.place.layer for column in bound.columns})
             if not wanted or not all(0 <= layer < sites.layers for layer in wanted):
@@ -101,6 +103,27 @@ class Attachment:
         """Takes every hook off. Safe to call twice."""
         self._stack.close()
 
+    def switch(self, off: Sequence[tuple[int, Collection[str]]]) -> None:
+        """Which interventions do not act in the next pass, for the tokens of each request, one after another.
+
+        In passes for which nothing is said all act on every token.
+        """
+        self._off = off
+
+    def _switched(self, tokens: int) -> Mapping[str, Tensor]:
+        """Where each intervention acts, bool [T]; forgets what was said. Raises GuardReadingError."""
+        off, self._off = self._off, ()
+        everywhere_T = torch.ones(tokens, dtype=torch.bool, device=self.books.device)
+        on_T = dict.fromkeys(self.columns.health, everywhere_T)
+        if any(names for _, names in off):
+            counts = torch.tensor([count for count, _ in off])
+            if (planned := int(counts.sum())) != tokens:
+                raise GuardReadingError(f"got a pass of {tokens} tokens, and {planned} to switch interventions for")
+            for name in on_T:
+                on_S = torch.tensor([name not in names for _, names in off])
+                on_T[name] = on_S.repeat_interleave(counts).to(self.books.device)
+        return on_T
+
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if not isinstance(ids, Tensor):
@@ -125,7 +148,8 @@ class Attachment:
             sequences = find_sequences(kwargs, positions)
             self.books.reserve(slots_of(kwargs))
         cells_TC = self.books.fresh(batch * length)
-        self._pass = _Pass(rows, ids.reshape(-1), positions.reshape(-1), sequences, cells_TC, set())
+        on_T = self._switched(batch * length)
+        self._pass = _Pass(rows, ids.reshape(-1), positions.reshape(-1), sequences, cells_TC, on_T, set())
 
     def running(self, place: Place, purpose: Purpose) -> _Pass:
         """The pass that a site runs in, once for each site. Raises GuardReadingError."""
@@ -168,21 +192,28 @@ class _Site(nn.Module):
     ) -> None:
         super().__init__()
         self._running, self._place, self._purpose = attachment.running, place, purpose
+        device, self._changes = attachment.books.device, list[tuple[nn.Module, Tensor, str]]()
         self._acts: list[tuple[nn.Module, Tensor, bool]] = []
+        if purpose is Purpose.CHANGE:
+            for name, bound in guards.items():
+                columns_C = torch.tensor(attachment.columns.at(place, {name}), device=device)
+                self._changes.append((bound.at(place, width), columns_C, name))
+            return
         by_token = {
-            name: purpose is Purpose.SCORE
-            and all(bound.parts[bound.columns[i].part].over_tokens == TOKEN for i in columns_at(bound.columns, place))
+            name: all(bound.parts[bound.columns[i].part].over_tokens == TOKEN for i in columns_at(bound.columns, place))
             for name, bound in guards.items()
         }
         for sampled_only in (False, True):
             names = [name for name, of_token in by_token.items() if of_token is sampled_only]
             for act, of in fuse([guards[name].at(place, width) for name in names]):
                 columns = [at for index in of for at in attachment.columns.at(place, {names[index]})]
-                self._acts.append((act, torch.tensor(columns, device=attachment.books.device), sampled_only))
+                self._acts.append((act, torch.tensor(columns, device=device), sampled_only))
 
-    def forward(self, x_TF: Tensor) -> None:
-        """Writes the cells of this pass's tokens; of a guard that looks at single tokens, of the sampled ones."""
+    def forward(self, x_TF: Tensor, *beside: Tensor) -> None:
+        """Writes the cells of this pass's tokens; of a detector that looks at single tokens, of the sampled ones."""
         running = self._running(self._place, self._purpose)
+        for act, columns_C, name in self._changes:
+            running.cells_TC.index_copy_(1, columns_C, act(x_TF, running.positions_T, running.on_T[name], *beside))
         for act, columns_C, sampled_only in self._acts:
             if sampled_only and running.rows_R is not None:
                 cells_RC = act(x_TF.index_select(0, running.rows_R), running.positions_T[running.rows_R])

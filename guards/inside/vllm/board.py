@@ -10,7 +10,7 @@ float32 model or two of a 16-bit one, so that comparisons are exact whatever the
 stage that is not the last hands its cells on, as one of all tensor-parallel ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from guards.contract.turn_finder import TurnFinder
 from guards.errors import AttachError, GuardReadingError
 from guards.inside.taps import Purpose, install
 from guards.inside.vllm.exchange import pairs, require_like, swap
+from guards.inside.vllm.reduction import reduce_last
 from guards.inside.vllm.sequences import Finder
 from guards.model.shard import Shard
-from guards.model.sites import ModelSites, Place
+from guards.model.sites import End, ModelSites, Place
 
 _MROPE = 3
 """Positions of a token in time, height and width, which multimodal models have."""
@@ -42,17 +43,25 @@ class _Site(nn.Module):
     cells_TC: Tensor
     positions_T: Tensor
 
-    def __init__(self, acts: list[nn.Module], columns: int, positions_T: Tensor) -> None:
+    def __init__(self, acts: list[nn.Module], on: list[Tensor], columns: int, positions_T: Tensor) -> None:
+        """`on`: of interventions, where each acts, bool [T]; none of detectors."""
         super().__init__()
         self.acts = nn.ModuleList(acts)
+        self.on = [f"on_{index}" for index in range(len(on))]
+        for name, on_T in zip(self.on, on, strict=True):
+            self.register_buffer(name, on_T, persistent=False)
         cells_TC = torch.full((len(positions_T), columns), torch.nan, device=positions_T.device)
         self.register_buffer("cells_TC", cells_TC, persistent=False)
         self.register_buffer("positions_T", positions_T, persistent=False)
 
-    def forward(self, x_TF: Tensor) -> None:
+    def forward(self, x_TF: Tensor, *beside: Tensor) -> None:
         """Writes the cells of this pass's tokens."""
         tokens = x_TF.shape[0]
-        cells = [act(x_TF, self.positions_T[:tokens]) for act in self.acts]
+        positions_T, switches = self.positions_T[:tokens], [getattr(self, name)[:tokens] for name in self.on]
+        if switches:
+            cells = [act(x_TF, positions_T, on_T, *beside) for act, on_T in zip(self.acts, switches, strict=True)]
+        else:
+            cells = [act(x_TF, positions_T) for act in self.acts]
         self.cells_TC[:tokens] = torch.cat(cells, dim=-1)
 
 
@@ -66,16 +75,20 @@ class Board:
         *,
         shard: Shard,
         find_sequences: Finder,
+        find_off: Callable[[], Sequence[tuple[int, Collection[str]]]],
         turns: TurnFinder,
         tokens: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """`find_off`: of the pass that begins, the interventions that do not act on each request, and its tokens."""
         self.bound = {name: method.bind(guard, device, shard) for name, (method, guard) in guards.items()}
         self.columns = Columns(self.bound)
         self.books = Bookkeeping(self.columns, device, turns, None if shard.count == 1 else self._over_ranks)
         self._shard = shard
-        self._find_sequences = find_sequences
+        self._find_sequences, self._find_off = find_sequences, find_off
+        self._on_T = {name: torch.ones(tokens, dtype=torch.bool, device=device) for name in self.columns.health}
+        self._switched = False
         self._bits = 4 // dtype.itemsize
         self._tokens = 0
         self._cells_TC = self.books.fresh(tokens)
@@ -103,8 +116,11 @@ class Board:
         self._acts |= {(name, place): act for name, act in acts.items()}
         names, fused = [*acts], fuse([*acts.values()])
         columns = [at for _, of in fused for index in of for at in self.columns.at(place, {names[index]})]
-        site = _Site([act for act, _ in fused], len(columns), self._positions_T)
-        install(sites.tap(place), purpose, site, dtype)
+        on = [self._on_T[names[index]] for _, of in fused for index in of] if purpose is Purpose.CHANGE else []
+        site, tap = _Site([act for act, _ in fused], on, len(columns), self._positions_T), sites.tap(place)
+        install(tap, purpose, site, dtype)
+        if tap.end is End.BOTH:
+            reduce_last(tap.module)
         self._sites.append((torch.tensor(columns, device=site.cells_TC.device), site.cells_TC))
 
     def offer(self, name: str, method: Method, guard: Guard) -> None:
@@ -147,6 +163,7 @@ class Board:
             if not isinstance(ids, Tensor) or ids.shape != positions.shape:
                 raise GuardReadingError("got a forward pass without its tokens: guards cannot tell turns apart")
             self._ids_T[: self._tokens].copy_(ids)
+        self._switch()
         for __, cells_TC in self._sites:
             cells_TC[: self._tokens].fill_(torch.nan)
         intermediate = kwargs.get("intermediate_tensors")
@@ -155,6 +172,21 @@ class Board:
             # These were summed over ranks before they were sent, and will be again: only one rank may bring them.
             # Multiplied, and not set: a NaN has to stay one.
             self._received.mul_(~self.columns.on(self._received.device).added_C)
+
+    def _switch(self) -> None:
+        """Writes where each intervention acts in the pass that begins: on every token that nothing is said of."""
+        off = self._find_off() if self._on_T else ()
+        switched = any(names for _, names in off)
+        for name, on_T in self._on_T.items() if switched or self._switched else ():
+            on_T.fill_(True)
+            start = 0
+            for count, names in off:
+                if name in names:
+                    on_T[start : start + count] = False
+                start += count
+            if switched and start > self._tokens:
+                raise GuardReadingError(f"got {self._tokens} tokens, and {start} to switch interventions for")
+        self._switched = switched
 
     def _end(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
         cells_TC = self._cells_TC[: self._tokens]

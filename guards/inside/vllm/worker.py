@@ -29,6 +29,7 @@ from guards.inside.vllm.sampler import Judged, WithholdingSampler
 from guards.inside.vllm.sequences import finder, slots_of
 from guards.inside.vllm.settings import SETTINGS
 from guards.inside.vllm.sites import find_local_sites
+from guards.inside.vllm.switches import off_finder
 from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.openings import Opening
 from guards.model.shard import Shard
@@ -178,6 +179,7 @@ class GuardedWorker(SiteWorker):
             {name: (entry.method, entry.guard) for name, entry in loaded.items()},
             shard=self._shard(),
             find_sequences=finder(runner),
+            find_off=off_finder(runner),
             turns=TurnFinder(
                 [Opening(tuple(ids), *rest) for ids, *rest in settings["openings"]],
                 self.device,

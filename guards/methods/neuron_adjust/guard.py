@@ -119,11 +119,14 @@ class Adjuster(nn.Module):
         self.register_buffer("key", layer_key(index, seed).to(device), persistent=False)
         self._draw = draw
 
-    def forward(self, x_TF: Tensor, positions_T: Tensor) -> Tensor:
-        """Changes x in place; returns moved neurons per token, float32 [T, 1], NaN where x was not finite."""
+    def forward(self, x_TF: Tensor, positions_T: Tensor, on_T: Tensor) -> Tensor:
+        """Changes x in place where `on_T` says so; returns moved neurons per token, float32 [T, 1], NaN where x was not
+        finite.
+        """
         layer = LayerStatistics(*(getattr(self, name) for name in LAYER_FIELDS))
         x_TS = x_TF.index_select(-1, self.local_S)
         adjusted, moved = adjust(x_TS, layer, positions_T=positions_T, key=self.key, draw=self._draw)
+        adjusted, moved = torch.where(on_T[:, None], adjusted, x_TS), moved & on_T[:, None]
         x_TF.index_copy_(-1, self.local_S, adjusted)
         return torch.where(
             torch.isfinite(adjusted).all(dim=-1, keepdim=True), moved.sum(dim=-1, keepdim=True).float(), torch.nan

@@ -82,14 +82,15 @@ class Pruner(nn.Module):
         super().__init__()
         self.register_buffer("local_S", local_S, persistent=False)
 
-    def forward(self, x_TF: Tensor, _: Tensor) -> Tensor:
-        """Changes x in place, wherever a token stands; returns neurons per token that were not zero before.
+    def forward(self, x_TF: Tensor, _: Tensor, on_T: Tensor) -> Tensor:
+        """Changes x in place where `on_T` says so; returns neurons per token that were not zero before.
 
         Float32 [T, 1], NaN where a pruned neuron was not finite: its zero would hide that the model overflows.
         """
         x_TS = x_TF.index_select(-1, self.local_S)
-        x_TF.index_copy_(-1, self.local_S, torch.zeros_like(x_TS))
-        moved_T1 = (x_TS != 0).sum(dim=-1, keepdim=True).float()
+        moved_TS = (x_TS != 0) & on_T[:, None]
+        x_TF.index_copy_(-1, self.local_S, x_TS.masked_fill(on_T[:, None], 0))
+        moved_T1 = moved_TS.sum(dim=-1, keepdim=True).float()
         return torch.where(torch.isfinite(x_TS).all(dim=-1, keepdim=True), moved_T1, torch.nan)
 
 

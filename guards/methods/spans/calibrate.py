@@ -19,7 +19,7 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
 from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
-from guards.calibration.having import layers_having, require_site
+from guards.calibration.having import candidate_layers, layers_having, require_site
 from guards.calibration.material import read_material
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
@@ -47,8 +47,6 @@ from guards.methods.spans.passes import WINDOW, read_values, read_windows
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 
-CANDIDATE_LAYERS = 6
-"""Layers that are looked at where none is given: this many, evenly spaced from a fifth of the model to four fifths."""
 TOGETHER = (2, 3)
 """Neighbours among them over which a direction is tried."""
 HOLD_BACKS = (0, 8, 16, 32)
@@ -81,13 +79,6 @@ class SpanCalibration(Calibration):
     auroc: float
     margins_E: Mapping[Side, Tensor]
     out_E: Tensor
-
-
-def candidate_layers(count: int) -> tuple[int, ...]:
-    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to four fifths."""
-    first, last = count // 5, min(4 * count // 5, count - 1)
-    wanted = min(CANDIDATE_LAYERS, last - first + 1)
-    return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
 def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -7,7 +7,8 @@ from functools import wraps
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR
+from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR, PagedAttentionCache
+from transformers.generation.continuous_batching.cache_allocators.cache_allocator import CacheAllocator
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 from transformers.generation.continuous_batching.requests import RequestState
@@ -92,6 +93,10 @@ def make_manager(
         )
     if not hasattr(FIFOScheduler, "_infer_request_tokens"):
         raise UnsupportedModelError("this transformers looks for cached prefixes elsewhere: prompts could not be read")
+    if not (hasattr(PagedAttentionCache, "search_prefix_match") and hasattr(CacheAllocator, "mark_complete_blocks")):
+        raise UnsupportedModelError(
+            "this transformers shares cached prefixes by other means: requests with other interventions would share"
+        )
     reads_prompt = {"reads_prompt": staticmethod(sampler.reads_prompt)}
     SCHEDULER_MAPPING[_SCHEDULER] = type("_ReadingScheduler", (_Scheduler,), reads_prompt)
     manager = model.init_continuous_batching(
@@ -113,7 +118,37 @@ def make_manager(
     manager.output_router = _Router(dispatch, loop)
     manager._run_generation_loop = _telling(manager._run_generation_loop, over, loop)
     manager.warmup()  # makes the cache now, so that its real capacity is known before the first request
+    _keep_apart(manager.batch_processor.cache, sampler.salt, int(model.config.get_text_config().vocab_size))
     return manager
+
+
+def _keep_apart(cache: Any, salt: Callable[[str], int | None], vocabulary: int) -> None:
+    """Has requests share cached prefixes only with those of the same salt; one without a salt shares none.
+
+    Blocks are known by a hash of their tokens and of those before them. A salted prompt is hashed with another first
+    token, which no model has.
+    """
+
+    def salted(tokens: list[int], own: int) -> list[int]:
+        return tokens if own == 0 else [-(own * vocabulary + tokens[0]), *tokens[1:]]
+
+    search = cache.search_prefix_match
+
+    def search_own(request_id: str, prompt_ids: list[int]) -> int:
+        own = salt(request_id)
+        return 0 if own is None else int(search(request_id, salted(prompt_ids, own)))
+
+    def marking(mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
+        def mark_own(request_id: str, token_ids: list[int], blocks: int) -> None:
+            own = salt(request_id)
+            if own is not None:
+                mark(request_id, salted(token_ids, own), blocks)
+
+        return mark_own
+
+    cache.search_prefix_match = search_own
+    for allocator in cache.cache_allocators.values():
+        allocator.mark_complete_blocks = marking(allocator.mark_complete_blocks)
 
 
 def _telling(run: Callable[[], None], over: Callable[[], None], loop: asyncio.AbstractEventLoop) -> Callable[[], None]:

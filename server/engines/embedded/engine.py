@@ -144,6 +144,7 @@ class EmbeddedEngine(GuardedEngine):
             self._sentinel,
             self._stop_ids,
             self._prompts,
+            self._attachment.switch,
         )
         manager = make_manager(model, options, self._sampler, self._stop_ids, self._dispatch, self._over, self._loop)
         self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))

@@ -33,7 +33,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
 
     `take_rows(n)` gives what guards say of the first n logits rows of the forward pass that just ran.
     `sentinel` is the token id that ends a suppressed answer; a model never draws it itself unless it is among
-    `stop_ids`.
+    `stop_ids`. `switch` is told before each pass which interventions are off for which tokens.
     """
 
     def __init__(
@@ -45,15 +45,17 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         sentinel: int,
         stop_ids: frozenset[int],
         prompts: PromptRows,
+        switch: Callable[[Sequence[tuple[int, Collection[str]]]], object],
     ) -> None:
         super().__init__(LogitsProcessorList())
         self.do_processing = True
         self._facts = facts
         self._columns, self._take_rows = columns, take_rows
-        self._token_text, self._prompts = token_text, prompts
+        self._token_text, self._prompts, self._switch = token_text, prompts, switch
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
         self._answers: dict[str, EmbeddedAnswerState] = {}
+        self._salts: dict[frozenset[str], int] = {frozenset(): 0}
         self._lock = threading.Lock()
         self._batch: list[EmbeddedAnswerState | None] = []
         self._states: list[Any] = []
@@ -70,6 +72,18 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
             answer = self._answers.get(request_id)
         return answer is not None and answer.request.sampling.prompt_logprobs is not None
 
+    def salt(self, request_id: str) -> int | None:
+        """What tells its cached prefixes from others': a number for each set of interventions that are off.
+
+        None for a request that is not known any more, whose last tokens may be computed otherwise than those before.
+        """
+        with self._lock:
+            answer = self._answers.get(request_id)
+            return None if answer is None else self._salts.setdefault(self._off(answer), len(self._salts))
+
+    def _off(self, answer: EmbeddedAnswerState | None) -> frozenset[str]:
+        return frozenset() if answer is None else self._columns.switched_off(answer.request.policy)
+
     def discard(self, request_id: str) -> None:
         """Forgets a request. A step that still runs for it yields the sentinel."""
         with self._lock:
@@ -81,6 +95,8 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         with self._lock:
             self._batch = [self._answers.get(state.request_id) for state in self._states]
             everyone = [self._answers.get(future.state.request_id) for future in requests_in_batch]
+        tokens = [future.query_length for future in requests_in_batch]
+        self._switch([(count, self._off(answer)) for count, answer in zip(tokens, everyone, strict=True)])
         self._prompts.plan(_parts(requests_in_batch, everyone))
         return arg_storage
 

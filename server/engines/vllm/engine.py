@@ -273,7 +273,7 @@ class VllmEngine(GuardedEngine):
         try:
             prepared = llm.input_processor.process_inputs(
                 request.request_id,
-                tokens_input(list(request.prompt_token_ids)),
+                tokens_input(list(request.prompt_token_ids), cache_salt=self._cache_salt(request.policy)),
                 _sampling_params(request.sampling, request.policy),
                 self._tasks,
             )
@@ -284,6 +284,10 @@ class VllmEngine(GuardedEngine):
         self._streams[request.request_id] = stream
         self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
         return stream
+
+    def _cache_salt(self, policy: Policy) -> str | None:
+        """What keeps cached prefixes of a request apart on which not every intervention acts."""
+        return json.dumps(sorted(off)) if (off := self._columns.switched_off(policy)) else None
 
     def _require_grammar(self, sampling: Sampling) -> None:
         parameters = _sampling_params(sampling, Policy())

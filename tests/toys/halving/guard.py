@@ -33,7 +33,8 @@ class Halver(nn.Module):
         super().__init__()
         self.register_buffer("local_S", local_S, persistent=False)
 
-    def forward(self, x_TF: Tensor, _: Tensor) -> Tensor:
+    def forward(self, x_TF: Tensor, _: Tensor, on_T: Tensor) -> Tensor:
         x_TS = x_TF.index_select(-1, self.local_S)
-        x_TF.index_copy_(-1, self.local_S, x_TS / 2)
-        return (x_TS.float().abs() / 2).sum(dim=-1, keepdim=True) + torch.zeros_like(x_TF[:, :1]).float()
+        gone_TS = torch.where(on_T[:, None], x_TS / 2, 0)
+        x_TF.index_copy_(-1, self.local_S, x_TS - gone_TS)
+        return gone_TS.float().abs().sum(dim=-1, keepdim=True) + torch.zeros_like(x_TF[:, :1]).float()

@@ -67,6 +67,7 @@ def board_on(
         chosen,
         shard=shard,
         find_sequences=lambda _: found,
+        find_off=lambda: (),
         turns=TurnFinder([], torch.device("cpu")),
         tokens=8,
         dtype=dtype,

@@ -9,6 +9,7 @@ import torch
 from guards.artifact.store import read_artifact
 from guards.calibration.activations import TokenIds
 from guards.calibration.corpus import Share
+from guards.calibration.having import candidate_layers
 from guards.calibration.sources import Source
 from guards.calibration.surroundings import Kind
 from guards.contract.spans import MessageMean, Rise
@@ -18,7 +19,7 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import SPANS, load_guard, method_of
-from guards.methods.spans.calibrate import SpanCalibration, calibrate, candidate_layers, layer_sets
+from guards.methods.spans.calibrate import SpanCalibration, calibrate, layer_sets
 from guards.methods.spans.choice import Accumulation, judgements, needed
 from guards.methods.spans.guard import SpanGuard
 from guards.methods.spans.options import SpanOptions

@@ -42,6 +42,7 @@ def make(
         SENTINEL,
         frozenset({2}),
         PromptRows(torch.nn.Identity()),
+        lambda _: None,
     )
     policies = [Policy({"g": Rule(taus=(tau,))}) for tau in taus or [TAU] * len(said)]
     answers = [

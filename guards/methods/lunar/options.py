@@ -1,0 +1,36 @@
+"""Options of LUNAR's calibration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from guards.calibration.material import Which
+from guards.calibration.options import CommonOptions, option
+from guards.errors import CalibrationError
+
+ReferenceName = Literal["unanswerable", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LunarOptions(CommonOptions):
+    """LUNAR.
+
+    `reference`: shipped prompts to whose place in the residual stream the skill's are moved: about things that do not
+    exist, which a model can at best say that it does not know, or such as a model is trained to refuse. `strength`
+    multiplies the way there (the paper's 2). `ridge`: what keeps the solve from fitting noise, as a share of the mean
+    square of a key vector's entries; None takes what serves held-out prompts best.
+    """
+
+    reference: ReferenceName = option(
+        "unanswerable", "where the skill's prompts are moved to: questions about made-up things, or harmful requests"
+    )
+    strength: float = option(2.0, "times the way to the reference prompts; more redirects more, and breaks more")
+    layer: int | None = option(None, "the layer that is changed (default: what redirects held-out prompts best)")
+    ridge: float | None = option(None, "of the solve (default: what serves held-out prompts best)")
+    material: Which = option("all", 'shipped texts that are retained too; "english" for a guard of another language')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.strength <= 100:
+            raise CalibrationError(f"got `strength` {self.strength}, wanted a number above 0 and up to 100")
+        if self.ridge is not None and not 0 < self.ridge <= 1e3:
+            raise CalibrationError(f"got `ridge` {self.ridge}, wanted a number above 0 and up to 1000")
