@@ -9,7 +9,7 @@ from guards.methods.rmu.training import Sides
 
 DEAL = (Share.FIT, Share.FIT, Share.FIT, Share.THRESHOLD, Share.FIT, Share.FIT, Share.FIT, Share.REPORT)
 """Of both sides: six of eight are trained on, one chooses the rank, and on one the recorded losses are measured."""
-MEASURED = 64
+MEASURED = 32
 """Examples of each side that are measured on at most."""
 
 
