@@ -14,8 +14,9 @@ from guards.core.verdict import Scope
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
+from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import PruningGuard
 from guards.methods.spans.guard import SpanGuard
 from guards.model.sites import Place, Site
@@ -34,6 +35,7 @@ def entry(guard: Guard) -> tuple[Method, Guard]:
         SpanGuard: SPANS,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,
+        LunarGuard: LUNAR,
         ProbeGuard: PROBE,
     }
     return methods[type(guard)], guard

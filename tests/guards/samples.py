@@ -17,8 +17,10 @@ from guards.contract.guard import Guard
 from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
+from guards.methods.delta import Factors
+from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
 from tests.models import D_FF, D_MODEL, LAYERS
@@ -103,6 +105,19 @@ def pruned(d_attention: int = D_MODEL) -> PruningGuard:
     )
 
 
+def factors(rank: int = 1, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Factors:
+    """A random change of one layer, of a size that is felt."""
+    generator = torch.Generator().manual_seed(seed)
+    a_RF = torch.randn(rank, D_FF, generator=generator) / D_FF**0.5
+    b_DR = torch.randn(D_MODEL, rank, generator=generator)
+    return Factors(a_RF.to(dtype), b_DR.to(dtype), usual=2.0)
+
+
+def lunar(layer: int = 1) -> LunarGuard:
+    """An intervention on the output of one layer."""
+    return LunarGuard({layer: factors()}, reference="unanswerable", strength=2.0, ridge=1e-3)
+
+
 def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifest:
     """A manifest of a well-formed artifact; the tensor digest is filled in by the writer."""
     record: dict[str, Any] = {
@@ -123,6 +138,7 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     CUBE: cubes,
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
+    LUNAR: lunar,
 }
 """A guard of every entry of the registry."""
 

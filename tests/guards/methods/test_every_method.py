@@ -4,6 +4,7 @@ Suffixes: T tokens, F width of a site, C columns at a place.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from guards.contract.guard import Bound, Column, OverRanks, Part, columns_at, de
 from guards.core.verdict import GuardKind
 from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, load_guard, method_of
 from guards.model.shard import WHOLE, Shard
-from guards.model.sites import SITES, Place, Site, Width
+from guards.model.sites import SITES, End, Place, Site, Width
 from tests.guards.samples import (
     SAMPLES,
     cube,
@@ -47,7 +48,28 @@ def width(place: Place) -> int:
 
 
 def vectors(place: Place) -> Tensor:
+    """What a guard reads at a place."""
     return torch.randn(6, width(place), generator=torch.Generator().manual_seed(place.layer))
+
+
+class Said(NamedTuple):
+    """Columns at a place, and what a guard acted on: what it read, or what the module gives beside that."""
+
+    columns_TC: Tensor
+    before: Tensor
+    after: Tensor
+
+
+ON = torch.ones(6, dtype=torch.bool)
+
+
+def act(of: Bound, place: Place, x_TF: Tensor, *, on_T: Tensor = ON, whole: int = 0) -> Said:
+    """What a guard does at a place. `whole`: the width over all ranks where x is one's slice."""
+    run = of.at(place, whole or x_TF.shape[1])
+    both = SITES[place.site].end is End.BOTH
+    acted = torch.randn(6, D_MODEL, generator=torch.Generator().manual_seed(7)).to(x_TF.dtype) if both else x_TF
+    before, switch = acted.clone(), () if of.health is None else (on_T,)
+    return Said(run(acted, torch.arange(6), *switch, *((x_TF,) if both else ())), before, acted)
 
 
 @each_entry
@@ -89,7 +111,7 @@ def test_its_folder_has_what_an_entry_promises(entry: Entry) -> None:
         module = entry.module(file)
         assert all(callable(getattr(module, name)) for name in functions)
     assert entry.options().frames == ()
-    assert set(entry.sites(entry.options())) <= {column.place.site for column in bound(entry).columns}
+    assert entry.sites(entry.options())
     assert entry.summary
 
 
@@ -115,7 +137,7 @@ def test_it_says_float32_columns_of_every_token(entry: Entry) -> None:
     each = bound(entry)
     for place in places(each):
         for dtype in (torch.float32, torch.bfloat16):
-            said_TC = each.at(place, width(place))(vectors(place).to(dtype), torch.arange(6))
+            said_TC = act(each, place, vectors(place).to(dtype)).columns_TC
             assert said_TC.dtype is torch.float32
             assert said_TC.shape == (6, len(columns_at(each.columns, place)))
             assert bool(torch.isfinite(said_TC).all())
@@ -128,7 +150,7 @@ def test_what_is_not_finite_is_said_of_its_token_alone(entry: Entry, bad: float)
     for place in places(each):
         x_TF = vectors(place)
         x_TF[2] = bad
-        said_TC = each.at(place, width(place))(x_TF, torch.arange(6))
+        said_TC = act(each, place, x_TF).columns_TC
         assert torch.isfinite(said_TC).any(dim=1).tolist() == [True, True, False, True, True, True]
         assert torch.isfinite(said_TC).all(dim=1).tolist() == [True, True, False, True, True, True]
 
@@ -137,14 +159,25 @@ def test_what_is_not_finite_is_said_of_its_token_alone(entry: Entry, bad: float)
 def test_a_detector_leaves_the_activations_and_an_intervention_changes_them(entry: Entry) -> None:
     each = bound(entry)
     for place in places(each):
-        x_TF = vectors(place)
-        said_TC = each.at(place, width(place))(x_TF, torch.arange(6))
-        changed_T = (x_TF != vectors(place)).any(dim=1)
+        said = act(each, place, vectors(place))
+        changed_T = (said.after != said.before).any(dim=1)
         if entry.kind is GuardKind.DETECTOR:
             assert not bool(changed_T.any())
         else:
             assert bool(changed_T.any())
-            assert torch.equal(changed_T, said_TC.sum(dim=1) > 0), "its health says where it acted"
+            assert torch.equal(changed_T, (said.columns_TC != 0).any(dim=1)), "its health says where it acted"
+
+
+@each_entry
+def test_an_intervention_leaves_the_tokens_for_which_it_is_off(entry: Entry) -> None:
+    each, on_T = bound(entry), torch.tensor([True, False, True, False, False, True])
+    for place in places(each) if entry.kind is GuardKind.INTERVENTION else ():
+        everywhere, some = act(each, place, vectors(place)), act(each, place, vectors(place), on_T=on_T)
+        assert torch.equal(some.after, torch.where(on_T[:, None], everywhere.after, everywhere.before))
+        assert torch.equal(some.columns_TC, torch.where(on_T[:, None], everywhere.columns_TC, 0))
+        bad_TF = vectors(place)
+        bad_TF[1] = torch.nan
+        assert not bool(torch.isfinite(act(each, place, bad_TF, on_T=on_T).columns_TC[1]).any()), "read all the same"
 
 
 @each_entry
@@ -154,19 +187,23 @@ def test_ranks_together_say_and_do_what_one_does(entry: Entry, ranks: int) -> No
     for place in places(whole):
         x_TF, columns = vectors(place), [whole.columns[i] for i in columns_at(whole.columns, place)]
         slices = [x_TF[:, shard.columns(width(place))].clone() for shard in shards]
-        wanted_TC = whole.at(place, width(place))(x_TF, torch.arange(6))
-        said_NTC = torch.stack(
-            [
-                bound(entry, shard).at(place, width(place))(slice_TF, torch.arange(6))
-                for shard, slice_TF in zip(shards, slices, strict=True)
-            ]
-        )
+        wanted = act(whole, place, x_TF)
+        wanted_TC = wanted.columns_TC
+        said = [
+            act(bound(entry, shard), place, slice_TF, whole=width(place))
+            for shard, slice_TF in zip(shards, slices, strict=True)
+        ]
+        said_NTC = torch.stack([each.columns_TC for each in said])
         for c, column in enumerate(columns):
             assert column.over_ranks in (OverRanks.MAX, OverRanks.SUM), "these sites are split"
             joined_NT = said_NTC[:, :, c]
             joined_T = joined_NT.amax(dim=0) if column.over_ranks is OverRanks.MAX else joined_NT.sum(dim=0)
             torch.testing.assert_close(joined_T, wanted_TC[:, c], rtol=1e-5, atol=1e-5)
-        assert torch.equal(torch.cat(slices, dim=1), x_TF)
+        if SITES[place.site].end is End.BOTH:
+            added = sum(each.after - each.before for each in said)
+            torch.testing.assert_close(added, wanted.after - wanted.before, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(torch.cat(slices, dim=1), x_TF)
 
 
 def test_bound_guards_describe_their_parts(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.guard import CubeGuard
 from guards.methods.registry import (
     CUBE,
+    LUNAR,
     NEURON_ADJUST,
     SELECTIVE_PRUNING,
     SPANS,
@@ -192,4 +193,5 @@ class TestArtifact:
             CUBE: GuardKind.DETECTOR,
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
+            LUNAR: GuardKind.INTERVENTION,
         }

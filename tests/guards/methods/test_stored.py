@@ -129,7 +129,9 @@ def test_the_whole_range_of_seeds_is_usable(tmp_path: Path, seed: int) -> None:
     parameters |= {"seed": seed, "draw": "random"}
     artifact = read_artifact(write_raw(tmp_path / "a", "neuron-adjust", parameters, tensors))
     adjusting = NEURON_ADJUST.bind(load_guard(artifact), torch.device("cpu"), WHOLE)
-    adjusting.at(Place(0, Site.PRE_ACTIVATION), D_FF)(torch.zeros(2, D_FF), torch.arange(2))
+    adjusting.at(Place(0, Site.PRE_ACTIVATION), D_FF)(
+        torch.zeros(2, D_FF), torch.arange(2), torch.ones(2, dtype=torch.bool)
+    )
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def gathered(x: Tensor) -> list[Tensor]:
     return found
 
 
+def all_reduce(x: Tensor) -> Tensor:
+    """The sum of what every rank brings."""
+    return torch.stack(gathered(x)).sum(dim=0)
+
+
 def on_ranks(patch: pytest.MonkeyPatch, works: Sequence[Callable[[], T]]) -> list[T]:
     """Each work on a rank of its own, all at once."""
     barrier, brought = threading.Barrier(len(works)), [None] * len(works)
@@ -66,6 +71,7 @@ def on_ranks(patch: pytest.MonkeyPatch, works: Sequence[Callable[[], T]]) -> lis
 
     distributed: Any = ModuleType("vllm.distributed")
     distributed.tensor_model_parallel_all_gather = all_gather
+    distributed.tensor_model_parallel_all_reduce = all_reduce
     with patch.context() as patched, ThreadPoolExecutor(len(works)) as threads:
         patched.setitem(sys.modules, "vllm.distributed", distributed)
         return list(threads.map(of_rank, range(len(works))))
@@ -74,16 +80,19 @@ def on_ranks(patch: pytest.MonkeyPatch, works: Sequence[Callable[[], T]]) -> lis
 class ParallelLinear(nn.Linear):
     """A rank's slice of a layer that knows its whole size, and gives (output, bias).
 
-    Where the slice is one of its inputs, what ranks give is added up.
+    Where the slice is one of its inputs, what ranks give is added up, unless `reduce_results` says no.
     """
+
+    reduce_results = True
 
     def __init__(self, inputs: int, outputs: int, *, of: tuple[int, int] | None = None) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.input_size, self.output_size = of or (inputs, outputs)
+        self.tp_size = self.input_size // inputs
 
     def forward(self, x: Tensor) -> Any:
         output = super().forward(x)
-        return torch.stack(gathered(output)).sum(dim=0) if self.in_features < self.input_size else output, None
+        return all_reduce(output) if self.reduce_results and self.tp_size > 1 else output, None
 
 
 class PPMissingLayer(nn.Identity):

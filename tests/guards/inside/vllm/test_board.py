@@ -1,6 +1,7 @@
 """Rows that ride with their tokens: cells are written inside the blocks, rows taken off those that are sampled."""
 
 import copy
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -58,6 +59,7 @@ def board_on(
     shard: Shard = WHOLE,
     dtype: torch.dtype = torch.float32,
     found: Sequences | None = SEQUENCES,
+    off: Sequence[tuple[int, Collection[str]]] = (),
     /,
     **guards: Guard,
 ) -> Board:
@@ -67,7 +69,7 @@ def board_on(
         chosen,
         shard=shard,
         find_sequences=lambda _: found,
-        find_off=lambda: (),
+        find_off=lambda: off,
         turns=TurnFinder([], torch.device("cpu")),
         tokens=8,
         dtype=dtype,

@@ -153,7 +153,7 @@ class TestPruner:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_zeroes_in_place_and_counts_what_was_not_zero(self, dtype: torch.dtype) -> None:
         x_TF = torch.tensor([[1.0, 2, 3, 4], [0, 2, 0, 4], [0, 2, -0.5, 4]]).to(dtype)
-        moved_T1 = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3))
+        moved_T1 = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3), torch.ones(3, dtype=torch.bool))
         assert x_TF.tolist() == [[0, 2, 0, 4]] * 3
         assert moved_T1.dtype is torch.float32
         assert moved_T1.tolist() == [[2], [0], [1]]
@@ -162,13 +162,15 @@ class TestPruner:
     def test_a_value_that_is_not_finite_is_not_hidden_by_its_zero(self, bad: float) -> None:
         x_TF = torch.ones(3, 4)
         x_TF[1, 2] = bad
-        moved_T1 = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3))
+        moved_T1 = Pruner(torch.tensor([0, 2]))(x_TF, torch.arange(3), torch.ones(3, dtype=torch.bool))
         assert moved_T1.isnan().tolist() == [[False], [True], [False]]
         assert bool(torch.isfinite(x_TF).all())
 
     def test_a_rank_without_a_pruned_neuron_counts_none(self) -> None:
         x_TF = torch.ones(3, 4)
-        assert Pruner(torch.zeros(0, dtype=torch.int64))(x_TF, torch.arange(3)).tolist() == [[0], [0], [0]]
+        assert Pruner(torch.zeros(0, dtype=torch.int64))(
+            x_TF, torch.arange(3), torch.ones(3, dtype=torch.bool)
+        ).tolist() == [[0], [0], [0]]
         assert torch.equal(x_TF, torch.ones(3, 4))
 
     @pytest.mark.parametrize("ranks", [2, 4])
@@ -176,9 +178,13 @@ class TestPruner:
     def test_ranks_together_do_what_one_does(self, layer: int, site: Site, width: int, ranks: int) -> None:
         x_TF, place, cpu = torch.randn(6, width), Place(layer, site), torch.device("cpu")
         slices = [part.clone() for part in x_TF.chunk(ranks, dim=1)]
-        whole_T1 = BoundPruning(pruned(), cpu, WHOLE).at(place, width)(x_TF, torch.arange(6))
+        whole_T1 = BoundPruning(pruned(), cpu, WHOLE).at(place, width)(
+            x_TF, torch.arange(6), torch.ones(6, dtype=torch.bool)
+        )
         moved = [
-            BoundPruning(pruned(), cpu, Shard(rank, ranks)).at(place, width)(slices[rank], torch.arange(6))
+            BoundPruning(pruned(), cpu, Shard(rank, ranks)).at(place, width)(
+                slices[rank], torch.arange(6), torch.ones(6, dtype=torch.bool)
+            )
             for rank in range(ranks)
         ]
         assert torch.equal(torch.cat(slices, dim=1), x_TF)
