@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from guards.calibration.entry import Entry
 from guards.core.drift import DELTA_DRIFT
 from guards.core.verdict import GuardKind
-from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, ProbeOptions, RmuOptions, TrainingOptions
+from guards.methods.rmu.options import (
+    AdaptiveOptions,
+    CosineOptions,
+    ProbeOptions,
+    RmuOptions,
+    TrainingOptions,
+    VariantName,
+)
 
 _ABOUT: Mapping[type[TrainingOptions], str] = {
     AdaptiveOptions: "forget states are sent to a random direction, at a multiple of their own length",
@@ -14,8 +21,8 @@ _ABOUT: Mapping[type[TrainingOptions], str] = {
     ProbeOptions: "logistic probes of nine layers are fitted, and what they read of the last token is trained away",
 }
 
-RMU = tuple(
-    Entry(
+VARIANTS: Mapping[VariantName, Entry] = {
+    options.variant: Entry(
         name="rmu",
         variant=options.variant,
         kind=GuardKind.INTERVENTION,
@@ -26,5 +33,5 @@ RMU = tuple(
         about=about,
     )
     for options, about in _ABOUT.items()
-)
-VARIANTS = {entry.variant: entry for entry in RMU}
+}
+RMU = tuple(VARIANTS.values())
