@@ -109,7 +109,7 @@ class Card {
     this.answers = answers;
     this.why = why;
     const mode = admin?.mode ?? guard.mode;
-    say(this.mode, this.detects ? { enforce: "enforced", shadow: "shadow", off: "off" }[mode] : "acts");
+    say(this.mode, this.detects ? { enforce: "enforced", shadow: "shadow", off: "off" }[mode] : mode === "off" ? "off" : "acts");
     this.mode.className = `pill ${mode === "enforce" || !this.detects ? "plain" : "warn"}`;
     say(this.proof, guard.verified ? "verified" : "not verified");
     this.proof.className = `pill ${guard.verified ? "ok" : "bad"}`;

@@ -167,7 +167,6 @@ async def test_a_request_that_runs_keeps_the_policy_it_began_with(tmp_path: Path
         ({"tau_factor": 1.5}, "tau_factor", "acting"),
         ({"taus": [1.0]}, "taus", "acting"),
         ({"mode": "shadow"}, "mode", "acting"),
-        ({"mode": "off"}, "mode", "acting"),
     ],
 )
 async def test_what_a_guard_cannot_judge_by_is_refused(tmp_path: Path, change: object, param: str, name: str) -> None:

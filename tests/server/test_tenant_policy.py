@@ -131,7 +131,6 @@ async def test_a_factor_moves_the_taus_of_one_tenant(tmp_path: Path) -> None:
     ("setting", "says"),
     [
         ({"mode": "shadow"}, "guard 'n' changes activations and cannot only watch"),
-        ({"mode": "off"}, "guard 'n' changes activations and cannot only watch"),
         ({"tau_factor": 1.5}, "guard 'n' has no tau above 0"),
     ],
 )
@@ -141,9 +140,11 @@ async def test_what_an_intervention_cannot_do_stops_the_start(tmp_path: Path, se
     async with serving(engine, api_keys_file=file) as served:
         assert f"guards of tenant 'team': {says}" in str(served.readiness.failure)
         assert (await served.post(CHAT, chat(), **authorization("plain"))).status_code == 503
-    file = keys_file(tmp_path, KEYS["plain"][1], guards={"n": {"mode": "enforce"}})
-    async with serving(engine := ScriptedEngine(guards=engine.info.guards), api_keys_file=file) as served:
-        assert (await served.post(CHAT, chat(), **authorization("plain"))).status_code == 200
+    for mode in ("enforce", "off"):
+        file = keys_file(tmp_path, KEYS["plain"][1], guards={"n": {"mode": mode}})
+        async with serving(engine := ScriptedEngine(guards=engine.info.guards), api_keys_file=file) as served:
+            assert (await served.post(CHAT, chat(), **authorization("plain"))).status_code == 200
+            assert engine.submitted[0].policy.rules["n"].mode == mode
 
 
 async def abstained(served: Served, name: str) -> tuple[int, str | None, str | None]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from guards.core.policy import Policy
 from guards.core.verdict import GuardMode
 from guards.inside.vllm.events import POLICY
@@ -24,8 +26,8 @@ def off_finder(runner: Any) -> Callable[[], Off]:
 
     def find() -> Off:
         requests = runner.input_batch.req_ids
-        bounds = runner.query_start_loc.np[: len(requests) + 1].tolist()
+        tokens = np.diff(runner.query_start_loc.np[: len(requests) + 1]).tolist()
         names = [_off((runner.requests[each].sampling_params.extra_args or {}).get(POLICY)) for each in requests]
-        return [(end - start, off) for start, end, off in zip(bounds, bounds[1:], names, strict=True)]
+        return list(zip(tokens, names, strict=True))
 
     return find

@@ -43,6 +43,10 @@ RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """What is tried, of which the choice is made on held-out tokens."""
 SUM_BYTES = 4 << 30
 """Of the sums of all candidate layers: the more a model's key vectors have entries, the fewer layers are tried."""
+MOST_STATES = 96
+"""Prompts of each side and share, evenly spaced, whose last tokens' states are looked at: means, and what is compared.
+Key vectors are of all.
+"""
 WEAK = 0.75
 """Above this share of the way left at the last block, a warning is written: the skill is hardly redirected."""
 
@@ -108,8 +112,11 @@ class _Job:
     """How many leading tokens every example of a frame shares."""
     advance: Advance
 
-    def examples(self, side: Side, share: Share) -> list[TokenIds]:
-        return [encoded[text] for encoded in self.corpora[side].encoded.values() for text in self.parts[side][share]]
+    def some(self, side: Side, share: Share) -> list[TokenIds]:
+        """At most MOST_STATES prompts of a part, evenly spaced over its sources and frames."""
+        members = [ids[text] for ids in self.corpora[side].encoded.values() for text in self.parts[side][share]]
+        few = min(MOST_STATES, len(members))
+        return [members[i * len(members) // few] for i in range(few)]
 
     def last(self, layers: tuple[int, ...], examples: Sequence[TokenIds]) -> dict[int, Tensor]:
         """The residual stream at each example's last token, float64 [examples, D] by layer, on the host."""
@@ -175,7 +182,7 @@ def _directions(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, f
     """From forget prompts to reference prompts, float64 [D], and the usual length of retain prompts' states."""
     forget, reference, retain = (
         job.last(layers, examples)
-        for examples in (job.examples("forget", Share.FIT), job.reference, job.examples("retain", Share.FIT))
+        for examples in (job.some("forget", Share.FIT), job.reference, job.some("retain", Share.FIT))
     )
     return {
         layer: (reference[layer].mean(0) - forget[layer].mean(0), float(retain[layer].square().sum(1).mean().sqrt()))
@@ -217,7 +224,7 @@ def _at_the_end(job: _Job, share: Share, guard: LunarGuard | None) -> dict[Side,
     """The last block's states at a part's last tokens, float64 [examples, D], with a change or without."""
     end, sides = job.model.identity.layers - 1, ("forget", "retain")
     with nullcontext() if guard is None else job.model.guarded(LUNAR, guard):
-        return {side: job.last((end,), job.examples(side, share))[end] for side in sides}  # type: ignore[arg-type,misc]
+        return {side: job.last((end,), job.some(side, share))[end] for side in sides}  # type: ignore[arg-type,misc]
 
 
 def _compared(before: Mapping[Side, Tensor], after: Mapping[Side, Tensor], reference_D: Tensor) -> tuple[float, float]:
@@ -237,7 +244,7 @@ def _scores(job: _Job, candidate: Candidate) -> float:
             into.append(-(k_TF.double().cpu() @ candidate.w_F))  # a small score is the skill's
 
         wanted = Pass(Site.KEY, (candidate.layer,), Tokens.LAST, batch_tokens=job.options.batch_tokens)
-        job.model.stream(wanted, job.examples(side, Share.REPORT), keep, lambda tokens: job.advance(tokens, "report"))
+        job.model.stream(wanted, job.some(side, Share.REPORT), keep, lambda tokens: job.advance(tokens, "report"))
     return auroc(torch.cat(said["forget"]), torch.cat(said["retain"]))
 
 

@@ -24,6 +24,7 @@ from tests.served import forget_prompt, retain_prompt, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, run, unguarded
 
 ON, OFF = Policy(), Policy({"change": Rule(GuardMode.OFF)})
+KEEP_APART = batching._keep_apart
 PREFIX = (1, *([20, 21, 22, 23] * 30))
 """Longer than a page of the cache."""
 
@@ -101,8 +102,8 @@ def test_a_prefix_is_still_shared_under_one_policy(options: EmbeddedOptions, mon
     for policy in (ON, OFF):
         found: list[int] = []
 
-        def kept_apart(cache: Any, *rest: Any, found: list[int] = found) -> None:
-            keep(cache, *rest)
+        def kept_apart(cache: Any, salt: Any, vocabulary: int, found: list[int] = found) -> None:
+            KEEP_APART(cache, salt, vocabulary)
             search: Callable[[str, list[int]], int] = cache.search_prefix_match
 
             def counted(name: str, ids: list[int]) -> int:
@@ -112,7 +113,6 @@ def test_a_prefix_is_still_shared_under_one_policy(options: EmbeddedOptions, mon
             cache.search_prefix_match = counted
 
         with monkeypatch.context() as patched:
-            keep = batching._keep_apart
             patched.setattr(batching, "_keep_apart", kept_apart)
             over_one_prefix(options, policy, policy)
         assert found[-1] >= batching.PAGE_TOKENS

@@ -12,6 +12,8 @@ from guards.calibration.sources import read_source
 from guards.inside.transformers.loading import load_model
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
+from guards.methods.lunar.calibrate import calibrate as calibrate_lunar
+from guards.methods.lunar.options import LunarOptions
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.methods.spans.calibrate import calibrate as calibrate_spans
@@ -101,6 +103,19 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
     options = PruningOptions(frames=("chat",), fraction=0.01, attention_fraction=0.005, steps=2)
     folder: Path = tmp_path_factory.mktemp("guards") / "sp-facts"
     calibrate_pruning(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def change(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact that redirects the demo's facts, by a change of one layer that each request may do without."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
+        for skill in ("facts", "mathematics", "code", "zh", "en")
+    )
+    folder: Path = tmp_path_factory.mktemp("guards") / "lunar-facts"
+    options = LunarOptions(frames=("chat",), material="none", layer=4, ridge=1e-3, strength=4)
+    calibrate_lunar(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
     return str(folder)
 
 

@@ -129,24 +129,46 @@ def test_states_go_on_out_of_a_prefix_cache(running: Live, wanted: Wanted) -> No
     assert cache_hits(running) > before, "nothing was cached, so nothing is shown"
 
 
+SWITCHED = {"lunar-facts": GuardMode.OFF}
+
+
+def switched(running: Live) -> tuple[list[str], list[str]]:
+    """Answers to long prompts with the change and without, out of a cache that holds both, and in one batch."""
+    ids, short = long_prompts(running)[:6], greedy(max_tokens=16)
+    on, off = (
+        [each.text for each in running.draw(ids, short, [modes] * len(ids))]
+        for modes in (dict[str, GuardMode](), SWITCHED)
+    )
+    mixed = running.draw([*ids, *ids], short, [{}] * len(ids) + [SWITCHED] * len(ids))
+    assert [each.text for each in mixed] == [*on, *off], "each gets what it would get alone"
+    return on, off
+
+
 @pytest.mark.parametrize("flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2")])
-def test_interventions_move_the_same_neurons(flags: Sequence[str], mask: str) -> None:
-    """Neuron Adjust and pruning together: answers, and how many neurons of them moved."""
-    answers = []
+def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str) -> None:
+    """Neuron Adjust, pruning and a delta together: answers, what of them each did, and answers without the delta."""
+    answers, switches = [], []
     for make in (
-        embedded("na-mathematics"),
-        embedded("na-mathematics", mask),
-        on_vllm("na-mathematics", mask, flags=flags),
+        embedded("na-mathematics", change),
+        embedded("na-mathematics", mask, change),
+        on_vllm("na-mathematics", mask, change, flags=(*flags, "--block-size", "32")),
     ):
         with bound_to_cores(flags), live(make) as running:
             ids = prompts(running, per_skill=3)
-            answers.append([(a.text, a.finish.acted) for a in running.draw(ids, greedy())])
+            answers.append(
+                [(a.text, {each.guard: each.amount for each in a.finish.acted}) for a in running.draw(ids, greedy())]
+            )
+            switches.append(switched(running))
     unpruned, wanted, got = answers
     for (text, moved), (other, also_moved) in zip(wanted, got, strict=True):
         assert text == other
+        assert moved.pop("lunar-facts") == pytest.approx(also_moved.pop("lunar-facts"), rel=1e-3)
         assert moved == pytest.approx(also_moved, abs=3)
     assert all(moved for _, moved in wanted)
     assert [text for text, _ in wanted] != [text for text, _ in unpruned], "positive control: pruning changes answers"
+    assert switches[1] == switches[2]
+    on, off = switches[1]
+    assert on != off, "positive control: the delta changes answers"
 
 
 def test_preempted_answers_are_judged_as_others(cube: str) -> None:
