@@ -96,7 +96,7 @@ class TestInstalled:
         monkeypatch.setattr(tests.toys, "VARIANT", replace(PROBE, name="ksd", variant="a-probe"), raising=False)
         with installed(tmp_path / "site", monkeypatch, "tests.toys:VARIANT"):
             assert list(variants("ksd")) == ["spans", "paper", "a-probe"]
-            assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
+            assert names() == ["ksd", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
             parameters, tensors = CUBE.dump(cubes())
             del parameters["variant"]
             assert method_of(read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))) is CUBE
@@ -198,4 +198,5 @@ class TestArtifact:
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
             LUNAR: GuardKind.INTERVENTION,
+            **dict.fromkeys(RMU, GuardKind.INTERVENTION),
         }
