@@ -15,7 +15,11 @@ _SECONDS = 30
 _MODES = {
     "enable": ("enforce", "let a guard abstain", "Has a guard's hits withhold answers."),
     "shadow": ("shadow", "have a guard only watch", "Has a guard's hits counted and logged, and no more."),
-    "disable": ("off", "have a guard's hits count for nothing", "Has a guard's hits count for nothing."),
+    "disable": (
+        "off",
+        "have a guard's hits count for nothing",
+        "Has a guard's hits count for nothing; an intervention does not act.",
+    ),
 }
 
 

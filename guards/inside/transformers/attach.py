@@ -113,6 +113,8 @@ class Attachment:
     def _switched(self, tokens: int) -> Mapping[str, Tensor]:
         """Where each intervention acts, bool [T]; forgets what was said. Raises GuardReadingError."""
         off, self._off = self._off, ()
+        if not self.columns.health:
+            return {}
         everywhere_T = torch.ones(tokens, dtype=torch.bool, device=self.books.device)
         on_T = dict.fromkeys(self.columns.health, everywhere_T)
         if any(names for _, names in off):

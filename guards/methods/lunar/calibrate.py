@@ -8,7 +8,7 @@ block says what is wanted at the threshold part's last tokens: forget prompts ne
 prompts where they were (`Candidate.deviation`). Nothing was chosen on the report part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -110,7 +110,19 @@ class _Job:
     reference: Sequence[TokenIds]
     lead: Mapping[str, int]
     """How many leading tokens every example of a frame shares."""
-    advance: Advance
+    advance: Advance = lambda *_: None
+
+    def tokens(self, candidates: int) -> int:
+        """What all passes run over: key vectors of two parts, and states of some prompts without and with a change."""
+        sides: tuple[Side, ...] = ("forget", "retain")
+        keys = [
+            sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
+            for side in sides
+            for share in (Share.FIT, Share.THRESHOLD)
+        ]
+        states = {share: _count(each for side in sides for each in self.some(side, share)) for share in Share}
+        times = {Share.FIT: 1, Share.THRESHOLD: 1 + candidates, Share.REPORT: 3}
+        return sum(keys) + sum(times[share] * count for share, count in states.items()) + 2 * _count(self.reference)
 
     def some(self, side: Side, share: Share) -> list[TokenIds]:
         """At most MOST_STATES prompts of a part, evenly spaced over its sources and frames."""
@@ -140,9 +152,11 @@ class _Job:
             self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "keys"))
 
 
-def _prepared(
-    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: LunarOptions, advance: Advance
-) -> _Job:
+def _count(examples: Iterable[TokenIds]) -> int:
+    return sum(map(len, examples))
+
+
+def _prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: LunarOptions) -> _Job:
     frames = resolve_frames(options.frames, model.codec)
     retained = [*retain, *read_material(options.material).sources]
     corpora = encode_corpora(forget, retained, frames, model.codec, model.max_tokens)
@@ -161,7 +175,6 @@ def _prepared(
         {"forget": corpora[0].deal(FORGET_DEAL, options.seed), "retain": corpora[1].deal(FORGET_DEAL, options.seed)},
         [dated.encode_frame(frame, text) for frame in frames for text in texts],
         {frame: frame_tokens(examples)[0] for frame, examples in encoded},
-        advance,
     )
 
 
@@ -258,9 +271,10 @@ def calibrate(
     """
     clock = Clock()
     layers = _layers(model, options)
-    with progress_bar(0, options.progress) as advance:
-        job = _prepared(model, forget, retain, options, advance)
-        clock.step("encode")
+    job = _prepared(model, forget, retain, options)
+    clock.step("encode")
+    with progress_bar(job.tokens(len(layers)), options.progress) as advance:
+        job = replace(job, advance=advance)
         directions, solved = _directions(job, layers), _solved(job, layers)
         clock.step("fit")
         end = model.identity.layers - 1
