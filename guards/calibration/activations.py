@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from guards.contract.method import Method
 from guards.core.verdict import Reading
 from guards.model.encoding import TextCodec
 from guards.model.sites import Place, Site
-
-if TYPE_CHECKING:
-    from guards.calibration.tuning import Tuned
 
 TokenIds = tuple[int, ...]
 
@@ -130,12 +127,6 @@ class Activations(Protocol):
         """The model's own answers, greedily, of at most so many tokens, without the token that ends one.
 
         `advance` is told the tokens that are done, prompts' and answers' as if each had all of its own.
-        """
-        ...
-
-    def tuned(self, layers: Sequence[int]) -> AbstractContextManager["Tuned"]:
-        """Puts a movable delta on the key vectors' projection of some layers. Raises UnsupportedModelError where a
-        layer has none, CalibrationError where the engine cannot train.
         """
         ...
 

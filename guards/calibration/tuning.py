@@ -5,7 +5,8 @@ the frozen one: no second copy is needed.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -47,4 +48,17 @@ class Tuned(Protocol):
 
     def open(self, layers: Sequence[int], examples: Sequence[Example]) -> Opened:
         """One batch of examples, of which these layers are looked at."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A model that can be trained. Of `guards.calibration.activations.Activations` transformers' own is one; vLLM keeps
+    nothing that a gradient could go back through.
+    """
+
+    def tuned(self, layers: Sequence[int]) -> AbstractContextManager[Tuned]:
+        """Puts a movable delta on the key vectors' projection of some layers. Raises UnsupportedModelError where a
+        layer has none.
+        """
         ...

@@ -109,12 +109,12 @@ class Branch(nn.Module):
     def forward(self, y_TD: Tensor, _: Tensor, on_T: Tensor, k_TF: Tensor) -> Tensor:
         """Adds to y in place where `on_T` says so; returns how far that pushed it, float32 [T, 1].
 
-        Signed, 0 where it did nothing, and NaN where an output is not finite.
+        Signed, 0 where it did nothing, and NaN where an output, or what k goes to, is not finite, acted on or not.
         """
-        through_TS = k_TF @ self.into_SF.to(k_TF.dtype).T
-        through_TS = torch.where(on_T[:, None], through_TS, 0)
+        taken_TS = k_TF @ self.into_SF.to(k_TF.dtype).T
+        through_TS = torch.where(on_T[:, None], taken_TS, 0)
         y_TD.add_(through_TS[:, :-1] @ self.b_DR.to(k_TF.dtype).T)
-        finite_T1 = torch.isfinite(y_TD).all(dim=-1, keepdim=True)
+        finite_T1 = torch.isfinite(y_TD).all(dim=-1, keepdim=True) & torch.isfinite(taken_TS).all(dim=-1, keepdim=True)
         return torch.where(finite_T1, through_TS[:, -1:].float(), torch.nan)
 
 

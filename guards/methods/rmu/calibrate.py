@@ -14,7 +14,7 @@ from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import require_site
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
-from guards.calibration.tuning import Example, Tuned
+from guards.calibration.tuning import Example, Trainable, Tuned
 from guards.errors import CalibrationError
 from guards.methods.delta import Factors
 from guards.methods.rmu.checkpoint import binding, keep, kept
@@ -187,6 +187,10 @@ def calibrate(
     model whose trained layers lack a projection.
     """
     clock = Clock()
+    if not isinstance(model, Trainable):
+        raise CalibrationError(
+            "got an engine that runs models and trains none, wanted --engine transformers; vLLM serves what that makes"
+        )
     layers = trained_layers(options, model.identity.layers)
     require_site(model, Site.OUTPUT, layers)
     frames = resolve_frames(options.frames, model.codec)

@@ -46,8 +46,7 @@ class Objective(Protocol):
 
 def random_unit(width: int, seed: int) -> Tensor:
     """A direction that no other is likelier than, float32 [D]."""
-    draw_D = torch.randn(width, generator=seeded("unit", seed))
-    return draw_D / draw_D.norm()
+    return functional.normalize(torch.randn(width, generator=seeded("unit", seed)), dim=0)
 
 
 def away(after_TD: Tensor, before_TD: Tensor) -> Tensor:

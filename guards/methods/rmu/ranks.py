@@ -110,7 +110,8 @@ def effects(
     for index, rank in enumerate(tried):
         energies = [1.0 if rank is None else part.energy(rank) for part in parts.values()]
         gain = float(totals[0] - totals[index]) / gained if gained > 0 else 0.0
-        found.append(Effect(rank, sum(energies) / len(energies), *sums[index].tolist(), gain))
+        forget, retain = sums[index].tolist()
+        found.append(Effect(rank, sum(energies) / len(energies), forget, retain, gain))
     return found
 
 

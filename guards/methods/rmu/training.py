@@ -100,7 +100,7 @@ class Training:
         losses = []
         for loss, one, weight in zip(self._losses(), opened, (1.0, alpha), strict=True):
             value = loss(one.after(), one.before)
-            (weight * value).backward()
+            torch.autograd.backward(weight * value)
             losses.append(float(value.detach()))
         if not all(map(math.isfinite, losses)):
             raise CalibrationError(

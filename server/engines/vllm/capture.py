@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from vllm import SamplingParams
@@ -221,13 +221,6 @@ class VllmActivations:
 
         self._requests += len(prompts)
         return self._runner.run(answers())
-
-    def tuned(self, layers: Sequence[int]) -> NoReturn:
-        """vLLM keeps nothing that a gradient could go back through. Raises CalibrationError."""
-        raise CalibrationError(
-            f"got a training of layers {list(layers)} with --engine vllm, which trains nothing; wanted --engine "
-            "transformers: vLLM serves what that makes"
-        )
 
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:

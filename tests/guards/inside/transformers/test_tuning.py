@@ -88,7 +88,7 @@ def test_gradients_reach_the_deltas_alone_and_are_those_of_the_weights() -> None
     loaded = tiny_loaded()
     with loaded.tuned((0, 1)) as tuned:
         opened = tuned.open((2,), EXAMPLES)
-        opened.after()[2].square().mean().backward()
+        torch.autograd.backward(opened.after()[2].square().mean())
         assert all(parameter.grad is None for parameter in loaded.model.parameters())
         got = [delta.grad for delta in tuned.deltas.values()]
     whole = tiny_loaded()
@@ -98,7 +98,7 @@ def test_gradients_reach_the_deltas_alone_and_are_those_of_the_weights() -> None
     for ids, first in EXAMPLES:
         whole.model(input_ids=torch.tensor([ids]), use_cache=False)
         kept[-1] = kept[-1].reshape(len(ids), D_MODEL)[first:]
-    torch.cat(kept).square().mean().backward()
+    torch.autograd.backward(torch.cat(kept).square().mean())
     for gradient, each in zip(got, weights, strict=True):
         assert gradient is not None
         torch.testing.assert_close(gradient, each.grad, rtol=1e-3, atol=ATOL)

@@ -1,12 +1,14 @@
 """Calibrating the RMU family on a tiny model, from texts to an artifact that acts as the training did."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
+from guards.calibration.activations import Activations
 from guards.calibration.corpus import Share, encode_corpora, frame_tokens
 from guards.errors import CalibrationError, DataError, UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
@@ -199,6 +201,14 @@ def test_too_few_examples_are_refused(loaded: LoadedModel) -> None:
 def test_experts_have_nothing_to_train() -> None:
     with pytest.raises(UnsupportedModelError, match="mixture of experts"):
         calibrate(tiny_loaded("mixtral"), *sources(40), AdaptiveOptions(steps=1))
+
+
+def test_an_engine_that_cannot_train_is_refused() -> None:
+    class Running:
+        """What vLLM is to a calibration: it has no `tuned`."""
+
+    with pytest.raises(CalibrationError, match="wanted --engine transformers"):
+        calibrate(cast(Activations, Running()), *sources(40), AdaptiveOptions(steps=1))
 
 
 def test_a_sample_is_as_wide_as_the_model() -> None:

@@ -77,7 +77,7 @@ def test_a_training_is_adam_on_the_three_weights_themselves(loaded: LoadedModel)
         assert history[step].retain == pytest.approx(retain.item(), rel=1e-3, abs=1e-6)
         assert history[step].alpha == 3.0
         adam.zero_grad()
-        (forget + 3.0 * retain).backward()
+        torch.autograd.backward(forget + 3.0 * retain)
         adam.step()
     for layer, weight, start in zip(LAYERS, weights, started, strict=True):
         # Adam divides by a gradient's size, which makes much of the last digits of small ones.
