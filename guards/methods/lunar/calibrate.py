@@ -39,7 +39,7 @@ from guards.methods.lunar.guard import LunarGuard, RidgeSums, redirection
 from guards.methods.lunar.options import LunarOptions
 from guards.model.sites import Site
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried, of which the choice is made on held-out tokens."""
 SUM_BYTES = 4 << 30
 """Of the sums of all candidate layers: the more a model's key vectors have entries, the fewer layers are tried."""
