@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
 from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.rmu.entry import VARIANTS
+from guards.methods.rmu.guard import RmuGuard
+from guards.methods.rmu.options import VariantName
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
 from tests.models import D_FF, D_MODEL, LAYERS
@@ -118,6 +122,12 @@ def lunar(layer: int = 1) -> LunarGuard:
     return LunarGuard({layer: factors()}, reference="unanswerable", strength=2.0, ridge=1e-3)
 
 
+def rmu(variant: VariantName = "adaptive", *, rank: int = 2) -> RmuGuard:
+    """An intervention on the outputs of three layers, as it is calibrated."""
+    deltas = {layer: factors(rank, seed=layer, dtype=torch.bfloat16) for layer in range(LAYERS)}
+    return RmuGuard(variant, deltas)
+
+
 def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifest:
     """A manifest of a well-formed artifact; the tensor digest is filled in by the writer."""
     record: dict[str, Any] = {
@@ -139,6 +149,7 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
     LUNAR: lunar,
+    **{entry: partial(rmu, variant) for variant, entry in VARIANTS.items()},
 }
 """A guard of every entry of the registry."""
 

@@ -17,6 +17,7 @@ from guards.methods.registry import (
     CUBE,
     LUNAR,
     NEURON_ADJUST,
+    RMU,
     SELECTIVE_PRUNING,
     SPANS,
     load_guard,
@@ -31,7 +32,10 @@ from tests.toys import HALVING, PROBE
 from tests.toys.installed import installed
 from tests.toys.probe.guard import ProbeGuard
 
-KNOWN = "wanted one of ksd paper, ksd spans, neuron-adjust, selective-pruning"
+KNOWN = (
+    "wanted one of ksd paper, ksd spans, lunar, neuron-adjust, rmu adaptive, rmu cosine, rmu probe, rmu rmu, "
+    "selective-pruning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +47,8 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    assert list(methods().values()) == [SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
-    assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
+    assert list(methods().values()) == [SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, *RMU]
+    assert names() == ["ksd", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
 
 
 def test_there_is_a_sample_of_every_entry() -> None:
@@ -92,7 +96,7 @@ class TestInstalled:
         monkeypatch.setattr(tests.toys, "VARIANT", replace(PROBE, name="ksd", variant="a-probe"), raising=False)
         with installed(tmp_path / "site", monkeypatch, "tests.toys:VARIANT"):
             assert list(variants("ksd")) == ["spans", "paper", "a-probe"]
-            assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
+            assert names() == ["ksd", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
             parameters, tensors = CUBE.dump(cubes())
             del parameters["variant"]
             assert method_of(read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))) is CUBE
@@ -194,4 +198,5 @@ class TestArtifact:
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
             LUNAR: GuardKind.INTERVENTION,
+            **dict.fromkeys(RMU, GuardKind.INTERVENTION),
         }
