@@ -12,6 +12,7 @@ from guards.calibration.entry import Entry
 from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.entry import CUBE
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
+from guards.methods.probe.entry import PROBE
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
 from guards.methods.spans.entry import SPANS
 
@@ -23,6 +24,7 @@ __all__ = [
     "CUBE",
     "GROUP",
     "NEURON_ADJUST",
+    "PROBE",
     "SELECTIVE_PRUNING",
     "SPANS",
     "load_guard",
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING)
+_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]
