@@ -70,9 +70,11 @@ LAST_ALONE = (Judgement(TOKEN, 0.5),)
 """A probe of the last token."""
 
 
-def spans(*layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS, site: Site = Site.KEY) -> SpanGuard:
+def spans(
+    *layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS, site: Site = Site.KEY, d_attention: int = D_MODEL
+) -> SpanGuard:
     """A detector over spans at these layers, or at two, with random weights."""
-    terms, width = [], D_FF if site is Site.KEY else D_MODEL
+    terms, width = [], {Site.KEY: D_FF, Site.RESIDUAL: D_MODEL, Site.ATTENTION: d_attention}[site]
     for layer in layers or (1, LAYERS - 1):
         generator = torch.Generator().manual_seed(layer)
         terms.append(LayerWeights(layer, torch.randn(width, generator=generator), 0.1 * (layer + 1)))
