@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guards.calibration.curves import RATES, log_auroc, recall_at
 from benchmarks.detectors.plans import Plan
 from benchmarks.prompts.items import Format, Material, Role, role
+from guards.calibration.curves import RATES, log_auroc, recall_at
 from guards.calibration.statistics import auroc
 from guards.calibration.thresholds import rate_of
 

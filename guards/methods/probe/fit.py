@@ -155,11 +155,16 @@ class Probes:
         return RankedProbes(self.probes, measured)
 
 
+def third(layer: int, count: int) -> str:
+    """Of a model of `count` layers."""
+    return THIRDS[layer * len(THIRDS) // count]
+
+
 def measure(layer: int, count: int, forget_N: Tensor, retain_N: Tensor) -> Measured:
     """Of a probe's held-out values; log-AUROC from the lowest rate that so many others can show."""
     lowest = max(LOWEST, 1 / len(retain_N))
     area = log_auroc(forget_N, retain_N, lowest) if lowest < HIGHEST else None
-    return Measured(layer, THIRDS[layer * len(THIRDS) // count], area, auroc(forget_N, retain_N))
+    return Measured(layer, third(layer, count), area, auroc(forget_N, retain_N))
 
 
 def fit_probes(forget: Windows, retain: Windows, layers: Sequence[int], *, count: int, windows: WindowsOf) -> Probes:

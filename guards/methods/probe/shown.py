@@ -72,16 +72,27 @@ def probes_figure(
     areas.set_title(f"{skill}: probes on held-out windows", fontsize=10)
     areas.legend(fontsize=8)
     areas.grid(alpha=0.3)
-    image = alike.imshow(cosines(terms).tolist(), vmin=-1, vmax=1, cmap="RdBu_r")
-    names = [str(each.layer) for each in terms]
-    alike.set_xticks(range(len(names)), names, fontsize=7)
-    alike.set_yticks(range(len(names)), names, fontsize=7)
-    alike.set_title("cosine of layers' directions", fontsize=10)
-    figure.colorbar(image, ax=alike, fraction=0.046)
-    for each in terms:
-        unit_F = torch.nn.functional.normalize(each.weight_F, dim=0) * len(each.weight_F) ** 0.5
-        weights.hist(unit_F.tolist(), bins=BINS, histtype="step", density=True, label=str(each.layer))
-    weights.set_xlabel("weight over its root mean square")
-    weights.set_title("weights by layer", fontsize=10)
-    weights.legend(fontsize=6, ncols=2)
+    figure.colorbar(draw_cosines(alike, terms), ax=alike, fraction=0.046)
+    draw_weights(weights, terms)
     return png(figure)
+
+
+def draw_cosines(panel: Any, terms: Sequence[LayerWeights]) -> Any:
+    """How alike layers' directions are; what a bar of colours is made for."""
+    image = panel.imshow(cosines(terms).tolist(), vmin=-1, vmax=1, cmap="RdBu_r")
+    names = [str(each.layer) for each in terms]
+    panel.set_xticks(range(len(names)), names, fontsize=6)
+    panel.set_yticks(range(len(names)), names, fontsize=6)
+    panel.set_title("cosine of layers' directions", fontsize=10)
+    return image
+
+
+def draw_weights(panel: Any, terms: Sequence[LayerWeights]) -> None:
+    """How large the weights of each layer's direction are, over their root mean square."""
+    for each in terms:
+        scaled_F = each.weight_F / each.weight_F.square().mean().sqrt()
+        panel.hist(scaled_F.tolist(), bins=BINS, histtype="step", density=True, label=str(each.layer))
+    panel.set_yscale("log")
+    panel.set_xlabel("weight over its root mean square")
+    panel.set_title("weights by layer", fontsize=10)
+    panel.legend(fontsize=6, ncols=2)

@@ -1,0 +1,244 @@
+"""What probes of a real model separate, by layer, site and aggregation, and whether their directions differ by layer.
+
+    python -m benchmarks.probes --model DIR [--name NAME] [--forget N] [--retain N]
+
+Mathematics (GSM8K's training side) against every other file of `benchmarks.sources` that is not mathematics, in chats.
+Half of the texts of a file are fitted, the others are measured: a text's score is that of its last token, or of the
+window of it that looks most like the skill. Nothing is chosen on what is measured. Directions of one layer that were
+fitted on two halves of the texts say how alike directions are that differ by chance alone: only what is less alike
+than that differs by layer. Writes `results/probes.NAME.json` and `.png`.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.prompts.splits import data_folder
+from benchmarks.report import RESULTS, publish
+from benchmarks.sources import FILES, texts
+from guards.artifact.canaries import CANARY_DATE
+from guards.calibration.accumulated import turns_of
+from guards.calibration.activations import Pass, TokenIds, Tokens
+from guards.calibration.curves import HIGHEST, LOWEST, log_auroc
+from guards.calibration.drawing import new_figure, png
+from guards.calibration.statistics import auroc
+from guards.contract.turns import Turns
+from guards.inside.transformers.loading import LoadedModel, load_model
+from guards.methods.probe.fit import Probe, candidate_layers, fit_probe, third
+from guards.methods.probe.shown import cosines, draw_cosines, draw_weights
+from guards.methods.spans.guard import LayerWeights
+from guards.methods.spans.passes import WindowsOf, last_token, windows_of
+from guards.model.encoding import CHAT_FRAME
+from guards.model.sites import Site
+
+FORGET = "mathematics/gsm8k"
+AGGREGATIONS: Mapping[str, WindowsOf] = {"last": last_token, "spans": windows_of}
+RESAMPLES = 200
+FAR = 1 / 2
+"""Share of the model between two layers that count as far apart."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt. `half`: 0 and 1 are fitted, together or apart, and None is measured."""
+
+    ids: TokenIds
+    skill: bool
+    half: int | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of one aggregation: windows' vectors by layer [N, F], and the text of each, int64 [N]."""
+
+    x_NF: Mapping[int, Tensor]
+    text_N: Tensor
+
+
+def prompts(loaded: LoadedModel, forget: int, retain: int) -> list[Text]:
+    """So many of GSM8K and of each other file, every other one fitted."""
+    codec, found = loaded.codec.on_day(CANARY_DATE), []
+    others = [name for name in FILES if not name.startswith("mathematics/")]
+    for name, count in ((FORGET, forget), *((each, retain) for each in others)):
+        for index, text in enumerate(texts(data_folder(), FILES[name], count, seed=0)):
+            half = None if index % 2 else index // 2 % 2
+            found.append(Text(codec.encode_frame(CHAT_FRAME, text), name == FORGET, half))
+    return found
+
+
+def see(
+    loaded: LoadedModel, of: Sequence[Text], turns: Sequence[Turns], site: Site, layers: Sequence[int]
+) -> list[Seen]:
+    """What every aggregation fits, in one pass; windows are means of their tokens' vectors."""
+    found, numbers = [], []
+    for windows in AGGREGATIONS.values():
+        number_of: list[Tensor] = []
+        text_N: list[int] = []
+        for index, each in enumerate(turns):
+            window_T = windows(each, None)
+            number_of.append(torch.where(window_T >= 0, window_T + len(text_N), -1))
+            text_N += [index] * (int(window_T.max()) + 1)
+        width = loaded.width(site)
+        found.append(Seen({layer: torch.zeros(len(text_N), width) for layer in layers}, torch.tensor(text_N)))
+        numbers.append(number_of)
+
+    def consume(layer: int, x_TF: Tensor, example_T: Tensor) -> None:
+        order = torch.unique_consecutive(example_T).tolist()
+        for seen, number_of in zip(found, numbers, strict=True):
+            number_T = torch.cat([number_of[example] for example in order])
+            seen.x_NF[layer].index_add_(0, number_T[number_T >= 0], x_TF[number_T >= 0].float())
+
+    loaded.stream(Pass(site, tuple(layers), Tokens.ALL), [each.ids for each in of], consume)
+    for seen, number_of in zip(found, numbers, strict=True):
+        number_T = torch.cat(number_of)
+        size_N1 = torch.bincount(number_T[number_T >= 0])[:, None]
+        for x_NF in seen.x_NF.values():
+            x_NF /= size_N1
+    return found
+
+
+def fitted(seen: Seen, of: Sequence[Text], layer: int, halves: Sequence[int]) -> Probe | None:
+    """A probe of the texts of these halves, every one of a side counting the same."""
+    sides = []
+    for skill in (True, False):
+        member_E = torch.tensor([each.skill is skill and each.half in halves for each in of])
+        kept_N = member_E[seen.text_N]
+        text_N = seen.text_N[kept_N]
+        share_N = 1 / torch.bincount(text_N, minlength=len(of))[text_N].double()
+        sides.append((seen.x_NF[layer][kept_N], share_N / share_N.sum() / 2))
+    return fit_probe(layer, sides)
+
+
+def scores(seen: Seen, of: Sequence[Text], term: LayerWeights) -> tuple[Tensor, Tensor]:
+    """Of the measured texts of both sides, the skill's first: the smallest value of a text's windows, float32 [E]."""
+    value_N = seen.x_NF[term.layer] @ term.weight_F - term.offset
+    least_E = torch.full((len(of),), torch.inf).scatter_reduce_(0, seen.text_N, value_N, "amin")
+    sides = [torch.tensor([each.skill is skill and each.half is None for each in of]) for skill in (True, False)]
+    return least_E[sides[0]], least_E[sides[1]]
+
+
+def row(site: Site, aggregation: str, layer: int, count: int, forget_E: Tensor, retain_E: Tensor) -> dict[str, object]:
+    """One probe's figures, with a 95 % interval of its log-AUROC over resampled texts."""
+    lowest = max(LOWEST, 1 / len(retain_E))
+    draw = torch.Generator().manual_seed(layer)
+
+    def area(forget: Tensor, retain: Tensor) -> float:
+        found = log_auroc(forget, retain, lowest)
+        assert found is not None, "the lowest rate is what they show"
+        return found
+
+    def again(x_E: Tensor) -> Tensor:
+        return x_E[torch.randint(len(x_E), (len(x_E),), generator=draw)]
+
+    drawn = torch.tensor([area(again(forget_E), again(retain_E)) for _ in range(RESAMPLES)])
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return {
+        "site": site.value,
+        "aggregation": aggregation,
+        "layer": layer,
+        "third": third(layer, count),
+        "log_auroc": area(forget_E, retain_E),
+        "interval": [low, high],
+        "auroc": auroc(forget_E, retain_E),
+    }
+
+
+def alike(probes: Sequence[Probe], split: Sequence[tuple[Probe, Probe]], count: int) -> dict[str, object]:
+    """How alike directions are: of neighbours, of layers far apart, and of one layer fitted on two halves."""
+    terms = [each.term for each in probes]
+    cosine_LL = cosines(terms)
+    far = [
+        float(cosine_LL[i, j])
+        for i, one in enumerate(terms)
+        for j, other in enumerate(terms)
+        if other.layer - one.layer >= FAR * count
+    ]
+    return {
+        "layers": [each.layer for each in terms],
+        "matrix": [[round(each, 3) for each in line] for line in cosine_LL.tolist()],
+        "neighbours": float(cosine_LL.diagonal(1).mean()),
+        "far_apart": sum(far) / len(far),
+        "halves": sum(float(cosines([a.term, b.term])[0, 1]) for a, b in split) / len(split),
+        "kurtosis": [_kurtosis(each.weight_F) for each in terms],
+    }
+
+
+def _kurtosis(weight_F: Tensor) -> float:
+    """0 of a Gaussian, more where few weights are large."""
+    centred_F = (weight_F - weight_F.mean()).double()
+    return round(float(centred_F.pow(4).mean() / centred_F.square().mean().square()) - 3, 2)
+
+
+def picture(rows: Sequence[Mapping[str, object]], terms: Sequence[LayerWeights], name: str) -> bytes:
+    """log-AUROC by layer, and cosines and weights of the residual stream's directions."""
+    figure, (areas, matrix, weights) = new_figure(1, 3, 5.0, 4.2)
+    for site in dict.fromkeys(each["site"] for each in rows):
+        for aggregation, line in zip(AGGREGATIONS, ("--", "-"), strict=True):
+            own = [each for each in rows if (each["site"], each["aggregation"]) == (site, aggregation)]
+            places = [each["layer"] for each in own], [each["log_auroc"] for each in own]
+            areas.plot(*places, linestyle=line, marker=".", label=f"{site}, {aggregation}")
+    areas.set_xlabel("layer")
+    areas.set_title(f"{name}: held-out log-AUROC, GSM8K", fontsize=10)
+    areas.grid(alpha=0.3)
+    areas.legend(fontsize=7)
+    figure.colorbar(draw_cosines(matrix, terms), ax=matrix, fraction=0.046)
+    draw_weights(weights, terms[:: max(1, len(terms) // 6)])
+    return png(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a model")
+    parser.add_argument("--name", help="of the result (default: the folder's)")
+    parser.add_argument("--forget", type=int, default=80, help="texts of GSM8K (default %(default)s)")
+    parser.add_argument("--retain", type=int, default=16, help="texts of each other file (default %(default)s)")
+    args = parser.parse_args()
+    name, began = args.name or args.model.resolve().name, time.monotonic()
+    loaded = load_model(args.model, device="cpu")
+    count = loaded.identity.layers
+    of = prompts(loaded, args.forget, args.retain)
+    turns = [turns_of(each.ids, loaded.codec.openings) for each in of]
+    rows: list[dict[str, object]] = []
+    kept: dict[str, list[Probe]] = {each: [] for each in AGGREGATIONS}
+    split: dict[str, list[tuple[Probe, Probe]]] = {each: [] for each in AGGREGATIONS}
+    for site in (Site.RESIDUAL, Site.KEY, Site.ATTENTION):
+        layers = range(count) if site is Site.RESIDUAL else candidate_layers(count)
+        for aggregation, seen in zip(AGGREGATIONS, see(loaded, of, turns, site, layers), strict=True):
+            for layer in layers:
+                probe, *halves = (fitted(seen, of, layer, each) for each in ((0, 1), (0,), (1,)))
+                if probe is None:
+                    continue
+                rows.append(row(site, aggregation, layer, count, *scores(seen, of, probe.term)))
+                if site is Site.RESIDUAL:
+                    kept[aggregation].append(probe)
+                    if halves[0] is not None and halves[1] is not None:
+                        split[aggregation].append((halves[0], halves[1]))
+    figures = RESULTS / f"probes.{name}.png"
+    figures.write_bytes(picture(rows, [each.term for each in kept["last"]], name))
+    counts = [
+        {
+            "fitted": sum(each.skill is skill and each.half is not None for each in of),
+            "measured": sum(each.skill is skill and each.half is None for each in of),
+        }
+        for skill in (True, False)
+    ]
+    publish(
+        f"probes.{name}",
+        rows,
+        model=name,
+        forget_texts=counts[0],
+        retain_texts=counts[1],
+        rates=[max(LOWEST, 1 / counts[1]["measured"]), HIGHEST],
+        directions={each: alike(kept[each], split[each], count) for each in AGGREGATIONS},
+        seconds=round(time.monotonic() - began),
+        threads=torch.get_num_threads(),
+    )
+
+
+if __name__ == "__main__":
+    main()
