@@ -29,7 +29,7 @@ from guards.calibration.drawing import new_figure, png
 from guards.calibration.statistics import auroc
 from guards.contract.turns import Turns
 from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.probe.fit import Probe, candidate_layers, fit_probe, third
+from guards.methods.probe.fit import Probe, dispersed_layers, fit_probe, third
 from guards.methods.probe.shown import cosines, draw_cosines, draw_weights
 from guards.methods.spans.guard import LayerWeights
 from guards.methods.spans.passes import WindowsOf, last_token, windows_of
@@ -207,7 +207,7 @@ def main() -> None:
     kept: dict[str, list[Probe]] = {each: [] for each in AGGREGATIONS}
     split: dict[str, list[tuple[Probe, Probe]]] = {each: [] for each in AGGREGATIONS}
     for site in (Site.RESIDUAL, Site.KEY, Site.ATTENTION):
-        layers = range(count) if site is Site.RESIDUAL else candidate_layers(count)
+        layers = range(count) if site is Site.RESIDUAL else dispersed_layers(count)
         for aggregation, seen in zip(AGGREGATIONS, see(loaded, of, turns, site, layers), strict=True):
             for layer in layers:
                 probe, *halves = (fitted(seen, of, layer, each) for each in ((0, 1), (0,), (1,)))

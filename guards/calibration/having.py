@@ -1,4 +1,4 @@
-"""Whether a model has what a method reads: asked before anything is run."""
+"""Where a method may look, and whether the model has what it reads there: asked before anything is run."""
 
 from collections.abc import Iterable
 
@@ -10,6 +10,16 @@ _ELSEWHERE = (
     "Key Space Detection reads the residual stream instead with `site` residual, or names a layer that has the site "
     "with `layer`"
 )
+
+CANDIDATE_LAYERS = 6
+"""Layers that are looked at where none is given."""
+
+
+def candidate_layers(count: int) -> tuple[int, ...]:
+    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to four fifths."""
+    first, last = count // 5, min(4 * count // 5, count - 1)
+    wanted = min(CANDIDATE_LAYERS, last - first + 1)
+    return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
 def require_site(model: Activations, site: Site, layers: Iterable[int]) -> None:

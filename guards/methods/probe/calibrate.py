@@ -6,7 +6,7 @@ from functools import partial
 from guards.calibration.activations import Activations
 from guards.calibration.sources import Source
 from guards.methods.probe.entry import PROBE
-from guards.methods.probe.fit import candidate_layers, fit_probes, require_sklearn
+from guards.methods.probe.fit import dispersed_layers, fit_probes, require_sklearn
 from guards.methods.probe.options import ProbeOptions
 from guards.methods.spans.calibrate import SpanCalibration, calibrate_by, sites
 from guards.methods.spans.recipe import LAST_TOKEN, STRETCHES, Recipe
@@ -21,4 +21,4 @@ def calibrate(
     require_sklearn()
     tokens = LAST_TOKEN if options.aggregation == "last" else STRETCHES
     fit = partial(fit_probes, count=model.identity.layers, windows=tokens.windows)
-    return calibrate_by(Recipe(PROBE, tokens, candidate_layers, fit), model, forget, retain, options)
+    return calibrate_by(Recipe(PROBE, tokens, dispersed_layers, fit), model, forget, retain, options)

@@ -33,7 +33,7 @@ ITERATIONS = 500
 """Of scikit-learn's L-BFGS, at most."""
 
 
-def candidate_layers(count: int) -> tuple[int, ...]:
+def dispersed_layers(count: int) -> tuple[int, ...]:
     """Of a model of `count` layers: CANDIDATES, evenly spaced from the first to the last."""
     wanted = min(CANDIDATES, count)
     return tuple(round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted))

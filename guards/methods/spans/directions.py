@@ -5,22 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from guards.calibration.having import candidate_layers
 from guards.methods.spans.entry import SPANS
 from guards.methods.spans.guard import DirectionFitter, LayerWeights, Windows
 from guards.methods.spans.held import Held
 from guards.methods.spans.recipe import STRETCHES, Direction, Recipe
 
-CANDIDATE_LAYERS = 6
-"""Layers that are looked at where none is given: this many, evenly spaced from a fifth of the model to four fifths."""
 TOGETHER = (2, 3)
 """Neighbours among them over which a direction is tried."""
-
-
-def candidate_layers(count: int) -> tuple[int, ...]:
-    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to four fifths."""
-    first, last = count // 5, min(4 * count // 5, count - 1)
-    wanted = min(CANDIDATE_LAYERS, last - first + 1)
-    return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 
 def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ from guards.methods.probe.fit import (
     LayerWeights,
     Probe,
     Probes,
-    candidate_layers,
+    dispersed_layers,
     fit_probe,
     fit_probes,
     measure,
@@ -116,11 +116,11 @@ def test_a_layer_without_a_direction_is_left_out() -> None:
 
 @pytest.mark.parametrize(("count", "layers"), [(1, (0,)), (2, (0, 1)), (12, tuple(range(12)))])
 def test_layers_looked_at_are_of_the_whole_model(count: int, layers: tuple[int, ...]) -> None:
-    assert candidate_layers(count) == layers
+    assert dispersed_layers(count) == layers
 
 
 def test_layers_looked_at_are_dispersed() -> None:
-    layers = candidate_layers(30)
+    layers = dispersed_layers(30)
     assert (layers[0], layers[-1], len(layers)) == (0, 29, 12)
     assert [sum(layer * 3 // 30 == third for layer in layers) for third in range(3)] == [4, 4, 4]
 

@@ -9,6 +9,7 @@ import torch
 from guards.artifact.store import read_artifact
 from guards.calibration.activations import TokenIds
 from guards.calibration.corpus import Share
+from guards.calibration.having import candidate_layers
 from guards.calibration.sources import Source
 from guards.calibration.surroundings import Kind
 from guards.contract.spans import MessageMean, Rise
@@ -20,7 +21,7 @@ from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import SPANS, load_guard, method_of
 from guards.methods.spans.calibrate import SpanCalibration, calibrate
 from guards.methods.spans.choice import Accumulation, judgements, needed
-from guards.methods.spans.directions import RECIPE, candidate_layers, layer_sets
+from guards.methods.spans.directions import RECIPE, layer_sets
 from guards.methods.spans.guard import SpanGuard
 from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import kept_windows, windows_of
