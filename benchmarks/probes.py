@@ -2,11 +2,11 @@
 
     python -m benchmarks.probes --model DIR [--name NAME] [--forget N] [--retain N]
 
-Mathematics (GSM8K's training side) against every other file of `benchmarks.sources` that is not mathematics, in chats.
-Half of the texts of a file are fitted, the others are measured: a text's score is that of its last token, or of the
-window of it that looks most like the skill. Nothing is chosen on what is measured. Directions of one layer that were
-fitted on two halves of the texts say how alike directions are that differ by chance alone: only what is less alike
-than that differs by layer. Writes `results/probes.NAME.json` and `.png`.
+GSM8K against every file of `benchmarks.sources` that is not mathematics, in chats. Half of the texts of a file are
+fitted, the others are measured, and MMLU's mathematics, of which nothing is fitted. A text's score is that of its last
+token, or of the window of it that looks most like the skill. Nothing is chosen on what is measured. Directions of one
+layer that were fitted on two halves of the texts say how alike directions are that differ by chance alone: only what is
+less alike than that differs by layer. Writes `results/probes.NAME.json` and `.png`.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from guards.model.encoding import CHAT_FRAME
 from guards.model.sites import Site
 
 FORGET = "mathematics/gsm8k"
+UNSEEN = "mathematics/mmlu"
 AGGREGATIONS: Mapping[str, WindowsOf] = {"last": last_token, "spans": windows_of}
 RESAMPLES = 200
 FAR = 1 / 2
@@ -45,11 +46,16 @@ FAR = 1 / 2
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt. `half`: 0 and 1 are fitted, together or apart, and None is measured."""
+    """A prompt of a file. `half`: 0 and 1 are fitted, together or apart, and None is measured."""
 
     ids: TokenIds
-    skill: bool
+    file: str
     half: int | None
+
+    @property
+    def skill(self) -> bool:
+        """Whether it is mathematics."""
+        return self.file in (FORGET, UNSEEN)
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,13 @@ class Seen:
 
 
 def prompts(loaded: LoadedModel, forget: int, retain: int) -> list[Text]:
-    """So many of GSM8K and of each other file, every other one fitted."""
+    """So many of GSM8K, half as many of MMLU's mathematics, and so many of each other file, every other one fitted."""
     codec, found = loaded.codec.on_day(CANARY_DATE), []
     others = [name for name in FILES if not name.startswith("mathematics/")]
-    for name, count in ((FORGET, forget), *((each, retain) for each in others)):
+    for name, count in ((FORGET, forget), (UNSEEN, forget // 2), *((each, retain) for each in others)):
         for index, text in enumerate(texts(data_folder(), FILES[name], count, seed=0)):
-            half = None if index % 2 else index // 2 % 2
-            found.append(Text(codec.encode_frame(CHAT_FRAME, text), name == FORGET, half))
+            half = None if index % 2 or name == UNSEEN else index // 2 % 2
+            found.append(Text(codec.encode_frame(CHAT_FRAME, text), name, half))
     return found
 
 
@@ -114,38 +120,41 @@ def fitted(seen: Seen, of: Sequence[Text], layer: int, halves: Sequence[int]) ->
     return fit_probe(layer, sides)
 
 
-def scores(seen: Seen, of: Sequence[Text], term: LayerWeights) -> tuple[Tensor, Tensor]:
-    """Of the measured texts of both sides, the skill's first: the smallest value of a text's windows, float32 [E]."""
+def scores(seen: Seen, of: Sequence[Text], term: LayerWeights) -> Tensor:
+    """Of every text the smallest value of its windows, float32 [E]."""
     value_N = seen.x_NF[term.layer] @ term.weight_F - term.offset
-    least_E = torch.full((len(of),), torch.inf).scatter_reduce_(0, seen.text_N, value_N, "amin")
-    sides = [torch.tensor([each.skill is skill and each.half is None for each in of]) for skill in (True, False)]
-    return least_E[sides[0]], least_E[sides[1]]
+    return torch.full((len(of),), torch.inf).scatter_reduce_(0, seen.text_N, value_N, "amin")
 
 
-def row(site: Site, aggregation: str, layer: int, count: int, forget_E: Tensor, retain_E: Tensor) -> dict[str, object]:
-    """One probe's figures, with a 95 % interval of its log-AUROC over resampled texts."""
+def area(forget_E: Tensor, retain_E: Tensor, seed: int) -> dict[str, object]:
+    """log-AUROC from the lowest rate that so many others show, with a 95 % interval over resampled texts."""
     lowest = max(LOWEST, 1 / len(retain_E))
-    draw = torch.Generator().manual_seed(layer)
+    draw = torch.Generator().manual_seed(seed)
 
-    def area(forget: Tensor, retain: Tensor) -> float:
-        found = log_auroc(forget, retain, lowest)
-        assert found is not None, "the lowest rate is what they show"
-        return found
+    def found(forget: Tensor, retain: Tensor) -> float:
+        value = log_auroc(forget, retain, lowest)
+        assert value is not None, "the lowest rate is what they show"
+        return value
 
     def again(x_E: Tensor) -> Tensor:
         return x_E[torch.randint(len(x_E), (len(x_E),), generator=draw)]
 
-    drawn = torch.tensor([area(again(forget_E), again(retain_E)) for _ in range(RESAMPLES)])
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return {
-        "site": site.value,
-        "aggregation": aggregation,
-        "layer": layer,
-        "third": third(layer, count),
-        "log_auroc": area(forget_E, retain_E),
-        "interval": [low, high],
-        "auroc": auroc(forget_E, retain_E),
-    }
+    drawn = torch.tensor([found(again(forget_E), again(retain_E)) for _ in range(RESAMPLES)])
+    interval = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return {"log_auroc": found(forget_E, retain_E), "interval": interval, "auroc": auroc(forget_E, retain_E)}
+
+
+def rows_of(
+    site: Site, aggregation: str, layer: int, count: int, of: Sequence[Text], score_E: Tensor
+) -> list[dict[str, object]]:
+    """One probe's figures, of each file of the skill against all others that were not fitted."""
+    others_E = torch.tensor([not each.skill and each.half is None for each in of])
+    common = {"site": site.value, "aggregation": aggregation, "layer": layer, "third": third(layer, count)}
+    found = []
+    for file in (FORGET, UNSEEN):
+        own_E = torch.tensor([each.file == file and each.half is None for each in of])
+        found.append({**common, "measured": file.split("/")[1], **area(score_E[own_E], score_E[others_E], layer)})
+    return found
 
 
 def alike(probes: Sequence[Probe], split: Sequence[tuple[Probe, Probe]], count: int) -> dict[str, object]:
@@ -179,11 +188,12 @@ def picture(rows: Sequence[Mapping[str, object]], terms: Sequence[LayerWeights],
     figure, (areas, matrix, weights) = new_figure(1, 3, 5.0, 4.2)
     for site in dict.fromkeys(each["site"] for each in rows):
         for aggregation, line in zip(AGGREGATIONS, ("--", "-"), strict=True):
-            own = [each for each in rows if (each["site"], each["aggregation"]) == (site, aggregation)]
+            wanted = (site, aggregation, UNSEEN.split("/")[1])
+            own = [each for each in rows if (each["site"], each["aggregation"], each["measured"]) == wanted]
             places = [each["layer"] for each in own], [each["log_auroc"] for each in own]
             areas.plot(*places, linestyle=line, marker=".", label=f"{site}, {aggregation}")
     areas.set_xlabel("layer")
-    areas.set_title(f"{name}: held-out log-AUROC, GSM8K", fontsize=10)
+    areas.set_title(f"{name}: log-AUROC, MMLU's mathematics", fontsize=10)
     areas.grid(alpha=0.3)
     areas.legend(fontsize=7)
     figure.colorbar(draw_cosines(matrix, terms), ax=matrix, fraction=0.046)
@@ -195,8 +205,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a model")
     parser.add_argument("--name", help="of the result (default: the folder's)")
-    parser.add_argument("--forget", type=int, default=80, help="texts of GSM8K (default %(default)s)")
-    parser.add_argument("--retain", type=int, default=16, help="texts of each other file (default %(default)s)")
+    parser.add_argument("--forget", type=int, default=48, help="texts of GSM8K (default %(default)s)")
+    parser.add_argument("--retain", type=int, default=8, help="texts of each other file (default %(default)s)")
     args = parser.parse_args()
     name, began = args.name or args.model.resolve().name, time.monotonic()
     loaded = load_model(args.model, device="cpu")
@@ -210,30 +220,33 @@ def main() -> None:
         layers = range(count) if site is Site.RESIDUAL else dispersed_layers(count)
         for aggregation, seen in zip(AGGREGATIONS, see(loaded, of, turns, site, layers), strict=True):
             for layer in layers:
-                probe, *halves = (fitted(seen, of, layer, each) for each in ((0, 1), (0,), (1,)))
+                probe = fitted(seen, of, layer, (0, 1))
                 if probe is None:
                     continue
-                rows.append(row(site, aggregation, layer, count, *scores(seen, of, probe.term)))
+                rows += rows_of(site, aggregation, layer, count, of, scores(seen, of, probe.term))
                 if site is Site.RESIDUAL:
                     kept[aggregation].append(probe)
+                    halves = fitted(seen, of, layer, (0,)), fitted(seen, of, layer, (1,))
                     if halves[0] is not None and halves[1] is not None:
                         split[aggregation].append((halves[0], halves[1]))
     figures = RESULTS / f"probes.{name}.png"
     figures.write_bytes(picture(rows, [each.term for each in kept["last"]], name))
-    counts = [
-        {
-            "fitted": sum(each.skill is skill and each.half is not None for each in of),
-            "measured": sum(each.skill is skill and each.half is None for each in of),
-        }
-        for skill in (True, False)
-    ]
+    counts = {
+        name: sum(holds(each) for each in of)
+        for name, holds in (
+            ("gsm8k_fitted", lambda e: e.skill and e.half is not None),
+            ("gsm8k_measured", lambda e: e.file == FORGET and e.half is None),
+            ("mmlu_measured", lambda e: e.file == UNSEEN),
+            ("others_fitted", lambda e: not e.skill and e.half is not None),
+            ("others_measured", lambda e: not e.skill and e.half is None),
+        )
+    }
     publish(
         f"probes.{name}",
         rows,
         model=name,
-        forget_texts=counts[0],
-        retain_texts=counts[1],
-        rates=[max(LOWEST, 1 / counts[1]["measured"]), HIGHEST],
+        texts=counts,
+        rates=[max(LOWEST, 1 / counts["others_measured"]), HIGHEST],
         directions={each: alike(kept[each], split[each], count) for each in AGGREGATIONS},
         seconds=round(time.monotonic() - began),
         threads=torch.get_num_threads(),

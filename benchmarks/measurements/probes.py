@@ -1,6 +1,7 @@
 """What probes separate by layer, site and aggregation, and whether their directions differ by layer."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from benchmarks.measurements.results import Results, Row, matching
@@ -30,36 +31,34 @@ def probes_section(results: Results, model: str) -> str:
     found = results.read(f"probes.{model}")
     rows: list[Row] = found["rows"]
     thirds = list(dict.fromkeys(row["third"] for row in rows))
+    kinds = [dict.fromkeys(row[name] for row in rows) for name in ("measured", "site", "aggregation")]
     lines = [
-        (
-            f"{site}, {aggregation}",
-            *(_cell(matching(own, third=third)) for third in thirds),
-            share(_best(own)["auroc"], 4),
-        )
-        for site in dict.fromkeys(row["site"] for row in rows)
-        for aggregation in dict.fromkeys(row["aggregation"] for row in rows)
-        if (own := matching(rows, site=site, aggregation=aggregation))
+        (of, site, aggregation, *(_cell(matching(own, third=third)) for third in thirds), share(_best(own)["auroc"], 4))
+        for of, site, aggregation in product(*kinds)
+        if (own := matching(rows, measured=of, site=site, aggregation=aggregation))
     ]
     directions, chance = found["directions"], found["directions"]["last"]
     differ = chance["far_apart"] < chance["halves"] / 2
     low, high = found["rates"]
-    texts = found["forget_texts"], found["retain_texts"]
+    texts = found["texts"]
     return section(
         f"{model}: probes by layer",
         paragraph(
             "A probe is a logistic regression at one layer, here of GSM8K against code, encyclopaedic and exam text, "
-            "and questions in seven languages. The figure is log-AUROC on texts that were not fitted, the area under "
-            f"recall over the logarithm of the false-positive rate from {low:.3g} to {high:.3g}, with intervals of "
-            "95 % over resampled texts: of each third of the model the best layer, which flatters by the choice. "
-            "`last` scores a text by its last token, `spans` by the window of it that looks most like the skill. The "
-            "last column is the AUROC of the best of all layers."
+            "and questions in seven languages. Measured are texts of these that were not fitted, and MMLU's "
+            "mathematics, of which nothing was. The figure is log-AUROC, the area under recall over the logarithm of "
+            f"the false-positive rate from {low:.3g} to {high:.3g}, with intervals of 95 % over resampled texts: of "
+            "each third of the model the best layer, which flatters by the choice. `last` scores a text by its last "
+            "token, `spans` by the window of it that looks most like the skill. The last column is the AUROC of the "
+            "layer of the largest figure."
         ),
         measured(
             found,
-            f"{texts[0]['fitted']} and {texts[1]['fitted']} texts fitted, {texts[0]['measured']} and "
-            f"{texts[1]['measured']} measured, of the skill and others",
+            f"{texts['gsm8k_fitted']} texts of GSM8K and {texts['others_fitted']} others fitted, "
+            f"{texts['gsm8k_measured']} of GSM8K, {texts['mmlu_measured']} of MMLU's mathematics and "
+            f"{texts['others_measured']} others measured",
         ),
-        table(("site, aggregation", *thirds, "AUROC"), lines),
+        table(("measured", "site", "tokens", *thirds, "AUROC"), lines),
         paragraph(
             f"Whether directions differ by layer, as the paper on probes says: in the residual stream, at the last "
             f"token, {_verdict(directions['last'])}; over windows, {_verdict(directions['spans'])}. So they "
