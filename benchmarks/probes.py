@@ -12,11 +12,12 @@ less alike than that differs by layer. Writes `results/probes.NAME.json` and `.p
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.prompts.splits import data_folder
 from benchmarks.report import RESULTS, publish
@@ -28,13 +29,14 @@ from guards.calibration.curves import HIGHEST, LOWEST, log_auroc
 from guards.calibration.drawing import new_figure, png
 from guards.calibration.statistics import auroc
 from guards.contract.turns import Turns
+from guards.inside.taps import Purpose, install
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.probe.fit import Probe, dispersed_layers, fit_probe, third
 from guards.methods.probe.shown import cosines, draw_cosines, draw_weights
 from guards.methods.spans.guard import LayerWeights
 from guards.methods.spans.passes import WindowsOf, last_token, windows_of
 from guards.model.encoding import CHAT_FRAME
-from guards.model.sites import Site
+from guards.model.sites import Place, Site
 
 FORGET = "mathematics/gsm8k"
 UNSEEN = "mathematics/mmlu"
@@ -77,34 +79,59 @@ def prompts(loaded: LoadedModel, forget: int, retain: int) -> list[Text]:
     return found
 
 
+class _Kept(nn.Module):
+    """The newest vectors of one site and layer."""
+
+    x_TF: Tensor
+
+    def forward(self, x_TF: Tensor) -> None:
+        """Keeps them."""
+        self.x_TF = x_TF
+
+
 def see(
-    loaded: LoadedModel, of: Sequence[Text], turns: Sequence[Turns], site: Site, layers: Sequence[int]
-) -> list[Seen]:
-    """What every aggregation fits, in one pass; windows are means of their tokens' vectors."""
-    found, numbers = [], []
-    for windows in AGGREGATIONS.values():
-        number_of: list[Tensor] = []
+    loaded: LoadedModel, of: Sequence[Text], turns: Sequence[Turns], layers_of: Mapping[Site, Sequence[int]]
+) -> dict[Site, dict[str, Seen]]:
+    """What every aggregation fits at every site, in one pass; windows are means of their tokens' vectors.
+
+    Text by text, so that nothing is padded: beside the residual stream, which is handed over behind each block, what
+    the block's other sites held is kept.
+    """
+    numbers: dict[str, list[Tensor]] = {}
+    found: dict[Site, dict[str, Seen]] = {site: {} for site in layers_of}
+    for name, windows in AGGREGATIONS.items():
         text_N: list[int] = []
+        numbers[name] = []
         for index, each in enumerate(turns):
             window_T = windows(each, None)
-            number_of.append(torch.where(window_T >= 0, window_T + len(text_N), -1))
+            numbers[name].append(torch.where(window_T >= 0, window_T + len(text_N), -1))
             text_N += [index] * (int(window_T.max()) + 1)
-        width = loaded.width(site)
-        found.append(Seen({layer: torch.zeros(len(text_N), width) for layer in layers}, torch.tensor(text_N)))
-        numbers.append(number_of)
+        for site, layers in layers_of.items():
+            empty = {layer: torch.zeros(len(text_N), loaded.width(site)) for layer in layers}
+            found[site][name] = Seen(empty, torch.tensor(text_N))
+    beside = [Place(layer, site) for site, layers in layers_of.items() if site is not Site.RESIDUAL for layer in layers]
+    kept = {place: _Kept() for place in beside}
 
     def consume(layer: int, x_TF: Tensor, example_T: Tensor) -> None:
-        order = torch.unique_consecutive(example_T).tolist()
-        for seen, number_of in zip(found, numbers, strict=True):
-            number_T = torch.cat([number_of[example] for example in order])
-            seen.x_NF[layer].index_add_(0, number_T[number_T >= 0], x_TF[number_T >= 0].float())
+        for site, by_name in found.items():
+            if layer in layers_of[site]:
+                here_TF = x_TF if site is Site.RESIDUAL else kept[Place(layer, site)].x_TF
+                for name, seen in by_name.items():
+                    number_T = numbers[name][int(example_T[0])]
+                    inside_T = number_T >= 0
+                    seen.x_NF[layer].index_add_(0, number_T[inside_T], here_TF[inside_T].float())
 
-    loaded.stream(Pass(site, tuple(layers), Tokens.ALL), [each.ids for each in of], consume)
-    for seen, number_of in zip(found, numbers, strict=True):
-        number_T = torch.cat(number_of)
-        size_N1 = torch.bincount(number_T[number_T >= 0])[:, None]
-        for x_NF in seen.x_NF.values():
-            x_NF /= size_N1
+    with ExitStack() as stack:
+        for place, keeps in kept.items():
+            stack.callback(install(loaded.sites.tap(place), Purpose.COPY, keeps, loaded.model.dtype))
+        every = Pass(Site.RESIDUAL, tuple(layers_of[Site.RESIDUAL]), Tokens.ALL, batch_tokens=1)
+        loaded.stream(every, [each.ids for each in of], consume)
+    for by_name in found.values():
+        for name, seen in by_name.items():
+            number_T = torch.cat(numbers[name])
+            size_N1 = torch.bincount(number_T[number_T >= 0])[:, None]
+            for x_NF in seen.x_NF.values():
+                x_NF /= size_N1
     return found
 
 
@@ -216,10 +243,11 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     kept: dict[str, list[Probe]] = {each: [] for each in AGGREGATIONS}
     split: dict[str, list[tuple[Probe, Probe]]] = {each: [] for each in AGGREGATIONS}
-    for site in (Site.RESIDUAL, Site.KEY, Site.ATTENTION):
-        layers = range(count) if site is Site.RESIDUAL else dispersed_layers(count)
-        for aggregation, seen in zip(AGGREGATIONS, see(loaded, of, turns, site, layers), strict=True):
-            for layer in layers:
+    some = dispersed_layers(count)
+    layers_of = {Site.RESIDUAL: range(count), Site.KEY: some, Site.ATTENTION: some}
+    for site, by_name in see(loaded, of, turns, layers_of).items():
+        for aggregation, seen in by_name.items():
+            for layer in layers_of[site]:
                 probe = fitted(seen, of, layer, (0, 1))
                 if probe is None:
                     continue

@@ -14,6 +14,7 @@ from guards.calibration.accumulated import turns_of
 from guards.methods.probe.fit import Probe
 from guards.methods.spans.guard import LayerWeights
 from guards.model.sites import Site
+from tests.guards.attached import keys
 from tests.guards.tiny import sums, tiny_loaded, words
 
 COUNT = 3
@@ -23,17 +24,21 @@ def probe(layer: int, *weights: float) -> Probe:
     return Probe(LayerWeights(layer, torch.tensor(weights), 0.0), 1.0, 0)
 
 
+@torch.no_grad()
 def test_windows_of_both_aggregations_are_seen_in_one_pass() -> None:
     """A text's last token, and the mean of the tokens that are its own: here all but the first."""
     loaded = tiny_loaded(chat_template=None)
     of = [Text(loaded.codec.encode_text(text), FORGET, 0) for text in ("12+34=", "7+8=")]
     turns = [turns_of(each.ids, ()) for each in of]
-    last, spans = see(loaded, of, turns, Site.RESIDUAL, [1])
+    found = see(loaded, of, turns, {Site.RESIDUAL: [0, 1], Site.KEY: [1]})
+    last, spans = found[Site.RESIDUAL].values()
     assert last.text_N.tolist() == spans.text_N.tolist() == [0, 1]
     for index, each in enumerate(of):
         hidden_TF = loaded.model(torch.tensor([each.ids]), output_hidden_states=True).hidden_states[2][0]
         torch.testing.assert_close(last.x_NF[1][index], hidden_TF[-1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(spans.x_NF[1][index], hidden_TF[1:].mean(dim=0), rtol=1e-4, atol=1e-5)
+        key_TF = keys(loaded.model, torch.tensor([each.ids]), 1)
+        torch.testing.assert_close(found[Site.KEY]["last"].x_NF[1][index], key_TF[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_fitted_is_not_measured() -> None:
@@ -43,7 +48,7 @@ def test_what_is_fitted_is_not_measured() -> None:
             half = None if index % 2 or file == UNSEEN else index // 2 % 2
             of.append(Text(loaded.codec.encode_text(text), file, half))
     turns = [turns_of(each.ids, ()) for each in of]
-    _, spans = see(loaded, of, turns, Site.RESIDUAL, [1])
+    spans = see(loaded, of, turns, {Site.RESIDUAL: [1]})[Site.RESIDUAL]["spans"]
     found = fitted(spans, of, 1, (0, 1))
     assert found is not None
     score_E = scores(spans, of, found.term)
