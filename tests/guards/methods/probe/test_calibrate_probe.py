@@ -82,7 +82,7 @@ def test_probes_along_the_text_judge_as_a_guard_over_spans(loaded: LoadedModel) 
     assert (found.guard.site, found.guard.scope) == (Site.RESIDUAL, Scope.BOTH)
 
 
-def test_the_report_shows_every_probe(last: SpanCalibration) -> None:
+def test_the_report_shows_every_probe(loaded: LoadedModel, last: SpanCalibration) -> None:
     report = PROBE.report(last)
     assert [(each["layer"], each["third"]) for each in report["probes"]] == [(0, "early"), (1, "middle"), (2, "late")]
     assert [each["layer"] for each in report["probes"] if each["chosen"]] == list(last.chosen.layers)
@@ -92,6 +92,9 @@ def test_the_report_shows_every_probe(last: SpanCalibration) -> None:
     torch.testing.assert_close(alike, alike.T)
     assert report["cosines"][0][1] == pytest.approx(float(alike[0, 1]), abs=1e-4)
     assert any("of held-out log-AUROC" in note for note in last.record.notes)
+    drawn = PROBE.plots(last, "sums", loaded, *sources(120))
+    assert set(drawn) == {"margins.png", "rows.png", "probes.png"}
+    assert all(each.startswith(b"\x89PNG") for each in drawn.values())
 
 
 def test_what_says_nothing_of_an_answer_cannot_judge_one() -> None:
