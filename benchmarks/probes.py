@@ -259,15 +259,14 @@ def main() -> None:
                         split[aggregation].append((halves[0], halves[1]))
     figures = RESULTS / f"probes.{name}.png"
     figures.write_bytes(picture(rows, [each.term for each in kept["last"]], name))
+    known, unseen = ([each for each in of if each.file == file] for file in (FORGET, UNSEEN))
+    others = [each for each in of if not each.skill]
     counts = {
-        name: sum(holds(each) for each in of)
-        for name, holds in (
-            ("gsm8k_fitted", lambda e: e.skill and e.half is not None),
-            ("gsm8k_measured", lambda e: e.file == FORGET and e.half is None),
-            ("mmlu_measured", lambda e: e.file == UNSEEN),
-            ("others_fitted", lambda e: not e.skill and e.half is not None),
-            ("others_measured", lambda e: not e.skill and e.half is None),
-        )
+        "gsm8k_fitted": sum(each.half is not None for each in known),
+        "gsm8k_measured": sum(each.half is None for each in known),
+        "mmlu_measured": len(unseen),
+        "others_fitted": sum(each.half is not None for each in others),
+        "others_measured": sum(each.half is None for each in others),
     }
     publish(
         f"probes.{name}",

@@ -9,7 +9,7 @@ from benchmarks.measurements.text import between, measured, paragraph, section, 
 
 
 def _best(rows: Sequence[Row]) -> Row:
-    return max(rows, key=lambda row: row["log_auroc"])
+    return max(rows, key=lambda row: (row["log_auroc"], row["auroc"]))
 
 
 def _cell(rows: Sequence[Row]) -> str:
@@ -62,8 +62,7 @@ def probes_section(results: Results, model: str) -> str:
         paragraph(
             f"Whether directions differ by layer, as the paper on probes says: in the residual stream, at the last "
             f"token, {_verdict(directions['last'])}; over windows, {_verdict(directions['spans'])}. So they "
-            f"{'do differ' if differ else 'differ no more than those of one layer that so few texts give'}: what one "
-            f"depth says is {'not' if differ else 'much'} what another does."
+            f"{'do differ by depth' if differ else 'differ no more than those of one layer that so few texts give'}."
         ),
         f"![log-AUROC by layer, cosines and weights](../benchmarks/results/probes.{model}.png)",
     )

@@ -15,7 +15,6 @@ from guards.contract.turns import Turns
 from guards.errors import CalibrationError
 from guards.methods.probe.fit import (
     ITERATIONS,
-    LayerWeights,
     Probe,
     Probes,
     dispersed_layers,
@@ -24,7 +23,7 @@ from guards.methods.probe.fit import (
     measure,
 )
 from guards.methods.spans.examples import Example
-from guards.methods.spans.guard import RIDGE, Windows
+from guards.methods.spans.guard import RIDGE, LayerWeights, Windows
 from guards.methods.spans.held import Held
 from guards.methods.spans.passes import last_token, windows_of
 
@@ -154,10 +153,10 @@ def ranked(qualities: Sequence[float], count: int) -> list[tuple[int, ...]]:
     """The layers of every candidate, of probes whose values of the skill lie so far below all others'."""
     draw = torch.Generator().manual_seed(0)
     noise = [torch.randn(1, len(qualities), generator=draw) for _ in range(800)]
-    sides: list[Side] = ["forget"] * 400 + ["retain"] * 400
-    texts = [
-        (side, each - torch.tensor(qualities) if side == "forget" else each)
-        for side, each in zip(sides, noise, strict=True)
+    apart = torch.tensor(qualities)
+    texts: list[tuple[Side, Tensor]] = [
+        *(("forget", each - apart) for each in noise[:400]),
+        *(("retain", each) for each in noise[400:]),
     ]
     probes = [Probe(LayerWeights(i, torch.ones(2), 1.0), 1.0 + i, 0) for i in range(count)]
     found = Probes(probes, count, last_token).directions(held(texts))
