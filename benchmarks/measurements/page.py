@@ -10,6 +10,7 @@ from benchmarks.measurements.likelihoods import likelihoods_section
 from benchmarks.measurements.load import authors_section, load_section
 from benchmarks.measurements.methods import methods_section
 from benchmarks.measurements.operators import operators_section
+from benchmarks.measurements.probes import probes_section
 from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
 from benchmarks.measurements.startup import startup_section
@@ -29,6 +30,7 @@ def _real_models(results: Results) -> list[str]:
         ("unlearning", unlearning_section),
         ("transfer", transfer_section),
         ("robustness", robustness_section),
+        ("probes", probes_section),
     )
     found = [(model, section) for name, section in made for model in results.models(name)]
     return [section(results, model) for model, section in sorted(found, key=lambda pair: pair[0])]
