@@ -46,7 +46,8 @@ class Factors:
         _, mixed_RR = torch.linalg.qr(self.b_DR.double())
         rotated_RF = mixed_RR @ self.a_RF.double()
         _, vectors_RR = torch.linalg.eigh(rotated_RF @ rotated_RF.T)
-        return (vectors_RR[:, -1] @ rotated_RF).float()
+        strongest_F: Tensor = (vectors_RR[:, -1] @ rotated_RF).float()
+        return strongest_F
 
 
 class FactorsRecord(Strict):
@@ -75,17 +76,18 @@ def take_deltas(artifact: Artifact, records: Sequence[FactorsRecord]) -> tuple[d
         dtype = next((artifact.tensors[name].dtype for name in shapes if name in artifact.tensors), FACTOR_DTYPES[0])
         if dtype not in FACTOR_DTYPES:
             raise ArtifactError(f"{artifact.name}: layer {layer}: got factors of {dtype}, wanted {FACTOR_DTYPES}")
-        factors = [take_tensor(artifact, name, shape, dtype) for name, shape in shapes.items()]
-        if not all(bool((each.abs() >= SMALLEST).any()) for each in factors):
+        a_RF, b_DR = (take_tensor(artifact, name, shape, dtype) for name, shape in shapes.items())
+        if not all(bool((each.abs() >= SMALLEST).any()) for each in (a_RF, b_DR)):
             raise ArtifactError(f"{artifact.name}: layer {layer}: got zeros, which change nothing; calibrate again")
-        deltas[layer] = Factors(*factors, record.usual)
+        deltas[layer] = Factors(a_RF, b_DR, record.usual)
         names |= shapes.keys()
     return deltas, names
 
 
 def dump_deltas(deltas: Mapping[int, Factors]) -> tuple[tuple[FactorsRecord, ...], dict[str, Tensor]]:
     """Records for the manifest's parameters, ascending, and tensors."""
-    records, tensors = [], {}
+    records: list[FactorsRecord] = []
+    tensors: dict[str, Tensor] = {}
     for layer, each in sorted(deltas.items()):
         records.append(FactorsRecord(layer=layer, rank=len(each.a_RF), usual=each.usual))
         tensors |= {f"layer.{layer}.a": each.a_RF.cpu(), f"layer.{layer}.b": each.b_DR.cpu()}

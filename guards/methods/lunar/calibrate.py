@@ -8,6 +8,7 @@ block says what is wanted at the threshold part's last tokens: forget prompts ne
 prompts where they were (`Candidate.deviation`). Nothing was chosen on the report part.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ class Candidate:
     @property
     def deviation(self) -> float:
         """0 where all is as wanted; after the paper's Deviation Score, of states in the place of answers."""
-        return (self.left**2 + self.moved**2) ** 0.5
+        return math.hypot(self.left, self.moved)
 
     def guard(self, options: LunarOptions) -> LunarGuard:
         """This layer's change as a guard."""
@@ -282,7 +283,8 @@ def calibrate(
         before = _at_the_end(job, Share.THRESHOLD, None)
         candidates = []
         for layer in layers:
-            each = Candidate(layer, *directions[layer], *solved[layer])
+            (direction_D, usual), (w_F, ridge, said) = directions[layer], solved[layer]
+            each = Candidate(layer, direction_D, usual, w_F, ridge, said)
             after = _at_the_end(job, Share.THRESHOLD, each.guard(options))
             left, moved = _compared(before, after, reference_D)
             candidates.append(replace(each, left=left, moved=moved))

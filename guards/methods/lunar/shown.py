@@ -16,7 +16,7 @@ def table(calibration: LunarCalibration) -> ShownTable:
         (
             str(each.layer),
             f"{each.ridge:g}",
-            *(f"{each.said[side]:.3f}" for side in ("forget", "retain")),  # type: ignore[index]
+            *(f"{each.said[side]:.3f}" for side in ("forget", "retain")),
             f"{each.left:.3f}",
             f"{each.moved:.3f}",
             "chosen" if each is calibration.chosen else "",

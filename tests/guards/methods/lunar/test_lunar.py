@@ -36,7 +36,7 @@ def side(tokens: int, seed: int, width: int = F) -> Tensor:
 def solved(forget_TF: Tensor, retain_TF: Tensor, ridge: float = RIDGE) -> Tensor:
     sums = RidgeSums(F, CPU)
     for x_TF, forget in ((forget_TF, True), (retain_TF, False)):
-        for part in x_TF.split(7):
+        for part in torch.split(x_TF, 7):
             sums.update(part, forget=forget)
     return sums.solve((ridge,))[0]
 

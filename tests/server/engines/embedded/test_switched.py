@@ -126,7 +126,7 @@ class Cache:
         self.marked: list[tuple[str, list[int], int]] = []
 
     def search_prefix_match(self, _: str, ids: list[int]) -> list[int]:
-        return ids  # type: ignore[return-value]
+        return ids
 
     def mark_complete_blocks(self, name: str, ids: list[int], blocks: int) -> None:
         self.marked.append((name, ids, blocks))
