@@ -1,7 +1,7 @@
 """What guards cost: guarded against unguarded, alternating in one run.
 
-    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--rounds N] [--eager] [--dtype bfloat16]
-        [--work DIR]
+    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--against NAME] [--rounds N] [--eager]
+        [--dtype bfloat16] [--work DIR]
 
 Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler; or, with `--engine embedded`, our embedded
 engine without a guard, on a GPU where there is one. Guarded is our engine with guards that never fire, so that both do
@@ -11,6 +11,9 @@ text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngin
 `ratio` is the median over pairs of rounds of guarded over unguarded tokens a second, drawn ones where the workload
 decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
 like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
+
+With `--against NAME` that row's guards stand in the place of none: what many guards cost beside one. It is kept as
+`results/overhead.against.json`.
 
 `abstained` is the time from asking to a refusal by a guard that always fires, over the unguarded time to the first
 token, one request at a time. The last line printed is one JSON object. `results/overhead.json` is vLLM's,
@@ -157,7 +160,7 @@ def summarise(load: Workload, plain: Sequence[float], guarded: Sequence[float]) 
     same = [first / second for first, second in pairwise(plain)]
     return {
         **interval([p / g for p, g in zip(plain, guarded, strict=True)]),
-        "unguarded_tokens_per_second": round(load.tokens / median(plain), 1),
+        "plain_tokens_per_second": round(load.tokens / median(plain), 1),
         "guarded_tokens_per_second": round(load.tokens / median(guarded), 1),
         "same": [round(float(value), 4) for value in np.quantile(same, (0.25, 0.75))] if same else [],
         "rounds": len(plain),
@@ -174,6 +177,7 @@ def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]
     return {
         "none": [],
         "1 cube, last layer": [write("one", cubes(identity, last, NEVER, 0))],
+        "256 cubes, last layer": [write(f"cube-{seed}", cubes(identity, last, NEVER, seed)) for seed in range(256)],
         "16 cubes, every layer": [write(f"every-{seed}", cubes(identity, every, NEVER, seed)) for seed in range(16)],
         "1 over spans, 4 layers": [write("spans", spans(identity, every[-4:], 0))],
         "1 over spans, 1 layer": [write("span", spans(identity, last, 0))],
@@ -262,7 +266,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
     side = _Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
     rows: list[dict[str, Any]] = []
     abstained: dict[str, Any] = {}
-    async with side.plain() as plain:
+    beside = side.plain() if args.against is None else side.guarded(artifacts[args.against], FinishReason.LENGTH)
+    async with beside as plain:
         for name in args.rows:
             fires = name == "always fires"
             wanted = FinishReason.ABSTAIN if fires else FinishReason.LENGTH
@@ -280,7 +285,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
                     print(rows[-1], flush=True)
     shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
     found = {"abstained": abstained, "model": shape}
-    if embedded:
+    if args.against is not None:
+        publish("overhead.against", rows, **found, against=args.against, engine=args.engine)
+    elif embedded:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         publish("overhead.embedded", rows, **found, device=device)
     else:
@@ -291,6 +298,7 @@ def main() -> None:
     every = (
         "none",
         "1 cube, last layer",
+        "256 cubes, last layer",
         "16 cubes, every layer",
         "1 over spans, 4 layers",
         "1 over spans, 1 layer",
@@ -302,6 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("vllm", "embedded"), default="vllm")
     parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
+    parser.add_argument("--against", choices=every[1:-1], help="guards of the other side (default: no guard)")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")
     parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")

@@ -38,7 +38,7 @@ def find_sequences(kwargs: Mapping[str, Any], positions_BT: Tensor) -> Sequences
     nowhere_T = torch.full((batch * length,), -1, device=positions_BT.device)
     whole_B = (positions_BT == torch.arange(length, device=positions_BT.device)).all(dim=1)
     before_BH = nowhere_T.new_full((batch, HISTORY), -1)
-    return Sequences(bounds, nowhere_T, before_BH, whole_B, longest=length, shares=False)
+    return Sequences(bounds, nowhere_T, before_BH, whole_B, longest=length, shares=False, fresh=True)
 
 
 def _group(kwargs: Mapping[str, Any]) -> int:
@@ -64,7 +64,7 @@ def _packed(kwargs: Mapping[str, Any], positions_T: Tensor) -> Sequences:
     sound_S = bounds[-1:].expand(len(past_S)) == tokens
     if not len(read):
         return Sequences(
-            bounds, write_T, write_T.new_full((len(past_S), HISTORY), -1), sound_S & (past_S <= 0), **known
+            bounds, write_T, write_T.new_full((len(past_S), HISTORY), -1), sound_S & (past_S <= 0), fresh=True, **known
         )
     # The new tokens' own slots end a sequence's part of the read indices; the tokens before them lie just ahead.
     back_H = torch.arange(-HISTORY, 0, device=bounds.device)
