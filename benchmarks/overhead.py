@@ -1,6 +1,6 @@
 """What guards cost: guarded against unguarded, alternating in one run.
 
-    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--against NAME] [--rounds N] [--eager]
+    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--many] [--rounds N] [--eager]
         [--dtype bfloat16] [--work DIR]
 
 Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler; or, with `--engine embedded`, our embedded
@@ -12,8 +12,8 @@ text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngin
 decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
 like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
 
-With `--against NAME` that row's guards stand in the place of none: what many guards cost beside one. It is kept as
-`results/overhead.against.json`.
+`--many` measures nothing but our engine with 256 guards at one place beside the same engine with one there. That is kept
+as `results/overhead.many.json`.
 
 `abstained` is the time from asking to a refusal by a guard that always fires, over the unguarded time to the first
 token, one request at a time. The last line printed is one JSON object. `results/overhead.json` is vLLM's,
@@ -26,7 +26,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,6 +57,8 @@ from server.engines.options import EmbeddedOptions, VllmOptions
 SETTLE_SECONDS = 1.3
 """vLLM's idle workers keep polling for a second after their last step, which would slow the other engine's round."""
 RESAMPLES = 2000
+MANY = {"256 over spans, 1 layer": "1 over spans, 1 layer", "256 cubes, last layer": "1 cube, last layer"}
+"""Rows of many guards at one place, and of one there."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,21 @@ class _Vllm:
             yield ours(engine, wanted)
 
 
+async def many(side: Any, artifacts: Mapping[str, Sequence[Path]], rounds: int) -> list[dict[str, Any]]:
+    """A row for each kind of guard and workload: many at one place, over one there."""
+    rows: list[dict[str, Any]] = []
+    for name, one in MANY.items():
+        async with (
+            side.guarded(artifacts[one], FinishReason.LENGTH) as plain,
+            side.guarded(artifacts[name], FinishReason.LENGTH) as guarded,
+        ):
+            for load in (DECODE, PREFILL):
+                figures = summarise(load, *await alternate(plain, guarded, load, rounds))
+                rows.append({"guards": name, "against": one, "workload": load.name, **figures})
+                print(rows[-1], flush=True)
+    return rows
+
+
 async def measure(args: argparse.Namespace, folder: Path) -> None:
     """Starts the unguarded engine once and the guarded one once for every row, and publishes what was measured."""
     model = folder / "model"
@@ -266,8 +283,11 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
     side = _Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
     rows: list[dict[str, Any]] = []
     abstained: dict[str, Any] = {}
-    beside = side.plain() if args.against is None else side.guarded(artifacts[args.against], FinishReason.LENGTH)
-    async with beside as plain:
+    shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
+    if args.many:
+        publish("overhead.many", await many(side, artifacts, args.rounds), model=shape, engine=args.engine)
+        return
+    async with side.plain() as plain:
         for name in args.rows:
             fires = name == "always fires"
             wanted = FinishReason.ABSTAIN if fires else FinishReason.LENGTH
@@ -283,11 +303,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
                     figures = summarise(load, *await alternate(plain, guarded, load, args.rounds))
                     rows.append({"guards": name, "workload": load.name, **figures})
                     print(rows[-1], flush=True)
-    shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
     found = {"abstained": abstained, "model": shape}
-    if args.against is not None:
-        publish("overhead.against", rows, **found, against=args.against, engine=args.engine)
-    elif embedded:
+    if embedded:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         publish("overhead.embedded", rows, **found, device=device)
     else:
@@ -310,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("vllm", "embedded"), default="vllm")
     parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
-    parser.add_argument("--against", choices=every[1:-1], help="guards of the other side (default: no guard)")
+    parser.add_argument("--many", action="store_true", help="256 guards at one place beside one, and nothing else")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")
     parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")

@@ -132,33 +132,34 @@ def overhead_section(results: Results) -> str:
     )
 
 
-def against_section(results: Results) -> str:
+def many_section(results: Results) -> str:
     """Many guards beside one; empty where nobody measured."""
-    found = results.read_if_there("overhead.against")
+    found = results.read_if_there("overhead.many")
     if found is None:
         return ""
     rows, model, loads = found["rows"], found["model"], (DECODE, PREFILL)
     return section(
         "Many guards beside one",
         paragraph(
-            f"Tokens a second of our {found['engine']} engine with the guards of a row, over those of the same engine "
-            f"with {GUARDS[found['against']]}: both served in one run and asked in turns, {model['dtype']}, random "
-            f"weights in {model['layers']} layers of width {model['d_model']:,} and feed-forward width "
-            f"{model['d_ff']:,}. The interval is a bootstrap of 95 %."
+            f"Tokens a second of our {found['engine']} engine with many guards at one place over those with one there, "
+            f"both served in one run and asked in turns: {model['dtype']}, random weights in {model['layers']} layers "
+            f"of width {model['d_model']:,} and feed-forward width {model['d_ff']:,}. The interval is a bootstrap of "
+            "95 %."
         ),
         measured(found, f"{sizes(rows, 'rounds')} rounds of each"),
         table(
-            ("guards", *map(_size, loads)),
+            ("guards", "beside", *map(_size, loads)),
             [
                 (
                     GUARDS[name],
+                    GUARDS[one],
                     *(
                         f"{share(row['ratio'])} {between((row['low'], row['high']))}"
                         for load in loads
                         for row in matching(rows, guards=name, workload=load.name)
                     ),
                 )
-                for name in dict.fromkeys(row["guards"] for row in rows)
+                for name, one in dict.fromkeys((row["guards"], row["against"]) for row in rows)
             ],
         ),
     )
