@@ -1,6 +1,7 @@
 """How fast a calibration reads, beside plain forward passes over the same tokens.
 
-    python -m benchmarks.calibration --model DIR [--limit N] [--every N] [--output FOLDER]
+    python -m benchmarks.sources --output DIR
+    python -m benchmarks.calibration --model DIR --sources DIR [--limit N] [--every N] [--output FOLDER]
 
 Runs `skillguard calibrate ksd` on a few texts of each file of `benchmarks.sources`, mathematics forgotten. What it
 reads goes through the model in blocks of some batches. Of every so many of them the same batches go through the model
@@ -18,16 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.prompts.splits import data_folder
 from benchmarks.report import publish
-from benchmarks.sources import write
 from guards.calibration.activations import Consumer, Pass, TokenIds
 from guards.calibration.material import Which
 from guards.calibration.sources import Source, read_source
@@ -40,7 +38,7 @@ from guards.model.sites import Place
 BLOCK = 4
 """Batches of a block."""
 RESAMPLES = 2000
-FORGET = ("gsm8k", "mmlu", "expressions", "equations")
+FORGET = tuple(f"mathematics/{name}" for name in ("gsm8k", "mmlu", "expressions", "equations"))
 RETAIN = ("code/mbpp", "code/fix", "other/mmlu", "other/history", "other/wikitext", "languages/es", "languages/zh")
 
 READ, PREFILL, AS_DEEP = "read", "prefill", "as deep"
@@ -172,18 +170,17 @@ def steps_of(seconds: Mapping[str, float], blocks: Sequence[Block]) -> dict[str,
     return {name: round(each - plain.get(name, 0), 2) for name, each in seconds.items()}
 
 
-def _sources(folder: Path, names: Sequence[str]) -> list[Source]:
-    return [read_source(str(folder / f"{name}.jsonl")) for name in names]
+def _sources(folder: Path, names: Sequence[str], limit: int) -> list[Source]:
+    return [read_source(str(folder / f"{name}.jsonl"), limit=limit) for name in names]
 
 
-def measure(args: argparse.Namespace, folder: Path) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Calibrates once, and publishes what was measured."""
     loaded = load_model(args.model, args.device, args.dtype)
     model = Beside(loaded.model, loaded.codec, loaded.sites, loaded.identity, every=args.every)
-    write(data_folder(), folder, limit=args.limit)
-    forget, retain = _sources(folder, [f"mathematics/{name}" for name in FORGET]), _sources(folder, RETAIN)
+    forget, retain = (_sources(args.sources, names, args.limit) for names in (FORGET, RETAIN))
     options = SpanOptions(material=args.material, answers=args.answers, longest=args.longest)
-    model._plain([tuple(range(64))] * 16, [range(16)] * 3)  # the first passes of a process are slower
+    model._plain([tuple(range(64))] * 8, [range(8)] * 2)  # the first passes of a process are slower
     found = calibrate(model, forget, retain, options)
     if args.output is not None:
         found.save(args.output, "mathematics")
@@ -207,7 +204,8 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--limit", type=int, default=4, help="texts of most source files (default: 4)")
+    parser.add_argument("--sources", required=True, type=Path, help="folder that `benchmarks.sources` wrote")
+    parser.add_argument("--limit", type=int, default=4, help="texts of each of its files (default: 4)")
     parser.add_argument("--every", type=int, default=2, help="compares every so many blocks (default: 2)")
     parser.add_argument("--material", choices=get_args(Which), default="none", help="see calibrate (default: none)")
     parser.add_argument("--answers", type=int, default=16, help="tokens of each answer (default: 16)")
@@ -215,9 +213,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, help="keeps the artifact")
-    args = parser.parse_args()
-    with TemporaryDirectory() as scratch:
-        measure(args, Path(scratch))
+    measure(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngin
 decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
 like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
 
-`--many` measures nothing but our engine with 256 guards at one place beside the same engine with one there. That is kept
-as `results/overhead.many.json`.
+`--many` measures nothing but our engine with 256 guards at one place beside the same engine with one there. That is
+kept as `results/overhead.many.json`.
 
 `abstained` is the time from asking to a refusal by a guard that always fires, over the unguarded time to the first
 token, one request at a time. The last line printed is one JSON object. `results/overhead.json` is vLLM's,
