@@ -26,7 +26,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,6 +50,7 @@ from benchmarks.synthetic import (
     spans,
 )
 from guards.artifact.manifest import ModelIdentity
+from guards.contract.guard import Guard
 from guards.inside.transformers.loading import DTYPES
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -57,6 +58,19 @@ from server.engines.options import EmbeddedOptions, VllmOptions
 SETTLE_SECONDS = 1.3
 """vLLM's idle workers keep polling for a second after their last step, which would slow the other engine's round."""
 RESAMPLES = 2000
+FIRES = "always fires"
+ROWS = (
+    "none",
+    "1 cube, last layer",
+    "256 cubes, last layer",
+    "16 cubes, every layer",
+    "1 over spans, 4 layers",
+    "1 over spans, 1 layer",
+    "256 over spans, 1 layer",
+    "neuron adjust 3 %",
+    "selective pruning 3 %",
+    FIRES,
+)
 MANY = {"256 over spans, 1 layer": "1 over spans, 1 layer", "256 cubes, last layer": "1 cube, last layer"}
 """Rows of many guards at one place, and of one there."""
 
@@ -169,24 +183,30 @@ def summarise(load: Workload, plain: Sequence[float], guarded: Sequence[float]) 
     }
 
 
-def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]:
-    """The artifacts of every row."""
+def _guards(identity: ModelIdentity) -> dict[str, tuple[int, Callable[[int], Guard]]]:
+    """By row how many guards it has, and what makes one of a seed."""
     every, last = list(range(identity.layers)), [identity.layers - 1]
-
-    def write(name: str, guard: Any) -> Path:
-        return save(folder / name, guard, identity)
-
     return {
-        "none": [],
-        "1 cube, last layer": [write("one", cubes(identity, last, NEVER, 0))],
-        "256 cubes, last layer": [write(f"cube-{seed}", cubes(identity, last, NEVER, seed)) for seed in range(256)],
-        "16 cubes, every layer": [write(f"every-{seed}", cubes(identity, every, NEVER, seed)) for seed in range(16)],
-        "1 over spans, 4 layers": [write("spans", spans(identity, every[-4:], 0))],
-        "1 over spans, 1 layer": [write("span", spans(identity, last, 0))],
-        "256 over spans, 1 layer": [write(f"many-{seed}", spans(identity, last, seed)) for seed in range(256)],
-        "neuron adjust 3 %": [write("adjust", neuron_adjust(identity))],
-        "selective pruning 3 %": [write("prune", pruning(identity))],
-        "always fires": [write("fires", cubes(identity, last, ALWAYS, 0))],
+        "none": (0, lambda seed: cubes(identity, last, NEVER, seed)),
+        "1 cube, last layer": (1, lambda seed: cubes(identity, last, NEVER, seed)),
+        "256 cubes, last layer": (256, lambda seed: cubes(identity, last, NEVER, seed)),
+        "16 cubes, every layer": (16, lambda seed: cubes(identity, every, NEVER, seed)),
+        "1 over spans, 4 layers": (1, lambda seed: spans(identity, every[-4:], seed)),
+        "1 over spans, 1 layer": (1, lambda seed: spans(identity, last, seed)),
+        "256 over spans, 1 layer": (256, lambda seed: spans(identity, last, seed)),
+        "neuron adjust 3 %": (1, lambda _: neuron_adjust(identity)),
+        "selective pruning 3 %": (1, lambda _: pruning(identity)),
+        FIRES: (1, lambda seed: cubes(identity, last, ALWAYS, seed)),
+    }
+
+
+def write_guards(folder: Path, identity: ModelIdentity, rows: Collection[str]) -> dict[str, list[Path]]:
+    """The artifacts of these rows."""
+    made = _guards(identity)
+    return {
+        name: [save(folder / f"row{place}-{seed}", made[name][1](seed), identity) for seed in range(made[name][0])]
+        for place, name in enumerate(made)
+        if name in rows
     }
 
 
@@ -278,7 +298,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
     """Starts the unguarded engine once and the guarded one once for every row, and publishes what was measured."""
     model = folder / "model"
     identity = build_model(model, layers=args.layers, d_model=args.d_model, d_ff=args.d_ff, dtype=args.dtype)
-    artifacts = write_guards(folder / "guards", identity)
+    wanted_rows = [*MANY, *MANY.values()] if args.many else args.rows
+    artifacts = write_guards(folder / "guards", identity, wanted_rows)
     embedded = args.engine == "embedded"
     side = _Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
     rows: list[dict[str, Any]] = []
@@ -289,7 +310,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
         return
     async with side.plain() as plain:
         for name in args.rows:
-            fires = name == "always fires"
+            fires = name == FIRES
             wanted = FinishReason.ABSTAIN if fires else FinishReason.LENGTH
             async with side.guarded(artifacts[name], wanted) as guarded:
                 if fires:
@@ -312,21 +333,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    every = (
-        "none",
-        "1 cube, last layer",
-        "256 cubes, last layer",
-        "16 cubes, every layer",
-        "1 over spans, 4 layers",
-        "1 over spans, 1 layer",
-        "256 over spans, 1 layer",
-        "neuron adjust 3 %",
-        "selective pruning 3 %",
-        "always fires",
-    )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("vllm", "embedded"), default="vllm")
-    parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--many", action="store_true", help="256 guards at one place beside one, and nothing else")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")
     parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")
