@@ -112,7 +112,7 @@ class Beside(LoadedModel):
             lengths = [len(examples[index]) for index in members]
             padded = sum(len(group) * max(len(examples[index]) for index in group) for group in here)
             block = Block(step, sum(lengths), padded)
-            ways = dict(zip(ARMS, (reading, prefill, as_deep), strict=True))
+            ways: dict[str, Callable[[], None]] = {READ: reading, PREFILL: prefill, AS_DEEP: as_deep}
             turn, plainly = len(self.blocks) // self.every % len(ARMS), len(self.blocks) % self.every == 0
             for arm in (*ARMS[turn:], *ARMS[:turn]) if plainly else (READ,):
                 block.seconds[arm] = self._timed(ways[arm])
