@@ -6,8 +6,8 @@
 Runs `skillguard calibrate ksd` on a few texts of each file of `benchmarks.sources`, mathematics forgotten. What it
 reads goes through the model in blocks of some batches. Of every so many of them the same batches go through the model
 alone too, by turns and in changing order: `prefill` is the whole model with the logits of one token, `as deep` ends at
-the last layer that the calibration reads. A ratio is the seconds of either over those of the calibration's reading, of
-all these blocks together, with the bootstrap interval of 95 % over blocks.
+the last layer that the calibration reads. `ratio` is the median over these blocks of the seconds of either over those
+of the calibration's reading; `low` and `high` bound that median with 95 % (bootstrap).
 
 `steps` are the command's seconds by step, the plain passes left out; `read_of_command` is the share of reading in them.
 `--output` keeps the artifact. The last line printed is one JSON object, kept as `results/calibration.json`.
@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.overhead import interval
 from benchmarks.report import publish
 from guards.calibration.activations import Consumer, Pass, TokenIds
 from guards.calibration.material import Which
@@ -35,9 +35,8 @@ from guards.methods.spans.calibrate import calibrate
 from guards.methods.spans.options import SpanOptions
 from guards.model.sites import Place
 
-BLOCK = 4
+BLOCK = 2
 """Batches of a block."""
-RESAMPLES = 2000
 FORGET = tuple(f"mathematics/{name}" for name in ("gsm8k", "mmlu", "expressions", "equations"))
 RETAIN = ("code/mbpp", "code/fix", "other/mmlu", "other/history", "other/wikitext", "languages/es", "languages/zh")
 
@@ -133,16 +132,6 @@ class Beside(LoadedModel):
                 self.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False, logits_to_keep=1)
 
 
-def against(blocks: Sequence[Block], arm: str) -> dict[str, float]:
-    """Tokens a second of calibration's reading over those of plain passes."""
-    seconds = np.array([[block.seconds[arm], block.seconds[READ]] for block in blocks])
-    drawn = np.random.default_rng(0).integers(len(seconds), size=(RESAMPLES, len(seconds)))
-    sums = seconds[drawn].sum(axis=1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
-    ratio = seconds[:, 0].sum() / seconds[:, 1].sum()
-    return {"ratio": round(float(ratio), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
-
-
 def summarise(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """A row for each plain way, of the blocks that went through the model in every way."""
     compared = [block for block in blocks if len(block.seconds) == len(ARMS)]
@@ -151,7 +140,7 @@ def summarise(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     return [
         {
             "against": arm,
-            **against(compared, arm),
+            **interval([block.seconds[arm] / block.seconds[READ] for block in compared]),
             "read_tokens_per_second": speed[READ],
             "plain_tokens_per_second": speed[arm],
             "blocks": len(compared),
@@ -174,6 +163,10 @@ def _sources(folder: Path, names: Sequence[str], limit: int) -> list[Source]:
     return [read_source(str(folder / f"{name}.jsonl"), limit=limit) for name in names]
 
 
+def _name(folder: Path) -> str:
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
 def measure(args: argparse.Namespace) -> None:
     """Calibrates once, and publishes what was measured."""
     loaded = load_model(args.model, args.device, args.dtype)
@@ -189,7 +182,7 @@ def measure(args: argparse.Namespace) -> None:
     publish(
         "calibration",
         summarise(blocks),
-        model=Path(args.model).name,
+        model=_name(Path(args.model)),
         shape=loaded.identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"}),
         device=str(loaded.device),
         threads=torch.get_num_threads(),

@@ -27,7 +27,8 @@ def test_every_token_is_read_once_between_plain_passes() -> None:
         model.stream(Pass(Site.KEY, (0, 1), Tokens.ALL, batch_tokens=6), EXAMPLES, consume)
     assert read["itself"].keys() == read["beside"].keys() == {(layer, e) for layer in (0, 1) for e in range(7)}
     assert all(torch.equal(read["beside"][key], x_TF) for key, x_TF in read["itself"].items())
-    assert [sorted(block.seconds) for block in beside.blocks] == [sorted((READ, PREFILL, AS_DEEP)), [READ]]
+    every, read_only = {READ, PREFILL, AS_DEEP}, {READ}
+    assert [set(block.seconds) for block in beside.blocks] == [every, read_only, every]
     assert sum(block.tokens for block in beside.blocks) == sum(map(len, EXAMPLES))
 
 
@@ -39,6 +40,6 @@ def test_ratios_are_of_blocks_that_went_through_the_model_in_every_way() -> None
     ]
     prefill, as_deep = summarise(blocks)
     assert (prefill["against"], prefill["ratio"], prefill["tokens"]) == (PREFILL, 1.0, 200)
-    assert (as_deep["ratio"], as_deep["low"], as_deep["high"]) == (0.75, 0.5, 1.0)
+    assert (as_deep["ratio"], as_deep["low"], as_deep["high"]) == (0.75, 0.5, 1.0), "medians"
     assert prefill["plain_tokens_per_second"] == pytest.approx(50)
     assert steps_of({"encode": 1.0, "fit": 16.0, "read": 6.0}, blocks) == {"encode": 1.0, "fit": 12.0, "read": 3.0}
