@@ -18,7 +18,7 @@ def calibration_section(results: Results) -> str:
     return section(
         "How fast a calibration reads",
         paragraph(
-            f"`calibrate ksd` of {found['model']} ({shape['layers']} layers of width {shape['d_model']:,}, "
+            f"`calibrate ksd` on the model {found['model']} ({shape['layers']} layers of width {shape['d_model']:,}, "
             f"{shape['dtype']}) on {found['device']}, beside plain forward passes over the same batches in one run, by "
             "turns. The ratio is that of tokens a second, reading over plain, with a bootstrap interval of 95 %. Above "
             "1 is possible where the whole model is run plainly: a calibration ends a pass at the last layer that it "
