@@ -2,6 +2,7 @@
 
 from benchmarks.measurements.asked import asked_section
 from benchmarks.measurements.attacks import attacks_section
+from benchmarks.measurements.calibration import calibration_section
 from benchmarks.measurements.clients import clients_section, conformance_section
 from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.faults import faults_section, soak_section
@@ -17,7 +18,7 @@ from benchmarks.measurements.startup import startup_section
 from benchmarks.measurements.text import paragraph
 from benchmarks.measurements.transfer import transfer_section
 from benchmarks.measurements.unlearning import unlearning_section
-from benchmarks.measurements.vllm import overhead_section, parity_section
+from benchmarks.measurements.vllm import many_section, overhead_section, parity_section
 from benchmarks.measurements.watched import watched_section
 
 PAGE = "docs/measurements.md"
@@ -53,7 +54,7 @@ def page(results: Results) -> str:
         parity_section(results),
         overhead_section(results),
         *filter(None, [startup_section(results)]),
-        *filter(None, [operators_section(results)]),
+        *filter(None, [operators_section(results), many_section(results), calibration_section(results)]),
         *filter(None, [load_section(results), authors_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
         *filter(None, [attacks_section(results), faults_section(results), soak_section(results)]),
