@@ -144,7 +144,7 @@ def of_many(said: list[list[float]], drawn_before: int, facts: Mapping[str, Guar
     columns, rows = Columns(bound), Rows(torch.tensor(said), frozenset())
     facts = dict.fromkeys(bound, FACTS["g"]) if facts is None else facts
     text, stops, none = (lambda token: (str(token), b"")), frozenset({2}), PromptRows(torch.nn.Identity())
-    sampler = JudgingSampler(facts, columns, lambda _: rows, text, SENTINEL, stops, none)
+    sampler = JudgingSampler(facts, columns, lambda _: rows, text, SENTINEL, stops, none, lambda _: None)
     policy = Policy(dict.fromkeys(facts, Rule(taus=(TAU,))))
     answers = [
         EmbeddedAnswerState(EngineRequest(f"r{i}", (1,), GREEDY, policy), generated=drawn_before)
