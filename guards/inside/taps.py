@@ -30,8 +30,8 @@ def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> C
 
     At a site of both ends it sees what the module gives, and what the module takes beside that. `dtype` is the model's.
     Raises AttachError where a purpose is there already, where a site of both ends would be read and not changed, or
-    where a change would be lost: the sum of two tensors is a third one. In the pass, GuardReadingError is raised where x
-    is hidden.
+    where a change would be lost: the sum of two tensors is a third one. In the pass, GuardReadingError is raised where
+    x is hidden.
     """
     module, name = tap.module, f"{purpose.value}_{tap.end.value}"
     if hasattr(module, name):
