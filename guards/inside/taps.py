@@ -29,14 +29,16 @@ def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> C
     """Lets `act` see every token's vector at a site, x [T, F], never a copy; returns what takes it off again.
 
     At a site of both ends it sees what the module gives, and what the module takes beside that. `dtype` is the model's.
-    Raises AttachError where a purpose is there already, or where a change would be lost: the sum of two tensors is a
-    third one. In the pass, GuardReadingError is raised where x is hidden.
+    Raises AttachError where a purpose is there already, where a site of both ends would be read and not changed, or where
+    a change would be lost: the sum of two tensors is a third one. In the pass, GuardReadingError is raised where x is hidden.
     """
     module, name = tap.module, f"{purpose.value}_{tap.end.value}"
     if hasattr(module, name):
         raise AttachError(f"{type(module).__name__} has a {name} already: attach guards together")
     if purpose is Purpose.CHANGE and tap.form is Form.SUM:
         raise AttachError("the residual stream is handed on in two tensors here, whose sum cannot be changed in place")
+    if purpose is not Purpose.CHANGE and tap.end is End.BOTH:
+        raise AttachError("a site of both ends is for changes: read what its module takes, or the residual stream")
     module.add_module(name, act)
     part = _PARTS[tap.form]
 

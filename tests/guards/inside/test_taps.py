@@ -134,3 +134,24 @@ def test_what_was_put_there_first_acts_first() -> None:
     install(tap, Purpose.SCORE, seen, torch.float32)
     module(X.clone())
     assert torch.equal(seen.seen[0], X[0] + 1)
+
+
+def test_at_both_ends_a_change_sees_what_is_given_and_taken_and_nothing_else_is_there() -> None:
+    module, x = nn.Linear(3, 2), torch.randn(4, 3)
+    plain, seen = module(x), list[Tensor]()
+
+    class Branch(nn.Module):
+        def forward(self, y_TD: Tensor, k_TF: Tensor) -> None:
+            seen.append(k_TF.clone())
+            y_TD.add_(1)
+
+    tap = Tap(module, End.BOTH, Form.WHOLE)
+    for purpose in (Purpose.SCORE, Purpose.COPY):
+        with pytest.raises(AttachError, match="a site of both ends is for changes"):
+            install(tap, purpose, Branch(), torch.float32)
+    remove = install(tap, Purpose.CHANGE, Branch(), torch.float32)
+    with torch.no_grad():
+        assert torch.equal(module(x), plain + 1)
+    assert torch.equal(seen[0], x)
+    remove()
+    assert torch.equal(module(x), plain)

@@ -18,11 +18,12 @@ def test_every_block_is_found() -> None:
     sites = find_local_sites(LlamaForCausalLM(), CONFIG)
     assert sorted(sites.blocks) == [0, 1, 2]
     assert (sites.layers, sites.d_ff, sites.d_model) == (3, 24, 16)
-    assert [sites.width(site) for site in Site] == [24, 24, D_ATTENTION, 16]
+    assert [sites.width(site) for site in Site] == [24, 24, 24, D_ATTENTION, 16]
     forms = {site: sites.tap(Place(1, site)).form for site in Site}
     assert forms == {
         Site.PRE_ACTIVATION: Form.FIRST_HALF,
         Site.KEY: Form.WHOLE,
+        Site.OUTPUT: Form.WHOLE,
         Site.ATTENTION: Form.WHOLE,
         Site.RESIDUAL: Form.SUM,
     }
