@@ -75,9 +75,7 @@ def test_directions_of_one_layer_are_told_from_those_of_several() -> None:
     assert (found["far_apart"], found["halves"]) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("far", "said"), [(0.05, "So they do differ by depth."), (0.7, "So they differ no more than those of")]
-)
+@pytest.mark.parametrize(("far", "said"), [(0.05, "So they do differ by depth."), (0.7, "So they differ no more than")])
 def test_the_section_says_whether_directions_differ(tmp_path: Path, far: float, said: str) -> None:
     row: dict[str, Any] = {"site": "residual", "log_auroc": 0.5, "interval": [0.4, 0.6], "auroc": 0.9}
     rows = [
