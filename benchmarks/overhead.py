@@ -1,7 +1,7 @@
 """What guards cost: guarded against unguarded, alternating in one run.
 
-    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--rounds N] [--eager] [--dtype bfloat16]
-        [--work DIR]
+    python -m benchmarks.overhead [--engine embedded] [--rows NAME ...] [--many] [--rounds N] [--eager]
+        [--dtype bfloat16] [--work DIR]
 
 Unguarded is vLLM itself: its AsyncLLM with its own worker and scheduler; or, with `--engine embedded`, our embedded
 engine without a guard, on a GPU where there is one. Guarded is our engine with guards that never fire, so that both do
@@ -11,6 +11,9 @@ text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngin
 `ratio` is the median over pairs of rounds of guarded over unguarded tokens a second, drawn ones where the workload
 decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
 like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
+
+`--many` measures nothing but our engine with 256 guards at one place beside the same engine with one there. That is
+kept as `results/overhead.many.json`.
 
 `abstained` is the time from asking to a refusal by a guard that always fires, over the unguarded time to the first
 token, one request at a time. The last line printed is one JSON object. `results/overhead.json` is vLLM's,
@@ -23,7 +26,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,6 +50,7 @@ from benchmarks.synthetic import (
     spans,
 )
 from guards.artifact.manifest import ModelIdentity
+from guards.contract.guard import Guard
 from guards.inside.transformers.loading import DTYPES
 from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -54,6 +58,21 @@ from server.engines.options import EmbeddedOptions, VllmOptions
 SETTLE_SECONDS = 1.3
 """vLLM's idle workers keep polling for a second after their last step, which would slow the other engine's round."""
 RESAMPLES = 2000
+FIRES = "always fires"
+ROWS = (
+    "none",
+    "1 cube, last layer",
+    "256 cubes, last layer",
+    "16 cubes, every layer",
+    "1 over spans, 4 layers",
+    "1 over spans, 1 layer",
+    "256 over spans, 1 layer",
+    "neuron adjust 3 %",
+    "selective pruning 3 %",
+    FIRES,
+)
+MANY = {"256 over spans, 1 layer": "1 over spans, 1 layer", "256 cubes, last layer": "1 cube, last layer"}
+"""Rows of many guards at one place, and of one there."""
 
 
 @dataclass(frozen=True)
@@ -157,30 +176,37 @@ def summarise(load: Workload, plain: Sequence[float], guarded: Sequence[float]) 
     same = [first / second for first, second in pairwise(plain)]
     return {
         **interval([p / g for p, g in zip(plain, guarded, strict=True)]),
-        "unguarded_tokens_per_second": round(load.tokens / median(plain), 1),
+        "plain_tokens_per_second": round(load.tokens / median(plain), 1),
         "guarded_tokens_per_second": round(load.tokens / median(guarded), 1),
         "same": [round(float(value), 4) for value in np.quantile(same, (0.25, 0.75))] if same else [],
         "rounds": len(plain),
     }
 
 
-def write_guards(folder: Path, identity: ModelIdentity) -> dict[str, list[Path]]:
-    """The artifacts of every row."""
+def _guards(identity: ModelIdentity) -> dict[str, tuple[int, Callable[[int], Guard]]]:
+    """By row how many guards it has, and what makes one of a seed."""
     every, last = list(range(identity.layers)), [identity.layers - 1]
-
-    def write(name: str, guard: Any) -> Path:
-        return save(folder / name, guard, identity)
-
     return {
-        "none": [],
-        "1 cube, last layer": [write("one", cubes(identity, last, NEVER, 0))],
-        "16 cubes, every layer": [write(f"every-{seed}", cubes(identity, every, NEVER, seed)) for seed in range(16)],
-        "1 over spans, 4 layers": [write("spans", spans(identity, every[-4:], 0))],
-        "1 over spans, 1 layer": [write("span", spans(identity, last, 0))],
-        "256 over spans, 1 layer": [write(f"many-{seed}", spans(identity, last, seed)) for seed in range(256)],
-        "neuron adjust 3 %": [write("adjust", neuron_adjust(identity))],
-        "selective pruning 3 %": [write("prune", pruning(identity))],
-        "always fires": [write("fires", cubes(identity, last, ALWAYS, 0))],
+        "none": (0, lambda seed: cubes(identity, last, NEVER, seed)),
+        "1 cube, last layer": (1, lambda seed: cubes(identity, last, NEVER, seed)),
+        "256 cubes, last layer": (256, lambda seed: cubes(identity, last, NEVER, seed)),
+        "16 cubes, every layer": (16, lambda seed: cubes(identity, every, NEVER, seed)),
+        "1 over spans, 4 layers": (1, lambda seed: spans(identity, every[-4:], seed)),
+        "1 over spans, 1 layer": (1, lambda seed: spans(identity, last, seed)),
+        "256 over spans, 1 layer": (256, lambda seed: spans(identity, last, seed)),
+        "neuron adjust 3 %": (1, lambda _: neuron_adjust(identity)),
+        "selective pruning 3 %": (1, lambda _: pruning(identity)),
+        FIRES: (1, lambda seed: cubes(identity, last, ALWAYS, seed)),
+    }
+
+
+def write_guards(folder: Path, identity: ModelIdentity, rows: Collection[str]) -> dict[str, list[Path]]:
+    """The artifacts of these rows."""
+    made = _guards(identity)
+    return {
+        name: [save(folder / f"row{place}-{seed}", made[name][1](seed), identity) for seed in range(made[name][0])]
+        for place, name in enumerate(made)
+        if name in rows
     }
 
 
@@ -253,18 +279,38 @@ class _Vllm:
             yield ours(engine, wanted)
 
 
+async def many(side: Any, artifacts: Mapping[str, Sequence[Path]], rounds: int) -> list[dict[str, Any]]:
+    """A row for each kind of guard and workload: many at one place, over one there."""
+    rows: list[dict[str, Any]] = []
+    for name, one in MANY.items():
+        async with (
+            side.guarded(artifacts[one], FinishReason.LENGTH) as plain,
+            side.guarded(artifacts[name], FinishReason.LENGTH) as guarded,
+        ):
+            for load in (DECODE, PREFILL):
+                figures = summarise(load, *await alternate(plain, guarded, load, rounds))
+                rows.append({"guards": name, "against": one, "workload": load.name, **figures})
+                print(rows[-1], flush=True)
+    return rows
+
+
 async def measure(args: argparse.Namespace, folder: Path) -> None:
     """Starts the unguarded engine once and the guarded one once for every row, and publishes what was measured."""
     model = folder / "model"
     identity = build_model(model, layers=args.layers, d_model=args.d_model, d_ff=args.d_ff, dtype=args.dtype)
-    artifacts = write_guards(folder / "guards", identity)
+    wanted_rows = [*MANY, *MANY.values()] if args.many else args.rows
+    artifacts = write_guards(folder / "guards", identity, wanted_rows)
     embedded = args.engine == "embedded"
     side = _Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
     rows: list[dict[str, Any]] = []
     abstained: dict[str, Any] = {}
+    shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
+    if args.many:
+        publish("overhead.many", await many(side, artifacts, args.rounds), model=shape, engine=args.engine)
+        return
     async with side.plain() as plain:
         for name in args.rows:
-            fires = name == "always fires"
+            fires = name == FIRES
             wanted = FinishReason.ABSTAIN if fires else FinishReason.LENGTH
             async with side.guarded(artifacts[name], wanted) as guarded:
                 if fires:
@@ -278,7 +324,6 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
                     figures = summarise(load, *await alternate(plain, guarded, load, args.rounds))
                     rows.append({"guards": name, "workload": load.name, **figures})
                     print(rows[-1], flush=True)
-    shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
     found = {"abstained": abstained, "model": shape}
     if embedded:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -288,20 +333,10 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    every = (
-        "none",
-        "1 cube, last layer",
-        "16 cubes, every layer",
-        "1 over spans, 4 layers",
-        "1 over spans, 1 layer",
-        "256 over spans, 1 layer",
-        "neuron adjust 3 %",
-        "selective pruning 3 %",
-        "always fires",
-    )
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("vllm", "embedded"), default="vllm")
-    parser.add_argument("--rows", nargs="+", choices=every, default=list(every))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--many", action="store_true", help="256 guards at one place beside one, and nothing else")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of rounds (three times as many of one request)")
     parser.add_argument("--eager", action="store_true", help="without vLLM's compilation")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")

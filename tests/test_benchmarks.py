@@ -58,7 +58,7 @@ def test_the_overhead_is_a_median_of_pairs() -> None:
     assert row["ratio"] == 0.5
     assert row["low"] == 0.5
     assert row["high"] == 1.0
-    assert row["unguarded_tokens_per_second"] == DECODE.prompts * DECODE.drawn / 2
+    assert row["plain_tokens_per_second"] == DECODE.prompts * DECODE.drawn / 2
     assert interval([1.0]) == {"ratio": 1.0, "low": 1.0, "high": 1.0}
 
 

@@ -9,7 +9,6 @@ import torch
 
 from benchmarks import robustness, transfer
 from benchmarks.detectors import run as running
-from benchmarks.detectors.curves import log_auroc
 from benchmarks.detectors.keys import CachedKeys
 from benchmarks.detectors.plans import FRAMES, ONE_FRAME, RETAINED, SOURCES, Fitting, make_fitting
 from benchmarks.detectors.ratios import Detector, ratios
@@ -23,6 +22,7 @@ from benchmarks.prompts.items import Format, Item
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.sets import PromptSet
 from benchmarks.prompts.splits import Split, normal_form
+from guards.calibration.curves import log_auroc
 from guards.calibration.sources import Source
 from guards.inside.transformers.loading import LoadedModel
 from tests.guards.tiny import sums, tiny_loaded, words

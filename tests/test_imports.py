@@ -17,7 +17,7 @@ ROOMS = (
     "guards.contract",
     "guards.calibration",
     *("guards.methods.cube", "guards.methods.spans", "guards.methods.neuron_adjust"),
-    "guards.methods.selective_pruning",
+    *("guards.methods.selective_pruning", "guards.methods.probe"),
     "guards.methods",
     "guards.inside",
     *("guards.inside.transformers", "guards.inside.vllm"),

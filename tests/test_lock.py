@@ -32,3 +32,7 @@ def test_each_package_is_named_by_hash() -> None:
     found = pinned()
     assert len(found) > 20
     assert [name for name, (_, hashes) in found.items() if not hashes] == []
+
+
+def test_nothing_of_a_gpu_is_in_an_image_for_cpus() -> None:
+    assert [name for name in pinned() if re.match(r"nvidia|cuda|triton", name)] == []

@@ -5,7 +5,7 @@ same format, AUROC between the two. A *retain row* is one material that does not
 an *arguable row* the same for texts that may. A *pool row* is several forget sets together.
 
 `log_auroc` and `recall_at` of forget and pool rows are against all retained sets of the skill in all formats together,
-prompt by prompt, since one format's are too few to show a low rate (`benchmarks.detectors.curves`).
+prompt by prompt, since one format's are too few to show a low rate (`guards.calibration.curves`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.detectors.curves import RATES, log_auroc, recall_at
 from benchmarks.detectors.plans import Plan
 from benchmarks.prompts.items import Format, Material, Role, role
+from guards.calibration.curves import RATES, log_auroc, recall_at
 from guards.calibration.statistics import auroc
 from guards.calibration.thresholds import rate_of
 

@@ -2,6 +2,7 @@
 
 from benchmarks.measurements.asked import asked_section
 from benchmarks.measurements.attacks import attacks_section
+from benchmarks.measurements.calibration import calibration_section
 from benchmarks.measurements.clients import clients_section, conformance_section
 from benchmarks.measurements.demo import demo_section, figure4_section
 from benchmarks.measurements.faults import faults_section, soak_section
@@ -10,13 +11,14 @@ from benchmarks.measurements.likelihoods import likelihoods_section
 from benchmarks.measurements.load import authors_section, load_section
 from benchmarks.measurements.methods import methods_section
 from benchmarks.measurements.operators import operators_section
+from benchmarks.measurements.probes import probes_section
 from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
 from benchmarks.measurements.startup import startup_section
 from benchmarks.measurements.text import paragraph
 from benchmarks.measurements.transfer import transfer_section
 from benchmarks.measurements.unlearning import unlearning_section
-from benchmarks.measurements.vllm import overhead_section, parity_section
+from benchmarks.measurements.vllm import many_section, overhead_section, parity_section
 from benchmarks.measurements.watched import watched_section
 
 PAGE = "docs/measurements.md"
@@ -29,6 +31,7 @@ def _real_models(results: Results) -> list[str]:
         ("unlearning", unlearning_section),
         ("transfer", transfer_section),
         ("robustness", robustness_section),
+        ("probes", probes_section),
     )
     found = [(model, section) for name, section in made for model in results.models(name)]
     return [section(results, model) for model, section in sorted(found, key=lambda pair: pair[0])]
@@ -51,7 +54,7 @@ def page(results: Results) -> str:
         parity_section(results),
         overhead_section(results),
         *filter(None, [startup_section(results)]),
-        *filter(None, [operators_section(results)]),
+        *filter(None, [operators_section(results), many_section(results), calibration_section(results)]),
         *filter(None, [load_section(results), authors_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
         *filter(None, [attacks_section(results), faults_section(results), soak_section(results)]),

@@ -11,6 +11,7 @@ GUARDS = {
     "none": "none: the engine's own cost",
     "1 cube, last layer": "one cube at the last layer",
     "16 cubes, every layer": "16 cubes at every layer",
+    "256 cubes, last layer": "256 guards of one cube at the last layer",
     "1 pooled, 4 layers": "one pooled guard at four layers",
     "1 over spans, 4 layers": "one guard over spans at four layers",
     "1 over spans, 1 layer": "one guard over spans at one layer",
@@ -127,5 +128,38 @@ def overhead_section(results: Results) -> str:
         paragraph(
             f"A refused request takes {share(abstained['ratio'], 2)} "
             f"{between((abstained['low'], abstained['high']), 2)} of an unguarded time to the first token."
+        ),
+    )
+
+
+def many_section(results: Results) -> str:
+    """Many guards beside one; empty where nobody measured."""
+    found = results.read_if_there("overhead.many")
+    if found is None:
+        return ""
+    rows, model, loads = found["rows"], found["model"], (DECODE, PREFILL)
+    return section(
+        "Many guards beside one",
+        paragraph(
+            f"Tokens a second of our {found['engine']} engine with many guards at one place over those with one there, "
+            f"both served in one run and asked in turns: {model['dtype']}, random weights in {model['layers']} layers "
+            f"of width {model['d_model']:,} and feed-forward width {model['d_ff']:,}. The interval is a bootstrap of "
+            "95 %."
+        ),
+        measured(found, f"{sizes(rows, 'rounds')} rounds of each"),
+        table(
+            ("guards", "beside", *map(_size, loads)),
+            [
+                (
+                    GUARDS[name],
+                    GUARDS[one],
+                    *(
+                        f"{share(row['ratio'])} {between((row['low'], row['high']))}"
+                        for load in loads
+                        for row in matching(rows, guards=name, workload=load.name)
+                    ),
+                )
+                for name, one in dict.fromkeys((row["guards"], row["against"]) for row in rows)
+            ],
         ),
     )

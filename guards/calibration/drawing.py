@@ -1,7 +1,7 @@
 """Drawing PNGs about a calibration. Needs matplotlib: the extra `skillguard[plots]`."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from guards.errors import CalibrationError
@@ -49,4 +49,16 @@ def neurons_by_layer(counts: Sequence[int], skill: str, done: str) -> bytes:
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_title(f"{skill}: {sum(counts)} {done} neurons by layer", fontsize=10)
     panel.grid(axis="y", alpha=0.3)
+    return png(figure)
+
+
+def lines(values: Mapping[str, Sequence[float]], title: str, along: str) -> bytes:
+    """Series over their index, each in a panel of its own, since their scales differ."""
+    figure, panels = new_figure(1, len(values), 5.5, 3.6)
+    for panel, (name, series) in zip(panels, values.items(), strict=True):
+        panel.plot(range(len(series)), series, color=FORGET_COLOUR if name == "forget" else RETAIN_COLOUR)
+        panel.set_xlabel(along)
+        panel.set_title(name, fontsize=10)
+        panel.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
     return png(figure)

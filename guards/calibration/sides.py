@@ -16,9 +16,9 @@ Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def progress_bar(total: int, shown: bool) -> Iterator[Advance]:
-    """A token counter with rate and time left on stderr; yields `advance(tokens, what)`."""
-    with tqdm(total=total, unit="tok", unit_scale=True, disable=not shown, dynamic_ncols=True) as bar:
+def progress_bar(total: int, shown: bool, unit: str = "tok") -> Iterator[Advance]:
+    """A counter of tokens, or of `unit`, with rate and time left on stderr; yields `advance(tokens, what)`."""
+    with tqdm(total=total, unit=unit, unit_scale=unit == "tok", disable=not shown, dynamic_ncols=True) as bar:
 
         def advance(tokens: int, what: str) -> None:
             bar.set_description(what, refresh=False)

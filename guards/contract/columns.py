@@ -38,6 +38,19 @@ class OwnedColumn(NamedTuple):
     column: Column
 
 
+class Said(NamedTuple):
+    """What all guards say at R positions, on the host: each part's value, float32 [R, P], and each guard's `Reading`,
+    int8 [R, G].
+    """
+
+    part_RP: Tensor
+    code_RG: Tensor
+
+    def quiet(self) -> Tensor:
+        """Where every guard read OUTSIDE, and nothing else: bool [R]."""
+        return (self.code_RG == int(Reading.OUTSIDE)).all(dim=1)
+
+
 class Places(NamedTuple):
     """Which columns and entries are whose, on one device: an index of the host's would be sent there at each pass."""
 
@@ -61,7 +74,12 @@ class Columns:
         """What interventions say of themselves."""
         self._owners = [name for name, each in bound.items() for _ in each.parts]
         self._parts: list[Part] = [part for each in bound.values() for part in each.parts]
-        self._part_of = [self._owners.index(name) + column.part for name, column in self.all]
+        self._own: dict[str, slice] = {}
+        """Which parts are a guard's."""
+        for name, each in bound.items():
+            first = max((own.stop for own in self._own.values()), default=0)
+            self._own[name] = slice(first, first + len(each.parts))
+        self._part_of = [self._own[name].start + column.part for name, column in self.all]
         self.token = [i for i in range(len(self.all)) if self._strategy(i) == TOKEN]
         """Columns whose token counts by itself."""
         self.accumulated = [i for i in range(len(self.all)) if self._strategy(i) != TOKEN]
@@ -134,7 +152,8 @@ class Columns:
         )
 
     def _rule_taus(self, policy: Policy, name: str) -> tuple[float, ...]:
-        return (NEVER,) * self._owners.count(name) if name in self.health else policy.rules[name].taus
+        own = self._own[name]
+        return (NEVER,) * (own.stop - own.start) if name in self.health else policy.rules[name].taus
 
     def read(self, part_RP: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> Tensor:
         """`Reading` of every guard, int8 [R, G], of the values of its parts; see `guards.core.judge.read`."""
@@ -142,25 +161,30 @@ class Columns:
         missing_G = torch.tensor([name in missing for name in self.guards], device=device) if missing else None
         return read(part_RP, tau_RP, self.on(device).owner_PG, missing_G)
 
-    def readings(self, rows_RX: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> list[dict[str, GuardReading]]:
-        """What each row says, by guard, on the host. Rows of another width are MISSING throughout."""
+    def said(self, rows_RX: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> Said:
+        """What rows say. Rows of another width are MISSING throughout, and no part has a value."""
         if rows_RX.shape[1] != self.width:
-            return [dict.fromkeys(self.guards, (Reading.MISSING, ())) for _ in range(len(rows_RX))]
+            missing_RG = torch.full((len(rows_RX), len(self.guards)), int(Reading.MISSING), dtype=torch.int8)
+            return Said(rows_RX.new_empty(len(rows_RX), 0).cpu(), missing_RG)
         part_RP = self.parts(rows_RX)
-        codes, values = self.read(part_RP, tau_RP, missing).tolist(), part_RP.tolist()
-        return [
-            {name: (Reading(code), self._own(name, of_row)) for name, code in zip(self.guards, of_guards, strict=True)}
-            for of_guards, of_row in zip(codes, values, strict=True)
-        ]
+        return Said(part_RP.cpu(), self.read(part_RP, tau_RP, missing).cpu())
 
-    def _own(self, name: str, values_P: Sequence[float]) -> tuple[float, ...]:
-        first = self._owners.index(name)
-        return tuple(values_P[first : first + self._owners.count(name)])
+    def reading(self, said: Said, row: int) -> dict[str, GuardReading]:
+        """What one of the rows says, by guard."""
+        values, codes = said.part_RP[row].tolist(), said.code_RG[row].tolist()
+        return {
+            name: (Reading(code), tuple(values[self._own[name]])) for name, code in zip(self.guards, codes, strict=True)
+        }
+
+    def readings(self, rows_RX: Tensor, tau_RP: Tensor, missing: Collection[str] = ()) -> list[dict[str, GuardReading]]:
+        """What each row says, by guard."""
+        said = self.said(rows_RX, tau_RP, missing)
+        return [self.reading(said, row) for row in range(len(rows_RX))]
 
     @cached_property
     def health_parts(self) -> list[int]:
         """The parts of interventions, in the order of `health`."""
-        return [part for name in self.health for part, owner in enumerate(self._owners) if owner == name]
+        return [part for name in self.health for part in range(len(self._parts))[self._own[name]]]
 
 
 class Bookkeeping:

@@ -35,6 +35,7 @@ class Sequences:
     `sound_S`: bool, whether what says so agrees. A sequence of which it does not reads NaN.
     `longest`: how many new tokens the longest one has, where the host knows. A longer one reads NaN.
     `shares`: whether one may go on from a token of this pass. If not, one that does reads NaN.
+    `fresh`: whether each starts in this pass. One that goes on from a slot all the same reads NaN.
     """
 
     bounds: Tensor
@@ -43,6 +44,7 @@ class Sequences:
     sound_S: Tensor
     longest: int | None = None
     shares: bool = True
+    fresh: bool = False
 
 
 def sequence_of_tokens(bounds: Tensor, tokens: int) -> Tensor:
@@ -56,10 +58,11 @@ class Links:
     """A pass's tokens, and what each goes on from.
 
     `start_T` is the row where each token's sequence starts in this pass, ascending; `alien_T` is true where a token
-    belongs to no sound sequence. `slots_T` are the rows to write, in the order of `order_T`: one more than a slot, 0
-    for what is not kept. `row_S` is the row of this pass that computes the token before a sequence's first new one, -1
-    where none does; `highest` the highest slot where it was looked for, else -1. `alone` says that no sound sequence
-    goes on from a row of this pass, `single` that none has more than one, as far as the engine says or anybody looked.
+    belongs to no sound sequence. `slots_T` is where to keep each: one more than its slot, 0 for what is not kept.
+    `row_S` is the row of this pass that computes the token before a sequence's first new one, -1 where none does;
+    `highest` the highest slot where it was looked for, else -1. As far as the engine says or anybody looked: `fresh`
+    says that no sound sequence goes on from anything, `alone` that none goes on from a row of this pass, `single` that
+    none has more than one.
     """
 
     positions_T: Tensor
@@ -67,10 +70,10 @@ class Links:
     start_T: Tensor
     alien_T: Tensor
     slots_T: Tensor
-    order_T: Tensor
     before_SH: Tensor
     row_S: Tensor
     highest: int
+    fresh: bool
     alone: bool
     single: bool
 
@@ -85,28 +88,29 @@ def link(positions_T: Tensor, sequences: Sequences, *, looks: bool) -> Links:
     if longest is not None:
         sound_S = sound_S & (length_S <= longest)
     kept_T = (sequences.slots_T >= 0) & (sequence_T < len(sound_S))
-    slots_T, order_T, row_S = _written(torch.where(kept_T, sequences.slots_T, -1), positions_T, bounds, sequences)
+    slots_T, row_S = _written(torch.where(kept_T, sequences.slots_T, -1), positions_T, bounds, sequences)
+    previous_S = sequences.before_SH[:, -1]
     if not sequences.shares:
         sound_S = sound_S & (row_S < 0)
+    if sequences.fresh:
+        sound_S = sound_S & (previous_S < 0)
     return Links(
         positions_T=positions_T,
         sequence_T=sequence_T,
         start_T=bounds[sequence_T],
         alien_T=~pad(sound_S, (0, 1), value=False)[sequence_T],
         slots_T=slots_T + 1,
-        order_T=order_T,
         before_SH=sequences.before_SH,
         row_S=row_S,
         highest=int(torch.cat([sequences.slots_T, sequences.before_SH.flatten()]).max()) if looks else -1,
+        fresh=sequences.fresh or (looks and not bool((previous_S >= 0).any())),
         alone=not sequences.shares or (looks and not bool((row_S >= 0).any())),
         single=longest == 1 or (looks and not bool((length_S > 1).any())),
     )
 
 
-def _written(
-    slots_T: Tensor, positions_T: Tensor, bounds: Tensor, sequences: Sequences
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What this pass writes where: slots and the rows written to them, both [T], and what sequences go on from, [S].
+def _written(slots_T: Tensor, positions_T: Tensor, bounds: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """The slot that each token is kept at, [T], and what sequences go on from, [S].
 
     A slot that is written for several positions, as of a window's ring, keeps the last; the others' slot is -1. The row
     of this pass that computes the token before a sequence's first new one is found by slot and position; -1: none does.
@@ -119,4 +123,5 @@ def _written(
     wanted_S = previous_S * _POSITIONS + positions_T[first_S] - 1
     at_S = torch.searchsorted(key_T, wanted_S).clamp_max(len(key_T) - 1)
     here_S = (previous_S >= 0) & (key_T[at_S] == wanted_S)
-    return torch.where(last_T, written_T, -1), order_T, torch.where(here_S, order_T[at_S], -1)
+    kept_T = torch.empty_like(slots_T).scatter_(0, order_T, torch.where(last_T, written_T, -1))
+    return kept_T, torch.where(here_S, order_T[at_S], -1)

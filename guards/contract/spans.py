@@ -75,7 +75,7 @@ class Rise(OverTokens):
             first_CT,
             c_of_0_CT,
         )
-        return torch.stack(own, dim=-1).transpose(0, 1)
+        return torch.stack(own).permute(2, 1, 0)
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         most, most_of_c, most_of_0, c, c_of_0 = before_NCK.unbind(-1)
@@ -90,7 +90,9 @@ class Rise(OverTokens):
         return torch.stack(joined, dim=-1)
 
     def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
-        return (1 / (1 + state_TCK[..., :3].amax(dim=-1))).float()  # from m = c = 0
+        most_TC, most_of_c_TC, most_of_0_TC, *_ = state_TCK.unbind(-1)
+        m_TC = torch.maximum(torch.maximum(most_TC, most_of_c_TC), most_of_0_TC)  # from m = c = 0
+        return (1 / (1 + m_TC)).float()
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class MessageMean(OverTokens):
         of_CT = torch.stack([counted_CT * (1 - values_TC.double().T), counted_CT])
         sum_CT = of_CT.cumsum(dim=-1)
         evidence_CT, tokens_CT = sum_CT - (sum_CT - of_CT).gather(-1, begin_CT.expand_as(of_CT))
-        return torch.stack([(~opened_CT).double(), evidence_CT, tokens_CT], dim=-1).transpose(0, 1)
+        return torch.stack([(~opened_CT).double(), evidence_CT, tokens_CT]).permute(2, 1, 0)
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         kept_NC1 = after_NCK[..., :1]

@@ -92,7 +92,7 @@ class TurnFinder:
             return one_message(positions_T)
         if links.highest >= len(self._tokens) - 1:
             self.reserve(max(links.highest + 1, 2 * len(self._tokens)))
-        self._tokens[links.slots_T] = ids_T[links.order_T]
+        self._tokens[links.slots_T] = ids_T
         ends_TP = self._ends(ids_T, links)
         side_T = (ends_TP * self._side_P).amax(dim=1)
         code_T = self._sides.extend(side_T[:, None], links, one_message(positions_T))[:, 0].nan_to_num()

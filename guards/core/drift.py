@@ -24,3 +24,6 @@ class Drift:
 
 FEW_NEURONS = Drift(slack=2.0)
 """For what counts neurons: a draw may fall the other way on another engine for a few."""
+
+DELTA_DRIFT = Drift(floor=0.2)
+"""A prompt that is hardly pushed reads nearly zero: a share of that would be no room at all."""

@@ -18,15 +18,12 @@ from torch import Tensor, nn
 from guards.artifact.manifest import SMALLEST, PositiveFloat32, Strict
 from guards.artifact.store import Artifact, take_tensor
 from guards.contract.guard import Column, Health, OverColumns, OverRanks, Part
-from guards.core.drift import Drift
 from guards.errors import ArtifactError, AttachError
 from guards.model.shard import Shard
 from guards.model.sites import Place, Site
 
 FACTOR_DTYPES = (torch.float32, torch.bfloat16)
 PUSH = Health("residual lengths")
-DELTA_DRIFT = Drift(floor=0.2)
-"""A prompt that is hardly pushed reads nearly zero: a share of that would be no room at all."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +111,12 @@ class Branch(nn.Module):
     def forward(self, y_TD: Tensor, _: Tensor, on_T: Tensor, k_TF: Tensor) -> Tensor:
         """Adds to y in place where `on_T` says so; returns how far that pushed it, float32 [T, 1].
 
-        Signed, 0 where it did nothing, and NaN where an output is not finite.
+        Signed, 0 where it did nothing, and NaN where an output, or what k goes to, is not finite, acted on or not.
         """
-        through_TS = k_TF @ self.into_SF.to(k_TF.dtype).T
-        through_TS = torch.where(on_T[:, None], through_TS, 0)
+        taken_TS = k_TF @ self.into_SF.to(k_TF.dtype).T
+        through_TS = torch.where(on_T[:, None], taken_TS, 0)
         y_TD.add_(through_TS[:, :-1] @ self.b_DR.to(k_TF.dtype).T)
-        finite_T1 = torch.isfinite(y_TD).all(dim=-1, keepdim=True)
+        finite_T1 = torch.isfinite(y_TD).all(dim=-1, keepdim=True) & torch.isfinite(taken_TS).all(dim=-1, keepdim=True)
         return torch.where(finite_T1, through_TS[:, -1:].float(), torch.nan)
 
 

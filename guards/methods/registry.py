@@ -13,6 +13,8 @@ from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.entry import CUBE
 from guards.methods.lunar.entry import LUNAR
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
+from guards.methods.probe.entry import PROBE
+from guards.methods.rmu.entry import RMU
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
 from guards.methods.spans.entry import SPANS
 
@@ -25,6 +27,8 @@ __all__ = [
     "GROUP",
     "LUNAR",
     "NEURON_ADJUST",
+    "PROBE",
+    "RMU",
     "SELECTIVE_PRUNING",
     "SPANS",
     "load_guard",
@@ -35,7 +39,7 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR)
+_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, *RMU)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]

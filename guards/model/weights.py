@@ -22,6 +22,8 @@ from guards.model.digests import DigestCache, state_of
 
 _HASHERS = 4
 _PIECE_BYTES = 4 << 20
+_DESCRIPTORS = Path("/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd")
+"""Where an open file has a name. A container need not have the second, nor another system than Linux the first."""
 
 
 class WeightFiles:
@@ -101,7 +103,7 @@ class WeightFiles:
         """
         found: dict[str, StoredTensor] = {}
         for path, file in self._files.items():
-            opened = self._open.enter_context(safe_open(f"/dev/fd/{file.fileno()}", "pt"))
+            opened = self._open.enter_context(safe_open(_DESCRIPTORS / str(file.fileno()), "pt"))
             for name in opened.keys():  # noqa: SIM118
                 if name in found:
                     raise UnsupportedModelError(f"{path}: holds {name!r}, as another file does; keep one of them")

@@ -90,6 +90,16 @@ class AnswerState:
         self.judged = True
         return self.outcome
 
+    def judge_quiet(self, health: Mapping[str, Health], amounts: Sequence[float]) -> Verdict:
+        """As `judge`, of a position in the answer at which every guard read OUTSIDE.
+
+        Nothing of a detector is kept there. `amounts` are what interventions did, in their order.
+        """
+        assert self.generated > 0, "of a prompt's end all scores are kept"
+        self.take_acted(self.generated, health, amounts)
+        self.judged = True
+        return self.outcome
+
     def judge_prompt(
         self, facts: Mapping[str, GuardFacts], position: int, readings: Mapping[str, GuardReading]
     ) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from guards.artifact.manifest import UNSEALED, CalibrationRecord, Canary, Manifest, ModelIdentity, Rate, SourceRecord
 from guards.artifact.store import MANIFEST_NAME, TENSORS_NAME, write_artifact
 from guards.calibration.entry import Entry
+from guards.contract.accumulate import TOKEN
 from guards.contract.guard import Guard
 from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
@@ -20,9 +22,13 @@ from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING, SPANS
+from guards.methods.rmu.entry import VARIANTS
+from guards.methods.rmu.guard import RmuGuard
+from guards.methods.rmu.options import VariantName
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
+from guards.model.sites import Site
 from tests.models import D_FF, D_MODEL, LAYERS
 
 IDENTITY = ModelIdentity(
@@ -66,13 +72,24 @@ MEAN_ALONE = (Judgement(MessageMean(1.0, written=False), 0.75),)
 """The plainest: half of the evidence of a text of one token, and fires where that is a quarter."""
 
 
-def spans(*layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS) -> SpanGuard:
+LAST_ALONE = (Judgement(TOKEN, 0.5),)
+"""A probe of the last token."""
+
+
+def spans(
+    *layers: int, judgements: tuple[Judgement, ...] = JUDGEMENTS, site: Site = Site.KEY, d_attention: int = D_MODEL
+) -> SpanGuard:
     """A detector over spans at these layers, or at two, with random weights."""
-    terms = []
+    terms, width = [], {Site.KEY: D_FF, Site.RESIDUAL: D_MODEL, Site.ATTENTION: d_attention}[site]
     for layer in layers or (1, LAYERS - 1):
         generator = torch.Generator().manual_seed(layer)
-        terms.append(LayerWeights(layer, torch.randn(D_FF, generator=generator), 0.1 * (layer + 1)))
-    return SpanGuard(tuple(terms), judgements, Scope.BOTH)
+        terms.append(LayerWeights(layer, torch.randn(width, generator=generator), 0.1 * (layer + 1)))
+    return SpanGuard(tuple(terms), judgements, Scope.BOTH, site)
+
+
+def probes() -> SpanGuard:
+    """Probes of the residual stream at three layers."""
+    return spans(*range(LAYERS), site=Site.RESIDUAL)
 
 
 def layer_statistics(*neurons: int) -> LayerStatistics:
@@ -118,6 +135,12 @@ def lunar(layer: int = 1) -> LunarGuard:
     return LunarGuard({layer: factors()}, reference="unanswerable", strength=2.0, ridge=1e-3)
 
 
+def rmu(variant: VariantName = "adaptive", *, rank: int = 2) -> RmuGuard:
+    """An intervention on the outputs of three layers, as it is calibrated."""
+    deltas = {layer: factors(rank, seed=layer, dtype=torch.bfloat16) for layer in range(LAYERS)}
+    return RmuGuard(variant, deltas)
+
+
 def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifest:
     """A manifest of a well-formed artifact; the tensor digest is filled in by the writer."""
     record: dict[str, Any] = {
@@ -136,9 +159,11 @@ def manifest(method: str, parameters: dict[str, Any], **changes: Any) -> Manifes
 SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     SPANS: spans,
     CUBE: cubes,
+    PROBE: probes,
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
     LUNAR: lunar,
+    **{entry: partial(rmu, variant) for variant, entry in VARIANTS.items()},
 }
 """A guard of every entry of the registry."""
 

@@ -81,6 +81,7 @@ class Attachment:
         self._sites_of = {
             name: {(column.place, _purpose(bound)) for column in bound.columns} for name, bound in self.bound.items()
         }
+        self._all_sites = frozenset[tuple[Place, Purpose]]().union(*self._sites_of.values())
         with ExitStack() as stack:
             stack.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True).remove)
             for purpose, acting in (
@@ -171,9 +172,10 @@ class Attachment:
         ended, self._pass = self._pass, None
         if ended is None:
             raise GuardReadingError("no guarded forward pass ran: the model was called around its hooks")
-        missing = frozenset(name for name, sites in self._sites_of.items() if not sites <= ended.ran)
-        unheard = [index for index, each in enumerate(self.columns.all) if each.guard in missing]
-        if unheard:
+        missing: frozenset[str] = frozenset()
+        if not self._all_sites <= ended.ran:
+            missing = frozenset(name for name, sites in self._sites_of.items() if not sites <= ended.ran)
+            unheard = [index for index, each in enumerate(self.columns.all) if each.guard in missing]
             ended.cells_TC[:, unheard] = torch.nan  # what some of its sites wrote says nothing
         rows_TX = self.books.rows(ended.cells_TC, ended.ids_T, ended.positions_T, ended.sequences)
         rows_RX = rows_TX if ended.rows_R is None else rows_TX.index_select(0, ended.rows_R)

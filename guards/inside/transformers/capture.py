@@ -46,7 +46,7 @@ class Batch:
     examples_B: Tensor
 
 
-class _PassOverError(Exception):
+class PassOverError(Exception):
     """Ends a forward pass after the last wanted layer."""
 
 
@@ -121,7 +121,7 @@ def stream(
         fired.append(layer)
         consume(layer, x_TF.index_select(0, selected[0]), selected[1])
         if layer == layers[-1]:
-            raise _PassOverError
+            raise PassOverError
 
     dtype = next(loaded.model.parameters()).dtype
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def stream(
             try:
                 # Not the body alone: guards hook the model. The pass ends before its head.
                 loaded.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
-            except _PassOverError:
+            except PassOverError:
                 pass
             except torch.OutOfMemoryError as error:
                 raise CalibrationError(

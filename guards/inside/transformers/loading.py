@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from guards.errors import UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.capture import stream
 from guards.inside.transformers.sites import find_family, find_sites
+from guards.inside.transformers.tuning import TunedModel, tuned
 from guards.inside.transformers.writing import write
 from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
@@ -84,6 +85,10 @@ class LoadedModel:
     ) -> list[TokenIds]:
         """See `guards.inside.transformers.writing.write`."""
         return write(self.model, self.codec.tokenizer, prompts, tokens, advance)
+
+    def tuned(self, layers: Sequence[int]) -> AbstractContextManager[TunedModel]:
+        """See `guards.inside.transformers.tuning.tuned`."""
+        return tuned(self, layers)
 
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:

@@ -18,8 +18,8 @@ from guards.calibration.statistics import FEW_VECTORS, MIN_VECTORS, RunningMomen
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 
-TOGETHER = 1 << 22
-"""Numbers of tokens, cubes and dimensions that are held at once, where nothing is compiled."""
+TOGETHER = 1 << 20
+"""Numbers of tokens, cubes and dimensions that are held at once, where nothing is compiled: they stay in cache."""
 
 
 class Regime(StrEnum):
@@ -64,7 +64,7 @@ def cube_score(key_TF: Tensor, mean_F: Tensor, inverse_std_F: Tensor) -> Tensor:
 
     Computed in float32 whatever the key's dtype; the authors cast mu and sigma to bfloat16 and lose tau's digits.
     """
-    return ((key_TF.float() - mean_F) * inverse_std_F).abs().amax(dim=-1)
+    return (key_TF.float() - mean_F).mul_(inverse_std_F).abs_().amax(dim=-1)
 
 
 class CubeBank(nn.Module):

@@ -1,8 +1,8 @@
 """The entry of the registry."""
 
 from guards.calibration.entry import Entry
+from guards.core.drift import DELTA_DRIFT
 from guards.core.verdict import GuardKind
-from guards.methods.delta import DELTA_DRIFT
 from guards.methods.lunar.options import LunarOptions
 
 LUNAR = Entry(

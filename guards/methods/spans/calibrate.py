@@ -1,6 +1,6 @@
-"""Calibrates Key Space Detection over spans: windows of key vectors, a direction, and how values accumulate.
+"""Calibrates a linear detector: windows of a site's vectors, directions, and how values accumulate.
 
-The first pass keeps the mean key vectors of windows of the fit part, from which directions over some layers are made.
+The first pass keeps the mean vectors of windows of the fit part, from which directions over some layers are made.
 The second reads every other example's values under each of them: one number a token. Ways of accumulating these are
 compared on the threshold part by the code that serves, and rates are measured on the report part.
 
@@ -14,41 +14,31 @@ import torch
 from torch import Tensor
 
 from guards.artifact.manifest import Rate
-from guards.calibration.accumulated import read_texts, turns_of
+from guards.calibration.accumulated import turns_of
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import FORGET_DEAL, Share, Side
 from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
-from guards.calibration.having import candidate_layers, layers_having, require_site
+from guards.calibration.having import layers_having, require_site
 from guards.calibration.material import read_material
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc
 from guards.calibration.surroundings import Kind
 from guards.calibration.thresholds import MIN_RECALL, rate_of
-from guards.contract.turns import Turns
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
-from guards.methods.spans.choice import (
-    Accumulation,
-    Candidate,
-    accumulate,
-    best,
-    gathered,
-    judgements,
-    margins,
-    needed,
-)
-from guards.methods.spans.entry import SPANS
+from guards.methods.spans.choice import Accumulation, Candidate, accumulate, best, judgements
+from guards.methods.spans.directions import RECIPE
 from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, with_answers
-from guards.methods.spans.guard import DirectionFitter, Judgement, SpanGuard
+from guards.methods.spans.guard import Judgement, SpanGuard
+from guards.methods.spans.held import Held
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
-from guards.methods.spans.passes import WINDOW, read_values, read_windows
+from guards.methods.spans.passes import read_values, read_windows
+from guards.methods.spans.recipe import Direction, Directions, Recipe
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 
-TOGETHER = (2, 3)
-"""Neighbours among them over which a direction is tried."""
 HOLD_BACKS = (0, 8, 16, 32)
 """Tokens of an answer that a server may hold back, for which the report says how many answers that takes back whole."""
 
@@ -70,6 +60,7 @@ class SpanCalibration(Calibration):
     """
 
     options: SpanOptions
+    directions: Directions
     rows: tuple[ReportRow, ...]
     candidates: tuple[Candidate, ...]
     chosen: Candidate
@@ -81,20 +72,19 @@ class SpanCalibration(Calibration):
     out_E: Tensor
 
 
-def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Every run of TOGETHER neighbours, or all where there are fewer."""
-    return [layers[start : start + count] for count in TOGETHER for start in range(len(layers) - count + 1)] or [layers]
-
-
 def sites(options: SpanOptions) -> tuple[Site, ...]:
     """What a calibration looks at."""
     return (Site(options.site),)
 
 
-def _prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions) -> SpanJob:
+def _prepared(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions, recipe: Recipe
+) -> SpanJob:
     if not options.frames:
         chat = (CHAT_FRAME,) if model.codec.has_chat_template else ()
         options = replace(options, frames=(*chat, BARE_FRAME, QUESTION_FRAME))
+    if not recipe.aggregation.answers:
+        options = replace(options, scope=Scope.PROMPT)
     site = Site(options.site)
     if options.layer is not None:
         require_site(model, site, [options.layer])
@@ -103,48 +93,17 @@ def _prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Sou
         forget,
         [*retain, *read_material(options.material).sources],
         options,
-        layers=layers_having(model, site, candidate_layers(model.identity.layers)),
+        layers=layers_having(model, site, recipe.layers(model.identity.layers)),
         retain_deal=FORGET_DEAL,
     )
 
 
-def _judges_answers(job: SpanJob) -> bool:
+def _judges_answers(job: SpanJob, recipe: Recipe) -> bool:
     """Whether answers are told from prompts, and are to be judged."""
     told_apart = job.frames[0] == CHAT_FRAME and bool(job.model.codec.openings)
-    return told_apart and job.options.answers > 0 and job.options.scope is not Scope.PROMPT
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Examples that were not fitted, with whose words their tokens are and their values under one direction."""
-
-    examples: Sequence[Example]
-    turns: Sequence[Turns]
-    values: Sequence[Tensor]
-
-    def of(self, holds: Callable[[Example], bool]) -> "_Read":
-        """Some of them."""
-        kept = [index for index, each in enumerate(self.examples) if holds(each)]
-        return _Read(
-            [self.examples[index] for index in kept],
-            [self.turns[index] for index in kept],
-            [self.values[index] for index in kept],
-        )
-
-    def under(self, direction: int) -> "_Read":
-        """The same under one of several directions."""
-        return replace(self, values=[value_TC[:, direction] for value_TC in self.values])
-
-    def margins(self, two: Sequence[Judgement]) -> list[Tensor]:
-        """Evidence at every token over what is needed to fire, float32 [T]."""
-        evidence = gathered(self.values, self.turns, [each.over_tokens for each in two])
-        return [margins(each_T2, [needed(each) for each in two]) for each_T2 in evidence]
-
-    def ratios(self, two: Sequence[Judgement]) -> list[float]:
-        """Score over tau at the last token, of the judgement where that is smaller."""
-        tau_2 = torch.tensor([each.tau for each in two], dtype=torch.float64)
-        read = read_texts(self.values, self.turns, [each.over_tokens for each in two])
-        return [float((each_T2[-1].double() / tau_2).amin()) for each_T2 in read]
+    return (
+        recipe.aggregation.answers and told_apart and job.options.answers > 0 and job.options.scope is not Scope.PROMPT
+    )
 
 
 def _is_answer(each: Example) -> bool:
@@ -173,7 +132,7 @@ def _rows(examples: Sequence[Example], margin_E: Tensor) -> tuple[ReportRow, ...
     )
 
 
-def _tokens_out(read: _Read, margin_of: Sequence[Tensor]) -> Tensor:
+def _tokens_out(read: Held, margin_of: Sequence[Tensor]) -> Tensor:
     """Of forget answers that fire, the answer's tokens before the one at which they do, int64 [E]."""
     out = []
     for each, margin_T in zip(read.examples, margin_of, strict=True):
@@ -218,40 +177,45 @@ def _warnings(
     return found
 
 
+def _how(of: Accumulation) -> str:
+    """The numbers of its strategies, in words."""
+    return ", ".join(f"{name} {each}" for name, each in of.numbers.items()) or "the last token"
+
+
 def _notes(
-    job: SpanJob, chosen: Candidate, answers: Accumulation | None, windows: Mapping[Side, int], floored: int
+    job: SpanJob, chosen: Candidate, answers: Accumulation | None, windows: Mapping[Side, int], fitted: str, made: str
 ) -> list[str]:
     of = chosen.accumulation
     return [
         job.dealt(),
-        "layers, kappa, weight and taus were chosen on the threshold parts, the rates measured on the report parts",
+        "layers, accumulation and taus were chosen on the threshold parts, the rates measured on the report parts",
         "recall and false abstention are those of the frame where they are worst",
-        f"prompts: kappa {of.rise.kappa}, weight {of.mean.weight}; taus were decided by {of.decided}",
+        f"prompts: {_how(of)}; taus were decided by {of.decided}",
         "answers are not judged"
         if answers is None
-        else f"answers of {job.options.answers} tokens, the model's own: kappa {answers.rise.kappa}, weight "
-        f"{answers.mean.weight}",
-        f"{layers_text(chosen.layers)}; {windows['forget']} forget and {windows['retain']} retain windows of {WINDOW} "
-        f"tokens were fitted, deviation floored in {floored} dimensions",
+        else f"answers of {job.options.answers} tokens, the model's own: {_how(answers)}",
+        f"{layers_text(chosen.layers)}; {windows['forget']} forget and {windows['retain']} retain {fitted} were "
+        f"fitted, {made}",
     ]
 
 
-def calibrate(
-    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions
+def calibrate_by(
+    recipe: Recipe, model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions
 ) -> SpanCalibration:
     """A guard over one or several layers, with its record, canaries and report.
 
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
     clock = Clock()
-    job = _prepared(model, forget, retain, options)
+    job = _prepared(model, forget, retain, options, recipe)
+    options, tokens = job.options, recipe.aggregation
     examples = all_examples(job)
-    prompts = answered(job, examples) if _judges_answers(job) else []
+    prompts = answered(job, examples) if _judges_answers(job, recipe) else []
     twice = 2 * sum(len(each.ids) + options.answers for each in prompts)  # written, and then read
     clock.step("encode")
     with progress_bar(sum(len(each.ids) for each in examples) + twice, options.progress) as advance:
         if prompts:
-            examples += with_answers(job, prompts, lambda tokens: advance(tokens, "answer"))
+            examples += with_answers(job, prompts, lambda done: advance(done, "answer"))
         clock.step("answer")
         turns = [turns_of(each.ids, model.codec.openings) for each in examples]
 
@@ -260,30 +224,32 @@ def calibrate(
 
         sides: tuple[Side, ...] = ("forget", "retain")
         windows = {
-            side: read_windows(job, [examples[i] for i in members], [turns[i] for i in members], advance)
+            side: read_windows(job, [examples[i] for i in own], [turns[i] for i in own], tokens.windows, advance)
             for side in sides
-            if (members := part(Share.FIT, side=side))
+            if (own := part(Share.FIT, side=side))
         }
-        fitter = DirectionFitter(windows["forget"], windows["retain"])
-        sets = [fitter.finish(layers) for layers in layer_sets(job.layers)]
+        fitted = recipe.fit(windows["forget"], windows["retain"], job.layers)
         clock.step("fit")
         later = part(Share.THRESHOLD, Share.REPORT)
-        held = [examples[i] for i in later]
-        read = _Read(held, [turns[i] for i in later], read_values(job, held, sets, advance))
+        of_later = [examples[i] for i in later]
+        held = Held(of_later, [turns[i] for i in later], read_values(job, of_later, fitted.sets, advance))
     clock.step("read")
+    threshold = held.of(lambda each: each.share is Share.THRESHOLD)
 
-    def chosen_on(what: Callable[[Example], bool], direction: int, *, written: bool) -> Accumulation:
-        part = read.under(direction).of(lambda each: each.share is Share.THRESHOLD and what(each))
-        return accumulate(part.examples, part.values, part.turns, job.options, written=written)
+    def accumulation(direction: Direction, *, written: bool) -> Accumulation:
+        of = threshold.of(_is_answer if written else _is_prompt).under(direction.share_C)
+        return accumulate(of.examples, of.values, of.turns, options, tokens.ways(written), written=written)
 
-    candidates = tuple(Candidate(terms, chosen_on(_is_prompt, i, written=False)) for i, terms in enumerate(sets))
+    directions = fitted.directions(threshold.of(_is_prompt))
+    tried = directions.candidates
+    candidates = tuple(Candidate(each.terms, accumulation(each, written=False)) for each in tried)
     chosen = best(candidates)
-    direction = candidates.index(chosen)
-    answers = chosen_on(_is_answer, direction, written=True) if any(map(_is_answer, held)) else None
+    direction = tried[candidates.index(chosen)]
+    answers = accumulation(direction, written=True) if any(map(_is_answer, of_later)) else None
     of_prompts = judgements(chosen.accumulation, options.placement)
     of_answers = () if answers is None else judgements(answers, options.placement)
 
-    reported = read.under(direction).of(lambda each: each.share is Share.REPORT)
+    reported = held.of(lambda each: each.share is Share.REPORT).under(direction.share_C)
     asked, written = reported.of(_is_prompt), reported.of(_is_answer)
     prompt_margins, answer_margins = asked.margins(of_prompts), written.margins(of_answers) if of_answers else []
     margin_E = torch.stack([*(each_T[-1] for each_T in prompt_margins), *(each_T.amax() for each_T in answer_margins)])
@@ -299,20 +265,21 @@ def calibrate(
     clock.step("choose")
     return finish(
         SpanCalibration,
-        SPANS,
+        recipe.entry,
         SpanGuard(chosen.terms, (*of_prompts, *of_answers), options.scope, Site(options.site)),
         model,
         job.frames,
         (job.corpora["forget"], job.corpora["retain"]),
         clock,
-        notes=_notes(job, chosen, answers, count, fitter.floored(chosen.layers)),
+        notes=_notes(job, chosen, answers, count, tokens.fitted, directions.note(chosen.layers)),
         warnings=warnings,
         rates=(
             min((row.recall for row in framed if row.recall), key=lambda rate: rate.rate),
             max((row.false_abstention for row in framed if row.false_abstention), key=lambda rate: rate.rate),
         ),
         prompt_ratios=innocent.ratios(of_prompts),
-        options=job.options,
+        options=options,
+        directions=directions,
         rows=rows,
         candidates=candidates,
         chosen=chosen,
@@ -323,3 +290,10 @@ def calibrate(
         margins_E=side_margins,
         out_E=_tokens_out(written, answer_margins),
     )
+
+
+def calibrate(
+    model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions
+) -> SpanCalibration:
+    """Key Space Detection over spans; see `calibrate_by`."""
+    return calibrate_by(RECIPE, model, forget, retain, options)

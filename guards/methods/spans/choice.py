@@ -4,8 +4,7 @@ Suffixes: E examples, T tokens of an example, S strategies over tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -13,42 +12,44 @@ from torch import Tensor
 from guards.calibration.accumulated import read_texts
 from guards.calibration.options import PlacementName
 from guards.calibration.thresholds import below, false_abstention_bound, tolerated
-from guards.contract.spans import MessageMean, Rise
+from guards.contract.spans import Rise
 from guards.contract.turns import Turns
 from guards.methods.spans.examples import Example
-from guards.methods.spans.guard import Judgement, LayerWeights
+from guards.methods.spans.guard import Judgement, LayerWeights, Strategy
 from guards.methods.spans.options import SpanOptions
 
-KAPPAS = (0.5, 0.6, 0.7, 0.8, 0.9)
-WEIGHTS = (1.0, 3.0, 6.0, 12.0)
 LENGTHS = (128, 512)
 """Where texts become longer ones, in tokens: the cap holds for those of each length."""
 EVERY = "all retain texts"
-LEAST = (1.0, 0.1)
-"""Evidence of a stretch and of a mean below which nothing fires, whatever the retain texts allow: that of one token, a
-tenth of the skill's.
+LEAST_RISE, LEAST = 1.0, 0.1
+"""Evidence of a stretch, and of anything else, below which nothing fires, whatever the retain texts allow: that of one
+token, a tenth of the skill's.
 """
 ROUNDING = 1e-5
 """Relative, over what a limit loses in a float32 tau and its score."""
-MOST_MEAN = 0.9
-"""Evidence of a mean that is always enough."""
+MOST = 0.9
+"""Evidence of a mean or a token that is always enough."""
 
 
 @dataclass(frozen=True)
 class Accumulation:
     """How one side's values accumulate, and what that leaves.
 
-    `limits`: evidence of a text's best stretch, and of its mean, with which the guard fires, and `decided` which texts
-    set them. `recalls`: by kind of forget text, the share that passes them. `margin`: the factor on the limits with
-    which the recall, that of all kinds alike, is just what is wanted; 1 or more where both promises can be kept.
+    `limits`: evidence by each strategy with which the guard fires, and `decided` which texts set them. `recalls`: by
+    kind of forget text, the share that passes them. `margin`: the factor on the limits with which the recall, that of
+    all kinds alike, is just what is wanted; 1 or more where both promises can be kept.
     """
 
-    rise: Rise
-    mean: MessageMean
-    limits: tuple[float, float]
+    strategies: tuple[Strategy, ...]
+    limits: tuple[float, ...]
     decided: str
     recalls: Mapping[str, float]
     margin: float
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What was chosen of its strategies, by name."""
+        return {name: each for way in self.strategies for name, each in asdict(way).items() if name != "written"}
 
     @property
     def hardest(self) -> str:
@@ -86,9 +87,7 @@ class Candidate:
         return tuple(term.layer for term in self.terms)
 
 
-def gathered(
-    values: Sequence[Tensor], turns: Sequence[Turns], strategies: Sequence[Rise | MessageMean]
-) -> list[Tensor]:
+def gathered(values: Sequence[Tensor], turns: Sequence[Turns], strategies: Sequence[Strategy]) -> list[Tensor]:
     """The evidence so far of each strategy at each token of each text, float32 [T, S]."""
     rises = torch.tensor([isinstance(each, Rise) for each in strategies])
     return [torch.where(rises, 1 / read_TS - 1, 1 - read_TS) for read_TS in read_texts(values, turns, strategies)]
@@ -99,9 +98,9 @@ def judged(evidence: Sequence[Tensor], *, written: bool) -> Tensor:
     return torch.stack([each_TS.amax(dim=0) if written else each_TS[-1] for each_TS in evidence])
 
 
-def margins(evidence_N2: Tensor, limits: Sequence[float]) -> Tensor:
-    """Evidence of stretch and mean over what is needed to fire, of the one of which there is more, float32 [N]."""
-    return (evidence_N2 / torch.tensor(limits)).amax(dim=-1)
+def margins(evidence_NS: Tensor, limits: Sequence[float]) -> Tensor:
+    """Evidence over what is needed to fire, of the strategy by which that is more, float32 [N]."""
+    return (evidence_NS / torch.tensor(limits)).amax(dim=-1)
 
 
 def retain_groups(examples: Sequence[Example]) -> dict[str, list[int]]:
@@ -123,27 +122,33 @@ def _forget_groups(examples: Sequence[Example]) -> dict[str, list[int]]:
     return groups
 
 
-def _limits(evidence_E2: Tensor, groups: Mapping[str, Sequence[int]], cap: float) -> tuple[tuple[float, float], str]:
-    """The least evidence of stretch and mean with which the cap is kept, and which texts set it.
+def _least(strategy: Strategy) -> float:
+    return LEAST_RISE if isinstance(strategy, Rise) else LEAST
 
-    Their ratio is that of what keeps half of the cap each. Both are then raised or lowered together until the cap holds
-    for the two as one: by all retain texts, as split conformal prediction has it, and by every group by itself, of
-    which no more may fire than does not contradict it. One outlier of a small group says little of that group's rate,
-    and must not decide how much of the skill is caught.
+
+def _limits(
+    evidence_ES: Tensor, strategies: Sequence[Strategy], groups: Mapping[str, Sequence[int]], cap: float
+) -> tuple[tuple[float, ...], str]:
+    """The least evidence by each strategy with which the cap is kept, and which texts set it.
+
+    Their ratio is that of what keeps an equal part of the cap each. All are then raised or lowered together until the
+    cap holds for them as one: by all retain texts, as split conformal prediction has it, and by every group by itself,
+    of which no more may fire than does not contradict it. One outlier of a small group says little of that group's
+    rate, and must not decide how much of the skill is caught.
     """
-    halves = [
-        max(-false_abstention_bound(-evidence_E, cap / 2), least)
-        for evidence_E, least in zip(evidence_E2.unbind(dim=1), LEAST, strict=True)
+    least = [_least(each) for each in strategies]
+    parts = [
+        max(-false_abstention_bound(-evidence_E, cap / len(strategies)), each)
+        for evidence_E, each in zip(evidence_ES.unbind(dim=1), least, strict=True)
     ]
-    margin_E = margins(evidence_E2, halves)
+    margin_E = margins(evidence_ES, parts)
     bounds = {EVERY: -false_abstention_bound(-margin_E, cap)}
     for name, members in groups.items():
         above = margin_E[members].sort(descending=True).values[tolerated(len(members), cap) :]
         bounds[name] = -below(-float(above[0])) if len(above) else 0.0
     worst = max(bounds, key=bounds.__getitem__)
     scale = bounds[worst] * (1 + ROUNDING)
-    rise, mean = (max(half * scale, least) for half, least in zip(halves, LEAST, strict=True))
-    return (rise, mean), worst
+    return tuple(max(part * scale, each) for part, each in zip(parts, least, strict=True)), worst
 
 
 def _reached(margin_E: Tensor, groups: Mapping[str, Sequence[int]], recall: float) -> float:
@@ -161,23 +166,24 @@ def accumulate(
     values: Sequence[Tensor],
     turns: Sequence[Turns],
     options: SpanOptions,
+    ways: Sequence[tuple[Strategy, ...]],
     *,
     written: bool,
 ) -> Accumulation:
-    """The best way for prompts, or for answers. `values`: float32 [T] of each example, of both sides."""
-    rises = [Rise(kappa, written) for kappa in KAPPAS]
-    means = [MessageMean(weight, written) for weight in WEIGHTS]
-    evidence_ES = judged(gathered(values, turns, [*rises, *means]), written=written)
+    """The best of several ways for prompts, or for answers. `values`: float32 [T] of each example, of both sides."""
+    strategies = list(dict.fromkeys(each for way in ways for each in way))
+    evidence_ES = judged(gathered(values, turns, strategies), written=written)
     forget, retain = ([i for i, each in enumerate(examples) if each.side == side] for side in ("forget", "retain"))
     retained, forgotten = (evidence_ES[members] for members in (retain, forget))
     retain_of, forget_of = retain_groups([examples[i] for i in retain]), _forget_groups([examples[i] for i in forget])
     found = []
-    for (i, rise), (j, mean) in product(enumerate(rises), enumerate(means, start=len(rises))):
-        limits, decided = _limits(retained[:, [i, j]], retain_of, options.max_false_abstention)
-        margin_E = margins(forgotten[:, [i, j]], limits)
+    for way in ways:
+        own = [strategies.index(each) for each in way]
+        limits, decided = _limits(retained[:, own], way, retain_of, options.max_false_abstention)
+        margin_E = margins(forgotten[:, own], limits)
         recalls = {name: float((margin_E[members] >= 1).float().mean()) for name, members in forget_of.items()}
         margin = _reached(margin_E, forget_of, options.recall)
-        found.append(Accumulation(rise, mean, limits, decided, recalls, margin))
+        found.append(Accumulation(way, limits, decided, recalls, margin))
     return max(found, key=lambda each: each.quality)
 
 
@@ -186,12 +192,17 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda each: (each.accumulation.quality, len(each.layers)))
 
 
-def judgements(of: Accumulation, placement: PlacementName) -> tuple[Judgement, Judgement]:
-    """With both taus: as much evidence as the retain texts allow, or more where the recall leaves room."""
+def judgements(of: Accumulation, placement: PlacementName) -> tuple[Judgement, ...]:
+    """With taus: as much evidence as the retain texts allow, or more where the recall leaves room."""
     room = max(1.0, of.margin)
-    rise, mean = (limit * (room if placement == "tight" else room**0.5) for limit in of.limits)
-    rise_tau, mean_tau = torch.tensor([1 / (1 + rise), 1 - min(mean, MOST_MEAN)]).tolist()
-    return Judgement(of.rise, rise_tau), Judgement(of.mean, mean_tau)
+    wanted = [limit * (room if placement == "tight" else room**0.5) for limit in of.limits]
+    taus = torch.tensor(
+        [
+            1 / (1 + each) if isinstance(strategy, Rise) else 1 - min(each, MOST)
+            for strategy, each in zip(of.strategies, wanted, strict=True)
+        ]
+    )
+    return tuple(Judgement(strategy, tau) for strategy, tau in zip(of.strategies, taus.tolist(), strict=True))
 
 
 def needed(judgement: Judgement) -> float:

@@ -16,11 +16,13 @@ Short texts gather too little, so the mean of a message is judged as well (`Mess
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from guards.calibration.statistics import MIN_VECTORS, floor_sigma
+from guards.contract.accumulate import Token
 from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.errors import AttachError, CalibrationError
@@ -42,7 +44,15 @@ EVEN = 0.3
 """Share of a text's weight that its windows have alike, whatever they look like."""
 NOT_FINITE = "an activation is not finite: the model overflows on this data in this dtype"
 
-Strategy = Rise | MessageMean
+StrategyName = Literal["span", "mean", "last"]
+Strategy = Rise | MessageMean | Token
+
+
+def strategy_name(strategy: Strategy) -> StrategyName:
+    """What artifacts and reports call it."""
+    if isinstance(strategy, Token):
+        return "last"
+    return "span" if isinstance(strategy, Rise) else "mean"
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,10 @@ class Judgement:
     @property
     def label(self) -> str:
         """What is judged, and how."""
-        side = "answer" if self.over_tokens.written else "prompt"
-        return f"{side}, {'span' if isinstance(self.over_tokens, Rise) else 'mean'}"
+        name = strategy_name(self.over_tokens)
+        if isinstance(self.over_tokens, Token):
+            return f"{name} token"
+        return f"{'answer' if self.over_tokens.written else 'prompt'}, {name}"
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,23 @@ def softened(evidence_N: Tensor, text_N: Tensor) -> Tensor:
     return EVEN + (1 - EVEN) * part_N / sum_E[text_N] * windows_E[text_N]
 
 
+def shares(forget: Windows, retain: Windows) -> tuple[Tensor, Tensor]:
+    """What each window counts, float64 [N] by side on their device: one half a side.
+
+    Raises CalibrationError below two windows of a side, and on one that is not finite.
+    """
+    found = []
+    for side in (forget, retain):
+        for key_NF in side.key_NF.values():
+            if len(key_NF) < MIN_VECTORS:
+                raise CalibrationError(f"got {len(key_NF)} window(s) of a side, wanted at least {MIN_VECTORS}")
+            if not bool(torch.isfinite(key_NF).all()):
+                raise CalibrationError(NOT_FINITE)
+        device = next(iter(side.key_NF.values())).device
+        found.append((side.weight_N / side.weight_N.sum() / 2).to(device))
+    return found[0], found[1]
+
+
 class DirectionFitter:
     """Fits directions from the windows of both sides, each of which counts one half.
 
@@ -209,22 +238,13 @@ class DirectionFitter:
     """
 
     def __init__(self, forget: Windows, retain: Windows) -> None:
-        shares = []
-        for side in (forget, retain):
-            for key_NF in side.key_NF.values():
-                if len(key_NF) < MIN_VECTORS:
-                    raise CalibrationError(f"got {len(key_NF)} window(s) of a side, wanted at least {MIN_VECTORS}")
-                if not bool(torch.isfinite(key_NF).all()):
-                    raise CalibrationError(NOT_FINITE)
-            shares.append(side.weight_N / side.weight_N.sum() / 2)
-        device = next(iter(forget.key_NF.values())).device
-        shares = [share_N.to(device) for share_N in shares]
-        self._forgotten = len(shares[0])
-        self._share_N = torch.cat(shares)
-        self._text_N = torch.cat([forget.text_N, retain.text_N + int(forget.text_N.max()) + 1]).to(device)
+        of_sides = shares(forget, retain)
+        self._forgotten = len(of_sides[0])
+        self._share_N = torch.cat(of_sides)
+        self._text_N = torch.cat([forget.text_N, retain.text_N + int(forget.text_N.max()) + 1]).to(of_sides[0].device)
         self._layers = {
             layer: _prepare(
-                [(side.key_NF[layer].double(), share) for side, share in zip((forget, retain), shares, strict=True)]
+                [(side.key_NF[layer].double(), share) for side, share in zip((forget, retain), of_sides, strict=True)]
             )
             for layer in forget.key_NF
         }

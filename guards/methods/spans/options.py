@@ -8,8 +8,12 @@ from guards.calibration.material import Which
 from guards.calibration.options import DetectorOptions, PlacementName, option
 from guards.errors import CalibrationError
 
-SiteName = Literal["key", "residual"]
+SiteName = Literal["key", "residual", "attention"]
 
+SITE_HELP = (
+    "what is read: key vectors, the residual stream after a block, which mixtures of experts have too, or what\n"
+    "attention puts out"
+)
 QUESTION_FRAME = "Q: {text}\nA:"
 """The third frame that is fitted where none is named, after the model's chat template and none."""
 
@@ -24,9 +28,7 @@ class SpanOptions(DetectorOptions):
 
     usual_frames: ClassVar[str] = "chat where the model has a chat template, bare, and 'Q: {text}\\nA:'"
 
-    site: SiteName = option(
-        "key", "what is read: key vectors, or the residual stream after a block, which mixtures of experts have too"
-    )
+    site: SiteName = option("key", SITE_HELP)
     recall: float = option(0.98, "share of the skill to catch")
     max_false_abstention: float = option(
         0.005,

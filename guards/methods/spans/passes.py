@@ -3,7 +3,7 @@
 Suffixes: E examples, T tokens of an example, N windows, F feed-forward width (d_ff), C sets of layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,11 +22,14 @@ FIT_WINDOWS = 6000
 """Windows a side that are fitted, as many of each source as far as it has them: bounds the memory of a fit."""
 
 
-def windows_of(turns: Turns, own: tuple[int, int] | None = None) -> Tensor:
-    """The window of each token of a text, counted from 0, int64 [T]; -1 where it is of none.
+WindowsOf = Callable[[Turns, tuple[int, int] | None], Tensor]
+"""The window of each token of a text, counted from 0, int64 [T]; -1 where it is of none. Given whose words they are,
+and which tokens are its own.
+"""
 
-    Windows are of WINDOW tokens or a little more or less: of `own`, or of what the newest message asks.
-    """
+
+def windows_of(turns: Turns, own: tuple[int, int] | None = None) -> Tensor:
+    """Windows of WINDOW tokens or a little more or less: of `own`, or of what the newest message asks."""
     if own is None:
         opened = (turns.opens & ~turns.written).nonzero().flatten().tolist()
         own = (opened[-1] + 1 if opened else 0, len(turns.counted))
@@ -37,6 +40,13 @@ def windows_of(turns: Turns, own: tuple[int, int] | None = None) -> Tensor:
     tokens = int(within_T.sum())
     window_T = torch.full_like(within_T, -1, dtype=torch.int64)
     window_T[within_T] = torch.arange(tokens) * max(1, round(tokens / WINDOW)) // max(1, tokens)
+    return window_T
+
+
+def last_token(turns: Turns, _: tuple[int, int] | None = None) -> Tensor:
+    """One window, the last token of a text, whoever wrote it."""
+    window_T = torch.full_like(turns.counted, -1, dtype=torch.int64)
+    window_T[-1] = 0
     return window_T
 
 
@@ -59,13 +69,15 @@ def kept_windows(source_N: Sequence[str], most: int) -> Tensor:
     return torch.tensor(sorted(kept), dtype=torch.int64)
 
 
-def read_windows(job: SpanJob, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance) -> Windows:
+def read_windows(
+    job: SpanJob, examples: Sequence[Example], turns: Sequence[Turns], window_of_each: WindowsOf, advance: Advance
+) -> Windows:
     """The windows of one side's fit part. Every source counts the same, and so does every surrounding."""
     window_of: list[Tensor] = []
     source_N: list[str] = []
     text_N: list[int] = []
     for index, (example, turns_T) in enumerate(zip(examples, turns, strict=True)):
-        window_T = windows_of(turns_T, example.own)
+        window_T = window_of_each(turns_T, example.own)
         window_of.append(torch.where(window_T >= 0, window_T + len(source_N), -1))
         found = int(window_T.max()) + 1
         source_N += [example.source or example.row] * found

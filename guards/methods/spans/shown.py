@@ -12,6 +12,7 @@ from guards.calibration.drawing import BINS, FORGET_COLOUR, RETAIN_COLOUR, TAU_C
 from guards.calibration.shown import ShownTable, interval_text
 from guards.methods.spans.calibrate import HOLD_BACKS, ReportRow, SpanCalibration
 from guards.methods.spans.choice import Accumulation
+from guards.methods.spans.guard import strategy_name
 
 
 def table(calibration: SpanCalibration) -> ShownTable:
@@ -66,9 +67,8 @@ def _tokens_out(out_E: Tensor) -> dict[str, Any] | None:
 
 def _accumulation(each: Accumulation) -> dict[str, Any]:
     return {
-        "kappa": each.rise.kappa,
-        "weight": each.mean.weight,
-        "limits": {"span": each.limits[0], "mean": each.limits[1]},
+        **each.numbers,
+        "limits": {strategy_name(way): limit for way, limit in zip(each.strategies, each.limits, strict=True)},
         "decided_by": each.decided,
         "margin": each.margin,
         "recalls": dict(each.recalls),

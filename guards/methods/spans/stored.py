@@ -1,17 +1,19 @@
 """Key Space Detection over spans, on disk and on a device."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from guards.artifact.manifest import SMALLEST, BetweenFloat32, Float32, PositiveFloat32, Strict
 from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors, take_tensor
+from guards.contract.accumulate import TOKEN
 from guards.contract.guard import Column, Health, OverRanks, Part
 from guards.contract.spans import MessageMean, Rise
 from guards.errors import ArtifactError, AttachError
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanBank, SpanGuard
+from guards.methods.spans.options import SiteName
 from guards.model.shard import WHOLE, Shard
 from guards.model.sites import SITES, Place, Site
 
@@ -43,22 +45,50 @@ class MeanRecord(Strict):
     tau: BetweenFloat32
 
 
-class SpanParameters(Strict):
-    """The manifest's `parameters` for method "ksd", variant "spans"."""
+class LastRecord(Strict):
+    """The value of the token itself, with its tau."""
 
-    variant: Literal["spans"]
-    site: Literal["key", "residual"] = "key"
+    over_tokens: Literal["last"]
+    tau: BetweenFloat32
+
+
+JudgementRecord = SpanRecord | MeanRecord | LastRecord
+
+
+class LinearParameters(Strict):
+    """The manifest's `parameters` of a direction over some layers, whatever it was fitted by."""
+
+    site: SiteName = "key"
     """What the weights are for. Not written where it is key vectors."""
+    d_attention: Annotated[int, Field(ge=1)] | None = None
+    """Length of an attention vector, where that is the site; else not written."""
     terms: tuple[TermRecord, ...] = Field(min_length=1, max_length=256)
-    judgements: tuple[Annotated[SpanRecord | MeanRecord, Field(discriminator="over_tokens")], ...] = Field(
+    judgements: tuple[Annotated[JudgementRecord, Field(discriminator="over_tokens")], ...] = Field(
         min_length=1, max_length=4
     )
+
+    @model_validator(mode="after")
+    def _width_of_attention(self) -> Self:
+        if (self.d_attention is None) is (self.site == "attention"):
+            raise ValueError(f"got site {self.site!r} and d_attention {self.d_attention}, wanted it of attention alone")
+        return self
+
+
+class SpanParameters(LinearParameters):
+    """Those of method "ksd", variant "spans"."""
+
+    variant: Literal["spans"]
 
 
 def load(artifact: Artifact) -> SpanGuard:
     """Validates parameters and tensors against the manifest's model. Raises ArtifactError."""
+    return load_linear(artifact, SpanParameters)
+
+
+def load_linear(artifact: Artifact, kind: type[LinearParameters]) -> SpanGuard:
+    """Validates parameters of a kind, and tensors, against the manifest's model. Raises ArtifactError."""
     manifest = artifact.manifest
-    parameters = parse_parameters(artifact, SpanParameters)
+    parameters = parse_parameters(artifact, kind)
     layers = [record.layer for record in parameters.terms]
     if layers != sorted(set(layers)) or layers[-1] >= manifest.model.layers:
         raise ArtifactError(
@@ -69,7 +99,11 @@ def load(artifact: Artifact) -> SpanGuard:
     if len(set(labels)) < len(labels):
         raise ArtifactError(f"{artifact.name}: got judgements {', '.join(labels)}, wanted each once")
     site = Site(parameters.site)
-    width = manifest.model.d_model if site is Site.RESIDUAL else manifest.model.d_ff
+    width = {
+        Site.KEY: manifest.model.d_ff,
+        Site.RESIDUAL: manifest.model.d_model,
+        Site.ATTENTION: parameters.d_attention or 0,
+    }[site]
     terms, names = [], set()
     for index, record in enumerate(parameters.terms):
         name = f"term.{index}.weight"
@@ -82,30 +116,41 @@ def load(artifact: Artifact) -> SpanGuard:
     return SpanGuard(tuple(terms), judgements, manifest.scope, site)
 
 
-def _judgement(record: SpanRecord | MeanRecord) -> Judgement:
+def _judgement(record: JudgementRecord) -> Judgement:
+    if isinstance(record, LastRecord):
+        return Judgement(TOKEN, record.tau)
     if isinstance(record, SpanRecord):
         return Judgement(Rise(record.kappa, record.written), record.tau)
     return Judgement(MessageMean(record.weight, record.written), record.tau)
 
 
-def _record(judgement: Judgement) -> SpanRecord | MeanRecord:
+def _record(judgement: Judgement) -> JudgementRecord:
     over, tau = judgement.over_tokens, judgement.tau
     if isinstance(over, Rise):
         return SpanRecord(over_tokens="span", written=over.written, kappa=over.kappa, tau=tau)
-    return MeanRecord(over_tokens="mean", written=over.written, weight=over.weight, tau=tau)
+    if isinstance(over, MessageMean):
+        return MeanRecord(over_tokens="mean", written=over.written, weight=over.weight, tau=tau)
+    return LastRecord(over_tokens="last", tau=tau)
 
 
 def dump(guard: SpanGuard) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Parameters and tensors for the artifact."""
-    parameters = SpanParameters(
-        variant=VARIANT,
-        site="residual" if guard.site is Site.RESIDUAL else "key",
+    return dump_linear(guard, VARIANT)
+
+
+def dump_linear(guard: SpanGuard, variant: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Those of a variant."""
+    parameters = LinearParameters(
+        site=guard.site.value,  # type: ignore[arg-type]
+        d_attention=len(guard.terms[0].weight_F) if guard.site is Site.ATTENTION else None,
         terms=tuple(TermRecord(layer=term.layer, offset=term.offset) for term in guard.terms),
         judgements=tuple(map(_record, guard.judgements)),
     )
     tensors = {f"term.{index}.weight": term.weight_F.float().cpu() for index, term in enumerate(guard.terms)}
-    unsaid = {"site"} if guard.site is Site.KEY else None
-    return parameters.model_dump(mode="json", exclude=unsaid), tensors
+    written = parameters.model_dump(
+        mode="json", exclude_none=True, exclude={"site"} if guard.site is Site.KEY else None
+    )
+    return {"variant": variant, **written}, tensors
 
 
 class BoundSpans:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from server.engines.answer_state import AnswerState
 from server.engines.base import PromptToken, TokenLogprob
@@ -15,6 +16,8 @@ class EmbeddedAnswerState(AnswerState):
 
     generator: torch.Generator | None = None
     """Where draws take their numbers from; None for torch's own."""
+    tau_P: Tensor | None = None
+    """The taus that its policy gives every part, once they were looked up."""
     steering: Steering | None = None
     """Where the request asks for more than temperature and nuclei."""
     stops: frozenset[int] = frozenset()

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
-from guards.contract.columns import Columns
+from guards.contract.columns import Columns, Said
 from guards.core.verdict import Verdict
 from guards.inside.transformers.attach import Rows
 from server.engines.answer_state import GuardFacts
@@ -51,6 +51,8 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         self.do_processing = True
         self._facts = facts
         self._columns, self._take_rows = columns, take_rows
+        self._all_are_read = facts.keys() <= set(columns.guards)
+        """Else no row is quiet: a guard that has no column is missing."""
         self._token_text, self._prompts, self._switch = token_text, prompts, switch
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
@@ -117,13 +119,27 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
     def _judge(self, batch: list[EmbeddedAnswerState | None], rows: Rows) -> list[bool]:
         """Which rows may draw a token."""
         live = {index: answer for index, answer in enumerate(batch) if answer is not None}
-        taus = self._columns.taus([answer.request.policy for answer in live.values()])
-        readings = self._columns.readings(rows.rows_RX[list(live)], taus, rows.missing)
+        if not live:
+            return [False] * len(batch)
+        tau_RP = torch.stack([self._taus(answer) for answer in live.values()])
+        said = self._columns.said(rows.rows_RX[list(live)], tau_RP, rows.missing)
+        quiet = said.quiet().tolist() if self._all_are_read else [False] * len(live)
         judged = {
-            index: answer.judge(self._facts, reading)
-            for (index, answer), reading in zip(live.items(), readings, strict=True)
+            index: self._judge_one(answer, said, row, quiet=quiet[row])
+            for row, (index, answer) in enumerate(live.items())
         }
         return [judged.get(index) is Verdict.ALLOW for index in range(len(batch))]
+
+    def _judge_one(self, answer: EmbeddedAnswerState, said: Said, row: int, *, quiet: bool) -> Verdict:
+        """Goes over guards one by one only where there is something to tell of one."""
+        if not quiet or answer.generated == 0:
+            return answer.judge(self._facts, self._columns.reading(said, row))
+        return answer.judge_quiet(self._columns.health, said.part_RP[row, self._columns.health_parts].tolist())
+
+    def _taus(self, answer: EmbeddedAnswerState) -> Tensor:
+        if answer.tau_P is None:
+            (answer.tau_P,) = self._columns.taus([answer.request.policy])
+        return answer.tau_P
 
     def _tell(self, parts: Sequence[PromptPart], logits_PV: Tensor | None, rows: Rows) -> None:
         """Keeps what may be told of prompts' tokens: where guards would have let the model draw one."""

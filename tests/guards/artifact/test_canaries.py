@@ -16,7 +16,7 @@ from guards.artifact.canaries import (
     text_difference,
 )
 from guards.artifact.manifest import Canary, Manifest
-from guards.core.drift import FEW_NEURONS, Drift
+from guards.core.drift import DELTA_DRIFT, FEW_NEURONS, Drift
 from guards.core.verdict import GuardKind, Reading
 from guards.methods.registry import methods
 from guards.model.encoding import TextCodec
@@ -36,8 +36,9 @@ SLACK = 2
 def test_that_much_is_every_shipped_methods_drift() -> None:
     for entry in methods().values():
         assert entry.drift.relative == SHARE
-        assert entry.drift.slack == (0 if entry.kind is GuardKind.DETECTOR else SLACK)
-        assert entry.drift.floor == 1
+        pushes = entry.drift is DELTA_DRIFT
+        assert entry.drift.slack == (0 if entry.kind is GuardKind.DETECTOR or pushes else SLACK)
+        assert entry.drift.floor == (0.2 if pushes else 1)
 
 
 def detector(

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from guards.artifact.store import MANIFEST_NAME, MAX_HEADER_BYTES, TENSORS_NAME, read_artifact, write_artifact
 from guards.calibration.entry import Entry
 from guards.errors import ArtifactError
-from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS, load_guard
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, RMU, SELECTIVE_PRUNING, SPANS, load_guard
 from tests.guards.samples import SAMPLES, manifest, seal, write
 
 ZERO, INFINITE = (1e-46, 1e-39), (1e39, 1e308)
@@ -28,9 +28,11 @@ NUMBERS: dict[Entry, tuple[tuple[str | int, ...], ...]] = {
     ),
     NEURON_ADJUST: (("fraction",),),
     SELECTIVE_PRUNING: (("fraction",), ("attention_fraction",)),
+    LUNAR: (("strength",), ("ridge",), ("layers", 0, "usual")),
+    **dict.fromkeys(RMU, (("layers", 0, "usual"),)),
 }
 CASES = [
-    pytest.param(entry, at, value, id=f"{entry.name}-{'.'.join(map(str, at))}-{value}")
+    pytest.param(entry, at, value, id=f"{entry.name}-{entry.variant or ''}-{'.'.join(map(str, at))}-{value}")
     for entry, fields in NUMBERS.items()
     for at in fields
     for value in (*ZERO, *INFINITE)

@@ -105,7 +105,7 @@ def test_sequences_are_found_without_waiting() -> None:
         slot_mapping=torch.tensor([4, 5, 10]),
         block_table=torch.tensor([[1, 0], [0, 2], [0, 0]], dtype=torch.int32),
     )
-    group = SimpleNamespace(layer_type="full_attention")
+    group = SimpleNamespace(layer_type="full_attention", tokens_per_page=4, block_physical_stride=4)
     packed: dict[str, Any] = {
         "cache": SimpleNamespace(cache_allocators={"full": group}),
         "cu_seq_lens_q": torch.tensor([0, 2, 4], dtype=torch.int32),

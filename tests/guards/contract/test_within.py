@@ -82,24 +82,46 @@ def test_a_largest_value_since_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("previous", "longest", "shares", "finite"),
+    ("previous", "longest", "shares", "fresh", "finite"),
     [
-        ([-1, -1], 2, True, [True] * 4),
-        ([-1, 1], 2, True, [True] * 4),  # goes on from the first, in this pass
-        ([-1, 1], 2, False, [True, True, False, False]),
-        ([-1, -1], 1, True, [False] * 4),
+        ([-1, -1], 2, True, False, [True] * 4),
+        ([-1, 1], 2, True, False, [True] * 4),  # goes on from the first, in this pass
+        ([-1, 1], 2, False, False, [True, True, False, False]),
+        ([-1, -1], 1, True, False, [False] * 4),
+        ([-1, -1], 2, False, True, [True] * 4),
+        ([-1, 1], 2, True, True, [True, True, False, False]),
     ],
 )
 def test_what_an_engine_says_of_its_sequences_is_checked(
-    previous: list[int], longest: int, shares: bool, finite: list[bool]
+    previous: list[int], longest: int, shares: bool, fresh: bool, finite: list[bool]
 ) -> None:
     """What contradicts it reads NaN, which withholds."""
     store = RunningStates([MEAN], CPU)
     store.reserve(8)
     before_SH = torch.tensor([[-1] * 15 + [slot] for slot in previous])
     positions_T = torch.tensor([0, 1, *((0, 1) if previous[1] < 0 else (2, 3))])
-    found = Sequences(
-        torch.tensor([0, 2, 4]), torch.arange(4), before_SH, torch.ones(2, dtype=torch.bool), longest, shares
-    )
+    sound_S = torch.ones(2, dtype=torch.bool)
+    found = Sequences(torch.tensor([0, 2, 4]), torch.arange(4), before_SH, sound_S, longest, shares, fresh)
     read_T1 = store.extend(torch.ones(4, 1), link(positions_T, found, looks=False), one_message(positions_T))
     assert torch.isfinite(read_T1[:, 0]).tolist() == finite
+
+
+@pytest.mark.parametrize("strategies", [[MEAN] * 2, [Rise(0.5, False), Rise(0.1, False)], [MessageMean(2, False)] * 2])
+def test_what_starts_in_a_pass_reads_and_keeps_alike_whether_an_engine_says_so(strategies: list[OverTokens]) -> None:
+    """The states of a first pass decide what a second one reads: one that was kept otherwise would show there."""
+    values_TC = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(5))
+    read = []
+    for fresh in (True, False):
+        store, sound_S = RunningStates(strategies, CPU), torch.ones(2, dtype=torch.bool)
+        store.reserve(8)
+        for step, first in enumerate((0, 2)):
+            before_S1 = torch.tensor([[-1], [-1]]) if not step else torch.tensor([[1], [5]])
+            slots_T = torch.tensor([0, 1, 4, 5]) + first
+            positions_T = torch.tensor([0, 1, 0, 1]) + first
+            says = fresh and not step
+            found = Sequences(torch.tensor([0, 2, 4]), slots_T, before_S1, sound_S, 2, not says, says)
+            links = link(positions_T, found, looks=False)
+            read.append(store.extend(values_TC[step], links, one_message(positions_T)))
+    assert torch.equal(read[0], read[2])
+    assert torch.equal(read[1], read[3])
+    assert not torch.equal(read[0], read[1]), "positive control"

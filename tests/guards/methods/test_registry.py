@@ -17,6 +17,8 @@ from guards.methods.registry import (
     CUBE,
     LUNAR,
     NEURON_ADJUST,
+    PROBE,
+    RMU,
     SELECTIVE_PRUNING,
     SPANS,
     load_guard,
@@ -27,11 +29,15 @@ from guards.methods.registry import (
 )
 from tests.guards.samples import SAMPLES, cubes, manifest, neuron_adjust, spans, write_raw
 from tests.models import D_FF
-from tests.toys import HALVING, PROBE
+from tests.toys import HALVING
+from tests.toys import PROBE as TOY_PROBE
 from tests.toys.installed import installed
 from tests.toys.probe.guard import ProbeGuard
 
-KNOWN = "wanted one of ksd paper, ksd spans, neuron-adjust, selective-pruning"
+KNOWN = (
+    "wanted one of ksd paper, ksd spans, lunar, neuron-adjust, probe detect, rmu adaptive, rmu cosine, rmu probe, "
+    "rmu rmu, selective-pruning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +49,8 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    assert list(methods().values()) == [SPANS, CUBE, NEURON_ADJUST, SELECTIVE_PRUNING]
-    assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
+    assert list(methods().values()) == [SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, *RMU]
+    assert names() == ["ksd", "probe", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
 
 
 def test_there_is_a_sample_of_every_entry() -> None:
@@ -68,20 +74,20 @@ class TestInstalled:
         with installed(tmp_path, monkeypatch):
             found = list(methods().values())
             assert found[: len(shipped)] == shipped
-            assert set(found[len(shipped) :]) == {PROBE, HALVING}
-            assert methods()["toy-probe", None] is PROBE
+            assert set(found[len(shipped) :]) == {TOY_PROBE, HALVING}
+            assert methods()["toy-probe", None] is TOY_PROBE
             assert variants("toy-halving") == {"": HALVING}
             assert {"toy-probe", "toy-halving"} < set(names())
         assert list(methods().values()) == shipped, "positive control: only where it is installed"
 
     def test_its_artifacts_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         guard = ProbeGuard((0, 2), torch.randn(2, manifest("toy-probe", {}).model.d_model), 0.5)
-        parameters, tensors = PROBE.dump(guard)
+        parameters, tensors = TOY_PROBE.dump(guard)
         artifact = read_artifact(write_raw(tmp_path / "a", "toy-probe", parameters, dict(tensors)))
         with pytest.raises(ArtifactError, match=f"got method 'toy-probe', {KNOWN}"):
             method_of(artifact)
         with installed(tmp_path / "site", monkeypatch):
-            assert method_of(artifact) is PROBE
+            assert method_of(artifact) is TOY_PROBE
             loaded = load_guard(artifact)
         assert isinstance(loaded, ProbeGuard)
         assert torch.equal(loaded.weight_LD, guard.weight_LD)
@@ -89,10 +95,10 @@ class TestInstalled:
     def test_a_variant_of_a_shipped_method_is_not_its_default(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tests.toys, "VARIANT", replace(PROBE, name="ksd", variant="a-probe"), raising=False)
+        monkeypatch.setattr(tests.toys, "VARIANT", replace(TOY_PROBE, name="ksd", variant="a-probe"), raising=False)
         with installed(tmp_path / "site", monkeypatch, "tests.toys:VARIANT"):
             assert list(variants("ksd")) == ["spans", "paper", "a-probe"]
-            assert names() == ["ksd", "neuron-adjust", "selective-pruning"]
+            assert names() == ["ksd", "probe", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
             parameters, tensors = CUBE.dump(cubes())
             del parameters["variant"]
             assert method_of(read_artifact(write_raw(tmp_path / "a", "ksd", parameters, dict(tensors)))) is CUBE
@@ -117,7 +123,7 @@ class TestInstalled:
     def test_two_entries_of_one_key_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: tuple[str, ...], complaint: str
     ) -> None:
-        monkeypatch.setattr(tests.toys, "IMPOSTOR", replace(PROBE, name="ksd", variant="spans"), raising=False)
+        monkeypatch.setattr(tests.toys, "IMPOSTOR", replace(TOY_PROBE, name="ksd", variant="spans"), raising=False)
         monkeypatch.setattr(tests.toys, "RIVAL", replace(HALVING, name="toy-probe"), raising=False)
         with installed(tmp_path, monkeypatch, *entries), pytest.raises(MethodError, match=complaint):
             methods()
@@ -191,7 +197,9 @@ class TestArtifact:
         assert kinds == {
             SPANS: GuardKind.DETECTOR,
             CUBE: GuardKind.DETECTOR,
+            PROBE: GuardKind.DETECTOR,
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
             LUNAR: GuardKind.INTERVENTION,
+            **dict.fromkeys(RMU, GuardKind.INTERVENTION),
         }

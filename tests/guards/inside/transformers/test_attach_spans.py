@@ -29,10 +29,18 @@ def expected(model: Any, ids: Tensor) -> Tensor:
     return read_TP
 
 
-def cache(*kinds: str) -> Any:
-    """A paged cache, as far as its groups' kinds of layers go, and its room: 100 tokens, 200 in the next group."""
+def cache(*kinds: str, pages: int = 1) -> Any:
+    """A paged cache, as far as its groups' kinds of layers go, and its room: 200 rows, 400 in the next group.
+
+    Pages are of 4 tokens, and of each block there are so many.
+    """
     groups = {
-        f"group {i}": SimpleNamespace(layer_type=kind, cache_tensor=torch.empty(100 * (i + 1), 2, 1, 4))
+        f"group {i}": SimpleNamespace(
+            layer_type=kind,
+            cache_tensor=torch.empty(100 * (i + 1), 2, 1, 4),
+            tokens_per_page=4,
+            block_physical_stride=4 * pages,
+        )
         for i, kind in enumerate(kinds)
     }
     return SimpleNamespace(cache_allocators=groups)
@@ -88,6 +96,23 @@ def test_a_packed_pass_says_where_each_sequence_goes_on(full: bool) -> None:
     shift = 100 if full else 0
     assert found.slots_T.tolist() == [slot + shift for slot in (12, 13, 40, 41, 42, 75)]
     assert found.before_SH[:, -1].tolist() == [11 + shift, -1, 74 + shift]
+
+
+def test_slots_count_tokens_whatever_lies_between_them() -> None:
+    """Blocks of 10 pages: of five layers' keys and values. Tokens of the second and the fourth block, one behind."""
+    kwargs: dict[str, Any] = {
+        "cache": cache("full_attention", pages=10),
+        "cu_seq_lens_q": torch.tensor([0, 2], dtype=torch.int32),
+        "cu_seq_lens_k": {"full_attention": torch.tensor([0, 5], dtype=torch.int32)},
+        "write_index": [torch.tensor([43, 120])],
+        "read_index": [torch.tensor([40, 41, 42, 43, 120])],
+    }
+    found = find_sequences(kwargs, torch.tensor([[3, 4]]))
+    assert slots_of(kwargs) == 20, "200 rows are five blocks of four tokens"
+    assert (found.slots_T.tolist(), found.before_SH[0, -3:].tolist()) == ([7, 12], [4, 5, 6])
+    assert found.sound_S.tolist() == [True]
+    elsewhere = {**kwargs, "read_index": [torch.tensor([40, 41, 44, 43, 120])]}
+    assert find_sequences(elsewhere, torch.tensor([[3, 4]])).sound_S.tolist() == [False], "in the second page"
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import SPANS, load_guard, method_of
-from guards.methods.spans.calibrate import SpanCalibration, calibrate, layer_sets
+from guards.methods.spans.calibrate import SpanCalibration, calibrate
 from guards.methods.spans.choice import Accumulation, judgements, needed
+from guards.methods.spans.directions import RECIPE, layer_sets
 from guards.methods.spans.guard import SpanGuard
 from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import kept_windows, windows_of
@@ -186,7 +187,7 @@ def test_a_long_source_takes_no_windows_from_small_ones() -> None:
 
 
 def test_tau_leaves_room_on_both_sides_and_the_cap_wins() -> None:
-    of = Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), "a", {"all": 1.0}, 4.0)
+    of = Accumulation((Rise(0.5, False), MessageMean(3, False)), (4.0, 0.2), "a", {"all": 1.0}, 4.0)
     assert [needed(each) for each in judgements(of, "middle")] == pytest.approx([8.0, 0.4])
     assert [needed(each) for each in judgements(of, "tight")] == pytest.approx([16.0, 0.8])
     assert [needed(each) for each in judgements(replace(of, margin=0.5), "tight")] == pytest.approx([4.0, 0.2])
@@ -198,7 +199,7 @@ def test_a_text_stays_in_its_share(loaded: LoadedModel) -> None:
     from guards.methods.spans.calibrate import _prepared
     from guards.methods.spans.examples import all_examples
 
-    job = _prepared(loaded, *sources(40), OPTIONS)
+    job = _prepared(loaded, *sources(40), OPTIONS, RECIPE)
     texts = {
         share: {job.corpora[side].texts[i] for side in job.corpora for i in job.parts[side][share]} for share in Share
     }

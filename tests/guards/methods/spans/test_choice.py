@@ -18,10 +18,12 @@ from guards.methods.spans.examples import Example, SpanJob
 from guards.methods.spans.guard import LayerWeights
 from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import read_values
+from guards.methods.spans.recipe import STRETCHES
 
 TOKENS = 8
 CAP = 0.1
 IDS = tuple(range(TOKENS))
+WAY = (Rise(0.5, False), MessageMean(3, False))
 
 
 def example(side: Side, source: str) -> Example:
@@ -39,6 +41,7 @@ def decided(outliers: int) -> Accumulation:
         [torch.full((TOKENS,), value) for _, value in sides],
         [Turns(every_T, none_T, none_T, none_T)] * len(sides),
         SpanOptions(max_false_abstention=CAP),
+        STRETCHES.ways(False),
         written=False,
     )
 
@@ -76,8 +79,8 @@ def test_a_kind_that_cannot_be_had_costs_the_others_nothing() -> None:
 def test_the_taus_that_are_served_keep_the_cap(seed: int) -> None:
     """Of stretch and mean as one, on the very texts that set them, whatever is rounded on the way."""
     evidence_E2 = torch.randn(999, 2, generator=torch.Generator().manual_seed(seed)).abs() * torch.tensor([9.0, 0.3])
-    limits, _ = _limits(evidence_E2, {}, CAP)
-    of = Accumulation(Rise(0.5, False), MessageMean(3, False), limits, "a", {"all": 0.5}, 0.5)
+    limits, _ = _limits(evidence_E2, WAY, {}, CAP)
+    of = Accumulation(WAY, limits, "a", {"all": 0.5}, 0.5)
     rise, mean = (each.tau for each in judgements(of, "middle"))
     fires_E = (1 / (1 + evidence_E2[:, 0]) <= rise) | (1 - evidence_E2[:, 1] <= mean)
     assert int(fires_E.sum()) in (98, 99), "split conformal: a tenth of a thousand, less one, or two that lie together"
@@ -85,7 +88,7 @@ def test_the_taus_that_are_served_keep_the_cap(seed: int) -> None:
 
 def quality_of(margin: float, *recalls: float) -> tuple[float, float, float]:
     kinds = {str(index): recall for index, recall in enumerate(recalls)}
-    return Accumulation(Rise(0.5, False), MessageMean(3, False), (4.0, 0.2), "a", kinds, margin).quality
+    return Accumulation(WAY, (4.0, 0.2), "a", kinds, margin).quality
 
 
 def test_what_is_chosen() -> None:

@@ -51,6 +51,9 @@ def test_scores_are_those_of_one_pass_over_the_prompt(kind: str, tmp_path: Path)
         try:
             one = [(await engine.read(ids, f"one-{i}"))["spans"] for i, ids in enumerate(asked)]
             every = await asyncio.gather(*(engine.read(ids, f"all-{i}") for i, ids in enumerate(asked)))
+            assert engine._attachment is not None
+            rows = engine._attachment.books._states._rows
+            assert rows < 4 * options.kv_cache_tokens, "of tokens, though two groups of layers may share the room"
         finally:
             await engine.stop()
         return [[scores for _, scores in found] for found in (one, [each["spans"] for each in every])]

@@ -1,13 +1,13 @@
 """Judging and drawing, without a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from guards.contract.columns import Columns
+from guards.contract.columns import Columns, Said
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import Verdict
 from guards.inside.transformers.attach import Rows
@@ -136,3 +136,47 @@ def test_draws_follow_the_probabilities_inside_the_nucleus() -> None:
     counts = torch.bincount(torch.tensor([draw_token(logits, sampling, generator) for _ in range(4000)]), minlength=4)
     assert counts[2:].sum() == 0, "the nucleus is the two most likely"
     assert counts[0] / 4000 == pytest.approx(0.625, abs=0.03), "four standard errors"
+
+
+def of_many(said: list[list[float]], drawn_before: int, facts: Mapping[str, GuardFacts] | None = None) -> Any:
+    """As `make`, with a guard for each number of a row, in the midst of answers."""
+    bound = {f"g{i}": BOUND for i in range(len(said[0]))}
+    columns, rows = Columns(bound), Rows(torch.tensor(said), frozenset())
+    facts = dict.fromkeys(bound, FACTS["g"]) if facts is None else facts
+    text, stops, none = (lambda token: (str(token), b"")), frozenset({2}), PromptRows(torch.nn.Identity())
+    sampler = JudgingSampler(facts, columns, lambda _: rows, text, SENTINEL, stops, none, lambda _: None)
+    policy = Policy(dict.fromkeys(facts, Rule(taus=(TAU,))))
+    answers = [
+        EmbeddedAnswerState(EngineRequest(f"r{i}", (1,), GREEDY, policy), generated=drawn_before)
+        for i in range(len(said))
+    ]
+    for answer in answers:
+        sampler.add(answer)
+    sampler.prepare_tensor_args([row(i) for i in range(len(said))], torch.zeros(0))
+    return sampler, answers
+
+
+def test_guards_are_gone_over_only_where_one_has_something_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    reading = Columns.reading
+
+    def heard(self: Columns, said: Said, row: int) -> Any:
+        told.append(row)
+        return reading(self, said, row)
+
+    monkeypatch.setattr(Columns, "reading", heard)
+    sampler, answers = of_many([[ALLOW, ALLOW], [ALLOW, HIT], [torch.nan, ALLOW]], drawn_before=1)
+    assert drawn(sampler, torch.zeros(3, VOCABULARY)) == [0, SENTINEL, SENTINEL]
+    assert [answer.outcome for answer in answers] == [Verdict.ALLOW, Verdict.ABSTAIN, Verdict.ERROR]
+    assert [answer.judged for answer in answers] == [True] * 3
+    assert told == [1, 2], "the first row says nothing of any guard"
+    sampler, (answer,) = of_many([[ALLOW, ALLOW]], drawn_before=0)
+    assert drawn(sampler, torch.zeros(1, VOCABULARY)) == [0]
+    assert len(answer.prompt_scores) == 2, "of a prompt's end all are kept"
+
+
+def test_a_guard_without_a_column_is_missed_among_quiet_ones() -> None:
+    facts = dict.fromkeys(("g0", "g1", "of nobody"), FACTS["g"])
+    sampler, (answer,) = of_many([[ALLOW, ALLOW]], drawn_before=1, facts=facts)
+    assert drawn(sampler, torch.zeros(1, VOCABULARY)) == [SENTINEL]
+    assert (answer.outcome, answer.verified) == (Verdict.ERROR, False)

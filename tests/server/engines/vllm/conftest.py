@@ -14,6 +14,8 @@ from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
 from guards.methods.lunar.calibrate import calibrate as calibrate_lunar
 from guards.methods.lunar.options import LunarOptions
+from guards.methods.probe.calibrate import calibrate as calibrate_probe
+from guards.methods.probe.options import ProbeOptions
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.methods.spans.calibrate import calibrate as calibrate_spans
@@ -132,4 +134,19 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> str:
     calibration.save(folder, "mathematics")
     assert len(calibration.chosen.layers) > 1
     assert len(calibration.judgements) == 4, "prompts and answers"
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact of probes that read what attention puts out at a prompt's last token, over several layers."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
+        for skill in ("mathematics", "facts", "code", "zh", "en")
+    )
+    folder: Path = tmp_path_factory.mktemp("guards") / "probe-mathematics"
+    tokens = ProbeOptions(frames=("chat",), material="none", longest=64, aggregation="last", site="attention")
+    calibration = calibrate_probe(load_model(MODEL, "cpu", "float32"), [forget], retain, tokens)
+    calibration.save(folder, "mathematics")
+    assert len(calibration.chosen.layers) > 1
     return str(folder)

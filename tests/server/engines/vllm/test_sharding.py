@@ -13,8 +13,8 @@ from server.engines.base import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
 SHIPPED = ("ksd-mathematics", "ksd-code", "ksd-zh")
-DETECTORS = (*SHIPPED, "ksd-en", "ksd-spans")
-"""Shipped ones, the cubes that `cube` made, and the one of several layers that `spans` made."""
+DETECTORS = (*SHIPPED, "ksd-en", "ksd-spans", "probe-mathematics")
+"""Shipped ones, the cubes that `cube` made, and those of several layers that `spans` and `probe` made."""
 CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
 VARIANTS: dict[str, Sequence[str]] = {
     "compiled": (),
@@ -81,12 +81,12 @@ class Wanted:
 
 
 @pytest.fixture(scope="module")
-def guards(mask: str, cube: str, spans: str) -> tuple[str, ...]:
+def guards(mask: str, cube: str, spans: str, probe: str) -> tuple[str, ...]:
     """All detectors, and a pruning guard that is given last but acts before them, on the key vectors they score.
 
     It moves scores that were fitted without it, those of canaries too: readings and scores are compared here.
     """
-    return (*SHIPPED, cube, spans, mask)
+    return (*SHIPPED, cube, spans, probe, mask)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def wanted(guards: tuple[str, ...]) -> Wanted:
         alone = [verdicts(running, [each])[0] for each in long_ids]
         same(verdicts(running, long_ids), alone)  # all at once, out of a warm prefix cache
     for each in (found, alone):
-        assert {one["ksd-spans"][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
+        for name in ("ksd-spans", "probe-mathematics"):
+            assert {one[name][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
     assert {one[name][0] for one in found for name in DETECTORS} == {Reading.INSIDE, Reading.OUTSIDE}
     pairs = [(each[name], before[name]) for each, before in zip(found, unpruned, strict=True) for name in DETECTORS]
     moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)

@@ -34,17 +34,17 @@ def recall_at(forget_E: Tensor, retain_E: Tensor, rate: float) -> float | None:
     return _caught(forget_E, retain_E, math.floor(len(retain_E) * rate + 1e-9))
 
 
-def log_auroc(forget_E: Tensor, retain_E: Tensor) -> float | None:
-    """Area under recall over log10 of the false-positive rate from LOWEST to HIGHEST, 1 for a perfect detector.
+def log_auroc(forget_E: Tensor, retain_E: Tensor, lowest: float = LOWEST) -> float | None:
+    """Area under recall over log10 of the false-positive rate from `lowest` to HIGHEST, 1 for a perfect detector.
 
-    Each factor of ten of the rate weighs the same. None where the retained prompts are too few to show LOWEST.
+    Each factor of ten of the rate weighs the same. None where the retained scores are too few to show `lowest`.
     """
     count = len(retain_E)
-    if not enough(count, LOWEST):
+    if not enough(count, lowest):
         return None
-    first, last = (math.floor(count * rate + 1e-9) for rate in (LOWEST, HIGHEST))
+    first, last = (math.floor(count * rate + 1e-9) for rate in (lowest, HIGHEST))
     steps = torch.arange(first, last + 1, dtype=torch.float64) / count
-    edges = torch.cat([steps, torch.tensor([HIGHEST], dtype=torch.float64)]).clamp(LOWEST, HIGHEST).log10()
+    edges = torch.cat([steps, torch.tensor([HIGHEST], dtype=torch.float64)]).clamp(lowest, HIGHEST).log10()
     bound_E = retain_E.sort().values[first : last + 1].contiguous()
     below = torch.searchsorted(forget_E.sort().values.contiguous(), bound_E).double() / len(forget_E)
-    return float((below * edges.diff()).sum() / math.log10(HIGHEST / LOWEST))
+    return float((below * edges.diff()).sum() / math.log10(HIGHEST / lowest))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.detectors.curves import HIGHEST, LOWEST, enough, log_auroc, recall_at
+from guards.calibration.curves import HIGHEST, LOWEST, enough, log_auroc, recall_at
 
 
 def points(forget: list[float], retain: list[float]) -> list[tuple[float, float]]:
