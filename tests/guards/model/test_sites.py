@@ -181,7 +181,7 @@ def test_the_attention_vector_is_what_the_output_projection_multiplies(kind: str
     model = tiny_model(kind, **wide)
     sites = find_sites(model)
     assert {site: sites.width(site) for site in Site} == {
-        **dict.fromkeys((Site.KEY, Site.PRE_ACTIVATION), D_FF),
+        **dict.fromkeys((Site.KEY, Site.OUTPUT, Site.PRE_ACTIVATION), D_FF),
         Site.ATTENTION: 4 * 6 if wide else D_MODEL,
         Site.RESIDUAL: D_MODEL,
     }

@@ -44,7 +44,7 @@ def drop_hooks(worker: Any) -> int:
     worker.dropped = [
         (module, dict(module._forward_pre_hooks))
         for module in worker.model_runner.get_model().modules()
-        if hasattr(module, "skillguard_score")
+        if hasattr(module, "skillguard_score_input")
     ]
     for module, _ in worker.dropped:
         module._forward_pre_hooks.clear()
