@@ -22,7 +22,7 @@ def slots_of(kwargs: Mapping[str, Any]) -> int:
         return 0
     allocator = _allocators(kwargs)[_group(kwargs)]
     rows = int(allocator.cache_tensor.shape[:2].numel())  # keys' and values' are counted alike
-    return -(-rows // allocator.block_physical_stride) * int(allocator.tokens_per_page)
+    return -(-rows // int(allocator.block_physical_stride)) * int(allocator.tokens_per_page)
 
 
 def _slots(allocator: Any, index_N: Tensor) -> Tensor:
