@@ -38,14 +38,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="skillguard-parent", daemon=True).start()
 
 
-class _Ending:
+class _Withholding:
+    _report = StepReport(frozenset(), {}, {})
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _end_with_parent()
-
-
-class _Withholding(_Ending):
-    _report = StepReport(frozenset(), {}, {})
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         self._report = getattr(model_runner_output, EVENTS, _Withholding._report)
@@ -74,11 +72,3 @@ class GuardedScheduler(_Withholding, Scheduler):  # type: ignore[misc]
 
 class GuardedAsyncScheduler(_Withholding, AsyncScheduler):  # type: ignore[misc]
     """For engines with asynchronous scheduling."""
-
-
-class UnguardedScheduler(_Ending, Scheduler):  # type: ignore[misc]
-    """vLLM's own, without guards."""
-
-
-class UnguardedAsyncScheduler(_Ending, AsyncScheduler):  # type: ignore[misc]
-    """vLLM's own, without guards."""

@@ -1,4 +1,4 @@
-"""vLLM's workers with sites: one that serves guards, one without any, and the base they share with calibration's.
+"""vLLM's workers with sites: one that serves guards, and the base it shares with calibration's.
 
 What they add is installed when the model is loaded, before anything is traced or run. vLLM imports a worker by name in
 its own processes. What a worker cannot install it refuses, and the reason reaches the operator (`failures.py`).
@@ -157,13 +157,6 @@ class _GuardedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         output = self._inner.get_output()
         setattr(output, EVENTS, self._judged.report())
         return output
-
-
-class UnguardedWorker(SiteWorker):
-    """Where no guards are served: vLLM's own model and sampler, and nothing between them."""
-
-    def _install(self, config: VllmConfig) -> None:
-        self._sites = find_local_sites(self.model_runner.get_model(), config.model_config.hf_text_config)
 
 
 class GuardedWorker(SiteWorker):

@@ -63,7 +63,9 @@ from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import launch, live_identity, make_config
 from server.engines.vllm.tools import VllmTools
 
-_INSIDE = "guards.inside.vllm"
+_WORKER = "guards.inside.vllm.worker.GuardedWorker"
+_SCHEDULER = "guards.inside.vllm.scheduler.GuardedScheduler"
+_ASYNC_SCHEDULER = "guards.inside.vllm.scheduler.GuardedAsyncScheduler"
 
 
 _RESETS, _BETWEEN_RESETS_SECONDS = 100, 0.05
@@ -100,8 +102,7 @@ class VllmEngine(GuardedEngine):
         arguments = self._arguments
         self._disable_log_stats = bool(arguments.disable_log_stats)
         check_files(folder)
-        guarded = "Guarded" if self._guards else "Unguarded"
-        config = make_config(arguments, folder, f"{_INSIDE}.worker.{guarded}Worker")
+        config = make_config(arguments, folder, _WORKER)
         text_config = config.model_config.hf_text_config
         self._codec = open_codec(folder, text_config, self._options.chat_template_kwargs)
         self._stop_ids = stop_ids(config.model_config, self._codec.tokenizer)
@@ -109,8 +110,8 @@ class VllmEngine(GuardedEngine):
             (str(self._sources[name].folder.resolve()), entry.artifact.digest) for name, entry in self._guards.items()
         ]
         config.additional_config = guard_settings(pairs, self._codec.openings, min(self._stop_ids), self._options)
-        scheduling = "AsyncScheduler" if config.scheduler_config.async_scheduling else "Scheduler"
-        config.scheduler_config.scheduler_cls = f"{_INSIDE}.scheduler.{guarded}{scheduling}"
+        asynchronous = config.scheduler_config.async_scheduling
+        config.scheduler_config.scheduler_cls = _ASYNC_SCHEDULER if asynchronous else _SCHEDULER
         self._vocabulary = int(text_config.vocab_size)
         self._max_tokens = int(config.model_config.max_model_len)
         self._max_running = int(config.scheduler_config.max_num_seqs)
