@@ -10,8 +10,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-# Tiny tensors gain nothing from more, and threads that wait for each other starve on busy cores.
+# Tiny tensors gain nothing from more, and threads that wait for each other starve on busy cores. Processes that tests
+# start take one too: of vLLM's, two ranks on one memory node have to be told so.
 torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # The same examples in every run, and no judgement by the clock: a busy machine is no failure.
 settings.register_profile(
     "same",

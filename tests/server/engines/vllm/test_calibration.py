@@ -6,7 +6,6 @@ The demo model in float32, so that the two engines differ by the order of sums a
 import asyncio
 import gc
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -239,11 +238,8 @@ def _collect(model: Activations, site: Site, examples: Sequence[TokenIds], token
     ],
 )
 def test_ranks_give_what_one_process_gives(
-    loaded: LoadedModel, measured: Measured, monkeypatch: pytest.MonkeyPatch, sites: list[Site], flags: tuple[str, ...]
+    loaded: LoadedModel, measured: Measured, sites: list[Site], flags: tuple[str, ...]
 ) -> None:
-    if (os.cpu_count() or 1) < 2:
-        pytest.skip("vLLM binds each rank to a core of its own")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     examples = [*_prompts(loaded, "mathematics", 20), *_prompts(loaded, "code", 20)]
     with measured(), _activations(MODEL, sites, *SMALL, *flags, group_bytes=2_000_000) as model:
         for site, tokens in product(sites, Tokens):

@@ -65,12 +65,8 @@ async def test_no_answer_fails_and_each_is_judged_by_one_guard_alone(
     wanted: dict[str, dict[tuple[int, ...], float]],
     flags: Sequence[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from server.engines.vllm.engine import VllmEngine
-
-    if "2" in flags:  # vLLM's own choice of cores wants a memory node for each rank
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
 
     old, new = served.digests.values()
     options = VllmOptions(model=str(served.model), artifacts=(served.old,), flags=(*FLAGS, *flags))

@@ -1,9 +1,7 @@
 """The same verdicts however vLLM splits, cuts, caches and repeats the work."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -24,19 +22,6 @@ VARIANTS: dict[str, Sequence[str]] = {
     "two pipeline stages, uncompiled": ("--pipeline-parallel-size", "2", "--enforce-eager"),
     "chunks of 16 tokens": CHUNKED,
 }
-
-
-@contextmanager
-def bound_to_cores(flags: Sequence[str]) -> Iterator[None]:
-    """Two workers on one memory node have to be told which core is whose."""
-    if not any("parallel" in flag for flag in flags):
-        yield
-        return
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
-    try:
-        yield
-    finally:
-        del os.environ["VLLM_CPU_OMP_THREADS_BIND"]
 
 
 def prompts(running: Live, per_skill: int = 12) -> list[tuple[int, ...]]:
@@ -114,7 +99,7 @@ def wanted(guards: tuple[str, ...]) -> Wanted:
 def running(request: pytest.FixtureRequest, guards: tuple[str, ...]) -> Iterator[Live]:
     """vLLM in one of its variants; the tests that take it follow each other, since each start takes long."""
     flags = (*VARIANTS[request.param], "--block-size", "32")
-    with bound_to_cores(flags), live(on_vllm(*guards, flags=flags), verified=False) as running:
+    with live(on_vllm(*guards, flags=flags), verified=False) as running:
         yield running
 
 
@@ -154,7 +139,7 @@ def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str)
         embedded("na-mathematics", mask, change),
         on_vllm("na-mathematics", mask, change, flags=(*flags, "--block-size", "32")),
     ):
-        with bound_to_cores(flags), live(make) as running:
+        with live(make) as running:
             ids = prompts(running, per_skill=3)
             answers.append(
                 [(a.text, {each.guard: each.amount for each in a.finish.acted}) for a in running.draw(ids, greedy())]
