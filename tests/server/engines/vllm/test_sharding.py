@@ -130,7 +130,9 @@ def switched(running: Live) -> tuple[list[str], list[str]]:
     return on, off
 
 
-@pytest.mark.parametrize("flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2", "-cc.backend=eager")])
+@pytest.mark.parametrize(
+    "flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2", "-cc.backend=eager")]
+)
 def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str) -> None:
     """Neuron Adjust, pruning and a delta together: answers, what of them each did, and answers without the delta."""
     answers, switches = [], []
