@@ -80,8 +80,12 @@ def test_none_is_said_of_as_many_as_there_are() -> None:
     many = dict.fromkeys(range(10, 20 + CANARY_TRIES), 0.9)
     with pytest.raises(CalibrationError, match=f"none of {CANARY_TRIES} forget prompts"):
         choose(many, {5: 1.0}, "float32")
-    with pytest.raises(CalibrationError, match=r"none of 1 retain prompts, .* clearly fires .*or a larger `fraction`"):
-        choose({1: 40.0}, {5: 2.0}, "float32", pruned())
+    with pytest.raises(CalibrationError, match=r"none of 1 forget prompts, .* clearly fires .*or a larger `fraction`"):
+        choose({1: 2.0}, {5: 40.0}, "float32", pruned())
+
+
+def test_what_an_intervention_must_keep_need_not_be_shifted() -> None:
+    assert [canary.token_ids[0] for canary in choose({1: 40.0}, {5: 2.0}, "float32", pruned())] == [1]
 
 
 def test_the_text_that_ids_were_encoded_from_is_kept() -> None:
