@@ -82,8 +82,8 @@ SITES: Mapping[Site, SiteRow] = {
     Site.OUTPUT: SiteRow(End.BOTH, Width.D_FF, split=True, takes=Site.KEY),
     Site.RESIDUAL: SiteRow(End.OUTPUT, Width.D_MODEL, split=False),
 }
-"""In the order in which a block computes them. Where it computes attention beside the feed-forward network, no tensor of
-the one is made of the other's; the order then claims more than is so.
+"""In the order in which a block computes them. Where it computes attention beside the feed-forward network, neither is
+made of the other, and the order claims more than is so.
 """
 STEPS: Mapping[Site, int] = {site: step for step, site in enumerate(SITES)}
 
