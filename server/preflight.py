@@ -72,7 +72,7 @@ def inspect_start(settings: Effective) -> Preflight:
     )
     if guards is not None:
         # With the artifacts sound, what is left for the engine to refuse is its flags.
-        found.attempt(lambda: create_engine(options))
+        engine = found.attempt(lambda: create_engine(options))
         read = [
             _Read(name, each.method.kind, Rule(GuardMode.ENFORCE, each.guard.scope, each.bound.taus))
             for name, each in guards.items()
@@ -82,8 +82,8 @@ def inspect_start(settings: Effective) -> Preflight:
         if tenants is not None:
             found.attempt(lambda: require_tenants(read, tenants))
         _inspect_model(found, options, guards)
-        among = found.attempt(lambda: beside({name: each.bound for name, each in guards.items()}))
-        found.lines += combined(among or {})
+        if engine is not None:  # which refuses those that cannot be served together
+            found.lines += combined(beside({name: each.bound for name, each in guards.items()}))
     if tenants is not None:
         _tell_tenants(found, tenants)
     if (folder := settings.server.audit_dir) is not None:

@@ -103,7 +103,7 @@ def _places(bound: "Bound") -> str:
     layers: dict[str, list[int]] = {}
     for layer, site in sorted({column.place for column in bound.columns}):
         layers.setdefault(site, []).append(layer)
-    return "; ".join(f"{site} of layer {', '.join(map(str, at))}" for site, at in layers.items())
+    return "; ".join(f"{site} of layer{'s' * (len(at) > 1)} {', '.join(map(str, at))}" for site, at in layers.items())
 
 
 def artifact_table(artifact: "Artifact", bound: "Bound") -> "Table":
