@@ -13,17 +13,21 @@ import torch
 
 from guards.artifact.pins import ArtifactPath
 from guards.artifact.store import read_artifact, write_artifact
+from guards.contract.accumulate import TOKEN
 from guards.core.beside import Beside
 from guards.core.policy import Policy, Rule
-from guards.core.verdict import GuardMode
+from guards.core.verdict import GuardMode, Scope
 from guards.errors import AttachError
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.delta import Factors
-from guards.methods.lunar.guard import LunarGuard
+from guards.methods.lunar.guard import LunarGuard, RidgeSums, redirection
+from guards.methods.registry import LUNAR_ABSTAIN
 from guards.methods.rmu.guard import RmuGuard
+from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
+from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
-from tests.served import forget_prompt, ksd_guard, retain_prompt, write_guard
+from tests.served import forget_prompt, ksd_guard, last_keys, retain_prompt, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, run
 
 KEYS, LAST = 1, 2
@@ -177,3 +181,59 @@ def test_two_at_one_place_add_up_for_each_tenant_of_a_batch(world: World) -> Non
     assert len({str(each) for each in wanted}) == len(SETS)  # positive control
     for order in ((a, b), (b, a)):
         assert run(world.options(*order), mixed) == wanted
+
+
+def redirecting(world: World, layer: int) -> tuple[Path, Path]:
+    """A change of this layer and its own gate, solved on last tokens of both kinds of prompts."""
+    sums = RidgeSums(world.loaded.sites.d_ff, torch.device("cpu"))
+    for kind in (forget_prompt, retain_prompt):
+        sums.update(last_keys(world.loaded, layer, [kind(i) for i in range(100, 220)]), forget=kind is forget_prompt)
+    w_F = sums.solve((1e-3,))[0]
+    draw = torch.Generator().manual_seed(5)
+    r_D = torch.randn(world.loaded.sites.d_model, generator=draw)
+    change = world.delta("redirects", redirection(r_D, w_F, strength=8.0, usual=1.0), layer)
+    gate = SpanGuard((LayerWeights(layer, -w_F.float(), -1.0),), (Judgement(TOKEN, 0.5),), Scope.PROMPT)
+    return change, write_guard(world.folder / "abstains", world.loaded, gate, method=LUNAR_ABSTAIN)
+
+
+def test_a_tenants_policy_says_whether_a_text_is_redirected_or_refused(world: World) -> None:
+    """One w, in one batch: the change and its gate leave each other alone."""
+    change, gate = redirecting(world, KEYS)
+
+    async def verified(engine: EmbeddedEngine) -> None:
+        assert engine.info.beside == {"redirects": Beside(), "abstains": Beside()}
+        assert await engine.verify() == {"redirects": None, "abstains": None}
+
+    async def all_of(engine: EmbeddedEngine, *tenants: tuple[str, ...]) -> list[list[Answer]]:
+        found = await asyncio.gather(
+            *(
+                ask(engine, prompt, f"{index} {off}", policy=without(*off), max_tokens=12)
+                for off in tenants
+                for index, prompt in enumerate(PROMPTS)
+            )
+        )
+        return [list(found[i : i + len(PROMPTS)]) for i in range(0, len(found), len(PROMPTS))]
+
+    async def together(engine: EmbeddedEngine) -> list[list[Answer]]:
+        await verified(engine)
+        return await all_of(engine, ("abstains",), ("redirects",), ())
+
+    redirected, refused, both = run(world.options(change, gate), together)
+    (moved,) = run(world.options(change), lambda engine: all_of(engine, ()))
+    (plain,) = run(world.options(), lambda engine: all_of(engine, ()))
+    assert texts(moved) != texts(plain)  # positive control
+    assert texts(redirected) == texts(moved)
+    assert [each.finish.reason is FinishReason.ABSTAIN for each in refused] == [True, False, False]
+    assert texts(refused[1:]) == texts(plain[1:])
+    assert [each.finish.reason is FinishReason.ABSTAIN for each in both] == [True, False, False]
+    assert texts(both[1:]) == texts(moved[1:])
+
+
+def without(*off: str) -> Policy:
+    """The intervention `redirects` has no tau, and its gate has one."""
+    taus = {"redirects": (), "abstains": (0.5,)}
+    return Policy({name: Rule(GuardMode.OFF, Scope.PROMPT, taus[name]) for name in off})
+
+
+def texts(answers: Sequence[Answer]) -> list[str]:
+    return [each.text for each in answers]
