@@ -29,15 +29,15 @@ from tests.models import D_FF, D_MODEL, LAYERS, tiny_model, tokens
 
 def mask(site: Site, layer: int, *neurons: int) -> PruningGuard:
     chosen = {layer: torch.tensor(neurons or (1, 5, 9))}
-    at = {Site.KEY: ({}, chosen), Site.ATTENTION: (chosen, {})}[site]
-    return PruningGuard(at[1], at[0], D_MODEL, 0.1, 0.1, 1, Importance.ABS)
+    of_keys, of_attention = (chosen if each is site else {} for each in (Site.KEY, Site.ATTENTION))
+    return PruningGuard(of_keys, of_attention, D_MODEL, 0.1, 0.1, 1, Importance.ABS)
 
 
 def shift(layer: int, *neurons: int, seed: int = 7) -> NeuronAdjustGuard:
     return NeuronAdjustGuard({layer: layer_statistics(*(neurons or (1, 5, 9)))}, 0.1, Draw.CERTAIN, seed)
 
 
-DETECTORS = {
+DETECTORS: Mapping[str, Guard] = {
     f"{site.value}-{layer}": spans(layer, judgements=LAST_ALONE, site=site)
     for site in SITES
     if site in (Site.ATTENTION, Site.KEY, Site.RESIDUAL)
@@ -76,7 +76,7 @@ def seen(kind: str, guards: Mapping[str, Guard], change: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ACTING)
 def test_a_detector_reads_something_else_exactly_where_it_is_said(name: str) -> None:
-    guards = {**DETECTORS, name: ACTING[name]}
+    guards: dict[str, Guard] = {**DETECTORS, name: ACTING[name]}
     said = {each for each, of in computed(guards).items() if of.changed_by}
     assert seen("llama", guards, name) == said
     assert seen("gpt_neox", guards, name) <= said, "attention beside the feed-forward network: fewer are reached"
