@@ -13,6 +13,7 @@ from guards.artifact.canaries import text_difference
 from guards.artifact.identity import refuse_mismatch, tokenizer_sha256
 from guards.artifact.pins import shown_digest, vouched
 from guards.artifact.signatures import trusted_by
+from guards.contract.combination import beside
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode
 from guards.errors import ArtifactMismatchError, SkillguardError
@@ -23,6 +24,7 @@ from guards.model.encoding import TextCodec
 from guards.model.folder import open_codec
 from guards.model.weights import weights_sha256
 from server.audit.folder import is_held
+from server.combinations import combined
 from server.create import create_engine
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.policies import require_known, require_shadowable, require_tenants
@@ -70,9 +72,9 @@ def inspect_start(settings: Effective) -> Preflight:
     )
     if guards is not None:
         # With the artifacts sound, what is left for the engine to refuse is its flags.
-        found.attempt(lambda: create_engine(options))
+        engine = found.attempt(lambda: create_engine(options))
         read = [
-            _Read(name, each.method.kind, Rule(GuardMode.ENFORCE, each.guard.scope, each.taus))
+            _Read(name, each.method.kind, Rule(GuardMode.ENFORCE, each.guard.scope, each.bound.taus))
             for name, each in guards.items()
         ]
         found.attempt(lambda: require_shadowable(read, settings.server.shadow, "shadow"))
@@ -80,6 +82,8 @@ def inspect_start(settings: Effective) -> Preflight:
         if tenants is not None:
             found.attempt(lambda: require_tenants(read, tenants))
         _inspect_model(found, options, guards)
+        if engine is not None:  # which refuses those that cannot be served together
+            found.lines += combined(beside({name: each.bound for name, each in guards.items()}))
     if tenants is not None:
         _tell_tenants(found, tenants)
     if (folder := settings.server.audit_dir) is not None:

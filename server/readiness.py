@@ -13,6 +13,7 @@ from guards.errors import SkillguardError
 from server.admission import Admission
 from server.audit.auditor import Auditor
 from server.auth import Caller
+from server.combinations import combined
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.engines.errors import EngineBusyError
@@ -128,6 +129,8 @@ class Readiness:
             self._know(info.guards)
             for sentence in accepted(info):
                 logger.warning(sentence)
+            for sentence in combined(info.beside):
+                logger.info(sentence)
             self.phase = Phase.VERIFYING
             keys = None if self._keys is None else self._keys.in_force
             await self._audit.started(info, self._running.policy, self._running.policy_version, version(), keys)

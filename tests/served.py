@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from guards.artifact.manifest import CalibrationRecord, Canary, Manifest
 from guards.artifact.store import write_artifact
 from guards.contract.guard import Guard
+from guards.contract.method import Method
 from guards.core.verdict import GuardKind, Reading, Scope
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime, cube_score
@@ -67,7 +68,7 @@ def _filler(index: int) -> list[int]:
     return torch.randint(13, VOCABULARY, (count,), generator=generator).tolist()
 
 
-def _last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+def last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """Key vectors [prompts, d_ff] at the last token."""
     kept: list[torch.Tensor] = []
     handle = loaded.sites.tap(Place(layer, Site.KEY)).module.register_forward_pre_hook(
@@ -82,10 +83,10 @@ def _last_keys(loaded: LoadedModel, layer: int, prompts: Sequence[tuple[int, ...
 def ksd_guard(loaded: LoadedModel, *, scope: Scope = Scope.BOTH, layer: int = 0) -> CubeGuard:
     """A cube that holds forget prompts and leaves retain prompts out, with room on both sides of tau."""
     fitter = CubeFitter(loaded.sites.d_ff)
-    fitter.update(_last_keys(loaded, layer, [forget_prompt(i) for i in range(100, 220)]))
+    fitter.update(last_keys(loaded, layer, [forget_prompt(i) for i in range(100, 220)]))
     cube = fitter.finish(layer, "bare")
     retain = cube_score(
-        _last_keys(loaded, layer, [retain_prompt(i) for i in range(100, 140)]), cube.mean_F, 1 / cube.std_F
+        last_keys(loaded, layer, [retain_prompt(i) for i in range(100, 140)]), cube.mean_F, 1 / cube.std_F
     )
     assert cube.k < float(retain.min()), "the tiny model does not separate its two kinds of prompts"
     return CubeGuard((replace(cube, tau=(cube.k + float(retain.min())) / 2),), scope, Regime.LAST_TOKEN)
@@ -115,10 +116,14 @@ def canary_prompts() -> list[tuple[int, ...]]:
 
 
 def write_guard(
-    folder: Path, loaded: LoadedModel, guard: Guard, prompts: Sequence[tuple[int, ...]] = tuple(canary_prompts())
+    folder: Path,
+    loaded: LoadedModel,
+    guard: Guard,
+    prompts: Sequence[tuple[int, ...]] = tuple(canary_prompts()),
+    method: Method | None = None,
 ) -> Path:
-    """The artifact of a guard, with these canaries."""
-    method, _ = entry(guard)
+    """The artifact of a guard, with these canaries. `method`: where several have guards of its class."""
+    method = method or entry(guard)[0]
     parameters, tensors = method.dump(guard)
     canaries = []
     with attach(loaded.model, g=guard) as attachment:

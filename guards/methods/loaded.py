@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from guards.artifact.pins import ArtifactPath, shown_digest
 from guards.artifact.store import Artifact, read_artifact
 from guards.calibration.entry import Entry
-from guards.contract.guard import Guard
+from guards.contract.guard import Bound, Guard
 from guards.errors import ArtifactError, UntrustedArtifactError
 from guards.methods.registry import load_guard, method_of
 from guards.model.shard import WHOLE
@@ -29,15 +30,10 @@ class LoadedGuard:
     pinned: bool = False
     signed_by: tuple[str, ...] = ()
 
-    @property
-    def taus(self) -> tuple[float, ...]:
-        """The artifact's own threshold of each part; none for an intervention."""
-        return self.method.bind(self.guard, torch.device("cpu"), WHOLE).taus
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The label of each part."""
-        return tuple(part.label for part in self.method.bind(self.guard, torch.device("cpu"), WHOLE).parts)
+    @cached_property
+    def bound(self) -> Bound:
+        """The whole guard on the host: what it reads and changes, and by which taus it judges."""
+        return self.method.bind(self.guard, torch.device("cpu"), WHOLE)
 
 
 def read_guards(

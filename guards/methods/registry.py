@@ -12,6 +12,7 @@ from guards.calibration.entry import Entry
 from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.entry import CUBE
 from guards.methods.lunar.entry import LUNAR
+from guards.methods.lunar_abstain.entry import LUNAR_ABSTAIN
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
 from guards.methods.probe.entry import PROBE
 from guards.methods.rmu.entry import RMU
@@ -26,6 +27,7 @@ __all__ = [
     "CUBE",
     "GROUP",
     "LUNAR",
+    "LUNAR_ABSTAIN",
     "NEURON_ADJUST",
     "PROBE",
     "RMU",
@@ -39,11 +41,14 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, *RMU)
+_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, *RMU)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]
 """A method's name on disk, and its variant."""
+
+_UNNAMED: Mapping[str, str | None] = {each.name: each.variant for each in (CUBE, LUNAR)}
+"""By method, the variant of manifests that are older than its variants, and name none."""
 
 _RETIRED: frozenset[Key] = frozenset({("ksd", "pooled")})
 """Of which there may still be artifacts."""
@@ -85,13 +90,10 @@ def names() -> list[str]:
 
 
 def method_of(artifact: "Artifact") -> Entry:
-    """The method that made an artifact. Raises ArtifactError naming the known ones.
-
-    Manifests of Key Space Detection that are older than its variants name none: they hold cubes.
-    """
+    """The method that made an artifact. Raises ArtifactError naming the known ones."""
     name, variant = artifact.manifest.method, artifact.manifest.parameters.get("variant")
-    if name == CUBE.name and variant is None:
-        variant = CUBE.variant
+    if variant is None:
+        variant = _UNNAMED.get(name)
     entry = methods().get((name, variant)) if variant is None or isinstance(variant, str) else None
     if entry is None and variant in [retired for method, retired in _RETIRED if method == name]:
         raise ArtifactError(

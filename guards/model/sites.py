@@ -2,10 +2,10 @@
 
 | site | tensor | used by |
 |---|---|---|
+| attention | input of the attention's output projection: the heads' outputs side by side | Selective Pruning |
 | pre-activation | output of the gate (or first) projection, before the activation function | Neuron Adjust |
 | key vector | input of the down (or second) projection | Key Space Detection, Selective Pruning |
-| attention | input of the attention's output projection: the heads' outputs side by side | Selective Pruning |
-| output | output of the down (or second) projection, beside the key vector that it takes | deltas: LUNAR |
+| output | output of the down (or second) projection, beside the key vector that it takes | deltas: LUNAR, RMU |
 | residual | the residual stream after a block, experts' or not | Key Space Detection over spans, probes |
 
 A site is one row of SITES. Where its module is in a model is one entry of a family (`families.py`), for each backend.
@@ -63,7 +63,8 @@ class Width(StrEnum):
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What holds for a site in every model. `width` is that of what its module takes where the site is of both ends.
+    """What holds for a site in every model. `width` is that of what its module takes where the site is of both ends,
+    and `takes` is the site that this is.
 
     `split`: each tensor-parallel rank holds a slice; else all hold all.
     """
@@ -71,15 +72,20 @@ class SiteRow:
     end: End
     width: Width
     split: bool
+    takes: Site | None = None
 
 
 SITES: Mapping[Site, SiteRow] = {
+    Site.ATTENTION: SiteRow(End.INPUT, Width.D_ATTENTION, split=True),
     Site.PRE_ACTIVATION: SiteRow(End.OUTPUT, Width.D_FF, split=True),
     Site.KEY: SiteRow(End.INPUT, Width.D_FF, split=True),
-    Site.OUTPUT: SiteRow(End.BOTH, Width.D_FF, split=True),
-    Site.ATTENTION: SiteRow(End.INPUT, Width.D_ATTENTION, split=True),
+    Site.OUTPUT: SiteRow(End.BOTH, Width.D_FF, split=True, takes=Site.KEY),
     Site.RESIDUAL: SiteRow(End.OUTPUT, Width.D_MODEL, split=False),
 }
+"""In the order in which a block computes them. Where it computes attention beside the feed-forward network, neither is
+made of the other, and the order claims more than is so.
+"""
+STEPS: Mapping[Site, int] = {site: step for step, site in enumerate(SITES)}
 
 
 class Form(StrEnum):

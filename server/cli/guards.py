@@ -84,14 +84,15 @@ def list_guards(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
     else:
         table = Table(box=box.SIMPLE, title=f"policy version {report['policy_version']}", title_justify="left")
-        for column in ("guard", "mode", "taus", "factor", "verified", "digest"):
-            table.add_column(column, no_wrap=column != "taus")
+        for column in ("guard", "mode", "taus", "factor", "changed by", "verified", "digest"):
+            table.add_column(column, no_wrap=column not in ("taus", "changed by"))
         for guard in report["guards"]:
             taus = ", ".join(f"{tau:.4g}" for tau in guard["taus"])
             times = {f"{now / own:.3g}" for now, own in zip(guard["taus"], guard["artifact_taus"], strict=True) if own}
             moved = f"x {times.pop()}" if len(times) == 1 else "moved" if times else "-"
+            changed_by = ", ".join(guard["changed_by"]) or "-"
             verified = "yes" if guard["verified"] else "NO"
-            table.add_row(guard["name"], guard["mode"], taus, moved, verified, guard["digest"][:12])
+            table.add_row(guard["name"], guard["mode"], taus, moved, changed_by, verified, guard["digest"][:12])
         Console().print(table)
     return 0 if all(guard["verified"] for guard in report["guards"]) else 1
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from guards.artifact.manifest import Canary, Rate
     from guards.artifact.store import Artifact
+    from guards.contract.guard import Bound
 
 KEY_VARIABLE = "SKILLGUARD_KEY"
 
@@ -44,16 +45,19 @@ def run(args: argparse.Namespace) -> int:
         else:
             Console().print(server_table(args.target, report))
         return 0 if report["ready"] else 1
+    import torch
+
     from guards.artifact.store import read_artifact
-    from guards.methods.registry import load_guard
+    from guards.methods.registry import load_guard, method_of
+    from guards.model.shard import WHOLE
 
     artifact = read_artifact(Path(args.target))
-    load_guard(artifact)
+    guard = load_guard(artifact)
     if args.json:
         shown = artifact.manifest.model_dump(mode="json")
         print(json.dumps({**shown, "digest": artifact.digest, "signed_by": artifact.signers}, indent=1))
     else:
-        Console().print(artifact_table(artifact))
+        Console().print(artifact_table(artifact, method_of(artifact).bind(guard, torch.device("cpu"), WHOLE)))
     return 0
 
 
@@ -66,12 +70,14 @@ def server_table(url: str, report: dict[str, Any]) -> "Table":
     model = ", ".join(entry["id"] for entry in report["models"])
     state = "ready" if report["ready"] else "NOT READY"
     table = Table(title=f"{url}: {model}, {state}", title_justify="left")
-    for column in ("guard", "skill", "method", "mode", "scope", "layers", "verified", "template", "vouched", "frames"):
+    columns = ("guard", "skill", "method", "mode", "scope", "layers", "changed by", "verified", "template", "vouched")
+    for column in (*columns, "frames"):
         table.add_column(column)
     for guard in report["guards"]:
         table.add_row(
             *(str(guard.get(column, "-")) for column in ("name", "skill", "method", "mode", "scope")),
             ", ".join(map(str, guard["layers"])) if "layers" in guard else "operators only",
+            ", ".join(guard["changed_by"]) or "-" if "changed_by" in guard else "operators only",
             "yes" if guard.get("verified") else "NO",
             str(guard.get("template", "-")),
             vouched(guard["pinned"], guard["signed_by"]).removeprefix(", ") or "-"
@@ -93,7 +99,14 @@ def _canaries(canaries: "Sequence[Canary]") -> str:
     return f"{len(canaries)}, {firing} of them fire, {with_text} carry messages or text"
 
 
-def artifact_table(artifact: "Artifact") -> "Table":
+def _places(bound: "Bound") -> str:
+    layers: dict[str, list[int]] = {}
+    for layer, site in sorted({column.place for column in bound.columns}):
+        layers.setdefault(site, []).append(layer)
+    return "; ".join(f"{site} of layer{'s' * (len(at) > 1)} {', '.join(map(str, at))}" for site, at in layers.items())
+
+
+def artifact_table(artifact: "Artifact", bound: "Bound") -> "Table":
     """Everything a person needs in order to trust an artifact, one fact a line."""
     from rich.table import Table
 
@@ -108,6 +121,7 @@ def artifact_table(artifact: "Artifact") -> "Table":
         ("skill", manifest.skill),
         ("method", manifest.method),
         ("scope", str(manifest.scope)),
+        ("reads" if bound.health is None else "changes", _places(bound)),
         ("model", f"{model.architecture}, {model.layers} layers, d_ff {model.d_ff}, {model.dtype}"),
         ("weights", (model.weights_sha256 or "NOT BOUND: import again with --model")[:24]),
         ("quantisation", model.quantization or "none"),

@@ -107,7 +107,7 @@ def _of_prometheus(args: argparse.Namespace) -> "tuple[Proposal, Mapping[str, fl
         raise AuditFilesError(f"{args.artifact}: holds no quantiles of scores; calibrate it again, or read audit files")
     counts = read_counts(args.prometheus, args.guard, args.window)
     notes = ["only the histogram's own levels can be proposed; readings in audit files are finer"]
-    taus = dict(zip(loaded.parts, loaded.taus, strict=True))
+    taus = dict(zip((part.label for part in loaded.bound.parts), loaded.bound.taus, strict=True))
     return propose_by_quantiles(counts, quantiles, args.share, args.confidence), taus, notes
 
 

@@ -121,6 +121,7 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
     """What runs, what is not covered, and a line to paste."""
     from guards.artifact.pins import vouched
     from guards.core.version import tool_name
+    from server.combinations import combined
     from server.coverage import accepted, uncovered
     from server.engines.defaults import shown
 
@@ -138,7 +139,7 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
         lines.append("  guard  NONE: every skill is served (--unguarded)")
     if defaults := shown(info.defaults):
         lines.append(f"  draws  {defaults}, where a request does not say (--generation-config vllm leaves this out)")
-    lines += [f"  note   {sentence}" for sentence in [*accepted(info), *uncovered(info)]]
+    lines += [f"  note   {sentence}" for sentence in [*accepted(info), *uncovered(info), *combined(info.beside)]]
     if config.api_keys_file is None and (config.anonymous_role == "operator" or not config.listens_on_loopback):
         lines.append(f"  note   no keys: whoever can connect to {config.host} is a {config.anonymous_role}")
     if not readiness.ready:

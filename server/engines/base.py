@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from guards.artifact.manifest import ScoreQuantiles
 from guards.artifact.pins import ArtifactPath
+from guards.core.beside import ALONE, Beside
 from guards.core.policy import Policy, Rule
 from guards.core.quantiles import place
 from guards.core.trace import PartTrace
@@ -388,6 +389,8 @@ class GuardInfo:
     """Whether the operator named its digest."""
     signed_by: tuple[str, ...] = ()
     """Trusted public keys, in hexadecimal, that vouch for the digest."""
+    beside: Beside = ALONE
+    """Which of the other guards change what it reads."""
     quantiles: ScoreQuantiles | None = None
     """How common scores of prompts are where the skill is not asked for; None where nobody measured it."""
     detail: Mapping[str, object] = field(default_factory=dict)
@@ -426,6 +429,11 @@ class EngineInfo:
     """What the model itself asks for where a request does not say."""
     tool_choices: frozenset[ToolChoice] = frozenset()
     """How tools may be asked for; empty where neither they nor their results can be shown to the model."""
+
+    @property
+    def beside(self) -> Mapping[str, Beside]:
+        """What other guards are to each."""
+        return {guard.name: guard.beside for guard in self.guards}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-import torch
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
@@ -17,15 +16,16 @@ from guards.artifact.pins import ArtifactPath
 from guards.artifact.signatures import trusted_by
 from guards.calibration.accumulated import turns_of
 from guards.contract.columns import GuardReading
+from guards.contract.combination import beside
 from guards.contract.evidence import trace
 from guards.contract.guard import Bound, default_rules
+from guards.core.beside import Beside, switched
 from guards.core.policy import LARGEST, Policy, Rule
-from guards.core.verdict import GuardKind, GuardMode, Reading
+from guards.core.verdict import GuardMode, Reading
 from guards.errors import GuardReadingError, PromptRefusedError, UntrustedArtifactError
 from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
-from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import (
     NO_RULES,
@@ -86,9 +86,12 @@ class GuardedEngine(ABC):
     _facts: Mapping[str, GuardFacts]
 
     def __init__(self, options: EmbeddedOptions | VllmOptions, *, verifiable: bool = True) -> None:
-        """`verifiable` as `read_guards` has it. Raises ArtifactError or SigningKeyError."""
+        """`verifiable` as `read_guards` has it. Raises ArtifactError, SigningKeyError, or AttachError for guards that
+        cannot be served together.
+        """
         self._trusted = trusted_by(options.trusted_key_files)
         self._guards = read_guards(options.artifacts, verifiable=verifiable, trusted=self._trusted)
+        self._beside = beside({name: entry.bound for name, entry in self._guards.items()})
         self._sources = dict(zip(self._guards, options.artifacts, strict=True))
         self._digests = None if options.rehash else DigestCache()
         self._offered: Offer | None = None
@@ -147,13 +150,16 @@ class GuardedEngine(ABC):
         return offered.info
 
     def _read_offer(self, name: str, source: ArtifactPath) -> Offer:
-        """Raises ArtifactError."""
+        """Raises ArtifactError, or AttachError where too many would change what one guard reads."""
         (read,) = read_guards([source], trusted=self._trusted).values()
         entry = replace(read, artifact=replace(read.artifact, name=name))  # whatever its folder is called
         refuse_mismatch(entry.artifact, self._identity)
-        bound = entry.method.bind(entry.guard, torch.device("cpu"), WHOLE)
-        unit = None if bound.health is None else bound.health.unit
-        return Offer(entry, source, describe(entry, self._codec, accept_template=self._accept_template, unit=unit))
+        among = beside({each: of.bound for each, of in {**self._guards, name: entry}.items()})
+        return Offer(entry, source, self._described(entry, among))
+
+    def _described(self, entry: LoadedGuard, among: Mapping[str, Beside]) -> GuardInfo:
+        own = among[entry.artifact.name]
+        return describe(entry, self._codec, accept_template=self._accept_template, beside=own)
 
     @abstractmethod
     async def _admit_offer(self, offered: Offer) -> None:
@@ -175,7 +181,8 @@ class GuardedEngine(ABC):
         old = Offer(self._guards[name], self._sources[name], next(of for of in info.guards if of.name == name))
         await self._install({**self._guards, name: offered.entry})
         self._sources[name], self._offered = offered.source, old
-        self._info = replace(info, guards=tuple(offered.info if of.name == name else of for of in info.guards))
+        shown = [offered.info if of.name == name else of for of in info.guards]
+        self._info = replace(info, guards=tuple(replace(of, beside=self._beside[of.name]) for of in shown))
 
     async def verify(self) -> Mapping[str, str | None]:
         result: dict[str, str | None] = {}
@@ -190,29 +197,35 @@ class GuardedEngine(ABC):
         return result
 
     async def _disagreement(self, name: str) -> str | None:
-        """None where the live engine gives every canary's scores again, else a sentence about the first other one."""
-        entry = self._guards[name]
+        """None where the live engine gives every canary's scores again, else a sentence about the first other one.
+
+        With all off that change what it reads, the scores are the calibrated ones. With any of them on they move for a
+        good reason, and the verdicts are. All other guards stay on: they change nothing that it reads.
+        """
+        entry, among = self._guards[name], self._beside[name]
+        manifest, kind, drift = entry.artifact.manifest, entry.method.kind, entry.method.drift
         self._canary_room.pop(name, None)
         rooms = []
-        changing = {each for each, of in self._guards.items() if of.method.kind is GuardKind.INTERVENTION}
-        for index, canary in enumerate(entry.artifact.manifest.canaries):
-            readings = await self.read(canary.token_ids, f"canary-{name}-{index}")
-            reading, scores = readings[name]
-            dtype, drift, alone = entry.artifact.manifest.model.dtype, entry.method.drift, changing <= {name}
-            trouble = disagreement(
-                canary, reading, scores, dtype=dtype, kind=entry.method.kind, drift=drift, alone=alone
-            )
-            if trouble is not None:
-                return f"canary {index}: {trouble}"
-            if alone:  # beside another intervention scores move for a good reason
-                rooms.append(room_left(canary, scores, dtype=dtype, drift=drift))
+        for off in among.sets_off():
+            policy, alone = Policy({each: Rule(GuardMode.OFF) for each in off}), off == {*among.changed_by}
+            for index, canary in enumerate(manifest.canaries):
+                reading, scores = (await self.read(canary.token_ids, f"canary-{name}-{index}", policy))[name]
+                trouble = disagreement(
+                    canary, reading, scores, dtype=manifest.model.dtype, kind=kind, drift=drift, alone=alone
+                )
+                if trouble is not None:
+                    return f"canary {index}{switched(among.changed_by, off)}: {trouble}"
+                if alone:
+                    rooms.append(room_left(canary, scores, dtype=manifest.model.dtype, drift=drift))
         if rooms:
             self._canary_room[name] = min(rooms)
         return None
 
-    async def read(self, prompt_token_ids: tuple[int, ...], request_id: str) -> Mapping[str, GuardReading]:
+    async def read(
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+    ) -> Mapping[str, GuardReading]:
         """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
-        answer = await self._probe(prompt_token_ids, request_id)
+        answer = await self._probe(prompt_token_ids, request_id, policy)
         return {name: answer.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(
@@ -378,14 +391,11 @@ class GuardedEngine(ABC):
 
     def _describe_guards(self) -> tuple[GuardInfo, ...]:
         """Every guard as it is shown. Runs the chat template, which is the model's program: not on the event loop."""
-        return tuple(
-            describe(entry, self._codec, accept_template=self._accept_template, unit=self._facts[name].unit)
-            for name, entry in self._guards.items()
-        )
+        return tuple(self._described(entry, self._beside) for entry in self._guards.values())
 
     def _take_guards(self, guards: Mapping[str, LoadedGuard], bound: Mapping[str, Bound]) -> None:
         """These run from now on, and this is what judging an answer needs to know of them."""
-        self._guards = dict(guards)
+        self._guards, self._beside = dict(guards), beside(bound)
         self._rules = default_rules(bound, {name: entry.guard.scope for name, entry in self._guards.items()})
         self._facts = {
             name: GuardFacts(

@@ -107,6 +107,8 @@ def _shown(guard: GuardInfo, running: Running, services: Services) -> dict[str, 
         "mode": rule.mode.value,
         "taus": list(rule.taus),
         "artifact_taus": list(guard.rule.taus),
+        "changed_by": list(guard.beside.changed_by),
+        "acts_after": list(guard.beside.acts_after),
         "verified": services.readiness.is_verified(guard.name),
         "template": guard.template.value,
     }

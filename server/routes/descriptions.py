@@ -78,6 +78,8 @@ def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool)
             "template_sha256": guard.template_sha256,
             "template_difference": guard.template_difference,
             "detail": dict(guard.detail),
+            "changed_by": list(guard.beside.changed_by),
+            "acts_after": list(guard.beside.acts_after),
             "reason": services.readiness.reasons.get(guard.name),
         }
     return row

@@ -17,6 +17,8 @@ from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
 from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.rmu.entry import VARIANTS
+from guards.methods.rmu.guard import RmuGuard
 from guards.methods.selective_pruning.guard import PruningGuard
 from guards.methods.spans.guard import SpanGuard
 from guards.model.sites import Place, Site
@@ -36,6 +38,7 @@ def entry(guard: Guard) -> tuple[Method, Guard]:
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,
         LunarGuard: LUNAR,
+        RmuGuard: VARIANTS["adaptive"],
         ProbeGuard: PROBE,
     }
     return methods[type(guard)], guard

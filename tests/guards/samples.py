@@ -22,7 +22,7 @@ from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, LUNAR, LUNAR_ABSTAIN, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING, SPANS
 from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.options import VariantName
@@ -163,6 +163,7 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
     LUNAR: lunar,
+    LUNAR_ABSTAIN: partial(spans, 1),
     **{entry: partial(rmu, variant) for variant, entry in VARIANTS.items()},
 }
 """A guard of every entry of the registry."""

@@ -1,9 +1,12 @@
 """What the server says of its model and guards."""
 
+from dataclasses import replace
+
 import httpx
 import pytest
 from openai.types import Model
 
+from guards.core.beside import Beside
 from guards.core.version import version
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
@@ -42,7 +45,7 @@ async def test_guards_for_users() -> None:
 
 
 async def test_guards_for_operators() -> None:
-    engine = ScriptedEngine(guards=(guard(), guard("other")))
+    engine = ScriptedEngine(guards=(replace(guard(), beside=Beside(("acting",))), guard("other")))
     async with serving(engine, shadow=("demo",), anonymous_role="operator") as served:
         rows = (await served.client.get("/v1/guards")).json()["data"]
         assert [row["name"] for row in rows] == ["demo", "other"]
@@ -56,6 +59,8 @@ async def test_guards_for_operators() -> None:
             "template_sha256": None,
             "template_difference": None,
             "detail": {"cubes": 4},
+            "changed_by": ["acting"],
+            "acts_after": [],
             "reason": None,
         }
 

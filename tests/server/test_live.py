@@ -42,6 +42,8 @@ OLD_ROW = {
     "mode": "enforce",
     "taus": [0.5],
     "artifact_taus": [0.5],
+    "changed_by": [],
+    "acts_after": [],
     "verified": True,
     "template": "verified",
 }

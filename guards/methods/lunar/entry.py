@@ -7,9 +7,11 @@ from guards.methods.lunar.options import LunarOptions
 
 LUNAR = Entry(
     name="lunar",
+    variant="redirect",
     kind=GuardKind.INTERVENTION,
     package="guards.methods.lunar",
     drift=DELTA_DRIFT,
     options=LunarOptions,
     summary="LUNAR: redirect the skill's prompts to where the model cannot answer",
+    about="changes one layer, so that the model itself says something else",
 )

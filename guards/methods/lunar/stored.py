@@ -15,8 +15,9 @@ from guards.model.shard import Shard
 
 
 class LunarParameters(Strict):
-    """The manifest's `parameters` for method "lunar"."""
+    """The manifest's `parameters` for method "lunar", variant "redirect"."""
 
+    variant: Literal["redirect"] = "redirect"
     reference: Literal["unanswerable", "refused"]
     strength: PositiveFloat32
     ridge: PositiveFloat32

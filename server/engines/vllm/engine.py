@@ -34,7 +34,6 @@ from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.events import POLICY, STOP_REASON, PromptReport, load_acted, load_prompt, load_report
 from guards.methods.loaded import LoadedGuard
 from guards.model.folder import check_files, open_codec, resolve_folder
-from guards.model.shard import WHOLE
 from guards.model.weights import WeightFiles
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
@@ -147,7 +146,7 @@ class VllmEngine(GuardedEngine):
 
     def _bind(self, guards: Mapping[str, LoadedGuard]) -> None:
         """Judges by what these say from now on."""
-        bound = {name: entry.method.bind(entry.guard, torch.device("cpu"), WHOLE) for name, entry in guards.items()}
+        bound = {name: entry.bound for name, entry in guards.items()}
         self._columns = Columns(bound)
         self._take_guards(guards, bound)
 

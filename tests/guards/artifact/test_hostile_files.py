@@ -12,19 +12,32 @@ from safetensors.torch import save
 from guards.artifact.store import MANIFEST_NAME, MAX_HEADER_BYTES, TENSORS_NAME, read_artifact, write_artifact
 from guards.calibration.entry import Entry
 from guards.errors import ArtifactError
-from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, RMU, SELECTIVE_PRUNING, SPANS, load_guard
+from guards.methods.registry import (
+    CUBE,
+    LUNAR,
+    LUNAR_ABSTAIN,
+    NEURON_ADJUST,
+    PROBE,
+    RMU,
+    SELECTIVE_PRUNING,
+    SPANS,
+    load_guard,
+)
 from tests.guards.samples import SAMPLES, manifest, seal, write
 
 ZERO, INFINITE = (1e-46, 1e-39), (1e39, 1e308)
 """In float32: nothing, or what a device may take for nothing; and more than there is."""
 NUMBERS: dict[Entry, tuple[tuple[str | int, ...], ...]] = {
     CUBE: (("cubes", 0, "tau"), ("cubes", 0, "k")),
-    SPANS: (
-        ("terms", 0, "offset"),
-        ("judgements", 0, "tau"),
-        ("judgements", 0, "kappa"),
-        ("judgements", 1, "tau"),
-        ("judgements", 1, "weight"),
+    **dict.fromkeys(
+        (SPANS, PROBE, LUNAR_ABSTAIN),
+        (
+            ("terms", 0, "offset"),
+            ("judgements", 0, "tau"),
+            ("judgements", 0, "kappa"),
+            ("judgements", 1, "tau"),
+            ("judgements", 1, "weight"),
+        ),
     ),
     NEURON_ADJUST: (("fraction",),),
     SELECTIVE_PRUNING: (("fraction",), ("attention_fraction",)),

@@ -49,8 +49,20 @@ def test_sound_settings_would_start(
     digest = read_artifact(served[1]).digest
     assert f"# guard ksd-tens: ksd, skill tens, sha256:{digest}, fits the model" in lines
     assert "# tenant team: 1 keys" in lines
+    together = "canaries are sent with it on and with it off; rates were measured without"
+    assert f"# guard ksd-tens reads what intervention na-tens changes: {together}" in lines
     assert lines[-1] == "# serve would start"
     assert ENTRY.sha256 not in out
+
+
+def test_guards_that_cannot_be_served_together_are_said_once(
+    served: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, ksd, na = served
+    copies = [shutil.copytree(na, tmp_path / f"na-{index}") for index in range(5)]
+    status, out, err = checked(capsys, "--model", str(model), "--artifacts", str(ksd), *map(str, copies))
+    assert (status, "serve would start" in out) == (1, False)
+    assert err.count("interventions that change what it reads (na-0, na-1, na-2, na-3, na-4), wanted at most 4") == 1
 
 
 def test_wrong_settings_are_all_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ async def test_every_command(
         assert "taus 0.75" in await said(capsys, "set-tau", "demo", "--factor", "1.5")
         report = json.loads(await said(capsys, "set-tau", "demo", "--taus", "0.4", "--json"))
         assert (report["taus"], report["policy_version"]) == ([0.4], 6)
-        assert "demo enforce 0.4 x 0.8 yes" in " ".join((await said(capsys, "list")).split())
+        assert "demo enforce 0.4 x 0.8 - yes" in " ".join((await said(capsys, "list")).split())
         assert f"artifact {'1' * 12}" in await said(capsys, "reload", "demo", "--path", "/new/demo")
         await said(capsys, "reload", "demo")
         assert engine.offered_from == [ArtifactPath(Path("/new/demo")), None]
