@@ -40,7 +40,11 @@ def test_figures_worked_out_by_hand(tmp_path: Path) -> None:
     assert (guard["false_abstention"]["hits"], guard["false_abstention"]["total"]) == (1, 2)
     assert guard["auroc"] == 0.5  # the scripted engine gives every prompt one score
     assert (sums["rouge1"], words["rouge1"]) == (pytest.approx(1 / 3, abs=1e-6), 0)
-    assert guard["deviation_score"] == pytest.approx(100 * (1 / 9 + 1) ** 0.5, abs=1e-3)
+    deviation = guard["deviation_score"]
+    assert [deviation[figure]["value"] for figure in ("forget", "retain")] == [pytest.approx(1 / 3, abs=1e-6), 0]
+    assert deviation["score"]["value"] == pytest.approx(100 * (1 / 9 + 1) ** 0.5, abs=1e-3)
+    assert deviation["score"]["low"] < deviation["score"]["value"] < deviation["score"]["high"]
+    assert guard["without"]["deviation_score"]["score"]["value"] == pytest.approx(100 * (1 + 1 / 4) ** 0.5, abs=1e-3)
     assert guard["s_unlearning"] == {"rbar": 0, "ubar": pytest.approx(2 / 3, abs=1e-6), "s": 0}
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     table = (tmp_path / "run" / "results.md").read_text()
