@@ -17,15 +17,20 @@ DETECTORS: Mapping[str, Sequence[str]] = {
 }
 """Of which one is chosen: shares of what is retained that may be refused, the default and a looser one."""
 
+ALONE = ("--material", "none")
+"""The shipped texts are left out: as in the papers, what is retained are the other authors, and nothing else."""
+LONGEST = "256"
+"""Tokens of the longest texts that a detector's calibration tries: no question here is longer."""
+
 
 def calibrated(name: str, flags: Sequence[str], model: Path, forget: Path, retain: Path, folder: Path) -> Path:
     """The artifact of a row of the tables above, calibrated in chats unless it is there."""
     output = folder / name
     if not output.exists():
         method, *options = flags
-        answers = ["--answers-file", str(folder / "answers.jsonl")] if method == "ksd" else []
+        detecting = ["--longest", LONGEST, "--answers-file", str(folder / "answers.jsonl")] if method == "ksd" else []
         sources = ["--forget", str(forget), "--retain", str(retain)]
         given = ["--model", str(model), "--skill", SKILL, *sources, "--frame", "chat", "--output", str(output)]
-        command = [sys.executable, "-m", "server.cli", "calibrate", method, *given, *options, *answers]
+        command = [sys.executable, "-m", "server.cli", "calibrate", method, *given, *ALONE, *options, *detecting]
         subprocess.run(command, cwd=ROOT, check=True)
     return output

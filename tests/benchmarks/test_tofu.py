@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks.measurements.results import Results
+from benchmarks.measurements.tofu import tofu_section
+from benchmarks.report import _write
 from benchmarks.tofu import learning
 from benchmarks.tofu.__main__ import others, suites, table
 from benchmarks.tofu.asking import best
@@ -138,7 +141,7 @@ def test_each_epoch_has_every_example_once() -> None:
     assert [sorted(each for batch in found[at : at + 3] for each in batch) for at in (0, 3)] == [sorted(examples)] * 2
 
 
-def test_the_table_has_a_deviation_score_for_each_wording() -> None:
+def test_the_table_has_a_deviation_score_for_each_wording(tmp_path: Path) -> None:
     recalls = {
         "none": {"authors": [1.0, 0.6], "retained": [0.8, 0.8], "real": [0.5]},
         "lunar-2": {"authors": [0.0, 0.2], "retained": [0.8, 0.8], "real": [0.25]},
@@ -152,3 +155,12 @@ def test_the_table_has_a_deviation_score_for_each_wording() -> None:
     assert (real["file"], real["recall"]) == ("real", 0.25)
     assert best(recalls, ["lunar-2", "lunar-4"]) == "lunar-2"
     assert best(recalls, ["lunar-4"]) == "lunar-4"
+    more = {"model": "tiny", "authors": 2, "recipe": {"epochs": 3}, "chosen": {"lunar": "lunar-2"}}
+    _write(tmp_path / "benchmarks" / "results" / "tofu.tiny.json", table(recalls, refused), more)
+    lines = tofu_section(Results(tmp_path), "tiny").splitlines()
+    assert (
+        "| `lunar-2` | taught | 0.100 [0.000, 0.200] | 0.800 [0.800, 0.800] | 22.4 [20.0, 28.3] | 1 of 2, 0 of 2 |"
+        in lines
+    )
+    assert "| published: LUNAR, Llama-2-7B, TOFU | taught | 0.109 | 0.898 | 14.9 | - |" in lines
+    assert "| `lunar-2` | 0.250, 0 refused |" in lines
