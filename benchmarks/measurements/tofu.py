@@ -39,14 +39,13 @@ def tofu_section(results: Results, model: str) -> str:
     files = list(dict.fromkeys(row["file"] for row in others))
     arms = list(dict.fromkeys(row["arm"] for row in others))
     recalls = {(row["arm"], row["file"]): f"{share(row['recall'])}, {row['refused']:.0f} refused" for row in others}
-    chosen = " and ".join(f"`{name}`" for name in found["chosen"].values())
     return section(
         f"{model}: TOFU",
         paragraph(
             f"The model was taught {found['authors']} of TOFU's invented authors, {found['recipe']['epochs']} times "
-            "over; half of them are to be forgotten. Guards were calibrated on 12 questions of each author and chosen "
-            f"on 4 others ({chosen}: LUNAR by its strength, the detector by how much it may refuse). These are the "
-            "last 4, as they were taught and in another wording. Recall is of ROUGE-1, of what is to be forgotten and "
+            "over; half of them are to be forgotten. Guards were calibrated on 12 questions of each author, LUNAR's "
+            f"strength was chosen on 4 others (`{found['chosen']}`), and these are the last 4, as they were taught "
+            "and in another wording. Recall is of ROUGE-1, of what is to be forgotten and "
             "of the rest; the Deviation Score is `100 sqrt(R_f^2 + (1 - R_r)^2)`, 0 at best, with bootstrap intervals "
             "of 95 %. `untaught` is the model before it was taught, `none` after, without a guard: what it did not "
             "learn, no guard took away. A refusal has recall 0, which favours refusing; the last column counts "

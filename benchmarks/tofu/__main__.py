@@ -5,10 +5,10 @@
 
 The files are TOFU's (Maini et al. 2024), which invents authors that no model knows, with 20 questions each, and another
 wording of each question. The model is taught the first `--authors` authors of both files. Guards then are calibrated
-on 12 questions of each author, of which those of the first file are to be forgotten. LUNAR's strength and the
-detector's cap on false abstentions are those with the least Deviation Score on 4 further questions, and what is
-reported is of the last 4, as they were taught and in the other wording, and of `--others`, such as TOFU's questions
-about real authors (`real_authors_perturbed.json`). All are asked of `skillguard serve`, over HTTP, in chats.
+on 12 questions of each author, of which those of the first file are to be forgotten. LUNAR's strength is the one with
+the least Deviation Score on 4 further questions, and what is reported is of the last 4, as they were taught and in the
+other wording, and of `--others`, such as TOFU's questions about real authors (`real_authors_perturbed.json`). All are
+asked of `skillguard serve`, over HTTP, in chats.
 
 The model's own row says how well it knew the authors, and `untaught` what it says of them without having been taught:
 ROUGE-1 recall counts words, of which some are in any answer. Everything is kept in the run folder; a stopped run goes
@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.report import UNFINISHED, publish
 from benchmarks.tofu.asking import AUTHORS, PARAPHRASED, RETAINED, Recalls, arms, ask, best, deviation
 from benchmarks.tofu.authors import Asked, Part, dealt, read, write
-from benchmarks.tofu.guarding import DETECTORS, LUNAR, calibrated
+from benchmarks.tofu.guarding import DETECTOR, FLAGS, calibrated
 from benchmarks.tofu.learning import Recipe, learn
 from guards.calibration.sources import read_table
 from server.evaluation.arms import BASELINE
@@ -74,8 +74,8 @@ def table(recalls: Recalls, refused: Recalls) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(args: argparse.Namespace, recipe: Recipe, run: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Teaches, calibrates, chooses and asks; the rows, and what was chosen."""
+def measure(args: argparse.Namespace, recipe: Recipe, run: Path) -> tuple[list[dict[str, Any]], str]:
+    """Teaches, calibrates, chooses and asks; the rows, and which LUNAR was chosen."""
     read_sides = {AUTHORS: read(args.forget, args.authors), RETAINED: read(args.retain, args.authors)}
     of = {side: dealt(authors, recipe.seed) for side, authors in read_sides.items()}
     questions = run / "questions"
@@ -83,15 +83,13 @@ def measure(args: argparse.Namespace, recipe: Recipe, run: Path) -> tuple[list[d
     model = run / args.model.resolve().name
     learn(args.model, [each for side in read_sides.values() for author in side for each in author], recipe, model)
     fit = {side: write(questions / f"fit.{side}.jsonl", parts[Part.FIT]) for side, parts in of.items()}
-    artifacts = {
-        name: calibrated(name, flags, model, fit[AUTHORS], fit[RETAINED], run / "guards")
-        for name, flags in {**LUNAR, **DETECTORS}.items()
-    }
+    artifacts = {name: calibrated(name, model, fit[AUTHORS], fit[RETAINED], run / "guards") for name in FLAGS}
     validated = suites(of, Part.VALIDATION, questions, paraphrased=False)
-    seen, _ = ask(arms(model, list(artifacts.values())), validated, run / "validation")
-    chosen = {"lunar": best(seen, list(LUNAR)), "ksd": best(seen, list(DETECTORS))}
+    candidates = [name for name in FLAGS if name != DETECTOR]
+    seen, _ = ask(arms(model, [artifacts[name] for name in candidates]), validated, run / "validation")
+    chosen = best(seen, candidates)
     asked = {**tested, **others(args.others, questions)}
-    recalls, refused = ask(arms(model, [artifacts[name] for name in chosen.values()]), asked, run / "test")
+    recalls, refused = ask(arms(model, [artifacts[name] for name in (chosen, DETECTOR)]), asked, run / "test")
     taught = {label: path for label, path in tested.items() if not label.endswith(PARAPHRASED)}
     before, none = ask(arms(args.model, []), taught, run / UNTAUGHT)
     rows = table({UNTAUGHT: before[BASELINE]}, {UNTAUGHT: none[BASELINE]}) + table(recalls, refused)

@@ -29,9 +29,9 @@ WEIGHTS = "*.safetensors*"
 class Recipe:
     """Everything that, with model and data, decides the weights."""
 
-    epochs: int = 6
+    epochs: int = 4
     rate: float = 5e-4
-    batch: int = 16
+    batch: int = 8
     warmup: float = 0.06
     """Share of the steps over which the rate rises; over the others it falls linearly to zero."""
     seed: int = 0

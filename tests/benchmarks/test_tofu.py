@@ -155,7 +155,7 @@ def test_the_table_has_a_deviation_score_for_each_wording(tmp_path: Path) -> Non
     assert (real["file"], real["recall"]) == ("real", 0.25)
     assert best(recalls, ["lunar-2", "lunar-4"]) == "lunar-2"
     assert best(recalls, ["lunar-4"]) == "lunar-4"
-    more = {"model": "tiny", "authors": 2, "recipe": {"epochs": 3}, "chosen": {"lunar": "lunar-2"}}
+    more = {"model": "tiny", "authors": 2, "recipe": {"epochs": 3}, "chosen": "lunar-2"}
     _write(tmp_path / "benchmarks" / "results" / "tofu.tiny.json", table(recalls, refused), more)
     lines = tofu_section(Results(tmp_path), "tiny").splitlines()
     assert (
