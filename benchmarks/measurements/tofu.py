@@ -38,7 +38,7 @@ def tofu_section(results: Results, model: str) -> str:
     ]
     files = list(dict.fromkeys(row["file"] for row in others))
     arms = list(dict.fromkeys(row["arm"] for row in others))
-    recalls = {(row["arm"], row["file"]): f"{share(row['recall'])}, {row['refused']:.0f} refused" for row in others}
+    recalls = {(row["arm"], row["file"]): f"{share(row['recall'])}, {row['refused']} refused" for row in others}
     return section(
         f"{model}: TOFU",
         paragraph(

@@ -25,7 +25,7 @@ from benchmarks.report import UNFINISHED, publish
 from benchmarks.tofu.asking import AUTHORS, PARAPHRASED, RETAINED, Recalls, arms, ask, best, deviation
 from benchmarks.tofu.authors import Asked, Part, dealt, read, write
 from benchmarks.tofu.guarding import DETECTOR, FLAGS, calibrated
-from benchmarks.tofu.learning import Recipe, learn
+from benchmarks.tofu.learning import Recipe, folder_of, learn
 from guards.calibration.sources import read_table
 from server.evaluation.arms import BASELINE
 
@@ -70,26 +70,27 @@ def table(recalls: Recalls, refused: Recalls) -> list[dict[str, Any]]:
         for label, values in by_suite.items():
             if not label.startswith((AUTHORS, RETAINED)):
                 mean = sum(values) / len(values)
-                rows.append({"arm": arm, "file": label, "recall": mean, "refused": sum(refused[arm][label])})
+                rows.append({"arm": arm, "file": label, "recall": mean, "refused": int(sum(refused[arm][label]))})
     return rows
 
 
-def measure(args: argparse.Namespace, recipe: Recipe, run: Path) -> tuple[list[dict[str, Any]], str]:
+def measure(args: argparse.Namespace, recipe: Recipe) -> tuple[list[dict[str, Any]], str]:
     """Teaches, calibrates, chooses and asks; the rows, and which LUNAR was chosen."""
     read_sides = {AUTHORS: read(args.forget, args.authors), RETAINED: read(args.retain, args.authors)}
     of = {side: dealt(authors, recipe.seed) for side, authors in read_sides.items()}
+    every = [each for authors in read_sides.values() for asked in authors for each in asked]
+    run = folder_of(args.model, every, recipe, args.run.resolve())
     questions = run / "questions"
     tested = suites(of, Part.TEST, questions, paraphrased=True)
-    model = run / args.model.resolve().name
-    learn(args.model, [each for side in read_sides.values() for author in side for each in author], recipe, model)
+    model = learn(args.model, every, recipe, run)
     fit = {side: write(questions / f"fit.{side}.jsonl", parts[Part.FIT]) for side, parts in of.items()}
     artifacts = {name: calibrated(name, model, fit[AUTHORS], fit[RETAINED], run / "guards") for name in FLAGS}
     validated = suites(of, Part.VALIDATION, questions, paraphrased=False)
     candidates = [name for name in FLAGS if name != DETECTOR]
     seen, _ = ask(arms(model, [artifacts[name] for name in candidates]), validated, run / "validation")
     chosen = best(seen, candidates)
-    asked = {**tested, **others(args.others, questions)}
-    recalls, refused = ask(arms(model, [artifacts[name] for name in (chosen, DETECTOR)]), asked, run / "test")
+    last = {**tested, **others(args.others, questions)}
+    recalls, refused = ask(arms(model, [artifacts[name] for name in (chosen, DETECTOR)]), last, run / "test")
     taught = {label: path for label, path in tested.items() if not label.endswith(PARAPHRASED)}
     before, none = ask(arms(args.model, []), taught, run / UNTAUGHT)
     rows = table({UNTAUGHT: before[BASELINE]}, {UNTAUGHT: none[BASELINE]}) + table(recalls, refused)
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=UNFINISHED / "tofu", help="folder of all that is kept")
     args = parser.parse_args()
     name, recipe = args.model.resolve().name, Recipe(epochs=args.epochs)
-    rows, chosen = measure(args, recipe, args.run.resolve())
+    rows, chosen = measure(args, recipe)
     publish(f"tofu.{name}", rows, model=name, authors=2 * args.authors, recipe=asdict(recipe), chosen=chosen)
 
 

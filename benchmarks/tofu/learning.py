@@ -96,30 +96,36 @@ def loss_of(model: Any, batch: Sequence[Example], lead: int) -> Tensor:
     return nn.functional.cross_entropy(logits, next_BT[written_BT])
 
 
-def learn(source: Path, asked: Sequence[Asked], recipe: Recipe, output: Path, *, every: int = 25) -> None:
-    """Writes the taught model's folder; what is there already is left. A stopped training goes on from its state,
-    which is kept beside the folder every so many steps. Raises SystemExit for the state of another training.
+def folder_of(source: Path, asked: Sequence[Asked], recipe: Recipe, run: Path) -> Path:
+    """Where all is kept that follows from a model, what it is taught, and how."""
+    digest = hashlib.sha256(json.dumps([list(map(asdict, asked)), asdict(recipe)]).encode())
+    for path in sorted(source.glob(WEIGHTS)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return run / digest.hexdigest()[:12]
+
+
+def learn(source: Path, asked: Sequence[Asked], recipe: Recipe, folder: Path, *, every: int = 25) -> Path:
+    """The taught model's folder, called as its source is; written unless it is there. A stopped training goes on from
+    its state, which is kept in `folder` every so many steps: give each training one of its own, by `folder_of`.
     """
+    output = folder / source.resolve().name
     if output.exists():
-        return
+        return output
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     model.get_input_embeddings().weight.requires_grad_(False)
     examples = encode(tokenizer, asked)
     training = _Training(model, recipe, batches(examples, recipe), leading(examples))
-    state, binding = output.with_name(f"{output.name}.state.pt"), _binding(source, examples, recipe)
+    state = folder / "state.pt"
     if state.exists():
-        training.restore(state, binding)
+        training.restore(state)
     for step in tqdm(training.steps(), total=len(training.batches), initial=training.step, desc="learn"):
         if step % every == 0 or step == len(training.batches):
-            training.keep(state, binding)
+            training.keep(state)
     _write(model, source, output)
     state.unlink(missing_ok=True)
-
-
-def _binding(source: Path, examples: Sequence[Example], recipe: Recipe) -> str:
-    weights = [(path.name, path.stat().st_size) for path in sorted(source.glob(WEIGHTS))]
-    return hashlib.sha256(json.dumps([weights, examples, asdict(recipe)]).encode()).hexdigest()
+    return output
 
 
 class _Training:
@@ -145,13 +151,12 @@ class _Training:
             self.step += 1
             yield self.step
 
-    def keep(self, file: Path, binding: str) -> None:
+    def keep(self, file: Path) -> None:
         """Writes what a stopped training goes on from, in one step."""
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(".new")
         torch.save(
             {
-                "binding": binding,
                 "step": self.step,
                 "model": self._model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
@@ -160,13 +165,9 @@ class _Training:
         )
         os.replace(written, file)
 
-    def restore(self, file: Path, binding: str) -> None:
-        """Goes on from there. Raises SystemExit for another training's state."""
+    def restore(self, file: Path) -> None:
+        """Goes on from there."""
         state = torch.load(file, weights_only=True)
-        if state["binding"] != binding:
-            raise SystemExit(
-                f"{file}: of another model, other data or another recipe; remove it, or name another --run"
-            )
         self.step = int(state["step"])
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])

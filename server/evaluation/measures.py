@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guards.artifact.manifest import Rate
 from guards.calibration.statistics import clopper_pearson
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+Drawn = NDArray[np.float64]
+"""A figure of each resample."""
 _BLOCK = 1 << 20
 """Values drawn at a time."""
 
@@ -116,7 +119,8 @@ def deviation_score(own: Sequence[Sequence[float]], others: Sequence[Sequence[fl
     if not own or not others:
         return None
     generator = _generator(seed)
-    means, drawn_R = [], []
+    means: list[float] = []
+    drawn_R: list[Drawn] = []
     for side in (own, others):
         means.append(sum(sum(recalls) / len(recalls) for recalls in side) / len(side))
         drawn_R.append(np.mean([_resampled_means(recalls, generator) for recalls in side], axis=0))
@@ -128,7 +132,7 @@ def _deviation(forget: Any, retain: Any) -> Any:
     return 100 * (forget**2 + (1 - retain) ** 2) ** 0.5
 
 
-def _resampled_means(values: Sequence[float], generator: np.random.Generator) -> "np.ndarray[Any, np.dtype[Any]]":
+def _resampled_means(values: Sequence[float], generator: np.random.Generator) -> Drawn:
     """Means of RESAMPLES resamples of the values, drawn in blocks so that many values need little memory."""
     value_N, block = np.asarray(values), max(1, _BLOCK // len(values))
     counts = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
@@ -141,6 +145,6 @@ def _generator(seed: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
 
 
-def _estimate(value: float, drawn_R: "np.ndarray[Any, np.dtype[Any]]") -> Estimate:
+def _estimate(value: float, drawn_R: Drawn) -> Estimate:
     low, high = np.quantile(drawn_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(float(value), float(low), float(high))

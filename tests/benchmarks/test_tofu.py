@@ -15,7 +15,7 @@ from benchmarks.tofu import learning
 from benchmarks.tofu.__main__ import others, suites, table
 from benchmarks.tofu.asking import best
 from benchmarks.tofu.authors import DEAL, QUESTIONS, Asked, Part, dealt, read
-from benchmarks.tofu.learning import Recipe, batches, encode, leading, learn, loss_of
+from benchmarks.tofu.learning import Recipe, batches, encode, folder_of, leading, learn, loss_of
 from tests.guards.tiny import TEMPLATE, save_tiny, tiny_tokenizer
 from tests.models import tiny_model
 
@@ -104,15 +104,15 @@ def test_a_stopped_training_goes_on_and_ends_the_same(tmp_path: Path, monkeypatc
     source = save_tiny(tmp_path / "source")
     tiny_tokenizer(CHAT).save_pretrained(source)
     recipe = Recipe(epochs=2, rate=1e-3, batch=2)
-    learn(source, ASKED, recipe, tmp_path / "whole", every=2)
+    whole = learn(source, ASKED, recipe, tmp_path / "whole", every=2)
 
     class StoppedError(Exception): ...
 
     kept: list[int] = []
     keep = learning._Training.keep
 
-    def stop(self: learning._Training, file: Path, binding: str) -> None:
-        keep(self, file, binding)
+    def stop(self: learning._Training, file: Path) -> None:
+        keep(self, file)
         kept.append(self.step)
         if len(kept) == 2:
             raise StoppedError
@@ -120,19 +120,32 @@ def test_a_stopped_training_goes_on_and_ends_the_same(tmp_path: Path, monkeypatc
     monkeypatch.setattr(learning._Training, "keep", stop)
     with pytest.raises(StoppedError):
         learn(source, ASKED, recipe, tmp_path / "half", every=2)
-    assert not (tmp_path / "half").exists()
-    with pytest.raises(SystemExit, match="of another model, other data or another recipe"):
-        learn(source, ASKED[1:], recipe, tmp_path / "half", every=2)
-    learn(source, ASKED, recipe, tmp_path / "half", every=2)
+    assert [path.name for path in (tmp_path / "half").iterdir()] == ["state.pt"]
+    half = learn(source, ASKED, recipe, tmp_path / "half", every=2)
     assert kept == [2, 4, 6], "what was done before the stop is not done again"
-    whole, half, before = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "half", "source")
+    learnt, resumed, before = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (whole, half, source)
     )
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, half[name])
+    for name, tensor in learnt.items():
+        assert torch.equal(tensor, resumed[name])
         assert torch.equal(tensor, before[name]) == (name == "model.embed_tokens.weight")
-    assert (tmp_path / "half" / "tokenizer.json").is_file()
-    assert not list(tmp_path.glob("*.state.*"))
+    assert (half / "tokenizer.json").is_file()
+    assert [path.name for path in (tmp_path / "half").iterdir()] == ["source"]
+
+
+def test_another_training_has_another_folder(tmp_path: Path) -> None:
+    """Or a model that was taught otherwise would be taken for it."""
+    source, other = save_tiny(tmp_path / "source"), save_tiny(tmp_path / "other")
+    tiny_model("llama", seed=9).save_pretrained(other)
+    recipe = Recipe()
+    folders = [
+        folder_of(source, ASKED, recipe, tmp_path),
+        folder_of(source, ASKED[1:], recipe, tmp_path),
+        folder_of(source, ASKED, Recipe(epochs=9), tmp_path),
+        folder_of(other, ASKED, recipe, tmp_path),
+    ]
+    assert len(set(folders)) == len(folders)
+    assert folders[0] == folder_of(source, list(ASKED), recipe, tmp_path)
 
 
 def test_each_epoch_has_every_example_once() -> None:
@@ -152,7 +165,7 @@ def test_the_table_has_a_deviation_score_for_each_wording(tmp_path: Path) -> Non
     taught, real = table(recalls, refused)[2:4]
     assert (taught["arm"], taught["wording"], taught["refused"]) == ("lunar-2", "taught", {"authors": 1, "retained": 0})
     assert taught["score"]["value"] == pytest.approx(100 * (0.1**2 + 0.2**2) ** 0.5)
-    assert (real["file"], real["recall"]) == ("real", 0.25)
+    assert (real["file"], real["recall"], real["refused"]) == ("real", 0.25, 0)
     assert best(recalls, ["lunar-2", "lunar-4"]) == "lunar-2"
     assert best(recalls, ["lunar-4"]) == "lunar-4"
     more = {"model": "tiny", "authors": 2, "recipe": {"epochs": 3}, "chosen": "lunar-2"}
