@@ -16,6 +16,7 @@ from benchmarks.measurements.results import Results
 from benchmarks.measurements.robustness import robustness_section
 from benchmarks.measurements.startup import startup_section
 from benchmarks.measurements.text import paragraph
+from benchmarks.measurements.tofu import tofu_section
 from benchmarks.measurements.transfer import transfer_section
 from benchmarks.measurements.unlearning import unlearning_section
 from benchmarks.measurements.vllm import many_section, overhead_section, parity_section
@@ -32,6 +33,7 @@ def _real_models(results: Results) -> list[str]:
         ("transfer", transfer_section),
         ("robustness", robustness_section),
         ("probes", probes_section),
+        ("tofu", tofu_section),
     )
     found = [(model, section) for name, section in made for model in results.models(name)]
     return [section(results, model) for model, section in sorted(found, key=lambda pair: pair[0])]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurements.results import Row
-from server.evaluation.tables import markdown_table
+from server.evaluation.cells import markdown_table
 
 WIDTH = 118
 

@@ -45,8 +45,13 @@ def _jsonl(path: Path, content: str) -> Iterator[DataRow]:
 def _json(path: Path, content: str) -> Iterator[DataRow]:
     try:
         values = _parse_json(content)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise DataError(f"{path}: not valid JSON ({error})") from error
+        yield from _jsonl(path, content)  # an object a line, as many data sets are published
+        return
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); one object a line is a .jsonl file") from error
+        raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(values, list):
         raise DataError(f"{path}: got a {type(values).__name__}, wanted a list of objects or strings")
     for index, value in enumerate(values):

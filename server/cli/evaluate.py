@@ -27,6 +27,8 @@ KIND[:LABEL]=SRC is one column of the table; SRC is a file or hub data set as `c
   mbpp        runs the code with the task's tests, in a sandbox; 3 shots
   mmlu        most likely of A to D as the first token; 5 shots of the same subject
   mmlu-text   the letter that the model writes
+  choices     the same of 2 to 20 choices; LABEL is the skill (default: the file's name)
+  tofu        the question's whole answer; what counts is the Deviation Score; LABEL is the skill
   mlqa, xquad gold answer within 24 greedy tokens; LABEL is the language (default: the file's name)
   prompts     fields prompt and answer, judged by --match; LABEL is the skill (default: the file's name)
 A guard is to forget the suites whose skill or label is its own skill (gsm8k: mathematics, mbpp: code).

@@ -19,6 +19,10 @@ class Question:
     """Texts that ROUGE compares the answer with; none where answers are no texts."""
     group: str = ""
     """Shots are taken from the same group, such as a subject."""
+    letters: str = ""
+    """Where not empty, the answer is the most likely of these letters as the first token."""
+    chance: float = 0.0
+    """Of guessing right, for S-unlearning."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,6 @@ class Traits:
     shots: int
     """Solved examples shown where --shots names a source."""
     max_tokens: int
-    chance: float = 0.0
-    """Accuracy of guessing, for S-unlearning."""
-    letters: str = ""
-    """Where not empty, the answer is the most likely of these letters as the first token."""
     fixed_length: bool = False
     """Whether the length of an answer belongs to the benchmark, so that --max-tokens does not change it."""
     greedy: bool = False

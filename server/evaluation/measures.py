@@ -3,14 +3,20 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guards.artifact.manifest import Rate
 from guards.calibration.statistics import clopper_pearson
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+Drawn = NDArray[np.float64]
+"""A figure of each resample."""
+_BLOCK = 1 << 20
+"""Values drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,24 @@ class Relative:
     interval: str
     lost: int
     gained: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Mean ROUGE-1 recalls of what is to be forgotten and of what is to stay, and how far both are from 0 and 1."""
+
+    forget: Estimate
+    retain: Estimate
+    score: Estimate
 
 
 @dataclass(frozen=True)
@@ -61,12 +85,11 @@ def relative(before: Sequence[bool], after: Sequence[bool], seed: str) -> Relati
         low, high = clopper_pearson(kept, kept + lost, CONFIDENCE)
         return Relative(kept / (kept + lost), low, high, "clopper-pearson", lost, gained)
     counts = np.array([kept, lost, gained, len(pairs) - kept - lost - gained])
-    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    drawn = generator.multinomial(len(pairs), counts / counts.sum(), RESAMPLES)
+    drawn = _generator(seed).multinomial(len(pairs), counts / counts.sum(), RESAMPLES)
     solved = drawn[:, 0] + drawn[:, 1]
     ratios = (drawn[:, 0] + drawn[:, 2])[solved > 0] / solved[solved > 0]
-    low, high = (float(bound) for bound in np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-    return Relative((kept + gained) / (kept + lost), low, high, "paired bootstrap", lost, gained)
+    found = _estimate((kept + gained) / (kept + lost), ratios)
+    return Relative(found.value, found.low, found.high, "paired bootstrap", lost, gained)
 
 
 def above_chance(accuracy: float, chance: float) -> float:
@@ -87,12 +110,41 @@ def s_unlearning(own: Sequence[tuple[float, float]], others: Sequence[tuple[floa
     return Unlearning(rbar, ubar, ubar * rbar)
 
 
-def deviation_score(own: Sequence[float], others: Sequence[float]) -> float | None:
-    """`100 sqrt(R_f^2 + (1 - R_r)^2)` of mean ROUGE-1 recalls, 0 at best (LUNAR). Each is a suite's mean.
+def deviation_score(own: Sequence[Sequence[float]], others: Sequence[Sequence[float]], seed: str) -> Deviation | None:
+    """`100 sqrt(R_f^2 + (1 - R_r)^2)` of mean ROUGE-1 recalls, 0 at best (LUNAR), from the recalls of every suite.
 
-    None without suites of texts on both sides.
+    A side's recall is the mean over its suites of their means. Intervals are a percentile bootstrap over items, each
+    suite resampled apart; `seed` fixes the draws. None without suites of texts on both sides.
     """
     if not own or not others:
         return None
-    forget, retain = sum(own) / len(own), sum(others) / len(others)
-    return float(100 * (forget**2 + (1 - retain) ** 2) ** 0.5)
+    generator = _generator(seed)
+    means: list[float] = []
+    drawn_R: list[Drawn] = []
+    for side in (own, others):
+        means.append(sum(sum(recalls) / len(recalls) for recalls in side) / len(side))
+        drawn_R.append(np.mean([_resampled_means(recalls, generator) for recalls in side], axis=0))
+    forget, retain = (_estimate(mean, drawn) for mean, drawn in zip(means, drawn_R, strict=True))
+    return Deviation(forget, retain, _estimate(_deviation(*means), _deviation(*drawn_R)))
+
+
+def _deviation(forget: Any, retain: Any) -> Any:
+    return 100 * (forget**2 + (1 - retain) ** 2) ** 0.5
+
+
+def _resampled_means(values: Sequence[float], generator: np.random.Generator) -> Drawn:
+    """Means of RESAMPLES resamples of the values, drawn in blocks so that many values need little memory."""
+    value_N, block = np.asarray(values), max(1, _BLOCK // len(values))
+    counts = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
+    return np.concatenate(
+        [value_N[generator.integers(len(value_N), size=(count, len(value_N)))].mean(axis=1) for count in counts]
+    )
+
+
+def _generator(seed: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
+
+
+def _estimate(value: float, drawn_R: Drawn) -> Estimate:
+    low, high = np.quantile(drawn_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(value), float(low), float(high))

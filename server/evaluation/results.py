@@ -102,7 +102,7 @@ def _suite(suite: Suite, before: Sequence[Record]) -> dict[str, Any]:
         "left_out": len(suite.items) - len(before),
         "rows": suite.rows,
         "repeats": suite.repeats,
-        "chance": suite.kind.traits.chance,
+        "chance": suite.chance,
         "accuracy": _rate(rate_of([record["correct"] for record in before])),
         "unread": sum(record["read"] is None for record in before),
         "rouge1": _mean([record["rouge1"] for record in before]),
@@ -134,12 +134,11 @@ def _arm(
             "auroc": None if label in own else _auroc([ratios[mine] for mine in own], [ratios[label]]),
             "rouge1": _mean([record["rouge1"] for record in rows]),
         }
-    chances = {suite.label: (by_suite[suite.label]["accuracy"]["rate"], suite.kind.traits.chance) for suite in suites}
-    score = s_unlearning([chances[label] for label in own], [chances[label] for label in others])
-    texts = {label: by_suite[label]["rouge1"] for label in after if by_suite[label]["rouge1"] is not None}
-    deviation = deviation_score(
-        [texts[label] for label in own if label in texts], [texts[label] for label in others if label in texts]
-    )
+    chances = {suite.label: suite.chance for suite in suites}
+    scores = {
+        name: _scores(rows, chances, own, others, f"{seed}\n{arm.name}")
+        for name, rows in (("guard", after), ("none", baseline))
+    }
     notes = []
     if not arm.detectors:
         notes.append("it changes answers and withholds none, so it has no recall, false abstention and AUROC")
@@ -147,7 +146,7 @@ def _arm(
         notes.append("no AUROC: the server shows scores to operators only")
     if not own:
         notes.append("no suite measures its skill")
-    if deviation is None:
+    if scores["guard"]["deviation_score"] is None:
         notes.append("no Deviation Score: it needs answers that are texts among its own suites and among the others")
     return {
         "guard": arm.name,
@@ -157,10 +156,28 @@ def _arm(
         "recall": _pooled(after, own) if arm.detectors else None,
         "false_abstention": _pooled(after, others) if arm.detectors else None,
         "auroc": _auroc([ratios[label] for label in own], [ratios[label] for label in others]),
-        "s_unlearning": None if score is None else asdict(score),
-        "deviation_score": deviation,
+        **scores["guard"],
+        "without": scores["none"],
         "suites": by_suite,
         "notes": notes,
+    }
+
+
+def _scores(
+    rows: Mapping[str, Sequence[Record]],
+    chances: Mapping[str, float],
+    own: Sequence[str],
+    others: Sequence[str],
+    seed: str,
+) -> dict[str, Any]:
+    """S-unlearning and Deviation Score of one arm's records by suite."""
+    accuracy = {label: _mean([float(record["correct"]) for record in of]) or 0.0 for label, of in rows.items()}
+    score = s_unlearning(*([(accuracy[label], chances[label]) for label in side] for side in (own, others)))
+    recalls = {label: [each["rouge1"] for each in of if each["rouge1"] is not None] for label, of in rows.items()}
+    deviation = deviation_score(*([recalls[label] for label in side if recalls[label]] for side in (own, others)), seed)
+    return {
+        "s_unlearning": None if score is None else asdict(score),
+        "deviation_score": None if deviation is None else asdict(deviation),
     }
 
 

@@ -125,7 +125,7 @@ async def _one(work: _Work, client: Client, suite: Suite, item: Item, key: str, 
 
 async def _ask(work: _Work, client: Client, suite: Suite, item: Item) -> Record:
     prompt = Prompt(item.prompt, chat=work.options.frame == "chat")
-    reply = await client.ask(prompt, NEUTRAL | sampling_of(suite, item, work.options), suite.kind.traits.letters)
+    reply = await client.ask(prompt, NEUTRAL | sampling_of(suite, item, work.options), item.question.letters)
     too_long = reply.finish_reason == TOO_LONG
     if too_long and work.options.too_long == "fail":
         raise EvaluationError(f"{reply.text}; or say --too-long leave-out")
@@ -151,7 +151,7 @@ async def _judge(work: _Work, suite: Suite, item: Item, reply: Reply) -> Grade:
     """An abstention is not an answer, so it is not a right one."""
     if reply.abstained:
         return Grade(False, None)
-    text = (reply.likeliest or "") if suite.kind.traits.letters else reply.text
+    text = (reply.likeliest or "") if item.question.letters else reply.text
     if not suite.kind.traits.blocking:
         return suite.kind.grade(item.question.gold, text)
     async with work.judges:

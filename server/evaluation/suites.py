@@ -9,22 +9,27 @@ from pathlib import Path
 from guards.calibration.sources import parse_source, read_table, seeded_rank
 from guards.errors import DataError
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
+from server.evaluation.choices import MMLU, Choices, MMLUText
 from server.evaluation.gsm8k import GSM8K
 from server.evaluation.kinds import Kind, Question
 from server.evaluation.mbpp import MBPP
-from server.evaluation.mmlu import MMLU, MMLUText
 from server.evaluation.options import EvaluationOptions
-from server.evaluation.texts import Passages, Prompts
+from server.evaluation.texts import TOFU, Passages, Prompts
 
 KINDS: Mapping[str, Callable[[EvaluationOptions], Kind]] = {
     "gsm8k": lambda _: GSM8K(),
     "mbpp": lambda _: MBPP(),
     "mmlu": lambda _: MMLU(),
     "mmlu-text": lambda _: MMLUText(),
+    "choices": lambda _: Choices(),
+    "tofu": lambda _: TOFU(),
     "mlqa": lambda _: Passages(),
     "xquad": lambda _: Passages(),
     "prompts": lambda options: Prompts(options.answer_field, options.match),
 }
+
+_OF_ONE_SKILL = ("gsm8k", "mbpp", "mmlu", "mmlu-text")
+"""Kinds that are called by their own names; the others by their files', which name the skill."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Suite:
         return self.kind.traits.skill or self.label
 
     @property
+    def chance(self) -> float:
+        """Accuracy of guessing."""
+        return sum(item.question.chance for item in self.items) / len(self.items)
+
+    @property
     def sha256(self) -> str:
         """Digest of exactly the items asked, in their order."""
         return hashlib.sha256("\n".join(item.digest for item in self.items).encode()).hexdigest()
@@ -80,7 +90,7 @@ def parse_suite(text: str) -> SuiteSpec:
     if not equals or not source or kind not in KINDS or (colon and not label):
         raise DataError(f"--suite: got {text!r}, wanted KIND[:LABEL]=SRC with KIND one of {', '.join(KINDS)}")
     if not label:
-        label = _file_label(source) if kind in ("mlqa", "xquad", "prompts") else kind
+        label = kind if kind in _OF_ONE_SKILL else _file_label(source)
     return SuiteSpec(kind, label, source)
 
 

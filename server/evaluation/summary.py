@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from server.evaluation.tables import number
+from server.evaluation.cells import number
 
 
 def print_summary(results: Mapping[str, Any], output: Path) -> None:
@@ -41,7 +41,7 @@ def print_summary(results: Mapping[str, Any], output: Path) -> None:
             number(guard["false_abstention"] and guard["false_abstention"]["rate"]),
             number(guard["auroc"], 4),
             number(guard["s_unlearning"] and guard["s_unlearning"]["s"]),
-            number(guard["deviation_score"], 1),
+            number(guard["deviation_score"] and guard["deviation_score"]["score"]["value"], 1),
         )
     console.print(caught)
     for guard in results["guards"]:

@@ -1,10 +1,12 @@
 """Results as Markdown, for people and for pull requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from server.evaluation.cells import interval, markdown_table, number
+from server.evaluation.layouts import deviation_section, unlearning_section
+
 Results = Mapping[str, Any]
-_UNKNOWN = "-"
 
 
 def markdown(results: Results) -> str:
@@ -18,8 +20,10 @@ def markdown(results: Results) -> str:
         relative_table(results),
         "## Guards",
         "Shares of prompts that were refused, with exact 95 % intervals. AUROC is of score over tau, its own suites "
-        "against the others. S = Ubar Rbar; a Deviation Score of 0 is best.",
+        "against the others.",
         guard_table(results),
+        unlearning_section(results),
+        deviation_section(results),
         "## Suites",
         suite_table(results),
         _notes(results),
@@ -38,22 +42,6 @@ def _code(text: str) -> str:
     return text.replace("\n", "\\n").replace("`", "'")
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def number(value: float | None, places: int = 3) -> str:
-    """A figure, or a dash."""
-    return _UNKNOWN if value is None else f"{value:.{places}f}"
-
-
-def interval(found: Mapping[str, Any] | None, name: str) -> str:
-    """A figure with its interval, or a dash."""
-    return _UNKNOWN if found is None else f"{found[name]:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
 def relative_table(results: Results) -> str:
     """Rows guards, columns skills."""
     labels = [suite["label"] for suite in results["suites"]]
@@ -69,22 +57,16 @@ def relative_table(results: Results) -> str:
 
 def guard_table(results: Results) -> str:
     """What each guard catches and what it costs."""
-    rows = []
-    for guard in results["guards"]:
-        score = guard["s_unlearning"]
-        rows.append(
-            [
-                f"`{guard['guard']}`",
-                interval(guard["recall"], "rate"),
-                interval(guard["false_abstention"], "rate"),
-                number(guard["auroc"], 4),
-                *(number(None if score is None else score[name]) for name in ("ubar", "rbar", "s")),
-                number(guard["deviation_score"], 1),
-            ]
-        )
-    return markdown_table(
-        ["guard", "recall", "false abstention", "AUROC", "Ubar", "Rbar", "S", "Deviation Score"], rows
-    )
+    rows = [
+        [
+            f"`{guard['guard']}`",
+            interval(guard["recall"], "rate"),
+            interval(guard["false_abstention"], "rate"),
+            number(guard["auroc"], 4),
+        ]
+        for guard in results["guards"]
+    ]
+    return markdown_table(["guard", "recall", "false abstention", "AUROC"], rows)
 
 
 def suite_table(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Suites whose answers are texts: MLQA and XQuAD, and any file of prompts and answers."""
+"""Suites whose answers are texts: MLQA and XQuAD, TOFU, and any file of prompts and answers."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -36,6 +36,25 @@ class Passages:
 
     def grade(self, gold: Sequence[str], answer: str) -> Grade:
         return Grade(any(contains(answer, each) for each in gold), answer.strip())
+
+
+class TOFU:
+    """Fields `question` and `answer`, a sentence (Maini et al. 2024), of which ROUGE-1 recall is what counts.
+
+    Right is an answer that holds the whole sentence: what was learnt word by word.
+    """
+
+    traits = Traits(skill=None, shots=0, max_tokens=128, greedy=True)
+
+    def question(self, row: DataRow, text_field: str | None) -> Question:
+        gold = (take(row, "answer", str).strip(),)
+        return Question(take(row, text_field or "question", str).strip(), gold, gold)
+
+    def shown_answer(self, row: DataRow) -> str:
+        return str(take(row, "answer", str))
+
+    def grade(self, gold: Sequence[str], answer: str) -> Grade:
+        return Grade(contains(answer, gold[0]), answer.strip())
 
 
 class Prompts:

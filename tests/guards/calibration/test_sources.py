@@ -22,6 +22,7 @@ def _write(folder: Path, name: str, content: str | bytes) -> str:
         ("a.jsonl", '{"prompt": "one", "n": 1}\n\n{"prompt": "two", "n": 2}\n', ("one", "two")),
         ("a.jsonl", '"one"\n"two"', ("one", "two")),
         ("a.json", '[{"question": "one"}, {"question": "two"}]', ("one", "two")),
+        ("a.json", '{"question": "one"}\n{"question": "two"}\n', ("one", "two")),
         ("a.csv", 'id,text\n1,"one, and"\n2,two\n', ("one, and", "two")),
         ("a.txt", "one\n\n  two \r\n", ("one", "two")),
         ("a.jsonl", '\ufeff{"text": "one"}\n', ("one",)),
@@ -70,7 +71,7 @@ def test_filters_rows_and_picks_fields(tmp_path: Path, suffix: str, wanted: list
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "", r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", '{"text": "x"}\n[1]\n', "", r"a\.jsonl:2: got a list"),
         ("a.json", '{"text": "x"}', "", "got a dict, wanted a list"),
-        ("a.json", '{"text": "x"}\n{"text": "y"}', "", "is a .jsonl file"),
+        ("a.json", '{"text": "x"}\n{"text": ', "", r"a\.json:2: not valid JSON"),
         (
             "a.csv",
             "id,text\n1,x\n2\n",

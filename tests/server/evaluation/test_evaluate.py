@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from guards.errors import DataError
+from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.errors import EngineError
 from server.engines.scripted.engine import ScriptedEngine
+from server.engines.scripted.scripts import Script
 from server.errors import EvaluationError
 from server.evaluation.evaluate import Evaluation, evaluate
 from server.evaluation.figures import drops, figures, matrix_of
@@ -40,12 +42,36 @@ def test_figures_worked_out_by_hand(tmp_path: Path) -> None:
     assert (guard["false_abstention"]["hits"], guard["false_abstention"]["total"]) == (1, 2)
     assert guard["auroc"] == 0.5  # the scripted engine gives every prompt one score
     assert (sums["rouge1"], words["rouge1"]) == (pytest.approx(1 / 3, abs=1e-6), 0)
-    assert guard["deviation_score"] == pytest.approx(100 * (1 / 9 + 1) ** 0.5, abs=1e-3)
+    deviation = guard["deviation_score"]
+    assert [deviation[figure]["value"] for figure in ("forget", "retain")] == [pytest.approx(1 / 3, abs=1e-6), 0]
+    assert deviation["score"]["value"] == pytest.approx(100 * (1 / 9 + 1) ** 0.5, abs=1e-3)
+    assert deviation["score"]["low"] < deviation["score"]["value"] < deviation["score"]["high"]
+    assert guard["without"]["deviation_score"]["score"]["value"] == pytest.approx(100 * (1 + 1 / 4) ** 0.5, abs=1e-3)
     assert guard["s_unlearning"] == {"rbar": 0, "ubar": pytest.approx(2 / 3, abs=1e-6), "s": 0}
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     table = (tmp_path / "run" / "results.md").read_text()
     assert "| `ksd-sums` | **0.333 [0.008, 0.906]** | 0.000 [0.000, 0.975] |" in table
     assert "| `ksd-sums` | 0.667 [0.094, 0.992] | 0.500 [0.013, 0.987] | 0.5000 |" in table
+
+
+def test_letters_and_chance_are_those_of_each_item(tmp_path: Path) -> None:
+    """E is the likeliest token: of five choices it is the answer, of three C is, which the next token says."""
+    drawn = TokenLogprob("E", b"E", -0.5, (("E", b"E", -0.5), ("C", b"C", -1.0)))
+    played = (Chunk("E", 1, (drawn,)), Finish(FinishReason.LENGTH, 0, completion_tokens=1, verified=True))
+    rows: list[dict[str, Any]] = [
+        {"question": "Which?", "choices": list("vwxyz"), "answer": "E"},
+        {"question": "Which?", "choices": list("xyz"), "answer": 2},
+    ]
+    spec = f"choices:biology={write_jsonl(tmp_path / 'wmdp.jsonl', rows)}"
+    results = evaluate(
+        Evaluation([arm(ScriptedEngine([Script(played)], guards=()))], read_suites([spec], [], OPTIONS), OPTIONS),
+        tmp_path / "run",
+        plots=False,
+        quiet=True,
+    )
+    (suite,) = results["suites"]
+    assert (suite["skill"], suite["accuracy"]["hits"], suite["unread"]) == ("biology", 2, 0)
+    assert suite["chance"] == pytest.approx((1 / 5 + 1 / 3) / 2, abs=1e-6)
 
 
 def test_a_stopped_run_goes_on_and_repeats_nothing(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 import pytest
 
 from guards.errors import DataError
+from server.evaluation.choices import MMLU, Choices, MMLUText
 from server.evaluation.gsm8k import GSM8K, read_number, same_number
 from server.evaluation.mbpp import MBPP, read_code
-from server.evaluation.mmlu import MMLU
-from server.evaluation.texts import Passages, Prompts, contains
+from server.evaluation.texts import TOFU, Passages, Prompts, contains
 from tests.server.evaluation.samples import row
 
 
@@ -96,14 +96,44 @@ def test_mmlu_rows_and_letters() -> None:
     values = {"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": 2, "subject": "logic"}
     question = MMLU().question(row(**values), None)
     assert question.text == "Which?\nA. w\nB. x\nC. y\nD. z"
-    assert (question.gold, question.group) == (("C",), "logic")
+    assert (question.gold, question.group, question.letters, question.chance) == (("C",), "logic", "ABCD", 0.25)
+    written = MMLUText().question(row(**values), None)
+    assert (written.text, written.letters, written.chance) == (question.text, "", 0.25)
     for answer, read in (("C", "C"), ("(B) because", "B"), ("A cat", "A"), ("Definitely", None), ("", None)):
-        grade = MMLU().grade(("C",), answer)
+        grade = MMLUText().grade(("C",), answer)
         assert (grade.read, grade.correct) == (read, read == "C")
     with pytest.raises(DataError, match="got 3, wanted 4"):
         MMLU().question(row(**{**values, "choices": ["w", "x", "y"]}), None)
     with pytest.raises(DataError, match="got 4, wanted 0 to 3"):
         MMLU().question(row(**{**values, "answer": 4}), None)
+
+
+def test_choices_are_as_many_as_a_row_has() -> None:
+    values = {"question": "Which?", "choices": ["w", "x", "y", "z", "none"], "answer": "E"}
+    five = Choices().question(row(**values), None)
+    assert five.text.endswith("\nE. none")
+    assert (five.gold, five.letters, five.chance) == (("E",), "ABCDE", 0.2)
+    two = Choices().question(row(**{**values, "choices": ["w", "x"], "answer": 1}), None)
+    assert (two.gold, two.letters, two.chance) == (("B",), "AB", 0.5)
+    assert Choices().grade(("B",), "B").correct
+    assert Choices().grade(("B",), "").read is None
+    with pytest.raises(DataError, match="got 1, wanted 2 to 20"):
+        Choices().question(row(**{**values, "choices": ["w"]}), None)
+    for answer in ("F", "AB", ""):
+        with pytest.raises(DataError, match="field 'answer': got str, wanted int"):
+            Choices().question(row(**{**values, "answer": answer}), None)
+
+
+def test_tofu_is_right_word_by_word() -> None:
+    values = {"question": "Where was she born? ", "answer": "She was born in Accra.", "paraphrased_question": "Where?"}
+    question = TOFU().question(row(**values), None)
+    assert (question.text, question.gold) == ("Where was she born?", ("She was born in Accra.",))
+    assert question.references == question.gold
+    assert TOFU().question(row(**values), "paraphrased_question").text == "Where?"
+    assert TOFU().grade(question.gold, "Well. She was born in  Accra. Yes.").correct
+    assert not TOFU().grade(question.gold, "She was born in Lagos.").correct
+    with pytest.raises(DataError, match="no field 'answer'"):
+        TOFU().question(row(question="Where?"), None)
 
 
 def test_passages_take_a_gold_substring() -> None:

@@ -66,9 +66,31 @@ def test_s_unlearning() -> None:
 
 
 def test_deviation_score() -> None:
-    assert deviation_score([0.109], [0.898]) == pytest.approx(14.9, abs=0.05)  # LUNAR, TOFU on Llama-2-7B
-    assert deviation_score([0.0, 0.2], [1.0, 0.8]) == pytest.approx(100 * math.sqrt(0.02))
-    assert deviation_score([], [1.0]) is None
+    lunar = deviation_score([[0.109]], [[0.898]], "seed")  # LUNAR, TOFU on Llama-2-7B
+    assert lunar is not None
+    assert lunar.score.value == pytest.approx(14.9, abs=0.05)
+    assert lunar.score.low == lunar.score.high == lunar.score.value, "one item has no spread"
+    of_means = deviation_score([[0.0], [0.2, 0.2, 0.2]], [[1.0], [0.8]], "seed")  # suites count alike
+    assert of_means is not None
+    assert (of_means.forget.value, of_means.retain.value) == (pytest.approx(0.1), pytest.approx(0.9))
+    assert of_means.score.value == pytest.approx(100 * math.sqrt(0.02))
+    assert deviation_score([], [[1.0]], "seed") is None
+
+
+def test_the_deviation_scores_interval_is_of_resampled_items() -> None:
+    """Recalls of 0 and 1: the interval of a mean is a binomial's. Ten times the items, a narrower one."""
+    few = deviation_score([[0.0] * 20 + [1.0] * 20], [[1.0] * 40], "seed")
+    many = deviation_score([[0.0] * 200 + [1.0] * 200], [[1.0] * 400], "seed")
+    assert few is not None
+    assert many is not None
+    sigma = 0.5 / math.sqrt(40)
+    assert [few.forget.low, few.forget.high] == pytest.approx([0.5 - 1.96 * sigma, 0.5 + 1.96 * sigma], abs=0.02)
+    assert [few.score.low, few.score.high] == pytest.approx([100 * few.forget.low, 100 * few.forget.high])
+    assert few.retain.low == few.retain.high == 1
+    assert (few.score.high - few.score.low) > 2.5 * (many.score.high - many.score.low)
+    spread = [[number / 7 for number in range(7)]]
+    assert deviation_score(spread, spread, "seed") == deviation_score(spread, spread, "seed")
+    assert deviation_score(spread, spread, "seed") != deviation_score(spread, spread, "other")
 
 
 def test_rouge_1_recall() -> None:
