@@ -1,0 +1,110 @@
+"""The methods that are compared, and how each one's options are chosen: on validation texts, by one rule for all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods.material import OWN, SKILL, Material, examples
+from benchmarks.methods.perplexity import Said, ratio, said
+from guards.calibration.entry import Entry
+from guards.calibration.options import CommonOptions
+from guards.contract.guard import Guard
+from guards.inside.transformers.loading import LoadedModel
+from guards.methods.cube.options import CubeOptions
+from guards.methods.lunar.options import LunarOptions
+from guards.methods.neuron_adjust.options import NeuronAdjustOptions
+from guards.methods.probe.options import ProbeOptions
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING
+from guards.methods.rmu.entry import VARIANTS
+from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, RmuOptions
+from guards.methods.selective_pruning.options import PruningOptions
+
+CAP = 1.1
+"""How many times the perplexity of what is kept may become, of any column, on the texts that options are chosen on."""
+CHAT: Any = {"frames": ("chat",), "progress": True}
+BOTH: Any = {"frames": ("chat", "bare"), "progress": True}
+TRAINED: Any = {**BOTH, "steps": 40, "length": 64, "rate": 1e-3, "max_rank": 16}
+"""Steps that a CPU can make; papers make more of them, at a lower rate."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to calibrate a method; `said` is what of it is tried, for people."""
+
+    said: str
+    options: CommonOptions
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method with the options that are tried."""
+
+    entry: Entry
+    candidates: tuple[Candidate, ...]
+
+
+def _tried(
+    kind: Callable[..., CommonOptions], common: Mapping[str, Any], name: str, *values: float
+) -> tuple[Candidate, ...]:
+    return tuple(Candidate(f"{name} {value:g}", kind(**common, **{name: value})) for value in values)
+
+
+COMPARED: Mapping[str, Compared] = {
+    "cube": Compared(CUBE, (Candidate("", CubeOptions(**CHAT)),)),
+    "probe": Compared(
+        PROBE, (Candidate("", ProbeOptions(**CHAT, aggregation="last", answers=0, material="none", longest=512)),)
+    ),
+    "neuron-adjust": Compared(NEURON_ADJUST, _tried(NeuronAdjustOptions, BOTH, "fraction", 0.005, 0.015, 0.03)),
+    "selective-pruning": Compared(SELECTIVE_PRUNING, _tried(PruningOptions, BOTH, "fraction", 0.005, 0.015, 0.03)),
+    "lunar": Compared(LUNAR, _tried(LunarOptions, BOTH, "strength", 2, 8)),
+    "rmu-adaptive": Compared(VARIANTS["adaptive"], _tried(AdaptiveOptions, TRAINED, "alpha", 10, 100)),
+    "rmu": Compared(VARIANTS["rmu"], _tried(RmuOptions, {**TRAINED, "c": 400.0}, "alpha", 10, 100)),
+    "rmu-cosine": Compared(VARIANTS["cosine"], _tried(CosineOptions, TRAINED, "alpha", 1, 4)),
+}
+"""By row. Beside them are the model without a guard, and the detector that is given."""
+
+
+def guarding(loaded: LoadedModel, guard: tuple[Entry, Guard] | None) -> AbstractContextManager[None]:
+    """The model with a guard on it, or as it is."""
+    return nullcontext() if guard is None else loaded.guarded(*guard)
+
+
+def all_said(
+    loaded: LoadedModel, of: Mapping[str, Any], guard: tuple[Entry, Guard] | None = None
+) -> dict[str, list[Said]]:
+    """What the model with a guard makes of every column's answers."""
+    with guarding(loaded, guard):
+        return {column: said(loaded, examples(loaded.codec, items)) for column, items in of.items()}
+
+
+def judged(here: Mapping[str, Sequence[Said]], there: Mapping[str, Sequence[Said]]) -> tuple[float, float]:
+    """How many times the forgotten answers' perplexity became, and the largest such figure of what is kept."""
+    found = {column: float(ratio(each, there[column])["ratio"]) for column, each in here.items()}
+    return found[OWN], max(value for column, value in found.items() if column != OWN)
+
+
+def best(tried: Sequence[tuple[float, float]]) -> int:
+    """The one that forgets most among those that keep the cap; where none does, the one that disturbs least."""
+    kept = [index for index, (_, worst) in enumerate(tried) if worst <= CAP]
+    if not kept:
+        return min(range(len(tried)), key=lambda index: tried[index][1])
+    return max(kept, key=lambda index: tried[index][0])
+
+
+def make(loaded: LoadedModel, row: str, texts: Material, folder: Path) -> list[dict[str, Any]]:
+    """Calibrates a row's candidates and writes the best as an artifact; returns what was tried."""
+    of, plain, found, tried = COMPARED[row], None, [], []
+    for candidate in of.candidates:
+        found.append(of.entry.calibrate(loaded, [texts.forget], list(texts.retain), candidate.options))
+        if len(of.candidates) > 1:
+            plain = plain or all_said(loaded, texts.chosen_on)
+            here = all_said(loaded, texts.chosen_on, (of.entry, found[-1].guard))
+            tried.append(judged(here, plain))
+    chosen = best(tried) if tried else 0
+    found[chosen].save(folder, SKILL)
+    return [
+        {"options": each.said, "forgotten": forgotten, "kept": kept, "chosen": index == chosen}
+        for index, (each, (forgotten, kept)) in enumerate(zip(of.candidates, tried, strict=False))
+    ]
