@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.methods.material import OWN, SKILL, Material, examples
@@ -22,7 +23,7 @@ from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, RmuOption
 from guards.methods.selective_pruning.options import PruningOptions
 
 CAP = 1.1
-"""How many times the perplexity of what is kept may become, of any column, on the texts that options are chosen on."""
+"""How many times the perplexity of what is kept may become, its columns' geometric mean, on validation texts."""
 CHAT: Any = {"frames": ("chat",), "progress": True}
 BOTH: Any = {"frames": ("chat", "bare"), "progress": True}
 TRAINED: Any = {**BOTH, "steps": 40, "length": 64, "rate": 1e-3, "max_rank": 16}
@@ -80,14 +81,14 @@ def all_said(
 
 
 def judged(here: Mapping[str, Sequence[Said]], there: Mapping[str, Sequence[Said]]) -> tuple[float, float]:
-    """How many times the forgotten answers' perplexity became, and the largest such figure of what is kept."""
+    """How many times the perplexity of forgotten answers became, and of kept ones: their columns' geometric mean."""
     found = {column: float(ratio(each, there[column])["ratio"]) for column, each in here.items()}
-    return found[OWN], max(value for column, value in found.items() if column != OWN)
+    return found.pop(OWN), geometric_mean(found.values())
 
 
 def best(tried: Sequence[tuple[float, float]]) -> int:
     """The one that forgets most among those that keep the cap; where none does, the one that disturbs least."""
-    kept = [index for index, (_, worst) in enumerate(tried) if worst <= CAP]
+    kept = [index for index, (_, disturbed) in enumerate(tried) if disturbed <= CAP]
     if not kept:
         return min(range(len(tried)), key=lambda index: tried[index][1])
     return max(kept, key=lambda index: tried[index][0])

@@ -60,7 +60,7 @@ def answered(texts: Material) -> dict[str, Sequence[Item]]:
 
 @dataclass(frozen=True)
 class Run:
-    """One model's run. `given`: the artifact of the row GIVEN. `work`: where guards, answers and `kept` lie."""
+    """One model's run. `given`: the artifact of the row GIVEN. `work`: where guards and answers of `tokens` lie."""
 
     model: Path
     loaded: LoadedModel
@@ -69,6 +69,7 @@ class Run:
     work: Path
     rounds: int
     kept: RunFolder
+    tokens: int = TOKENS
 
     def row(self, name: str) -> Found:
         """All stages of one row."""
@@ -109,7 +110,7 @@ class Run:
 
     def _heard(self, row: str) -> Mapping[str, Any]:
         options = EmbeddedOptions.model_validate({"model": str(self.model), "artifacts": self._artifacts(row)})
-        return ask(options, columns(self.texts), self.work / "heard" / row, TOKENS)
+        return ask(options, columns(self.texts), self.work / "heard" / row, self.tokens)
 
     def _said(self, guard: LoadedGuard | None) -> Mapping[str, Any]:
         return all_said(self.loaded, answered(self.texts), None if guard is None else (guard.method, guard.guard))
@@ -121,7 +122,7 @@ class Run:
             folded(self.loaded, {} if guard is None else changes(guard.guard)),
             relearned(self.loaded, examples(codec, self.texts.relearned)) as history,
         ):
-            heard = [calculates(codec.decode(ids)) for ids in self.loaded.write(prompts, TOKENS)]
+            heard = [calculates(codec.decode(ids)) for ids in self.loaded.write(prompts, self.tokens)]
             return {"losses": history, "said": said(self.loaded, examples(codec, own)), "calculates": heard}
 
     def _decode(self, row: str, guard: LoadedGuard) -> Found:
