@@ -1,4 +1,4 @@
-"""Writes docs/measurements.md and README's figures from the result files.
+"""Writes docs/measurements.md, docs/choosing.md and README's figures from the result files.
 
     python -m benchmarks.measurements [--check]
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.measurements.choosing import CHOOSING, choosing_page
 from benchmarks.measurements.page import COMMAND, PAGE, page
 from benchmarks.measurements.readme import README, with_figures
 from benchmarks.measurements.results import Results
@@ -20,8 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def written(root: Path) -> dict[Path, str]:
     """Every file that is made from result files, and what it must hold."""
     results, readme = Results(root), root / README
+    choosing = choosing_page(results)
     return {
         root / PAGE: page(results),
+        **({root / CHOOSING: choosing} if choosing else {}),
         readme: with_figures(readme.read_text(encoding="utf-8"), results),
     }
 

@@ -40,10 +40,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Compared:
-    """A method with the options that are tried."""
+    """A method with the options that are tried. `about`: what they have in common, for people."""
 
     entry: Entry
     candidates: tuple[Candidate, ...]
+    about: str = ""
 
 
 def _tried(
@@ -52,17 +53,44 @@ def _tried(
     return tuple(Candidate(f"{name} {value:g}", kind(**common, **{name: value})) for value in values)
 
 
+_TRAINED = f"{TRAINED['steps']} steps at {TRAINED['rate']:g}, on {TRAINED['length']} tokens of a text"
 COMPARED: Mapping[str, Compared] = {
-    "cube": Compared(CUBE, (Candidate("", CubeOptions(**CHAT)),)),
+    "cube": Compared(CUBE, (Candidate("", CubeOptions(**CHAT)),), "`calibrate ksd --variant paper`, in chats"),
     "probe": Compared(
-        PROBE, (Candidate("", ProbeOptions(**CHAT, aggregation="last", answers=0, material="none", longest=512)),)
+        PROBE,
+        (Candidate("", ProbeOptions(**CHAT, aggregation="last", answers=0, material="none", longest=512)),),
+        "`calibrate probe --aggregation last`, in chats, as in the paper: answers are not judged",
     ),
-    "neuron-adjust": Compared(NEURON_ADJUST, _tried(NeuronAdjustOptions, BOTH, "fraction", 0.005, 0.015, 0.03)),
-    "selective-pruning": Compared(SELECTIVE_PRUNING, _tried(PruningOptions, BOTH, "fraction", 0.005, 0.015, 0.03)),
-    "lunar": Compared(LUNAR, _tried(LunarOptions, BOTH, "strength", 2, 8)),
-    "rmu-adaptive": Compared(VARIANTS["adaptive"], _tried(AdaptiveOptions, TRAINED, "alpha", 10, 100)),
-    "rmu": Compared(VARIANTS["rmu"], _tried(RmuOptions, {**TRAINED, "c": 400.0}, "alpha", 10, 100)),
-    "rmu-cosine": Compared(VARIANTS["cosine"], _tried(CosineOptions, TRAINED, "alpha", 1, 4)),
+    "neuron-adjust": Compared(
+        NEURON_ADJUST,
+        _tried(NeuronAdjustOptions, BOTH, "fraction", 0.005, 0.015, 0.03),
+        "`calibrate neuron-adjust`, at the paper's shares of neurons",
+    ),
+    "selective-pruning": Compared(
+        SELECTIVE_PRUNING,
+        _tried(PruningOptions, BOTH, "fraction", 0.005, 0.015, 0.03),
+        "`calibrate selective-pruning`, at these shares of neurons",
+    ),
+    "lunar": Compared(
+        LUNAR,
+        _tried(LunarOptions, BOTH, "strength", 2, 8),
+        "`calibrate lunar`, towards questions that cannot be answered; 2 is the paper's strength",
+    ),
+    "rmu-adaptive": Compared(
+        VARIANTS["adaptive"],
+        _tried(AdaptiveOptions, TRAINED, "alpha", 10, 100),
+        f"`calibrate rmu --variant adaptive`, {_TRAINED}",
+    ),
+    "rmu": Compared(
+        VARIANTS["rmu"],
+        _tried(RmuOptions, {**TRAINED, "c": 400.0}, "alpha", 10, 100),
+        f"`calibrate rmu --variant rmu`, c 400, which fits this model's lengths, {_TRAINED}",
+    ),
+    "rmu-cosine": Compared(
+        VARIANTS["cosine"],
+        _tried(CosineOptions, TRAINED, "alpha", 1, 4),
+        f"`calibrate rmu --variant cosine`, alpha learned from there on, {_TRAINED}",
+    ),
 }
 """By row. Beside them are the model without a guard, and the detector that is given."""
 

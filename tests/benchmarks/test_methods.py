@@ -1,5 +1,6 @@
 """All methods on one skill: what is asked and counted, what is folded and trained, and a run that goes on."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.measurements.choosing import choosing_page
+from benchmarks.measurements.results import Results
 from benchmarks.methods import guards, run
 from benchmarks.methods.answers import calculates
 from benchmarks.methods.guards import Candidate, Compared, best, judged
@@ -241,3 +244,37 @@ def test_a_run_has_every_stage_and_goes_on(running: Run, monkeypatch: pytest.Mon
     for name in ("ask", "make", "all_said", "relearned"):
         monkeypatch.setattr(run, name, again)
     assert [running.row(name) for name in names] == rows
+
+
+def _shares(hits: int) -> dict[str, Any]:
+    rate = {"hits": hits, "total": 4, "rate": hits / 4, "low": 0.0, "high": 0.5}
+    return {column: {"refused": rate, "calculates": rate} for column in columns(_texts())}
+
+
+def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) -> None:
+    times = {"ratio": 3.25, "low": 3.0, "high": 3.5}
+    rate = _shares(1)[OWN]["calculates"]
+    common = {"tried": [], "any_rewording": rate}
+    plain = {"method": NONE, "kind": NONE, "shares": _shares(2), "perplexity": None, "decode": None, "relearned": None}
+    detector = {"method": GIVEN, "kind": "detector", "shares": _shares(1), "perplexity": None, "decode": times}
+    trained = {"steps": 10, "perplexity": times, "perplexity_before": times, "calculates": rate}
+    intervention = {
+        **{"method": "lunar", "kind": "intervention", "shares": _shares(0), "decode": times, "relearned": trained},
+        **{"perplexity": dict.fromkeys(answered(_texts()), times)},
+        **{"tried": [{"options": "strength 8", "forgotten": 4.5, "kept": 1.05, "chosen": True}]},
+    }
+    rows = [{**common, **row} for row in (plain, {**detector, "relearned": None}, intervention)]
+    found = {"command": "python -m benchmarks.methods", "environment": {"commit": "c"}, "model": "tiny", "rows": rows}
+    found |= {"limit": 4, "tokens": 64, "relearning": {"steps": 10, "rate": 2e-5, "texts": 8}}
+    assert choosing_page(Results(tmp_path)) is None
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    (folder / "methods.json").write_text(json.dumps(found))
+    page = choosing_page(Results(tmp_path))
+    assert page is not None
+    text = " ".join(page.split())
+    assert "| `ksd` | 0.25 [0.00, 0.50] | 0.25 [0.00, 0.50] | 1 |" in text
+    assert "| `lunar` | - | 0.00 [0.00, 0.50] | 3.25 [3.00, 3.50] |" in text
+    assert "| `ksd` | not applicable: weights are whole | - | - |" in text
+    assert "| `lunar` | strength 8 (chosen) | 4.50 | 1.05 |" in text
+    assert "eras" not in text
