@@ -9,7 +9,7 @@ MBPP, WikiText and MMLU without mathematics.
 
 Questions are asked over the API, greedily. An answer `calculates` where it writes a calculation that is right. How many
 times as unlikely the right answers are, with an intervention, is their perplexity over that without it. Relearning is
-ten steps of AdamW on eight further texts of GSM8K, all weights, into which the intervention is folded. `decode` is
+ten steps of AdamW on four further texts of GSM8K, all weights, into which the intervention is folded. `decode` is
 tokens a second with the guard over those without, the median over pairs of rounds that alternate.
 
 A run that was stopped goes on where `--work` is the same; each row is kept stage by stage. Writes

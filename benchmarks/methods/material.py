@@ -28,7 +28,7 @@ KEPT = ("mbpp", "wikitext", "mmlu-other")
 FORGET = f"{SKILL}/{OWN}"
 RETAIN = ("code/mbpp", "other/mmlu", "other/wikitext", "languages/en")
 """Files of `benchmarks.sources`."""
-RELEARNED = 8
+RELEARNED = 4
 """Forget texts that are trained on again."""
 LENGTH = 256
 """Tokens of a text and its answer that perplexity is of."""
