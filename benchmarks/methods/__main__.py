@@ -4,8 +4,8 @@
 
 `--detector` is an artifact of `calibrate ksd`, the row `ksd`. All others are calibrated here on train sides, their
 options chosen on further train texts (`benchmarks/methods/guards.py` has them and the rule). What is reported is of
-test sides, which nothing was chosen on: `--limit` questions of GSM8K, as they are and in six rewordings, and as many of
-MBPP, WikiText and MMLU without mathematics.
+test sides, which nothing was chosen on: `--limit` questions of GSM8K, as they are and in four rewordings, and as many
+of MBPP, WikiText and MMLU without mathematics.
 
 Questions are asked over the API, greedily. An answer `calculates` where it writes a calculation that is right. How many
 times as unlikely the right answers are, with an intervention, is their perplexity over that without it. Relearning is
@@ -32,7 +32,7 @@ from guards.artifact.store import read_artifact
 from guards.inside.transformers.loading import load_model
 from server.evaluation.folder import RunFolder
 
-LIMIT, FITTED, CHOSEN, ROUNDS = 40, 120, 12, 6
+LIMIT, FITTED, CHOSEN, ROUNDS = 40, 60, 8, 6
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

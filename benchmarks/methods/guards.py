@@ -25,8 +25,7 @@ from guards.methods.selective_pruning.options import PruningOptions
 CAP = 1.1
 """How many times the perplexity of what is kept may become, its columns' geometric mean, on validation texts."""
 CHAT: Any = {"frames": ("chat",), "progress": True}
-BOTH: Any = {"frames": ("chat", "bare"), "progress": True}
-TRAINED: Any = {**BOTH, "steps": 40, "length": 64, "rate": 1e-3, "max_rank": 16}
+TRAINED: Any = {"frames": ("chat", "bare"), "progress": True, "steps": 40, "length": 64, "rate": 1e-3, "max_rank": 16}
 """Steps that a CPU can make; papers make more of them, at a lower rate."""
 
 
@@ -63,18 +62,18 @@ COMPARED: Mapping[str, Compared] = {
     ),
     "neuron-adjust": Compared(
         NEURON_ADJUST,
-        _tried(NeuronAdjustOptions, BOTH, "fraction", 0.005, 0.015, 0.03),
+        _tried(NeuronAdjustOptions, CHAT, "fraction", 0.005, 0.015, 0.03),
         "`calibrate neuron-adjust`, at the paper's shares of neurons",
     ),
     "selective-pruning": Compared(
         SELECTIVE_PRUNING,
-        _tried(PruningOptions, BOTH, "fraction", 0.005, 0.015, 0.03),
+        _tried(PruningOptions, CHAT, "fraction", 0.005, 0.015, 0.03),
         "`calibrate selective-pruning`, at these shares of neurons",
     ),
     "lunar": Compared(
         LUNAR,
-        _tried(LunarOptions, BOTH, "strength", 2, 8),
-        "`calibrate lunar`, towards questions that cannot be answered; 2 is the paper's strength",
+        _tried(LunarOptions, {**CHAT, "material": "none"}, "strength", 2, 8),
+        "`calibrate lunar --material none`, towards questions that cannot be answered; 2 is the paper's strength",
     ),
     "rmu-adaptive": Compared(
         VARIANTS["adaptive"],
@@ -122,15 +121,18 @@ def best(tried: Sequence[tuple[float, float]]) -> int:
     return max(kept, key=lambda index: tried[index][0])
 
 
-def make(loaded: LoadedModel, row: str, texts: Material, folder: Path) -> list[dict[str, Any]]:
-    """Calibrates a row's candidates and writes the best as an artifact; returns what was tried."""
-    of, plain, found, tried = COMPARED[row], None, [], []
+def make(
+    loaded: LoadedModel, row: str, texts: Material, unguarded: Mapping[str, Sequence[Said]], folder: Path
+) -> list[dict[str, Any]]:
+    """Calibrates a row's candidates and writes the best as an artifact; returns what was tried.
+
+    `unguarded`: what the model alone makes of the texts that options are chosen on.
+    """
+    of, found, tried = COMPARED[row], [], []
     for candidate in of.candidates:
         found.append(of.entry.calibrate(loaded, [texts.forget], list(texts.retain), candidate.options))
         if len(of.candidates) > 1:
-            plain = plain or all_said(loaded, texts.chosen_on)
-            here = all_said(loaded, texts.chosen_on, (of.entry, found[-1].guard))
-            tried.append(judged(here, plain))
+            tried.append(judged(all_said(loaded, texts.chosen_on, (of.entry, found[-1].guard)), unguarded))
     chosen = best(tried) if tried else 0
     found[chosen].save(folder, SKILL)
     return [

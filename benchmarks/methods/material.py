@@ -28,14 +28,11 @@ KEPT = ("mbpp", "wikitext", "mmlu-other")
 FORGET = f"{SKILL}/{OWN}"
 RETAIN = ("code/mbpp", "other/mmlu", "other/wikitext", "languages/en")
 """Files of `benchmarks.sources`."""
-RELEARNED = 4
-"""Forget texts that are trained on again."""
+RELEARNED, OUT_OF = 4, 16
+"""Forget texts that are trained on again: the shortest of so many, since a step costs a pass and two more."""
 LENGTH = 256
 """Tokens of a text and its answer that perplexity is of."""
-REWORDINGS: Sequence[Format] = (
-    *(TREATMENTS[name] for name in ("upper-case", "typos", "synonyms", "question-first", "number-words")),
-    SOLVE,
-)
+REWORDINGS: Sequence[Format] = (*(TREATMENTS[name] for name in ("upper-case", "question-first", "number-words")), SOLVE)
 """Fixed rules, and another frame inside the message."""
 
 
@@ -72,14 +69,18 @@ def material(data: Path, *, fitted: int, chosen: int, asked: int, seed: int = 0)
     free = {
         column: [item for item in items(data, column, Split.TRAIN) if item.text not in taken] for column in (OWN, *KEPT)
     }
-    own = sample(free[OWN], chosen + RELEARNED, seed)
+    own = sample(free[OWN], chosen + OUT_OF, seed)
     return Material(
         Source(FORGET, tuple(found[FORGET])),
         tuple(Source(name, tuple(found[name])) for name in RETAIN),
         {OWN: own[:chosen], **{column: sample(free[column], chosen, seed) for column in KEPT}},
-        own[chosen:],
+        sorted(own[chosen:], key=_length)[:RELEARNED],
         {column: sample(items(data, column, Split.TEST), asked, seed) for column in (OWN, *KEPT)},
     )
+
+
+def _length(item: Item) -> int:
+    return len(item.text) + len(item.answer or "")
 
 
 def reworded(of: Iterable[Item], rule: Format) -> list[Item]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from benchmarks.methods.answers import ask, calculates
 from benchmarks.methods.guards import COMPARED, all_said, make
 from benchmarks.methods.material import OWN, REWORDINGS, Material, examples, reworded
-from benchmarks.methods.perplexity import said
+from benchmarks.methods.perplexity import Said, said
 from benchmarks.methods.relearning import changes, folded, relearned
 from benchmarks.overhead import Embedded, Workload, alternate, summarise
 from benchmarks.prompts.items import Item
@@ -46,10 +47,11 @@ _LOG = Console(file=sys.stderr, width=150)
 Found = dict[str, Any]
 
 
-def columns(texts: Material) -> dict[str, Sequence[Item]]:
-    """All that is asked: the skill's questions as they are and in every rewording, and what is kept."""
+def columns(texts: Material, *, kept: bool) -> dict[str, Sequence[Item]]:
+    """What is asked: the skill's questions as they are and in every rewording, and of what may refuse them others."""
     own = texts.asked[OWN]
-    return {**texts.asked, **{f"{OWN}.{rule.name}": reworded(own, rule) for rule in REWORDINGS}}
+    others = {column: items for column, items in texts.asked.items() if kept and column != OWN}
+    return {OWN: own, **{f"{OWN}.{rule.name}": reworded(own, rule) for rule in REWORDINGS}, **others}
 
 
 def answered(texts: Material) -> dict[str, Sequence[Item]]:
@@ -71,13 +73,18 @@ class Run:
     kept: RunFolder
     tokens: int = TOKENS
 
+    @cached_property
+    def _unguarded(self) -> Mapping[str, Sequence[Said]]:
+        """What the model alone makes of validation texts."""
+        return all_said(self.loaded, self.texts.chosen_on)
+
     def row(self, name: str) -> Found:
         """All stages of one row."""
         found = {"method": name, "made": self._once(name, "made", lambda: self._made(name))}
         guard = None if name == NONE else self._guard(name)
         kind = NONE if guard is None else guard.method.kind.value
         stages: dict[str, Callable[[], Any] | None] = {
-            "heard": lambda: self._heard(name),
+            "heard": lambda: self._heard(name, kept=kind == GuardKind.DETECTOR),
             "said": (lambda: self._said(guard)) if kind != GuardKind.DETECTOR else None,
             "relearned": (lambda: self._relearned(guard)) if guard is None or changes(guard.guard) else None,
             "decode": (lambda: self._decode(name, guard)) if guard is not None else None,
@@ -106,11 +113,11 @@ class Run:
             return []
         (folder,) = self._artifacts(row)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return make(self.loaded, row, self.texts, folder)
+        return make(self.loaded, row, self.texts, self._unguarded, folder)
 
-    def _heard(self, row: str) -> Mapping[str, Any]:
+    def _heard(self, row: str, *, kept: bool) -> Mapping[str, Any]:
         options = EmbeddedOptions.model_validate({"model": str(self.model), "artifacts": self._artifacts(row)})
-        return ask(options, columns(self.texts), self.work / "heard" / row, self.tokens)
+        return ask(options, columns(self.texts, kept=kept), self.work / "heard" / row, self.tokens)
 
     def _said(self, guard: LoadedGuard | None) -> Mapping[str, Any]:
         return all_said(self.loaded, answered(self.texts), None if guard is None else (guard.method, guard.guard))

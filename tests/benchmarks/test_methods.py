@@ -84,7 +84,8 @@ def test_texts_of_different_use_have_nothing_in_common(tmp_path: Path) -> None:
     assert of.asked[OWN][0].answer is not None
     assert "The answer is" in of.asked[OWN][0].answer
     assert "<<" not in of.asked[OWN][0].answer
-    asked = columns(of)
+    asked = columns(of, kept=True)
+    assert set(columns(of, kept=False)) == set(asked) - set(KEPT)
     assert set(asked) == {OWN, *KEPT, *(f"{OWN}.{rule.name}" for rule in REWORDINGS)}
     assert [item.text for item in asked[f"{OWN}.upper-case"]] == [item.text.upper() for item in of.asked[OWN]]
     assert len(answered(of)[run.REWORDED]) == len(of.asked[OWN])
@@ -248,7 +249,7 @@ def test_a_run_has_every_stage_and_goes_on(running: Run, monkeypatch: pytest.Mon
 
 def _shares(hits: int) -> dict[str, Any]:
     rate = {"hits": hits, "total": 4, "rate": hits / 4, "low": 0.0, "high": 0.5}
-    return {column: {"refused": rate, "calculates": rate} for column in columns(_texts())}
+    return {column: {"refused": rate, "calculates": rate} for column in columns(_texts(), kept=True)}
 
 
 def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) -> None:
