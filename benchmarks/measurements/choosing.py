@@ -144,7 +144,7 @@ def _tried(rows: Sequence[Row]) -> str:
         (
             _name(row),
             f"{each['options']}{' (chosen)' if each['chosen'] else ''}",
-            *(share(each[name], 2) for name in ("forgotten", "kept")),
+            *((each["refused"], "-") if "refused" in each else (share(each[n], 2) for n in ("forgotten", "kept"))),
         )
         for row in rows
         for each in row["tried"]

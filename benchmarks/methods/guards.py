@@ -10,8 +10,10 @@ from typing import Any
 from benchmarks.methods.material import OWN, SKILL, Material, examples
 from benchmarks.methods.perplexity import Said, ratio, said
 from guards.calibration.entry import Entry
+from guards.calibration.finished import Calibration
 from guards.calibration.options import CommonOptions
 from guards.contract.guard import Guard
+from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.cube.options import CubeOptions
 from guards.methods.lunar.options import LunarOptions
@@ -126,16 +128,30 @@ def make(
 ) -> list[dict[str, Any]]:
     """Calibrates a row's candidates and writes the best as an artifact; returns what was tried.
 
-    `unguarded`: what the model alone makes of the texts that options are chosen on.
+    `unguarded`: what the model alone makes of the texts that options are chosen on. Raises CalibrationError where no
+    candidate gives a guard.
     """
-    of, found, tried = COMPARED[row], [], []
+    of, found, tried = COMPARED[row], list[Calibration](), list[tuple[float, float]]()
+    shown: list[dict[str, Any]] = []
+
+    def calibrated(candidate: Candidate) -> Calibration:
+        return of.entry.calibrate(loaded, [texts.forget], list(texts.retain), candidate.options)
+
+    if len(of.candidates) == 1:
+        calibrated(of.candidates[0]).save(folder, SKILL)
+        return []
     for candidate in of.candidates:
-        found.append(of.entry.calibrate(loaded, [texts.forget], list(texts.retain), candidate.options))
-        if len(of.candidates) > 1:
-            tried.append(judged(all_said(loaded, texts.chosen_on, (of.entry, found[-1].guard)), unguarded))
-    chosen = best(tried) if tried else 0
+        try:
+            made = calibrated(candidate)
+        except CalibrationError as error:
+            shown.append({"options": candidate.said, "refused": str(error), "chosen": False})
+            continue
+        found.append(made)
+        tried.append(judged(all_said(loaded, texts.chosen_on, (of.entry, made.guard)), unguarded))
+        shown.append({"options": candidate.said, "forgotten": tried[-1][0], "kept": tried[-1][1], "chosen": False})
+    if not found:
+        raise CalibrationError(f"{row}: no options gave a guard: {shown[0]['refused']}")
+    chosen = best(tried)
     found[chosen].save(folder, SKILL)
-    return [
-        {"options": each.said, "forgotten": forgotten, "kept": kept, "chosen": index == chosen}
-        for index, (each, (forgotten, kept)) in enumerate(zip(of.candidates, tried, strict=False))
-    ]
+    [each for each in shown if "refused" not in each][chosen]["chosen"] = True
+    return shown

@@ -221,14 +221,15 @@ def running(model: Path, loaded: LoadedModel, tmp_path: Path) -> Iterator[Run]:
 
 def test_a_run_has_every_stage_and_goes_on(running: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     names = (NONE, GIVEN, "selective-pruning")
-    of = [Candidate(f"fraction {share}", PruningOptions(fraction=share)) for share in (0.05, 0.1, 0.2)]
+    of = [Candidate(f"fraction {share}", PruningOptions(fraction=share)) for share in (0.0001, 0.1, 0.2)]
     monkeypatch.setattr(guards, "COMPARED", {"selective-pruning": Compared(SELECTIVE_PRUNING, tuple(of))})
     rows = [running.row(name) for name in names]
     assert [row["kind"] for row in rows] == [NONE, "detector", "intervention"]
     assert [row["said"] is None for row in rows] == [False, True, False]
     assert [row["relearned"] is None for row in rows] == [False, True, False]
     assert len(rows[2]["made"]) == 3
-    assert sum(each["chosen"] for each in rows[2]["made"]) == 1
+    assert "selects 0 of 72 neurons" in rows[2]["made"][0]["refused"]
+    assert [each["chosen"] for each in rows[2]["made"]].count(True) == 1
     refused: dict[str, Any] = {row["method"]: [each[0] for each in row["heard"][OWN]] for row in rows}
     assert not any(refused[NONE] + refused["selective-pruning"])
     assert any(refused[GIVEN]), "the detector of sums refuses some"
@@ -259,11 +260,12 @@ def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) 
     plain = {"method": NONE, "kind": NONE, "shares": _shares(2), "perplexity": None, "decode": None, "relearned": None}
     detector = {"method": GIVEN, "kind": "detector", "shares": _shares(1), "perplexity": None, "decode": times}
     trained = {"steps": 10, "perplexity": times, "perplexity_before": times, "calculates": rate}
-    intervention = {
+    intervention: dict[str, Any] = {
         **{"method": "lunar", "kind": "intervention", "shares": _shares(0), "decode": times, "relearned": trained},
         **{"perplexity": dict.fromkeys(answered(_texts()), times)},
         **{"tried": [{"options": "strength 8", "forgotten": 4.5, "kept": 1.05, "chosen": True}]},
     }
+    intervention["tried"].append({"options": "strength 2", "refused": "nothing moved", "chosen": False})
     rows = [{**common, **row} for row in (plain, {**detector, "relearned": None}, intervention)]
     found = {"command": "python -m benchmarks.methods", "environment": {"commit": "c"}, "model": "tiny", "rows": rows}
     found |= {"limit": 4, "tokens": 64, "relearning": {"steps": 10, "rate": 2e-5, "texts": 8}}
@@ -278,4 +280,5 @@ def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) 
     assert "| `lunar` | - | 0.00 [0.00, 0.50] | 3.25 [3.00, 3.50] |" in text
     assert "| `ksd` | not applicable: weights are whole | - | - |" in text
     assert "| `lunar` | strength 8 (chosen) | 4.50 | 1.05 |" in text
+    assert "| `lunar` | strength 2 | nothing moved | - |" in text
     assert "eras" not in text
