@@ -21,10 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def written(root: Path) -> dict[Path, str]:
     """Every file that is made from result files, and what it must hold."""
     results, readme = Results(root), root / README
-    choosing = choosing_page(results)
     return {
         root / PAGE: page(results),
-        **({root / CHOOSING: choosing} if choosing else {}),
+        root / CHOOSING: choosing_page(results),
         readme: with_figures(readme.read_text(encoding="utf-8"), results),
     }
 

@@ -43,9 +43,9 @@ def _guides() -> str:
             "**Callers are to be told, and the model is to stay as it is**: a detector, `ksd`, or the papers' "
             "`probe` and `cube`. It refuses. What it lets through is the model's own answer.",
             "**The model is to answer, and otherwise**: an intervention. Nothing is refused, so nobody is told, "
-            "and what is to be kept changes too: the second table says how much.",
-            "**Others are to have the weights**: none of these. A guard lies beside the weights, and what is "
-            "folded into them comes back by a little training: the fourth table says how much.",
+            "and what is to be kept changes too.",
+            "**Others are to have the weights**: none of these. A guard lies beside the weights, and papers find that "
+            "what is folded into them comes back by a little training.",
             "**Two at a time**: an intervention beside a detector of another skill. "
             "[operating.md](operating.md#several-guards-at-a-time) says what disturbs what.",
         ]
@@ -151,7 +151,6 @@ def _tried(rows: Sequence[Row]) -> str:
     ]
     return section(
         "What was tried",
-        bullets(f"`{name}`: {of.about}" for name, of in COMPARED.items()),
         paragraph(
             "Options were chosen on validation texts of the train sides. Of those under which the perplexity of "
             f"what is kept (the geometric mean of its columns) becomes at most {CAP} times what it was, it is the "
@@ -161,26 +160,37 @@ def _tried(rows: Sequence[Row]) -> str:
     )
 
 
-def choosing_page(results: Results) -> str | None:
-    """Markdown, or None where nothing was measured."""
+def _figures(results: Results) -> list[str]:
+    """Every table, or what makes them."""
     found = results.read_if_there(RESULT)
     if found is None:
-        return None
+        unmeasured = "No figures have been published yet: `python -m benchmarks.methods` measures them."
+        return [section("What is withheld", paragraph(unmeasured))]
     rows: list[Row] = found["rows"]
+    return [_withheld(found), _kept(rows), _reworded(rows), _training(found), _tried(rows)]
+
+
+def choosing_page(results: Results) -> str:
+    """Markdown of what tells methods apart, and of the figures where there are any."""
     parts = [
         f"<!-- Written by `{COMMAND}`; edit benchmarks/measurements/choosing.py instead. -->",
         "# Choosing a method",
         paragraph(
             "Every method withholds a skill, and none takes it out: the weights have it still. They differ in what "
-            "callers notice, in what else changes, in cost, and in how easily the skill comes back. This page has "
-            "all of them on one skill and one small model. [evaluating.md](evaluating.md) says how to measure "
-            "yours."
+            "callers notice, in what else changes, in cost, and in how easily the skill comes back. This page has all "
+            "of them on one skill and one small model. [evaluating.md](evaluating.md) says how to measure yours."
         ),
         _guides(),
-        _withheld(found),
-        _kept(rows),
-        _reworded(rows),
-        _training(found),
-        _tried(rows),
+        *_figures(results),
+        section(
+            "The methods that are compared",
+            bullets(
+                [
+                    "`none`: the model alone",
+                    "`ksd`: the shipped artifact, a detector over spans",
+                    *(f"`{name}`: {of.about}" for name, of in COMPARED.items()),
+                ]
+            ),
+        ),
     ]
     return "\n\n".join(parts) + "\n"

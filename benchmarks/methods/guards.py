@@ -65,12 +65,12 @@ COMPARED: Mapping[str, Compared] = {
     "neuron-adjust": Compared(
         NEURON_ADJUST,
         _tried(NeuronAdjustOptions, CHAT, "fraction", 0.005, 0.015, 0.03),
-        "`calibrate neuron-adjust`, at the paper's shares of neurons",
+        "`calibrate neuron-adjust`, at .5, 1.5 and 3 % of neurons, as in the paper",
     ),
     "selective-pruning": Compared(
         SELECTIVE_PRUNING,
         _tried(PruningOptions, CHAT, "fraction", 0.005, 0.015, 0.03),
-        "`calibrate selective-pruning`, at these shares of neurons",
+        "`calibrate selective-pruning`, at .5, 1.5 and 3 % of neurons",
     ),
     "lunar": Compared(
         LUNAR,

@@ -269,13 +269,12 @@ def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) 
     rows = [{**common, **row} for row in (plain, {**detector, "relearned": None}, intervention)]
     found = {"command": "python -m benchmarks.methods", "environment": {"commit": "c"}, "model": "tiny", "rows": rows}
     found |= {"limit": 4, "tokens": 64, "relearning": {"steps": 10, "rate": 2e-5, "texts": 8}}
-    assert choosing_page(Results(tmp_path)) is None
+    assert "No figures have been published yet" in choosing_page(Results(tmp_path))
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
     (folder / "methods.json").write_text(json.dumps(found))
-    page = choosing_page(Results(tmp_path))
-    assert page is not None
-    text = " ".join(page.split())
+    text = " ".join(choosing_page(Results(tmp_path)).split())
+    assert "No figures" not in text
     assert "| `ksd` | 0.25 [0.00, 0.50] | 0.25 [0.00, 0.50] | 1 |" in text
     assert "| `lunar` | - | 0.00 [0.00, 0.50] | 3.25 [3.00, 3.50] |" in text
     assert "| `ksd` | not applicable: weights are whole | - | - |" in text
