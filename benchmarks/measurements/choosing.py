@@ -139,12 +139,19 @@ def _training(found: Mapping[str, Any]) -> str:
     )
 
 
+def _effect(tried: Mapping[str, Any]) -> tuple[str, str]:
+    """Of options that gave no guard, why."""
+    if "refused" in tried:
+        return tried["refused"], "-"
+    return share(tried["forgotten"], 2), share(tried["kept"], 2)
+
+
 def _tried(rows: Sequence[Row]) -> str:
     lines = [
         (
             _name(row),
             f"{each['options']}{' (chosen)' if each['chosen'] else ''}",
-            *((each["refused"], "-") if "refused" in each else (share(each[n], 2) for n in ("forgotten", "kept"))),
+            *_effect(each),
         )
         for row in rows
         for each in row["tried"]

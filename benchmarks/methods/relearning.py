@@ -47,7 +47,7 @@ def changes(guard: Guard) -> Mapping[Place, Change]:
 @contextmanager
 def folded(loaded: LoadedModel, of: Mapping[Place, Change]) -> Iterator[None]:
     """Inside, the model's own weights are the changed ones. Raises TypeError for a projection that is not linear."""
-    before: list[tuple[nn.Parameter, Tensor]] = []
+    before: list[tuple[Tensor, Tensor]] = []
     try:
         for place, change in of.items():
             module = loaded.sites.tap(place).module
@@ -89,7 +89,7 @@ def _train(
         total = 0.0
         for batch in losses(loaded, of):
             loss = torch.cat(list(batch.values())).sum() / tokens
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             total += float(loss.detach())
         adam.step()
         adam.zero_grad()

@@ -83,9 +83,10 @@ class Run:
         found = {"method": name, "made": self._once(name, "made", lambda: self._made(name))}
         guard = None if name == NONE else self._guard(name)
         kind = NONE if guard is None else guard.method.kind.value
+        detects = guard is not None and guard.method.kind is GuardKind.DETECTOR
         stages: dict[str, Callable[[], Any] | None] = {
-            "heard": lambda: self._heard(name, kept=kind == GuardKind.DETECTOR),
-            "said": (lambda: self._said(guard)) if kind != GuardKind.DETECTOR else None,
+            "heard": lambda: self._heard(name, kept=detects),
+            "said": None if detects else lambda: self._said(guard),
             "relearned": (lambda: self._relearned(guard)) if guard is None or changes(guard.guard) else None,
             "decode": (lambda: self._decode(name, guard)) if guard is not None else None,
         }
@@ -102,7 +103,9 @@ class Run:
         return self.kept.records[key]["found"]
 
     def _artifacts(self, row: str) -> tuple[Path, ...]:
-        return {NONE: (), GIVEN: (self.given,)}.get(row, (self.work / "guards" / row,))
+        if row == NONE:
+            return ()
+        return (self.given if row == GIVEN else self.work / "guards" / row,)
 
     def _guard(self, row: str) -> LoadedGuard:
         (guard,) = read_guards(self._artifacts(row)).values()
