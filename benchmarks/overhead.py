@@ -51,8 +51,9 @@ from benchmarks.synthetic import (
 )
 from guards.artifact.manifest import ModelIdentity
 from guards.contract.guard import Guard
+from guards.core.policy import Policy
 from guards.inside.transformers.loading import DTYPES
-from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Sampling
+from server.engines.base import NO_RULES, Chunk, EngineRequest, Finish, FinishReason, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 
 SETTLE_SECONDS = 1.3
@@ -126,12 +127,13 @@ def vllm_itself(llm: Any) -> Ask:
     return ask
 
 
-def ours(engine: Any, wanted: FinishReason) -> Ask:
+def ours(engine: Any, wanted: FinishReason, policy: Policy = NO_RULES) -> Ask:
     """Our engine; every answer must end as `wanted`."""
 
     async def one(prompt: tuple[int, ...], drawn: int, name: str) -> None:
         tokens, finish = 0, None
-        async for event in engine.submit(EngineRequest(name, prompt, Sampling(drawn, temperature=0, ignore_eos=True))):
+        sampling = Sampling(drawn, temperature=0, ignore_eos=True)
+        async for event in engine.submit(EngineRequest(name, prompt, sampling, policy)):
             if isinstance(event, Chunk):
                 tokens += event.tokens
             else:
@@ -220,8 +222,8 @@ async def _started(engine: Any) -> AsyncIterator[Any]:
         await engine.stop()
 
 
-class _Embedded:
-    """The embedded engine, with guards and without."""
+class Embedded:
+    """The embedded engine, with guards and without, of any model whose vocabulary holds the prompts'."""
 
     def __init__(self, model: Path, dtype: str) -> None:
         self._model, self._dtype = str(model), dtype
@@ -233,10 +235,12 @@ class _Embedded:
             yield ours(engine, FinishReason.LENGTH)
 
     @asynccontextmanager
-    async def guarded(self, artifacts: Sequence[Path], wanted: FinishReason) -> AsyncIterator[Ask]:
-        """With guards."""
+    async def guarded(
+        self, artifacts: Sequence[Path], wanted: FinishReason, policy: Policy = NO_RULES
+    ) -> AsyncIterator[Ask]:
+        """With guards, under a policy."""
         async with _started(self._engine(artifacts)) as engine:
-            yield ours(engine, wanted)
+            yield ours(engine, wanted, policy)
 
     def _engine(self, artifacts: Sequence[Path]) -> Any:
         from server.engines.embedded.engine import EmbeddedEngine
@@ -301,7 +305,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
     wanted_rows = [*MANY, *MANY.values()] if args.many else args.rows
     artifacts = write_guards(folder / "guards", identity, wanted_rows)
     embedded = args.engine == "embedded"
-    side = _Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
+    side = Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
     rows: list[dict[str, Any]] = []
     abstained: dict[str, Any] = {}
     shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})

@@ -1,4 +1,4 @@
-"""Writes docs/measurements.md and README's figures from the result files.
+"""Writes docs/measurements.md, docs/choosing.md and README's figures from the result files.
 
     python -m benchmarks.measurements [--check]
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.measurements.choosing import CHOOSING, choosing_page
 from benchmarks.measurements.page import COMMAND, PAGE, page
 from benchmarks.measurements.readme import README, with_figures
 from benchmarks.measurements.results import Results
@@ -22,6 +23,7 @@ def written(root: Path) -> dict[Path, str]:
     results, readme = Results(root), root / README
     return {
         root / PAGE: page(results),
+        root / CHOOSING: choosing_page(results),
         readme: with_figures(readme.read_text(encoding="utf-8"), results),
     }
 

@@ -45,6 +45,13 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 """Common words of the measured questions and what replaces them. "how many" is left alone: it is a phrase."""
 _WORD = re.compile(r"\b(?<!how )(" + "|".join(SYNONYMS) + r")\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_SMALL = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_BELOW_HUNDRED = re.compile(r"(?<![\d.,:/$£€-])\b\d{1,2}\b(?![.,:/]?\d|[%-])")
+"""A whole number below 100 that is no part of a price, a fraction, a date or a larger number."""
 
 
 def with_synonyms(text: str, rng: random.Random) -> str:
@@ -62,6 +69,19 @@ def question_first(text: str) -> str:
     """The last sentence moved to the front; a text of one sentence stays as it is."""
     *told, asked = _SENTENCE.split(text.strip())
     return " ".join([asked, *told])
+
+
+def numbers_in_words(text: str) -> str:
+    """Whole numbers below 100 spelled out."""
+
+    def spell(match: re.Match[str]) -> str:
+        number = int(match.group(0))
+        if number < len(_SMALL):
+            return _SMALL[number]
+        ten = _TENS[number // 10 - 2]
+        return f"{ten}-{_SMALL[number % 10]}" if number % 10 else ten
+
+    return _BELOW_HUNDRED.sub(spell, text)
 
 
 def with_typos(text: str, rng: random.Random) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.prompts.formats import CHAT, ENGLISH, INSTRUCTED, few_shot, worked
 from benchmarks.prompts.items import Around, Format, Item, worded
-from benchmarks.prompts.paraphrase import question_first, with_synonyms, with_typos
+from benchmarks.prompts.paraphrase import numbers_in_words, question_first, with_synonyms, with_typos
 
 SHORT_WORDS, LONG_WORDS = 150, 300
 """Words of WikiText around a question."""
@@ -91,6 +91,7 @@ ANY_LANGUAGE: Sequence[Format] = (
 ENGLISH_ONLY: Sequence[Format] = (
     _text("synonyms", lambda text, around: with_synonyms(text, around.rng)),
     _text("question-first", lambda text, _: question_first(text)),
+    _text("number-words", lambda text, _: numbers_in_words(text)),
     _said("please", before="Please help me with this: "),
     _mixed("mathematics-after", "gsm8k", "mathematics", other_first=False),
     _mixed("mathematics-before", "gsm8k", "mathematics", other_first=True),
