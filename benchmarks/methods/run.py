@@ -141,7 +141,7 @@ class Run:
     async def _alternated(self, row: str, guard: LoadedGuard) -> Found:
         """Drawn prompts are no texts, so that detectors only watch: it costs the same, and no answer ends early."""
         watched = guard.method.kind is GuardKind.DETECTOR
-        rule = Rule(GuardMode.SHADOW if watched else GuardMode.ENFORCE, guard.guard.scope, guard.taus)
+        rule = Rule(GuardMode.SHADOW if watched else GuardMode.ENFORCE, guard.guard.scope, guard.bound.taus)
         engines, policy = Embedded(self.model, self.loaded.identity.dtype), Policy({guard.artifact.name: rule})
         async with (
             engines.plain() as plain,

@@ -174,7 +174,8 @@ def _scores(
     accuracy = {label: _mean([float(record["correct"]) for record in of]) or 0.0 for label, of in rows.items()}
     score = s_unlearning(*([(accuracy[label], chances[label]) for label in side] for side in (own, others)))
     recalls = {label: [each["rouge1"] for each in of if each["rouge1"] is not None] for label, of in rows.items()}
-    deviation = deviation_score(*([recalls[label] for label in side if recalls[label]] for side in (own, others)), seed)
+    of_own, of_others = ([recalls[label] for label in side if recalls[label]] for side in (own, others))
+    deviation = deviation_score(of_own, of_others, seed)
     return {
         "s_unlearning": None if score is None else asdict(score),
         "deviation_score": None if deviation is None else asdict(deviation),

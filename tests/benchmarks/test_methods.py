@@ -81,9 +81,10 @@ def test_texts_of_different_use_have_nothing_in_common(tmp_path: Path) -> None:
     ]
     assert all(uses)
     assert sum(map(len, uses)) == len(set().union(*uses))
-    assert of.asked[OWN][0].answer is not None
-    assert "The answer is" in of.asked[OWN][0].answer
-    assert "<<" not in of.asked[OWN][0].answer
+    answer = of.asked[OWN][0].answer
+    assert answer is not None
+    assert "The answer is" in answer
+    assert "<<" not in answer
     asked = columns(of, kept=True)
     assert set(columns(of, kept=False)) == set(asked) - set(KEPT)
     assert set(asked) == {OWN, *KEPT, *(f"{OWN}.{rule.name}" for rule in REWORDINGS)}
@@ -268,11 +269,11 @@ def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) 
     intervention["tried"].append({"options": "strength 2", "refused": "nothing moved", "chosen": False})
     rows = [{**common, **row} for row in (plain, {**detector, "relearned": None}, intervention)]
     found = {"command": "python -m benchmarks.methods", "environment": {"commit": "c"}, "model": "tiny", "rows": rows}
-    found |= {"limit": 4, "tokens": 64, "relearning": {"steps": 10, "rate": 2e-5, "texts": 8}}
+    settings: dict[str, Any] = {"limit": 4, "tokens": 64, "relearning": {"steps": 10, "rate": 2e-5, "texts": 8}}
     assert "No figures have been published yet" in choosing_page(Results(tmp_path))
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
-    (folder / "methods.json").write_text(json.dumps(found))
+    (folder / "methods.json").write_text(json.dumps(found | settings))
     text = " ".join(choosing_page(Results(tmp_path)).split())
     assert "No figures" not in text
     assert "| `ksd` | 0.25 [0.00, 0.50] | 0.25 [0.00, 0.50] | 1 |" in text

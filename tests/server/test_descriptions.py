@@ -93,6 +93,7 @@ READ = (
     "/ui/session",
     "/ui/app.js",
     "/version",
+    "/openapi.json",
     "/health",
     "/ready",
     "/ping",
