@@ -189,7 +189,7 @@ def calibrate(
     clock = Clock()
     if not isinstance(model, Trainable):
         raise CalibrationError(
-            "got an engine that runs models and trains none, wanted --engine transformers; vLLM serves what that makes"
+            "got an engine that runs models and trains none, wanted `engine` transformers; vLLM serves what that makes"
         )
     layers = trained_layers(options, model.identity.layers)
     require_site(model, Site.OUTPUT, layers)
