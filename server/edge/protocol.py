@@ -5,7 +5,10 @@ bytes holds. Here both are counted while they come in.
 """
 
 import asyncio
+import fcntl
 import json
+import sys
+import termios
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -194,7 +197,13 @@ class BoundedProtocol(HttpToolsProtocol):
     # the table's side
 
     def unread_now(self) -> int:
-        return self.transport.get_write_buffer_size()
+        """Bytes that the other end has not taken: ours, and those that the kernel holds, which may be megabytes."""
+        held = bytearray(4)
+        try:
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
+        except OSError:  # it is closed, or the platform does not say
+            held = bytearray(4)
+        return int(self.transport.get_write_buffer_size()) + int.from_bytes(held, sys.byteorder)
 
     def end(self, why: Ended) -> None:
         self._table.count(why)

@@ -90,7 +90,7 @@ def test_who_reads_nothing_is_cut(served: Edge) -> None:
 
 
 def test_who_reads_slowly_is_not(served: Edge) -> None:
-    connected = served.connect()
+    connected = served.connect(receive_buffer=65_536)  # so that the server has to send while it reads
     connected.sendall(post("long"))
     assert status_of(connected) == 200
     for _ in range(7):
