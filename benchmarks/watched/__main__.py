@@ -3,10 +3,11 @@
     python -m benchmarks.watched [--pictures FOLDER]
 
 Needs Debian's packages `prometheus` and `prometheus-alertmanager`. The demo is served with a detector that is
-calibrated here for it (the shipped ones know no quantiles), another that only watches, and an intervention; with keys
-of two tenants, and with an audit log. Prometheus reads the rules that the chart and the compose file have, and scrapes
-and evaluates every second. Alerts wait for two seconds, whatever their `for` says. Last week is made up: counters of a
-server of whose answers a tenth abstained, over which promtool evaluates our own recording rules.
+calibrated here on traffic like the load's, another that only watches and knows no quantiles, as imported ones, and an
+intervention; with keys of two tenants, and with an audit log. Prometheus reads the rules that the chart and the
+compose file have, and scrapes and evaluates every second. Alerts wait for two seconds, whatever their `for` says. Last
+week is made up: counters of a server of whose answers a tenth abstained, over which promtool evaluates our own
+recording rules.
 
 First comes a load that abstains as often as last week, under which nothing may fire. Then one that asks for the skill
 only; then all queries; then the server stops. With `--pictures` the dashboards are drawn. The last line printed is one
@@ -35,6 +36,7 @@ from benchmarks.watched.load import TENANTS, ask, fail, mixed, prompts
 from benchmarks.watched.plots import draw
 from benchmarks.watched.queries import Asked, asked
 from benchmarks.watched.run import GONE, Series, lint, usual_then_spike, watching
+from guards.artifact.store import read_artifact, write_artifact
 from guards.inside.transformers.loading import load_model
 from guards.methods.spans.calibrate import calibrate
 from server.auth import Role, new_key
@@ -62,6 +64,15 @@ def detector(folder: Path) -> Path:
     return path
 
 
+def without_quantiles(folder: Path, name: str) -> Path:
+    """The demo's guard as one that was imported: no calibration says how common its scores are."""
+    artifact = read_artifact(DEMO / "guards" / name)
+    record = artifact.manifest.calibration.model_copy(update={"quantiles": None})
+    path = folder / name
+    write_artifact(path, artifact.manifest.model_copy(update={"calibration": record}), artifact.tensors)
+    return path
+
+
 @dataclass(frozen=True)
 class Keys:
     """A keys file, the key for /metrics and a file of it, and a key of each tenant."""
@@ -85,7 +96,8 @@ def new_keys(folder: Path) -> Keys:
 
 def measure(folder: Path, pictures: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each query, and what alerts did."""
-    keys, guards = new_keys(folder), [detector(folder), *(DEMO / "guards" / each for each in (WATCHING, INTERVENTION))]
+    keys = new_keys(folder)
+    guards = [detector(folder), without_quantiles(folder, WATCHING), DEMO / "guards" / INTERVENTION]
     (log := folder / "audit").mkdir()
     flags = ["--model", DEMO / "model", "--artifacts", *guards, "--shadow", WATCHING]
     flags += ["--audit-dir", log, "--api-keys-file", keys.file]
