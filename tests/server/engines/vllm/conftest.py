@@ -16,6 +16,8 @@ from guards.methods.lunar.calibrate import calibrate as calibrate_lunar
 from guards.methods.lunar.options import LunarOptions
 from guards.methods.probe.calibrate import calibrate as calibrate_probe
 from guards.methods.probe.options import ProbeOptions
+from guards.methods.rmu.calibrate import calibrate as calibrate_rmu
+from guards.methods.rmu.options import AdaptiveOptions
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
 from guards.methods.selective_pruning.options import PruningOptions
 from guards.methods.spans.calibrate import calibrate as calibrate_spans
@@ -118,6 +120,19 @@ def change(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("guards") / "lunar-facts"
     options = LunarOptions(frames=("chat",), material="none", layer=4, ridge=1e-3, strength=4)
     calibrate_lunar(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact of deltas of a higher rank at three layers, found by eight steps of training on the demo's code."""
+    forget, *retain = (
+        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
+        for skill in ("code", "mathematics", "facts", "zh", "en")
+    )
+    folder: Path = tmp_path_factory.mktemp("guards") / "rmu-code"
+    short = AdaptiveOptions(frames=("chat",), layer=3, steps=8, batch=2, length=48, rate=1e-3, max_rank=16)
+    calibrate_rmu(load_model(MODEL, "cpu", "float32"), [forget], retain, short).save(folder, "code")
     return str(folder)
 
 

@@ -133,13 +133,13 @@ def switched(running: Live) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize(
     "flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2", "-cc.backend=eager")]
 )
-def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str) -> None:
-    """Neuron Adjust, pruning and a delta together: answers, what of them each did, and answers without the delta."""
+def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str, trained: str) -> None:
+    """Neuron Adjust, pruning and deltas together: answers, what each did of them, and answers without one delta."""
     answers, switches = [], []
     for make in (
-        embedded("na-mathematics", change),
-        embedded("na-mathematics", mask, change),
-        on_vllm("na-mathematics", mask, change, flags=(*flags, "--block-size", "32")),
+        embedded("na-mathematics", change, trained),
+        embedded("na-mathematics", mask, change, trained),
+        on_vllm("na-mathematics", mask, change, trained, flags=(*flags, "--block-size", "32")),
     ):
         with live(make) as running:
             ids = prompts(running, per_skill=3)
@@ -150,7 +150,9 @@ def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str)
     unpruned, wanted, got = answers
     for (text, moved), (other, also_moved) in zip(wanted, got, strict=True):
         assert text == other
-        assert moved.pop("lunar-facts") == pytest.approx(also_moved.pop("lunar-facts"), rel=1e-3)
+        for delta in ("lunar-facts", "rmu-code"):
+            assert moved[delta] > 0
+            assert moved.pop(delta) == pytest.approx(also_moved.pop(delta), rel=1e-3)
         assert moved == pytest.approx(also_moved, abs=3)
     assert all(moved for _, moved in wanted)
     assert [text for text, _ in wanted] != [text for text, _ in unpruned], "positive control: pruning changes answers"
