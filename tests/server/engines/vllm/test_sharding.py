@@ -14,12 +14,13 @@ SHIPPED = ("ksd-mathematics", "ksd-code", "ksd-zh")
 DETECTORS = (*SHIPPED, "ksd-en", "ksd-spans", "probe-mathematics")
 """Shipped ones, the cubes that `cube` made, and those of several layers that `spans` and `probe` made."""
 CHUNKED = ("--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8")
+STAGES = ("--pipeline-parallel-size", "2")
 VARIANTS: dict[str, Sequence[str]] = {
     "compiled": (),
     "two tensor-parallel ranks": ("--tensor-parallel-size", "2"),
     "two tensor-parallel ranks, uncompiled": ("--tensor-parallel-size", "2", "--enforce-eager"),
-    "two pipeline stages": ("--pipeline-parallel-size", "2"),
-    "two pipeline stages, uncompiled": ("--pipeline-parallel-size", "2", "--enforce-eager"),
+    "two pipeline stages, traced": (*STAGES, "-cc.backend=eager"),
+    "two pipeline stages, uncompiled": (*STAGES, "--enforce-eager"),
     "chunks of 16 tokens": CHUNKED,
 }
 
