@@ -131,9 +131,7 @@ def switched(running: Live) -> tuple[list[str], list[str]]:
     return on, off
 
 
-@pytest.mark.parametrize(
-    "flags", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2", "-cc.backend=eager")]
-)
+@pytest.mark.parametrize("flags", [("--tensor-parallel-size", "2"), (*STAGES, "-cc.backend=eager")])
 def test_interventions_do_the_same(flags: Sequence[str], mask: str, change: str, trained: str) -> None:
     """Neuron Adjust, pruning and deltas together: answers, what each did of them, and answers without one delta."""
     answers, switches = [], []
