@@ -207,7 +207,7 @@ def test_an_engine_that_cannot_train_is_refused() -> None:
     class Running:
         """What vLLM is to a calibration: it has no `tuned`."""
 
-    with pytest.raises(CalibrationError, match="wanted --engine transformers"):
+    with pytest.raises(CalibrationError, match="wanted `engine` transformers"):
         calibrate(cast(Activations, Running()), *sources(40), AdaptiveOptions(steps=1))
 
 
