@@ -10,6 +10,7 @@ import json
 import sys
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -199,10 +200,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def unread_now(self) -> int:
         """Bytes that the other end has not taken: ours, and those that the kernel holds, which may be megabytes."""
         held = bytearray(4)
-        try:
-            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
-        except OSError:  # it is closed, or the platform does not say
-            held = bytearray(4)
+        connected = self.transport.get_extra_info("socket")
+        if connected is not None and not self.transport.is_closing():
+            with suppress(OSError):  # on a platform that does not say, ours alone count
+                fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, held)
         return int(self.transport.get_write_buffer_size()) + int.from_bytes(held, sys.byteorder)
 
     def end(self, why: Ended) -> None:

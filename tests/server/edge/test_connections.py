@@ -101,6 +101,15 @@ def test_who_reads_slowly_is_not(served: Edge) -> None:
     assert served.ended(Ended.SEND_TIMEOUT) == 0
 
 
+def test_of_one_that_is_gone_nothing_is_unread(served: Edge) -> None:
+    connected = served.connect()
+    (connection,) = served.table._sources
+    connected.close()
+    while served.call(lambda: len(served.table)):
+        pass
+    assert served.call(connection.unread_now) == 0
+
+
 # Numbers
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.demo.build.rows import SKILLS
-from guards.calibration.sources import read_source
+from guards.calibration.sources import Source, read_source
 from guards.inside.transformers.loading import load_model
 from guards.methods.cube.calibrate import calibrate as calibrate_cubes
 from guards.methods.cube.options import CubeOptions
@@ -97,13 +97,15 @@ def reference(cube: str) -> Iterator[Live]:
         yield running
 
 
+def _sources(*skills: str) -> list[Source]:
+    """Sixty prompts of each skill of the demo."""
+    return [read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60) for skill in skills]
+
+
 @pytest.fixture(scope="session")
 def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact that prunes the demo's facts, feed-forward and attention, in two steps."""
-    forget, *retain = (
-        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
-        for skill in ("facts", "mathematics", "code", "zh", "en")
-    )
+    forget, *retain = _sources("facts", "mathematics", "code", "zh", "en")
     options = PruningOptions(frames=("chat",), fraction=0.01, attention_fraction=0.005, steps=2)
     folder: Path = tmp_path_factory.mktemp("guards") / "sp-facts"
     calibrate_pruning(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
@@ -113,10 +115,7 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def change(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact that redirects the demo's facts, by a change of one layer that each request may do without."""
-    forget, *retain = (
-        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
-        for skill in ("facts", "mathematics", "code", "zh", "en")
-    )
+    forget, *retain = _sources("facts", "mathematics", "code", "zh", "en")
     folder: Path = tmp_path_factory.mktemp("guards") / "lunar-facts"
     options = LunarOptions(frames=("chat",), material="none", layer=4, ridge=1e-3, strength=4)
     calibrate_lunar(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
@@ -126,10 +125,7 @@ def change(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact of deltas of a higher rank at three layers, found by eight steps of training on the demo's code."""
-    forget, *retain = (
-        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
-        for skill in ("code", "mathematics", "facts", "zh", "en")
-    )
+    forget, *retain = _sources("code", "mathematics", "facts", "zh", "en")
     folder: Path = tmp_path_factory.mktemp("guards") / "rmu-code"
     short = AdaptiveOptions(frames=("chat",), layer=3, steps=8, batch=2, length=48, rate=1e-3, max_rank=16)
     calibrate_rmu(load_model(MODEL, "cpu", "float32"), [forget], retain, short).save(folder, "code")
@@ -139,10 +135,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def spans(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact of the default variant that abstains on the demo's mathematics, over several layers."""
-    forget, *retain = (
-        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
-        for skill in ("mathematics", "facts", "code", "zh", "en")
-    )
+    forget, *retain = _sources("mathematics", "facts", "code", "zh", "en")
     folder: Path = tmp_path_factory.mktemp("guards") / "ksd-spans"
     options = SpanOptions(frames=("chat",), material="none", longest=200, answers=8)
     calibration = calibrate_spans(load_model(MODEL, "cpu", "float32"), [forget], retain, options)
@@ -155,10 +148,7 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact of probes that read what attention puts out at a prompt's last token, over several layers."""
-    forget, *retain = (
-        read_source(str(DEMO / "data" / f"{skill}.calibration.jsonl"), limit=60)
-        for skill in ("mathematics", "facts", "code", "zh", "en")
-    )
+    forget, *retain = _sources("mathematics", "facts", "code", "zh", "en")
     folder: Path = tmp_path_factory.mktemp("guards") / "probe-mathematics"
     tokens = ProbeOptions(frames=("chat",), material="none", longest=64, aggregation="last", site="attention")
     calibration = calibrate_probe(load_model(MODEL, "cpu", "float32"), [forget], retain, tokens)
