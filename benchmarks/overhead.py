@@ -44,8 +44,10 @@ from benchmarks.synthetic import (
     VOCABULARY,
     build_model,
     cubes,
+    lunar,
     neuron_adjust,
     pruning,
+    rmu,
     save,
     spans,
 )
@@ -70,6 +72,8 @@ ROWS = (
     "256 over spans, 1 layer",
     "neuron adjust 3 %",
     "selective pruning 3 %",
+    "rank one, 1 layer",
+    "rank 16, 3 layers",
     FIRES,
 )
 MANY = {"256 over spans, 1 layer": "1 over spans, 1 layer", "256 cubes, last layer": "1 cube, last layer"}
@@ -198,6 +202,8 @@ def _guards(identity: ModelIdentity) -> dict[str, tuple[int, Callable[[int], Gua
         "256 over spans, 1 layer": (256, lambda seed: spans(identity, last, seed)),
         "neuron adjust 3 %": (1, lambda _: neuron_adjust(identity)),
         "selective pruning 3 %": (1, lambda _: pruning(identity)),
+        "rank one, 1 layer": (1, lambda _: lunar(identity)),
+        "rank 16, 3 layers": (1, lambda _: rmu(identity, 16)),
         FIRES: (1, lambda seed: cubes(identity, last, ALWAYS, seed)),
     }
 

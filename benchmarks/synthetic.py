@@ -16,8 +16,12 @@ from guards.contract.spans import MessageMean, Rise
 from guards.core.verdict import Scope
 from guards.inside.transformers.loading import DTYPES
 from guards.methods.cube.guard import Cube, CubeGuard, Regime
+from guards.methods.delta import Factors
+from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.registry import CUBE, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.rmu.entry import VARIANTS
+from guards.methods.rmu.guard import RmuGuard
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
 from guards.model.weights import weights_sha256
@@ -140,6 +144,26 @@ def pruning(identity: ModelIdentity, fraction: float = FRACTION) -> PruningGuard
     )
 
 
+def _factors(identity: ModelIdentity, rank: int, seed: int) -> Factors:
+    """A change of one layer that is too small to tell."""
+    generator = torch.Generator().manual_seed(seed)
+    a_RF, b_DR = (
+        1e-3 * torch.randn(*shape, generator=generator) for shape in ((rank, identity.d_ff), (identity.d_model, rank))
+    )
+    return Factors(a_RF, b_DR, usual=1.0)
+
+
+def lunar(identity: ModelIdentity) -> LunarGuard:
+    """An intervention: a branch of rank one at the middle layer."""
+    return LunarGuard({identity.layers // 2: _factors(identity, 1, 0)}, reference="unanswerable", strength=1.0, ridge=1.0)
+
+
+def rmu(identity: ModelIdentity, rank: int, layers: int = 3) -> RmuGuard:
+    """An intervention: branches at so many layers from the middle on."""
+    first = identity.layers // 2
+    return RmuGuard("rmu", {layer: _factors(identity, rank, layer) for layer in range(first, first + layers)})
+
+
 def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
     """Writes an artifact. It loads, but its canary is made up: it can never be verified."""
     entries: dict[type, Entry] = {
@@ -147,6 +171,8 @@ def save(folder: Path, guard: Guard, identity: ModelIdentity) -> Path:
         SpanGuard: SPANS,
         NeuronAdjustGuard: NEURON_ADJUST,
         PruningGuard: SELECTIVE_PRUNING,
+        LunarGuard: LUNAR,
+        RmuGuard: VARIANTS["rmu"],
     }
     calibration = Calibration(
         method=entries[type(guard)],

@@ -18,6 +18,8 @@ GUARDS = {
     "256 over spans, 1 layer": "256 guards over spans at one layer",
     "neuron adjust 3 %": "Neuron Adjust, 3 %",
     "selective pruning 3 %": "Selective Pruning, 3 %",
+    "rank one, 1 layer": "LUNAR, rank one at one layer",
+    "rank 16, 3 layers": "RMU, rank 16 at three layers",
 }
 
 
