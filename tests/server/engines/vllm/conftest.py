@@ -1,8 +1,8 @@
-"""Engines that several tests share: starting vLLM takes a quarter of a minute."""
+"""Engines that several tests share: starting vLLM takes some seconds."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from guards.methods.selective_pruning.options import PruningOptions
 from guards.methods.spans.calibrate import calibrate as calibrate_spans
 from guards.methods.spans.options import SpanOptions
 from tests.server.engines.vllm.live import DEMO, MODEL, Live, embedded, live, on_vllm
+from tests.server.engines.vllm.processes import forked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,7 +56,9 @@ def measured() -> Iterator[Measured]:
         finally:
             os.environ.pop(COVERAGE, None)
 
-    yield measured
+    # Coverage begins where a process does, so not in one that is forked.
+    with nullcontext() if value is not None else forked():
+        yield measured
     if value is not None:
         os.environ[COVERAGE] = value
 
