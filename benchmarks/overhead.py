@@ -12,6 +12,9 @@ text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngin
 decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
 like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
 
+Each row is kept, and those that are kept are not measured again, so that a stopped run goes on; `--rows` measures some.
+Once all are there, the result is written.
+
 `--many` measures nothing but our engine with 256 guards at one place beside the same engine with one there. That is
 kept as `results/overhead.many.json`.
 
@@ -22,6 +25,7 @@ token, one request at a time. The last line printed is one JSON object. `results
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import tempfile
@@ -37,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.report import publish
+from benchmarks.report import keep, kept, publish
 from benchmarks.synthetic import (
     ALWAYS,
     NEVER,
@@ -304,42 +308,53 @@ async def many(side: Any, artifacts: Mapping[str, Sequence[Path]], rounds: int) 
     return rows
 
 
+async def one_row(side: Any, plain: Ask, name: str, artifacts: Sequence[Path], rounds: int) -> list[dict[str, Any]]:
+    """What one row's guards cost: of each workload, or of guards that always fire how soon they refuse."""
+    fires = name == FIRES
+    async with side.guarded(artifacts, FinishReason.ABSTAIN if fires else FinishReason.LENGTH) as guarded:
+        if fires:
+            seconds = await alternate(plain, guarded, ONE, 3 * rounds)
+            first, refused = (round(1000 * median(each), 2) for each in seconds)
+            ratios = interval([g / p for p, g in zip(*seconds, strict=True)])
+            return [{"guards": name, **ratios, "first_token_ms": first, "abstained_ms": refused}]
+        return [
+            {"guards": name, "workload": load.name, **summarise(load, *await alternate(plain, guarded, load, rounds))}
+            for load in (DECODE, PREFILL)
+        ]
+
+
 async def measure(args: argparse.Namespace, folder: Path) -> None:
-    """Starts the unguarded engine once and the guarded one once for every row, and publishes what was measured."""
+    """Starts the unguarded engine once and the guarded one once for every row that is not kept yet.
+
+    Publishes when all rows are there.
+    """
     model = folder / "model"
     identity = build_model(model, layers=args.layers, d_model=args.d_model, d_ff=args.d_ff, dtype=args.dtype)
-    wanted_rows = [*MANY, *MANY.values()] if args.many else args.rows
-    artifacts = write_guards(folder / "guards", identity, wanted_rows)
     embedded = args.engine == "embedded"
     side = Embedded(model, args.dtype) if embedded else _Vllm(model, args.dtype, eager=args.eager)
-    rows: list[dict[str, Any]] = []
-    abstained: dict[str, Any] = {}
     shape = identity.model_dump(include={"architecture", "layers", "d_model", "d_ff", "dtype"})
     if args.many:
+        artifacts = write_guards(folder / "guards", identity, [*MANY, *MANY.values()])
         publish("overhead.many", await many(side, artifacts, args.rounds), model=shape, engine=args.engine)
         return
-    async with side.plain() as plain:
-        for name in args.rows:
-            fires = name == FIRES
-            wanted = FinishReason.ABSTAIN if fires else FinishReason.LENGTH
-            async with side.guarded(artifacts[name], wanted) as guarded:
-                if fires:
-                    seconds = await alternate(plain, guarded, ONE, 3 * args.rounds)
-                    ratios = interval([g / p for p, g in zip(*seconds, strict=True)])
-                    first, refused = (round(1000 * median(each), 2) for each in seconds)
-                    abstained = {**ratios, "first_token_ms": first, "abstained_ms": refused}
-                    print("abstained", abstained, flush=True)
-                    continue
-                for load in (DECODE, PREFILL):
-                    figures = summarise(load, *await alternate(plain, guarded, load, args.rounds))
-                    rows.append({"guards": name, "workload": load.name, **figures})
-                    print(rows[-1], flush=True)
-    found = {"abstained": abstained, "model": shape}
-    if embedded:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        publish("overhead.embedded", rows, **found, device=device)
-    else:
-        publish("overhead", rows, **found, mode="eager" if args.eager else "compiled")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    how = {"device": device} if embedded else {"mode": "eager" if args.eager else "compiled"}
+    name, of = "overhead.embedded" if embedded else "overhead", {"model": shape, **how}
+    rows = [row for row in kept(name) if row["of"] == of]
+    left = [row for row in args.rows if row not in {each["guards"] for each in rows}]
+    artifacts = write_guards(folder / "guards", identity, left)
+    if left:
+        async with side.plain() as plain:
+            for row in left:
+                rows += [{"of": of, **each} for each in await one_row(side, plain, row, artifacts[row], args.rounds)]
+                print(row, rows[-1], flush=True)
+                keep(name, rows)
+    done = [{key: value for key, value in row.items() if key != "of"} for row in rows]
+    if {row["guards"] for row in done} < set(ROWS):
+        print(json.dumps({"rows": done, **of}))
+        return
+    done.sort(key=lambda row: ROWS.index(row["guards"]))
+    publish(name, [row for row in done if row["guards"] != FIRES], abstained=done[-1], **of)
 
 
 def main() -> None:

@@ -155,7 +155,9 @@ def _factors(identity: ModelIdentity, rank: int, seed: int) -> Factors:
 
 def lunar(identity: ModelIdentity) -> LunarGuard:
     """An intervention: a branch of rank one at the middle layer."""
-    return LunarGuard({identity.layers // 2: _factors(identity, 1, 0)}, reference="unanswerable", strength=1.0, ridge=1.0)
+    return LunarGuard(
+        {identity.layers // 2: _factors(identity, 1, 0)}, reference="unanswerable", strength=1.0, ridge=1.0
+    )
 
 
 def rmu(identity: ModelIdentity, rank: int, layers: int = 3) -> RmuGuard:

@@ -10,6 +10,7 @@ from guards.artifact.store import read_artifact
 from guards.methods.registry import methods, names
 from server.cli import main
 from tests.server.engines.vllm.live import DEMO, MODEL, OTHERS, SUMS, Live, embedded, greedy, live, on_vllm
+from tests.server.engines.vllm.processes import forked
 from tests.toys.installed import installed
 
 FLAGS = ("--tensor-parallel-size", "2")
@@ -87,7 +88,8 @@ def test_both_toys_on_vllm(tmp_path: Path) -> None:
         "--kv-cache-memory-bytes",
         str(1 << 27),
     )
-    probe = calibrated(tmp_path, "toy-probe", *on_it, *FLAGS, "--enforce-eager")
     halving = calibrated(tmp_path, "toy-halving")
-    with live(on_vllm(probe, halving, flags=(*FLAGS, *TRACED))) as engine:
-        check(engine)
+    with forked():
+        probe = calibrated(tmp_path, "toy-probe", *on_it, *FLAGS, "--enforce-eager")
+        with live(on_vllm(probe, halving, flags=(*FLAGS, *TRACED))) as engine:
+            check(engine)
