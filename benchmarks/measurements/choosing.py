@@ -6,10 +6,13 @@ from typing import Any
 from benchmarks.measurements.page import COMMAND
 from benchmarks.measurements.results import Results, Row, only
 from benchmarks.measurements.text import between, bullets, measured, paragraph, section, share, table
+from benchmarks.methods.choices import CHANCE, OTHER, SKILLED
 from benchmarks.methods.guards import CAP, COMPARED
 from benchmarks.methods.material import KEPT, OWN, REWORDINGS
 from benchmarks.methods.run import NONE, REWORDED
 from guards.core.verdict import GuardKind
+from server.evaluation.layouts import BEST_S, WMDP
+from server.evaluation.measures import s_unlearning
 
 CHOOSING = "docs/choosing.md"
 RESULT = "methods"
@@ -96,6 +99,36 @@ def _kept(rows: Sequence[Row]) -> str:
     )
 
 
+def _exams(found: Mapping[str, Any]) -> str:
+    rows: list[Row] = [row for row in found["rows"] if row["exams"] is not None]
+    lines = [
+        (
+            _name(row),
+            *(_rate(row["exams"][column]) for column in (SKILLED, OTHER)),
+            *(share(row["s_unlearning"][figure], 2) for figure in ("ubar", "rbar", "s")),
+        )
+        for row in rows
+    ]
+    for each in WMDP:
+        score = s_unlearning([(of, CHANCE) for of in each.forget], [(each.retain, CHANCE)])
+        assert score is not None, "both sides have accuracies"
+        parts = ", ".join(share(of) for of in each.forget)
+        figures = (score.ubar, score.rbar, score.s)
+        lines.append((f"published: {each.of}", parts, share(each.retain), *(share(of, 2) for of in figures)))
+    name, best = BEST_S
+    lines.append((f"published: {name}", "-", "-", "-", "-", share(best, 2)))
+    return section(
+        "Exam questions, and S-unlearning",
+        paragraph(
+            f"Interventions on {found['exams']} questions of MMLU's mathematical subjects and as many of others that "
+            "need no mathematics: the choice is taken whose text the model finds likeliest a token, and chance is "
+            ".25. `Rbar = clip((R - .25) / .75)` of the others, `Ubar = 1 - clip((U - .25) / .75)` of mathematics, "
+            "`S = Ubar Rbar`. Published models know far more than this one, so that their S can be larger."
+        ),
+        table(("method", "mathematics", "others", "Ubar", "Rbar", "S"), lines),
+    )
+
+
 def _reworded(rows: Sequence[Row]) -> str:
     asked = (OWN, *(f"{OWN}.{name}" for name in RULES))
     lines = [
@@ -174,7 +207,7 @@ def _figures(results: Results) -> list[str]:
         unmeasured = "No figures have been published yet: `python -m benchmarks.methods` measures them."
         return [section("What is withheld", paragraph(unmeasured))]
     rows: list[Row] = found["rows"]
-    return [_withheld(found), _kept(rows), _reworded(rows), _training(found), _tried(rows)]
+    return [_withheld(found), _kept(rows), _exams(found), _reworded(rows), _training(found), _tried(rows)]
 
 
 def choosing_page(results: Results) -> str:

@@ -5,6 +5,7 @@
 | made | the options that were tried, and which was chosen |
 | heard | of every question that was asked over the API, whether it was refused, and whether the answer calculates |
 | said | of an intervention, and of the model alone: how unlikely the right answers are to it |
+| chosen | of the same, which exam questions it has right |
 | relearned | of what can be folded into the weights, and of the model alone: the same after some steps of training |
 | decode | how fast a decode step is beside one without the guard |
 """
@@ -21,7 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.methods.answers import ask, calculates
-from benchmarks.methods.guards import COMPARED, all_said, make
+from benchmarks.methods.choices import Exam, taken
+from benchmarks.methods.guards import COMPARED, all_said, guarding, make
 from benchmarks.methods.material import OWN, REWORDINGS, Material, examples, reworded
 from benchmarks.methods.perplexity import Said, said
 from benchmarks.methods.relearning import changes, folded, relearned
@@ -67,6 +69,7 @@ class Run:
     model: Path
     loaded: LoadedModel
     texts: Material
+    exams: Mapping[str, Sequence[Exam]]
     given: Path
     work: Path
     rounds: int
@@ -87,6 +90,7 @@ class Run:
         stages: dict[str, Callable[[], Any] | None] = {
             "heard": lambda: self._heard(name, kept=detects),
             "said": None if detects else lambda: self._said(guard),
+            "chosen": None if detects else lambda: self._chosen(guard),
             "relearned": (lambda: self._relearned(guard)) if guard is None or changes(guard.guard) else None,
             "decode": (lambda: self._decode(name, guard)) if guard is not None else None,
         }
@@ -124,6 +128,10 @@ class Run:
 
     def _said(self, guard: LoadedGuard | None) -> Mapping[str, Any]:
         return all_said(self.loaded, answered(self.texts), None if guard is None else (guard.method, guard.guard))
+
+    def _chosen(self, guard: LoadedGuard | None) -> Mapping[str, Any]:
+        with guarding(self.loaded, None if guard is None else (guard.method, guard.guard)):
+            return {column: taken(self.loaded, of) for column, of in self.exams.items()}
 
     def _relearned(self, guard: LoadedGuard | None) -> Found:
         codec, own = self.loaded.codec, self.texts.asked[OWN]

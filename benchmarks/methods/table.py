@@ -1,12 +1,14 @@
 """Figures of a run's rows, from what was kept of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from benchmarks.methods.choices import CHANCE, OTHER, SKILLED
 from benchmarks.methods.material import OWN, REWORDINGS
 from benchmarks.methods.perplexity import ratio
 from benchmarks.methods.run import NONE, Found
-from server.evaluation.measures import rate_of
+from server.evaluation.measures import rate_of, s_unlearning
 
 
 def _rate(outcomes: Iterable[bool]) -> Found | None:
@@ -33,6 +35,19 @@ def _ratios(row: Found, plain: Found) -> Found | None:
     return {column: ratio(said, plain["said"][column]) for column, said in row["said"].items()}
 
 
+def _exams(row: Found) -> Found:
+    """Shares that are right, and what S-unlearning is of them."""
+    if row["chosen"] is None:
+        return {"exams": None, "s_unlearning": None}
+    shares = {column: rate_of(right) for column, right in row["chosen"].items()}
+    own, others = ([(share.rate, CHANCE)] for share in (shares[SKILLED], shares[OTHER]) if share is not None)
+    found = s_unlearning(own, others)
+    return {
+        "exams": {column: share and share.model_dump() for column, share in shares.items()},
+        "s_unlearning": found and asdict(found),
+    }
+
+
 def _relearned(row: Found, plain: Found) -> Found | None:
     """Beside the model alone after the same steps, and beside what it was before them."""
     found, there = row["relearned"], plain["relearned"]
@@ -57,6 +72,7 @@ def table(rows: Sequence[Found]) -> list[Found]:
             "tried": row["made"],
             **_heard(row["heard"]),
             "perplexity": _ratios(row, plain),
+            **_exams(row),
             "relearned": _relearned(row, plain),
             "decode": row["decode"],
         }

@@ -12,6 +12,7 @@ from benchmarks.measurements.choosing import choosing_page
 from benchmarks.measurements.results import Results
 from benchmarks.methods import guards, run
 from benchmarks.methods.answers import calculates
+from benchmarks.methods.choices import OTHER, SKILLED, Exam, exams, taken
 from benchmarks.methods.guards import Candidate, Compared, best, judged
 from benchmarks.methods.material import KEPT, OWN, REWORDINGS, Material, examples, material
 from benchmarks.methods.perplexity import Said, ratio, said
@@ -188,6 +189,27 @@ def test_options_that_forget_most_within_the_cap_are_taken() -> None:
     assert kept == pytest.approx(2.718281828**0.5, abs=1e-3)
 
 
+EXAMS = {column: [Exam("1+2=", ("3.", "4.", "ab.", "c."), right) for right in (0, 2)] for column in (SKILLED, OTHER)}
+
+
+def test_the_likeliest_choice_a_token_is_taken() -> None:
+    loaded = tiny_loaded()
+    ((exam, _), _) = EXAMS.values()
+    asked = [examples(loaded.codec, [Item(exam.question, choice)])[0] for choice in exam.choices]
+    nats = [each.nats / each.tokens for each in said(loaded, asked)]
+    of = [exam._replace(right=right) for right in range(4)]
+    assert taken(loaded, of) == [nats[right] == min(nats) for right in range(4)]
+    assert taken(loaded, of).count(True) == 1
+
+
+def test_exam_questions_are_of_the_test_side(tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    found = exams(data, 3)
+    assert {column: len(of) for column, of in found.items()} == {SKILLED: 3, OTHER: 3}
+    for exam in found[SKILLED] + found[OTHER]:
+        assert len(exam.choices) == 4
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -217,7 +239,7 @@ def running(model: Path, loaded: LoadedModel, tmp_path: Path) -> Iterator[Run]:
         for row in (GIVEN, "selective-pruning"):
             timed = {"ratio": 0.9, "low": 0.8, "high": 1.0}
             kept.append({"key": key_of(row=row, stage="decode"), "row": row, "stage": "decode", "found": timed})
-        yield Run(model, loaded, _texts(), tmp_path / "given", tmp_path / "work", 1, kept, tokens=4)
+        yield Run(model, loaded, _texts(), EXAMS, tmp_path / "given", tmp_path / "work", 1, kept, tokens=4)
 
 
 def test_a_run_has_every_stage_and_goes_on(running: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +249,7 @@ def test_a_run_has_every_stage_and_goes_on(running: Run, monkeypatch: pytest.Mon
     rows = [running.row(name) for name in names]
     assert [row["kind"] for row in rows] == [NONE, "detector", "intervention"]
     assert [row["said"] is None for row in rows] == [False, True, False]
+    assert [row["chosen"] is None for row in rows] == [False, True, False]
     assert [row["relearned"] is None for row in rows] == [False, True, False]
     assert len(rows[2]["made"]) == 3
     assert "selects 0 of 72 neurons" in rows[2]["made"][0]["refused"]
@@ -238,13 +261,16 @@ def test_a_run_has_every_stage_and_goes_on(running: Run, monkeypatch: pytest.Mon
     assert shown[0]["perplexity"][OWN]["ratio"] == shown[0]["relearned"]["perplexity"]["ratio"] == 1
     assert shown[2]["perplexity"][OWN]["ratio"] != 1
     assert shown[2]["relearned"]["steps"] == 10
+    assert shown[1]["s_unlearning"] is shown[1]["exams"] is None
+    assert shown[0]["exams"][SKILLED]["total"] == 2
+    assert shown[0]["s_unlearning"].keys() == {"rbar", "ubar", "s"}
     assert shown[1]["shares"]["mbpp"]["refused"]["total"] == shown[1]["any_rewording"]["total"] == 2
     assert as_line(shown[1]).startswith("ksd")
 
     def again(*_: object) -> None:
         raise AssertionError("done before")
 
-    for name in ("ask", "make", "all_said", "relearned"):
+    for name in ("ask", "make", "all_said", "taken", "relearned"):
         monkeypatch.setattr(run, name, again)
     assert [running.row(name) for name in names] == rows
 
@@ -257,19 +283,25 @@ def _shares(hits: int) -> dict[str, Any]:
 def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) -> None:
     times = {"ratio": 3.25, "low": 3.0, "high": 3.5}
     rate = _shares(1)[OWN]["calculates"]
-    common = {"tried": [], "any_rewording": rate}
+    common = {"tried": [], "any_rewording": rate, "exams": None}
     plain = {"method": NONE, "kind": NONE, "shares": _shares(2), "perplexity": None, "decode": None, "relearned": None}
     detector = {"method": GIVEN, "kind": "detector", "shares": _shares(1), "perplexity": None, "decode": times}
     trained = {"steps": 10, "perplexity": times, "perplexity_before": times, "calculates": rate}
     intervention: dict[str, Any] = {
         **{"method": "lunar", "kind": "intervention", "shares": _shares(0), "decode": times, "relearned": trained},
         **{"perplexity": dict.fromkeys(answered(_texts()), times)},
+        **{"exams": {SKILLED: rate, OTHER: rate}, "s_unlearning": {"rbar": 0.5, "ubar": 0.75, "s": 0.375}},
         **{"tried": [{"options": "strength 8", "forgotten": 4.5, "kept": 1.05, "chosen": True}]},
     }
     intervention["tried"].append({"options": "strength 2", "refused": "nothing moved", "chosen": False})
     rows = [{**common, **row} for row in (plain, {**detector, "relearned": None}, intervention)]
     found = {"command": "python -m benchmarks.methods", "environment": {"commit": "c"}, "model": "tiny", "rows": rows}
-    settings: dict[str, Any] = {"limit": 4, "tokens": 64, "relearning": {"steps": 10, "rate": 2e-5, "texts": 8}}
+    settings: dict[str, Any] = {
+        "limit": 4,
+        "exams": 4,
+        "tokens": 64,
+        "relearning": {"steps": 10, "rate": 2e-5, "texts": 8},
+    }
     assert "No figures have been published yet" in choosing_page(Results(tmp_path))
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
@@ -279,6 +311,8 @@ def test_the_page_has_every_method_and_says_what_does_not_apply(tmp_path: Path) 
     assert "| `ksd` | 0.25 [0.00, 0.50] | 0.25 [0.00, 0.50] | 1 |" in text
     assert "| `lunar` | - | 0.00 [0.00, 0.50] | 3.25 [3.00, 3.50] |" in text
     assert "| `ksd` | not applicable: weights are whole | - | - |" in text
+    assert "| `lunar` | 0.25 [0.00, 0.50] | 0.25 [0.00, 0.50] | 0.75 | 0.50 | 0.38 |" in text
+    assert "RMU, Zephyr-7B: WMDP bio and cyber, MMLU | 0.312, 0.282 | 0.571 | 0.94 | 0.43 | 0.40 |" in text
     assert "| `lunar` | strength 8 (chosen) | 4.50 | 1.05 |" in text
     assert "| `lunar` | strength 2 | nothing moved | - |" in text
     assert "eras" not in text
