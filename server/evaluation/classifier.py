@@ -76,8 +76,8 @@ class Classifier:
         return self._described
 
     def score(self, texts: Sequence[str]) -> Iterator[tuple[str, Score]]:
-        self._model.to(self._device)
         for start in range(0, len(texts), _PIECE):
+            self._model.to(self._device)
             yield from self._piece(texts[start : start + _PIECE])
 
     def _piece(self, texts: Sequence[str]) -> Iterator[tuple[str, Score]]:
