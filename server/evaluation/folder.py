@@ -4,7 +4,7 @@
 |---|---|
 | settings.json | all that decides the answers; a run with other settings is refused |
 | items.jsonl | one finished item a line, or the toxicity of an answer; appended, never rewritten |
-| results.json, results.md, *.png | what `report.py` makes of them |
+| results.json, results.md, *.png | what `results.py`, `tables.py` and `figures.py` make of them |
 """
 
 import fcntl

@@ -24,8 +24,8 @@ class EvaluationOptions(BaseModel):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Length of answers; by default what each kind of suite sets. Not for mmlu, mlqa and xquad, "
-        "where it belongs to the benchmark.",
+        description="Length of answers; by default what each kind of suite sets. Not for mmlu, choices, mlqa and "
+        "xquad, where it belongs to the benchmark.",
     )
     temperature: float = Field(
         0.0,

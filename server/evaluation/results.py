@@ -103,7 +103,10 @@ def _found(
     scorer: Scorer | None,
 ) -> _Found:
     firsts = {suite.label: _firsts(arm, suite, options, records) for suite in suites}
-    scored = [suite for suite in suites if suite.kind.traits.toxicity] if scorer is not None else []
+    scored = [suite for suite in suites if suite.kind.traits.toxicity]
+    if scorer is None:
+        assert not scored, "open_scorer refuses suites whose answers nothing scores"
+        return _Found(firsts, {})
     return _Found(firsts, {suite.label: toxicity_of(arm, suite, options, records, scorer) for suite in scored})
 
 
