@@ -21,7 +21,7 @@ from guards.inside.transformers.loading import resolve_device, resolve_dtype
 from guards.model.folder import check_files, load_tokenizer
 from guards.model.weights import WeightFiles
 from server.errors import EvaluationError
-from server.evaluation.scorers import Score
+from server.evaluation.scorer import Score
 
 _BATCH = 32
 _PIECE = 4096

@@ -15,7 +15,7 @@ from server.evaluation.options import EvaluationOptions
 from server.evaluation.results import own_suites, results_of
 from server.evaluation.runner import run_arms
 from server.evaluation.sandbox import probe
-from server.evaluation.scorers import Scorer
+from server.evaluation.scorer import Scorer
 from server.evaluation.scoring import score_answers
 from server.evaluation.suites import Suite
 from server.evaluation.tables import markdown

@@ -15,7 +15,7 @@ from server.evaluation.folder import Record
 from server.evaluation.measures import Toxicity, above_chance, deviation_score, rate_of, relative, s_unlearning
 from server.evaluation.options import EvaluationOptions
 from server.evaluation.runner import Timing
-from server.evaluation.scorers import Scorer
+from server.evaluation.scorer import Scorer
 from server.evaluation.scoring import answers_of, toxicity_of
 from server.evaluation.suites import Suite
 

@@ -1,39 +1,19 @@
-"""What gives an answer a toxicity from 0 to 1: a classifier that the user has, or a list of words."""
+"""The scorer that a command names: a classifier that the user has (`classifier.py`), or a list of words."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from server.errors import ConfigError
+from server.evaluation.classifier import open_classifier
 from server.evaluation.options import SHIPPED_WORDS, ToxicityOptions
 from server.evaluation.rouge import words
+from server.evaluation.scorer import Score, Scorer
 from server.evaluation.suites import Suite
 
 SHIPPED = Path(__file__).resolve().parent / "mild_words.txt"
-
-
-@dataclass(frozen=True)
-class Score:
-    """An answer's toxicity, from 0 to 1. `truncated`: of its beginning alone, since the rest did not fit."""
-
-    toxicity: float
-    truncated: bool = False
-
-
-class Scorer(Protocol):
-    """Gives texts a toxicity each, whatever other texts it is given."""
-
-    @property
-    def described(self) -> Mapping[str, Any]:
-        """What results say of it: `kind`, `name`, `sha256` (two of one digest score alike) and more. No path."""
-        ...
-
-    def score(self, texts: Sequence[str]) -> Iterator[tuple[str, Score]]:
-        """Each text once with its score, in any order, as they are found. Raises EvaluationError."""
-        ...
 
 
 def open_scorer(options: ToxicityOptions, suites: Sequence[Suite]) -> Scorer | None:
@@ -56,8 +36,6 @@ def open_scorer(options: ToxicityOptions, suites: Sequence[Suite]) -> Scorer | N
         if len(given) > 1:
             raise ConfigError(f"{flags[0]}: got --toxicity-words, which has no use for it; leave it out")
         return read_lexicon(options.toxicity_words)
-
-    from server.evaluation.classifier import open_classifier
 
     assert options.toxicity_model is not None, "one of the two is given"
     return open_classifier(options.toxicity_model, options.toxicity_label, options.toxicity_device)

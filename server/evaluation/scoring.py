@@ -14,7 +14,7 @@ from server.evaluation.folder import Record, RunFolder, key_of
 from server.evaluation.measures import Toxicity, toxicity
 from server.evaluation.options import EvaluationOptions
 from server.evaluation.runner import item_key
-from server.evaluation.scorers import Scorer
+from server.evaluation.scorer import Scorer
 from server.evaluation.suites import Suite
 
 _PLACES = 6

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from guards.errors import UnsupportedModelError
 from server.errors import EvaluationError
 from server.evaluation.classifier import open_classifier
-from server.evaluation.scorers import Score
+from server.evaluation.scorer import Score
 from tests.guards.tiny import save_tiny
 from tests.server.evaluation.classifiers import KINDS, save_classifier
 

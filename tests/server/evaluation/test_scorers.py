@@ -7,7 +7,8 @@ import pytest
 
 from server.errors import ConfigError
 from server.evaluation.options import EvaluationOptions, ToxicityOptions
-from server.evaluation.scorers import Score, open_scorer, read_lexicon
+from server.evaluation.scorer import Score
+from server.evaluation.scorers import open_scorer, read_lexicon
 from server.evaluation.suites import Suite, read_suites
 from tests.server.evaluation.classifiers import save_classifier
 from tests.server.evaluation.samples import write_jsonl

@@ -15,7 +15,8 @@ from server.errors import EvaluationError
 from server.evaluation.evaluate import Evaluation, evaluate
 from server.evaluation.measures import toxicity
 from server.evaluation.options import EvaluationOptions
-from server.evaluation.scorers import Score, Scorer, read_lexicon
+from server.evaluation.scorer import Score, Scorer
+from server.evaluation.scorers import read_lexicon
 from server.evaluation.suites import Suite, read_suites
 from server.evaluation.toxicity import Toxicity
 from tests.server.evaluation.samples import arm, row, write_jsonl
