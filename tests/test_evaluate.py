@@ -9,6 +9,7 @@ from benchmarks.serving import ROOT, running_server
 from server.cli.main import main
 from server.engines.options import EmbeddedOptions
 from server.evaluation.arms import engine_arms
+from tests.asking import MATHEMATICS
 
 pytestmark = pytest.mark.real
 
@@ -53,13 +54,24 @@ def test_together_is_one_row() -> None:
 
 
 def test_against_servers(tmp_path: Path) -> None:
-    """The same figures over HTTP, all guards of a server together."""
+    """The same figures over HTTP, all guards of a server together; and toxicity, to a list on which 73 is toxic."""
+    rows = [{"prompt": {"text": text, "toxicity": 0.9}} for text in MATHEMATICS]
+    (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words.txt").write_text("73\n")
+    toxicity = ["--suite", f"toxicity:sums={tmp_path / 'rtp.jsonl'}", "--toxicity-words", str(tmp_path / "words.txt")]
     with running_server("--unguarded") as baseline, running_server("--anonymous-role", "operator") as guarded:
         servers = ["--url", guarded, "--baseline-url", f"{baseline}/v1"]
         arguments = [*servers, *suites("mathematics", "facts"), "--limit", str(LIMIT)]
-        assert main(["evaluate", "--output", str(tmp_path / "run"), *arguments]) == 0
+        scored = [*arguments, *toxicity, "--own", "ksd-mathematics=mathematics,sums"]
+        assert main(["evaluate", "--output", str(tmp_path / "run"), *scored]) == 0
         wrong = [*arguments[:1], baseline, *arguments[2:]]
         assert main(["evaluate", "--output", str(tmp_path / "other"), *wrong]) == 1
-    (guard,) = json.loads((tmp_path / "run" / "results.json").read_text())["guards"]
-    assert (guard["guard"], guard["recall"]["hits"], guard["false_abstention"]["hits"]) == ("ksd-mathematics", LIMIT, 0)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (guard,) = results["guards"]
+    assert (guard["guard"], guard["recall"]["hits"]) == ("ksd-mathematics", LIMIT + len(rows))
+    assert guard["false_abstention"]["hits"] == 0
     assert guard["auroc"] == 1
+    without, with_guard = results["suites"][-1]["toxicity"], guard["suites"]["sums"]["toxicity"]
+    assert (without["mean"]["value"], without["withheld"]) == (0.5, 0), "one of the two answers adds 8 to 73"
+    assert (with_guard["mean"]["value"], with_guard["withheld"]) == (0, 2)
+    assert (guard["without"]["s_unlearning"]["ubar"], guard["s_unlearning"]["ubar"]) == (0.25, 1)

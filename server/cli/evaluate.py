@@ -15,7 +15,7 @@ from server.cli.inspect import KEY_VARIABLE
 from server.demo import DEMO
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
-from server.evaluation.options import EvaluationOptions
+from server.evaluation.options import EvaluationOptions, ToxicityOptions
 from server.settings import Choice
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ KIND[:LABEL]=SRC is one column of the table; SRC is a file or hub data set as `c
   mmlu-text   the letter that the model writes
   choices     the same of 2 to 20 choices; LABEL is the skill (default: the file's name)
   tofu        the question's whole answer; what counts is the Deviation Score; LABEL is the skill
+  toxicity    toxicity of the answer, by --toxicity-model or --toxicity-words; LABEL is the skill (default: toxicity)
   mlqa, xquad gold answer within 24 greedy tokens; LABEL is the language (default: the file's name)
   prompts     fields prompt and answer, judged by --match; LABEL is the skill (default: the file's name)
 A guard is to forget the suites whose skill or label is its own skill (gsm8k: mathematics, mbpp: code).
@@ -90,6 +91,8 @@ def add_parser(subparsers: Any) -> None:
         help="suites that a guard is to forget, where names do not tell; GUARD=none where none measures its skill",
     )
     add_fields(asked, EvaluationOptions, *EvaluationOptions.model_fields)
+    scored = parser.add_argument_group("what scores the answers to suites of kind toxicity")
+    add_fields(scored, ToxicityOptions, *ToxicityOptions.model_fields)
     parser.set_defaults(run=run)
 
 
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates, writes the run folder, prints the tables; returns the exit status. Raises SkillguardError."""
     if hasattr(args, "frame"):
         args.frame = read_frame(args.frame)
-    options = build_settings(EvaluationOptions, args)
+    options, scored = build_settings(EvaluationOptions, args), build_settings(ToxicityOptions, args)
     demo = not hasattr(args, "model") and not args.url
     suites = args.suite or (demo_suites() if demo else None)
     if suites is None:
@@ -108,18 +111,20 @@ def run(args: argparse.Namespace) -> int:
     from guards.model.encoding import check_frame
     from server.evaluation.arms import engine_arms, remote_arms
     from server.evaluation.evaluate import Evaluation, evaluate
+    from server.evaluation.scorers import open_scorer
     from server.evaluation.suites import read_suites
     from server.evaluation.summary import print_summary
 
     check_frame(options.frame)
     read = read_suites(suites, args.shots, options)
+    scorer = open_scorer(scored, read)
     arms: list[Arm]
     if engine is None:
         arms = remote_arms(args.url, args.baseline_url, args.api_key)
     else:
         arms = engine_arms(engine, args.together)
     kept = None if engine is None else engine_settings(args.engine, engine)
-    results = evaluate(Evaluation(arms, read, options, args.own, kept), args.output, plots=args.plots)
+    results = evaluate(Evaluation(arms, read, options, args.own, kept, scorer), args.output, plots=args.plots)
     print_summary(results, args.output)
     return 0
 

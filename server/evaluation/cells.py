@@ -12,6 +12,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def judged_labels(results: Mapping[str, Any]) -> list[str]:
+    """Labels of the suites whose answers are right or wrong."""
+    return [suite["label"] for suite in results["suites"] if suite["accuracy"] is not None]
+
+
 def number(value: float | None, places: int = 3) -> str:
     """A figure, or a dash."""
     return _UNKNOWN if value is None else f"{value:.{places}f}"

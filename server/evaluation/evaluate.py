@@ -15,6 +15,8 @@ from server.evaluation.options import EvaluationOptions
 from server.evaluation.results import own_suites, results_of
 from server.evaluation.runner import run_arms
 from server.evaluation.sandbox import probe
+from server.evaluation.scorer import Scorer
+from server.evaluation.scoring import score_answers
 from server.evaluation.suites import Suite
 from server.evaluation.tables import markdown
 
@@ -28,6 +30,8 @@ class Evaluation:
     options: EvaluationOptions
     own: Sequence[str] = ()
     engine: Any = None
+    scorer: Scorer | None = None
+    """Of toxicity. It decides no answer, so that the settings do not hold it."""
 
     def settings(self) -> dict[str, Any]:
         """All that decides the answers. No path and no address: a run folder may move."""
@@ -61,7 +65,9 @@ def evaluate(evaluation: Evaluation, output: Path, *, plots: bool, quiet: bool =
     settings = evaluation.settings()
     with RunFolder(output, settings) as folder:
         timings = asyncio.run(run_arms(arms, suites, options, folder, quiet=quiet))
-        results = results_of(settings, arms, suites, options, own, folder.records, timings)
+        if evaluation.scorer is not None:
+            score_answers(arms, suites, options, folder, evaluation.scorer, quiet=quiet)
+        results = results_of(settings, arms, suites, options, own, folder.records, timings, evaluation.scorer)
         text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
         (output / "results.json").write_text(text + "\n", encoding="utf-8")
         (output / "results.md").write_text(markdown(results), encoding="utf-8")

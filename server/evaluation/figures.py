@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.errors import EvaluationError
+from server.evaluation.cells import judged_labels
 from server.evaluation.results import skill_name
 
 LANGUAGES = ("en", "de", "es", "hi", "zh", "vi", "ar")
@@ -34,7 +35,7 @@ def require_matplotlib() -> None:
 def figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     """PNGs by file name."""
     require_matplotlib()
-    found = {"relative.png": relative_bars(results)}
+    found = {"relative.png": relative_bars(results)} if judged_labels(results) else {}
     rows, columns = matrix_of(results)
     if rows and len(columns) > 1:
         found["languages.png"] = language_matrix(results, rows, columns)
@@ -51,7 +52,7 @@ def relative_bars(results: Mapping[str, Any]) -> bytes:
     """ESU's figure 4: a group of bars for each guard, a bar for each skill, relative performance with its interval."""
     from matplotlib.figure import Figure
 
-    labels = [suite["label"] for suite in results["suites"]]
+    labels = judged_labels(results)
     guards = results["guards"]
     width = 0.8 / len(labels)
     figure = Figure(figsize=(max(6.0, 1.6 + 0.28 * len(guards) * (len(labels) + 1)), 4.2), layout="constrained")

@@ -3,8 +3,8 @@
 | file | holds |
 |---|---|
 | settings.json | all that decides the answers; a run with other settings is refused |
-| items.jsonl | one finished item a line, appended; never rewritten |
-| results.json, results.md, *.png | what `report.py` makes of them |
+| items.jsonl | one finished item a line, or the toxicity of an answer; appended, never rewritten |
+| results.json, results.md, *.png | what `results.py`, `tables.py` and `figures.py` make of them |
 """
 
 import fcntl
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 
 def key_of(**parts: Any) -> str:
-    """What a finished item is found by: a digest of suite, item, guards and sampling."""
+    """What a line is found by: a digest of suite, item, guards and sampling, or of an answer and its scorer."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

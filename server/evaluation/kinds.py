@@ -29,7 +29,8 @@ class Question:
 class Grade:
     """Whether an answer is right, and what was read from it (None: nothing could be)."""
 
-    correct: bool
+    correct: bool | None
+    """None of suites whose answers are scored: they are neither right nor wrong."""
     read: str | None
 
 
@@ -56,6 +57,8 @@ class Traits:
     """Whether the benchmark is asked greedily whatever --temperature says, as in ESU."""
     blocking: bool = False
     """Whether judging takes so long that it needs a thread."""
+    toxicity: bool = False
+    """Whether answers are scored once all are there (`scoring.py`), --samples of them to each prompt."""
     turn: Turn = field(default_factory=Turn)
 
 

@@ -1,7 +1,7 @@
 """From finished items to results: one JSON-able object, the same bytes for the same items but for `timings`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,17 +11,26 @@ from guards.calibration.statistics import auroc
 from guards.errors import DataError
 from server.errors import EvaluationError
 from server.evaluation.arms import BASELINE, Arm
-from server.evaluation.client import TOO_LONG
 from server.evaluation.folder import Record
-from server.evaluation.measures import deviation_score, rate_of, relative, s_unlearning
+from server.evaluation.measures import Toxicity, above_chance, deviation_score, rate_of, relative, s_unlearning
 from server.evaluation.options import EvaluationOptions
-from server.evaluation.runner import Timing, item_key
+from server.evaluation.runner import Timing
+from server.evaluation.scorer import Scorer
+from server.evaluation.scoring import answers_of, toxicity_of
 from server.evaluation.suites import Suite
 
 Own = Mapping[str, tuple[str, ...]]
 """Arm -> labels of the suites that measure what it is to forget."""
 _PLACES = 6
 """Decimals kept: more would differ between machines."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One arm's answers by suite: the first to each prompt, and of suites whose answers are scored their toxicity."""
+
+    records: Mapping[str, Sequence[Record]]
+    toxicity: Mapping[str, Toxicity]
 
 
 def skill_name(skill: str) -> str:
@@ -67,14 +76,16 @@ def results_of(
     own: Own,
     records: Mapping[str, Record],
     timings: Mapping[str, Timing],
+    scorer: Scorer | None,
 ) -> dict[str, Any]:
     """The whole of results.json."""
-    found = {arm.name: {suite.label: _fitting(arm, suite, options, records) for suite in suites} for arm in arms}
+    found = {arm.name: _found(arm, suites, options, records, scorer) for arm in arms}
     baseline = found[BASELINE]
     guarded = [arm for arm in arms if arm.name != BASELINE]
     results = {
         "settings": dict(settings),
-        "suites": [_suite(suite, baseline[suite.label]) for suite in suites],
+        "scorer": None if scorer is None else dict(scorer.described),
+        "suites": [_suite(suite, baseline) for suite in suites],
         "guards": [_arm(arm, suites, options.seed, own[arm.name], baseline, found[arm.name]) for arm in guarded],
         "timings": {
             name: {"seconds": round(timing.seconds, 1), "items": timing.asked} for name, timing in timings.items()
@@ -84,16 +95,31 @@ def results_of(
     return rounded
 
 
-def _fitting(arm: Arm, suite: Suite, options: EvaluationOptions, records: Mapping[str, Record]) -> list[Record]:
-    """An arm's records of a suite in the items' order, without prompts that fit into no arm's context."""
-    every = [records[item_key(arm, suite, item, options)] for item in suite.items]
-    fitting = [record for record in every if record["finish_reason"] != TOO_LONG]
+def _found(
+    arm: Arm,
+    suites: Sequence[Suite],
+    options: EvaluationOptions,
+    records: Mapping[str, Record],
+    scorer: Scorer | None,
+) -> _Found:
+    firsts = {suite.label: _firsts(arm, suite, options, records) for suite in suites}
+    scored = [suite for suite in suites if suite.kind.traits.toxicity]
+    if scorer is None:
+        assert not scored, "open_scorer refuses suites whose answers nothing scores"
+        return _Found(firsts, {})
+    return _Found(firsts, {suite.label: toxicity_of(arm, suite, options, records, scorer) for suite in scored})
+
+
+def _firsts(arm: Arm, suite: Suite, options: EvaluationOptions, records: Mapping[str, Record]) -> list[Record]:
+    """The first answer to each prompt that fits into the context, in the items' order."""
+    fitting = [drawn[0] for drawn in answers_of(arm, suite, options, records)]
     if not fitting:
         raise EvaluationError(f"{suite.label}: no prompt fits into the model's context; give fewer or no --shots")
     return fitting
 
 
-def _suite(suite: Suite, before: Sequence[Record]) -> dict[str, Any]:
+def _suite(suite: Suite, baseline: _Found) -> dict[str, Any]:
+    before = baseline.records[suite.label]
     return {
         "label": suite.label,
         "kind": suite.kind_name,
@@ -103,10 +129,21 @@ def _suite(suite: Suite, before: Sequence[Record]) -> dict[str, Any]:
         "rows": suite.rows,
         "repeats": suite.repeats,
         "chance": suite.chance,
-        "accuracy": _rate(rate_of([record["correct"] for record in before])),
+        "accuracy": _rate(rate_of(_outcomes(before))),
         "unread": sum(record["read"] is None for record in before),
         "rouge1": _mean([record["rouge1"] for record in before]),
+        "toxicity": _toxicity(suite, baseline),
     }
+
+
+def _outcomes(records: Sequence[Record]) -> list[bool]:
+    """Whether each answer is right; nothing of a suite whose answers are neither right nor wrong."""
+    return [record["correct"] for record in records if record["correct"] is not None]
+
+
+def _toxicity(suite: Suite, found: _Found) -> dict[str, Any] | None:
+    of = found.toxicity.get(suite.label)
+    return None if of is None else {**asdict(of), "probability": _rate(of.probability)}
 
 
 def _arm(
@@ -114,17 +151,18 @@ def _arm(
     suites: Sequence[Suite],
     seed: int,
     own: Sequence[str],
-    baseline: Mapping[str, Sequence[Record]],
-    after: Mapping[str, Sequence[Record]],
+    baseline: _Found,
+    found: _Found,
 ) -> dict[str, Any]:
+    after = found.records
     others = [suite.label for suite in suites if suite.label not in own]
     ratios = {label: _ratios(arm, rows) for label, rows in after.items()}
     by_suite: dict[str, dict[str, Any]] = {}
     for suite in suites:
         label = suite.label
-        rows, before = after[label], baseline[label]
-        right = [record["correct"] for record in rows]
-        ratio = relative([record["correct"] for record in before], right, f"{seed}\n{arm.name}\n{label}")
+        rows, before = after[label], baseline.records[label]
+        right = _outcomes(rows)
+        ratio = relative(_outcomes(before), right, f"{seed}\n{arm.name}\n{label}")
         by_suite[label] = {
             "own": label in own,
             "accuracy": _rate(rate_of(right)),
@@ -133,11 +171,11 @@ def _arm(
             "unread": sum(record["read"] is None and not _abstained(record) for record in rows),
             "auroc": None if label in own else _auroc([ratios[mine] for mine in own], [ratios[label]]),
             "rouge1": _mean([record["rouge1"] for record in rows]),
+            "toxicity": _toxicity(suite, found),
         }
-    chances = {suite.label: suite.chance for suite in suites}
     scores = {
-        name: _scores(rows, chances, own, others, f"{seed}\n{arm.name}")
-        for name, rows in (("guard", after), ("none", baseline))
+        name: _scores(suites, answers, own, f"{seed}\n{arm.name}")
+        for name, answers in (("guard", found), ("none", baseline))
     }
     notes = []
     if not arm.detectors:
@@ -146,6 +184,8 @@ def _arm(
         notes.append("no AUROC: the server shows scores to operators only")
     if not own:
         notes.append("no suite measures its skill")
+    elif scores["guard"]["s_unlearning"] is None:
+        notes.append("no S-unlearning: it needs answers that are right or wrong among the other suites")
     if scores["guard"]["deviation_score"] is None:
         notes.append("no Deviation Score: it needs answers that are texts among its own suites and among the others")
     return {
@@ -163,23 +203,29 @@ def _arm(
     }
 
 
-def _scores(
-    rows: Mapping[str, Sequence[Record]],
-    chances: Mapping[str, float],
-    own: Sequence[str],
-    others: Sequence[str],
-    seed: str,
-) -> dict[str, Any]:
-    """S-unlearning and Deviation Score of one arm's records by suite."""
-    accuracy = {label: _mean([float(record["correct"]) for record in of]) or 0.0 for label, of in rows.items()}
-    score = s_unlearning(*([(accuracy[label], chances[label]) for label in side] for side in (own, others)))
-    recalls = {label: [each["rouge1"] for each in of if each["rouge1"] is not None] for label, of in rows.items()}
-    of_own, of_others = ([recalls[label] for label in side if recalls[label]] for side in (own, others))
+def _scores(suites: Sequence[Suite], found: _Found, own: Sequence[str], seed: str) -> dict[str, Any]:
+    """S-unlearning and Deviation Score of one arm's answers. A toxicity is no skill that could be kept."""
+    mine = [suite for suite in suites if suite.label in own]
+    others = [suite for suite in suites if suite.label not in own]
+    kept = [suite for suite in others if suite.label not in found.toxicity]
+    score = s_unlearning(*([_left(suite, found) for suite in side] for side in (mine, kept)))
+    recalls = {
+        label: [each["rouge1"] for each in of if each["rouge1"] is not None] for label, of in found.records.items()
+    }
+    of_own, of_others = ([recalls[each.label] for each in side if recalls[each.label]] for side in (mine, others))
     deviation = deviation_score(of_own, of_others, seed)
     return {
         "s_unlearning": None if score is None else asdict(score),
         "deviation_score": None if deviation is None else asdict(deviation),
     }
+
+
+def _left(suite: Suite, found: _Found) -> float:
+    """What is left of what a suite measures, from 0 to 1: its toxicity, or its accuracy above chance."""
+    if (of := found.toxicity.get(suite.label)) is not None:
+        return of.mean.value
+    outcomes = _outcomes(found.records[suite.label])
+    return above_chance(sum(outcomes) / len(outcomes), suite.chance)
 
 
 def _abstained(record: Record) -> bool:

@@ -36,6 +36,15 @@ class Timing:
     asked: int = 0
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One of the answers to an item."""
+
+    suite: Suite
+    item: Item
+    sample: int
+
+
 @dataclass
 class _Work:
     """One arm while it runs."""
@@ -52,8 +61,11 @@ class _Work:
         self.judges = asyncio.Semaphore(os.cpu_count() or 1)
 
 
-def sampling_of(suite: Suite, item: Item, options: EvaluationOptions) -> dict[str, Any]:
-    """The request fields that say how to draw. The seed of an item does not depend on which others are asked."""
+def sampling_of(suite: Suite, item: Item, options: EvaluationOptions, sample: int = 0) -> dict[str, Any]:
+    """The request fields that say how to draw one of the answers to an item.
+
+    Its seed does not depend on which other items are asked, nor on how many answers are drawn.
+    """
     traits = suite.kind.traits
     limit = traits.max_tokens if traits.fixed_length else options.max_tokens or traits.max_tokens
     temperature = 0.0 if traits.greedy else options.temperature
@@ -61,19 +73,20 @@ def sampling_of(suite: Suite, item: Item, options: EvaluationOptions) -> dict[st
     if suite.stop:
         sampling["stop"] = list(suite.stop)
     if temperature > 0:
-        digest = hashlib.sha256(f"{options.seed}\n{item.digest}".encode()).digest()
+        drawn = f"{options.seed}\n{item.digest}" + (f"\n{sample}" if sample else "")
+        digest = hashlib.sha256(drawn.encode()).digest()
         sampling |= {"top_p": options.top_p, "seed": int.from_bytes(digest[:7]) % 2**53}
     return sampling
 
 
-def item_key(arm: Arm, suite: Suite, item: Item, options: EvaluationOptions) -> str:
-    """What a finished item is kept under."""
+def item_key(arm: Arm, suite: Suite, item: Item, options: EvaluationOptions, sample: int = 0) -> str:
+    """What an answer to an item is kept under."""
     return key_of(
         suite=suite.label,
         item=item.digest,
         guards=[[guard.name, guard.digest] for guard in arm.guards],
         frame=options.frame,
-        sampling=sampling_of(suite, item, options),
+        sampling=sampling_of(suite, item, options, sample),
     )
 
 
@@ -84,8 +97,13 @@ async def run_arms(
     timings, failures = {}, []
     for arm in arms:
         timing = timings[arm.name] = Timing()
-        every = [(suite, item, item_key(arm, suite, item, options)) for suite in suites for item in suite.items]
-        todo = [(suite, item, key) for suite, item, key in every if key not in folder.records]
+        every = [
+            (_Asked(suite, item, sample), item_key(arm, suite, item, options, sample))
+            for suite in suites
+            for item in suite.items
+            for sample in range(suite.samples)
+        ]
+        todo = [(asked, key) for asked, key in every if key not in folder.records]
         if not todo:
             continue
         started = time.monotonic()
@@ -110,33 +128,36 @@ async def run_arms(
     return timings
 
 
-async def _one(work: _Work, client: Client, suite: Suite, item: Item, key: str, bar: "tqdm[Any]") -> None:
+async def _one(work: _Work, client: Client, asked: _Asked, key: str, bar: "tqdm[Any]") -> None:
     async with work.gate:
         if len(work.failures) >= TOO_MANY_FAILURES:
             return
         try:
-            record = await _ask(work, client, suite, item)
+            record = await _ask(work, client, asked)
         except EvaluationError as error:
-            work.failures.append(f"{work.arm.name}, {suite.label}, {item.question.text[:60]!r}: {error}")
+            work.failures.append(f"{work.arm.name}, {asked.suite.label}, {asked.item.question.text[:60]!r}: {error}")
             return
     work.folder.append({"key": key, **record})
     bar.update()
 
 
-async def _ask(work: _Work, client: Client, suite: Suite, item: Item) -> Record:
+async def _ask(work: _Work, client: Client, asked: _Asked) -> Record:
+    suite, item = asked.suite, asked.item
     prompt = Prompt(item.prompt, chat=work.options.frame == "chat")
-    reply = await client.ask(prompt, NEUTRAL | sampling_of(suite, item, work.options), item.question.letters)
+    sampling = NEUTRAL | sampling_of(suite, item, work.options, asked.sample)
+    reply = await client.ask(prompt, sampling, item.question.letters)
     too_long = reply.finish_reason == TOO_LONG
     if too_long and work.options.too_long == "fail":
         raise EvaluationError(f"{reply.text}; or say --too-long leave-out")
-    scored = work.arm.scores and work.arm.detectors and not too_long
-    ratios = await client.ratios(prompt) if scored else None
+    checked = work.arm.scores and work.arm.detectors and not too_long and asked.sample == 0  # of the prompt alone
+    ratios = await client.ratios(prompt) if checked else None
     grade = await _judge(work, suite, item, reply)
     references = item.question.references
     return {
         "arm": work.arm.name,
         "suite": suite.label,
         "item": item.digest,
+        "sample": asked.sample,
         "finish_reason": reply.finish_reason,
         "guard": None if reply.guard is None else {name: reply.guard.get(name) for name in ("skill", "stage")},
         "text": reply.text,
@@ -150,7 +171,7 @@ async def _ask(work: _Work, client: Client, suite: Suite, item: Item) -> Record:
 async def _judge(work: _Work, suite: Suite, item: Item, reply: Reply) -> Grade:
     """An abstention is not an answer, so it is not a right one."""
     if reply.abstained:
-        return Grade(False, None)
+        return Grade(None if suite.kind.traits.toxicity else False, None)
     text = (reply.likeliest or "") if item.question.letters else reply.text
     if not suite.kind.traits.blocking:
         return suite.kind.grade(item.question.gold, text)

@@ -15,6 +15,7 @@ from server.evaluation.kinds import Kind, Question
 from server.evaluation.mbpp import MBPP
 from server.evaluation.options import EvaluationOptions
 from server.evaluation.texts import TOFU, Passages, Prompts
+from server.evaluation.toxicity import Toxicity
 
 KINDS: Mapping[str, Callable[[EvaluationOptions], Kind]] = {
     "gsm8k": lambda _: GSM8K(),
@@ -23,12 +24,13 @@ KINDS: Mapping[str, Callable[[EvaluationOptions], Kind]] = {
     "mmlu-text": lambda _: MMLUText(),
     "choices": lambda _: Choices(),
     "tofu": lambda _: TOFU(),
+    "toxicity": lambda _: Toxicity(),
     "mlqa": lambda _: Passages(),
     "xquad": lambda _: Passages(),
     "prompts": lambda options: Prompts(options.answer_field, options.match),
 }
 
-_OF_ONE_SKILL = ("gsm8k", "mbpp", "mmlu", "mmlu-text")
+_CALLED_BY_KIND = ("gsm8k", "mbpp", "mmlu", "mmlu-text", "toxicity")
 """Kinds that are called by their own names; the others by their files', which name the skill."""
 
 
@@ -57,6 +59,8 @@ class Suite:
     """Rows with a question."""
     repeats: int
     """Of these, rows whose item was there before."""
+    samples: int
+    """Answers drawn to each item."""
 
     @property
     def skill(self) -> str:
@@ -90,7 +94,7 @@ def parse_suite(text: str) -> SuiteSpec:
     if not equals or not source or kind not in KINDS or (colon and not label):
         raise DataError(f"--suite: got {text!r}, wanted KIND[:LABEL]=SRC with KIND one of {', '.join(KINDS)}")
     if not label:
-        label = kind if kind in _OF_ONE_SKILL else _file_label(source)
+        label = kind if kind in _CALLED_BY_KIND else _file_label(source)
     return SuiteSpec(kind, label, source)
 
 
@@ -119,7 +123,23 @@ def read_suites(suites: Sequence[str], shots: Sequence[str], options: Evaluation
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise DataError(f"--suite: got two suites labelled {twice[0]!r}; tell them apart with KIND:LABEL=SRC")
     sources = parse_shots(shots, labels)
-    return [_read(spec, sources.get(spec.label), options) for spec in specs]
+    read = [_read(spec, sources.get(spec.label), options) for spec in specs]
+    _refuse_samples(read, options)
+    return read
+
+
+def _refuse_samples(suites: Sequence[Suite], options: EvaluationOptions) -> None:
+    if options.samples == 1:
+        return
+    if not any(suite.kind.traits.toxicity for suite in suites):
+        raise DataError(
+            f"--samples: got {options.samples} and no suite of kind toxicity, which it is for; leave it out"
+        )
+    if options.temperature == 0:
+        raise DataError(
+            f"--samples: got {options.samples} with --temperature 0, which draws one answer so many times; "
+            "RealToxicityPrompts draws with --temperature 1 --top-p 0.9"
+        )
 
 
 def _read(spec: SuiteSpec, shots: str | None, options: EvaluationOptions) -> Suite:
@@ -159,6 +179,7 @@ def _read(spec: SuiteSpec, shots: str | None, options: EvaluationOptions) -> Sui
         items=tuple(kept),
         rows=rows,
         repeats=rows - len(items),
+        samples=options.samples if kind.traits.toxicity else 1,
     )
 
 

@@ -1,10 +1,10 @@
 """Results as Markdown, for people and for pull requests."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.evaluation.cells import interval, markdown_table, number
-from server.evaluation.layouts import deviation_section, unlearning_section
+from server.evaluation.cells import interval, judged_labels, markdown_table, number
+from server.evaluation.layouts import deviation_section, toxicity_section, unlearning_section
 
 Results = Mapping[str, Any]
 
@@ -14,15 +14,13 @@ def markdown(results: Results) -> str:
     parts = [
         "# Evaluation",
         _heading(results),
-        "## Relative performance",
-        "Accuracy with the guard over accuracy without, with its 95 % interval over paired items; an answer that is "
-        "withheld counts as wrong. **Bold**: what the guard is to forget.",
-        relative_table(results),
+        _relative_section(results),
         "## Guards",
         "Shares of prompts that were refused, with exact 95 % intervals. AUROC is of score over tau, its own suites "
         "against the others.",
         guard_table(results),
         unlearning_section(results),
+        toxicity_section(results),
         deviation_section(results),
         "## Suites",
         suite_table(results),
@@ -42,9 +40,18 @@ def _code(text: str) -> str:
     return text.replace("\n", "\\n").replace("`", "'")
 
 
-def relative_table(results: Results) -> str:
+def _relative_section(results: Results) -> str:
+    """Nothing where no suite has answers that are right or wrong."""
+    says = (
+        "Accuracy with the guard over accuracy without, with its 95 % interval over paired items; an answer that is "
+        "withheld counts as wrong. **Bold**: what the guard is to forget."
+    )
+    labels = judged_labels(results)
+    return "\n\n".join(["## Relative performance", says, relative_table(results, labels)]) if labels else ""
+
+
+def relative_table(results: Results, labels: Sequence[str]) -> str:
     """Rows guards, columns skills."""
-    labels = [suite["label"] for suite in results["suites"]]
     rows = []
     for guard in results["guards"]:
         cells = []
@@ -91,7 +98,7 @@ def suite_table(results: Results) -> str:
 
 def _notes(results: Results) -> str:
     notes = [f"* `{guard['guard']}`: {note}." for guard in results["guards"] for note in guard["notes"]]
-    zero = [suite["label"] for suite in results["suites"] if not suite["accuracy"]["hits"]]
+    zero = [suite["label"] for suite in results["suites"] if suite["accuracy"] and not suite["accuracy"]["hits"]]
     if zero:
         notes.append(f"* Nothing right without a guard, so no relative performance: {', '.join(zero)}.")
     for suite in results["suites"]:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from server.cli.main import main
+from server.demo import DEMO
 
 SUITE = ("--suite", "gsm8k=test.jsonl")
+TOXICITY = ("--suite", f"toxicity={DEMO / 'data' / 'facts.test.jsonl'}")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,12 @@ SUITE = ("--suite", "gsm8k=test.jsonl")
         (["--suite", "nonsense=x"], "wanted KIND[:LABEL]=SRC"),
         (["--suite", "gsm8k=/nowhere/test.jsonl"], "no such file"),
         (["--artifacts", "/nowhere/ksd", "--limit", "1"], "no such folder"),
+        (["--samples", "25"], "--samples: got 25 and no suite of kind toxicity"),
+        (["--toxicity-words", "shipped"], "--toxicity-words: got no suite of kind toxicity"),
+        ([*TOXICITY], "--suite toxicity: got neither of --toxicity-model and --toxicity-words"),
+        ([*TOXICITY, "--samples", "25"], "--samples: got 25 with --temperature 0"),
+        ([*TOXICITY, "--toxicity-model", "/nowhere/toxic-bert"], "got no such folder, wanted a local model folder"),
+        ([*TOXICITY, "--toxicity-words", "/nowhere/words.txt"], "cannot be read"),
     ],
 )
 def test_refusals(arguments: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

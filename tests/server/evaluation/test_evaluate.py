@@ -168,7 +168,8 @@ def languages() -> dict[str, Any]:
     return {
         "settings": {"model": "m"},
         "suites": [
-            {"label": label, "skill": skill} for label, skill in (("es", "es"), ("de", "language-de"), ("x", "x"))
+            {"label": label, "skill": skill, "accuracy": {"rate": 1.0}}
+            for label, skill in (("es", "es"), ("de", "language-de"), ("x", "x"))
         ],
         "guards": [
             guard("ksd-es", "es", {"es": 0.1, "de": 0.9, "x": 1.0}),

@@ -39,6 +39,9 @@ def test_s_unlearning_stands_beside_the_papers() -> None:
     assert "| published: RMU, Zephyr-7B: WMDP bio and cyber, MMLU | 0.937 | 0.428 | 0.401 |" in rows
     assert rows[-1].endswith("Mistral: WMDP | - | - | 0.43 |")
     assert not any("published" in line for line in unlearning_section(_results("mmlu")).splitlines())
+    of_toxicity = [line for line in unlearning_section(_results("toxicity")).splitlines() if "published" in line]
+    assert len(of_toxicity) == 1
+    assert of_toxicity[0].endswith("Llama: toxicity | - | - | 0.43 |")
 
 
 def test_a_table_without_rows_is_left_out() -> None:

@@ -55,14 +55,14 @@ def test_relative_performance_needs_something_to_lose() -> None:
 def test_s_unlearning() -> None:
     assert above_chance(0.25, 0.25) == above_chance(0.1, 0.25) == 0
     assert above_chance(0.625, 0.25) == pytest.approx(0.5)
-    perfect = s_unlearning([(0.0, 0.0)], [(1.0, 0.25), (1.0, 0.0)])
+    perfect = s_unlearning([0.0], [above_chance(1.0, 0.25), 1.0])
     assert perfect is not None
     assert (perfect.ubar, perfect.rbar, perfect.s) == (1, 1, 1)
-    found = s_unlearning([(0.4, 0.25)], [(0.55, 0.25), (0.8, 0.0)])  # U: .2 above chance; R: .4 and .8
+    found = s_unlearning([above_chance(0.4, 0.25)], [above_chance(0.55, 0.25), 0.8])  # U: .2 above chance; R: .4 and .8
     assert found is not None
     assert [found.ubar, found.rbar, found.s] == pytest.approx([0.8, 0.6, 0.48])
-    assert s_unlearning([(0.0, 0.0)], [(0.25, 0.25)]).s == 0  # type: ignore[union-attr]
-    assert s_unlearning([], [(1.0, 0.0)]) is None
+    assert s_unlearning([0.0], [above_chance(0.25, 0.25)]).s == 0  # type: ignore[union-attr]
+    assert s_unlearning([], [1.0]) is None
 
 
 def test_deviation_score() -> None:
