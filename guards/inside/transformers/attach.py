@@ -143,7 +143,8 @@ class Attachment:
             if batch != 1:
                 raise GuardReadingError(f"got logits_to_keep with a batch of {batch}, wanted a packed batch of 1")
         elif rows:
-            raise GuardReadingError(f"got logits_to_keep={rows!r}, wanted a tensor of row indices")
+            ends = torch.arange(1, batch + 1, device=ids.device)[:, None] * length
+            rows = (ends + torch.arange(-min(rows, length), 0, device=ids.device)).flatten()
         else:
             rows = None
         sequences = None
