@@ -142,7 +142,8 @@ def _warnings(options: LunarOptions, refusal: Refusal, reported: Compared) -> li
     elif (way := reported.way(refusal.own)) < WEAK:
         found.append(
             f"on held-out prompts answers went {way:.2f} of the way to those to reference prompts: the skill is hardly "
-            "redirected; raise `strength`, or " + ("try more `candidates`" if options.layer is None else "name another `layer`")
+            "redirected; raise `strength`, or "
+            + ("try more `candidates`" if options.layer is None else "name another `layer`")
         )
     return found
 
