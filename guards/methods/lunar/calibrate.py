@@ -140,10 +140,10 @@ def _warnings(options: LunarOptions, refusal: Refusal, reported: Compared) -> li
             "nowhere to redirect to, and the choice of the layer says little; take another `reference`"
         )
     elif (way := reported.way(refusal.own)) < WEAK:
+        other = "try more `candidates`" if options.layer is None else "name another `layer`"
         found.append(
             f"on held-out prompts answers went {way:.2f} of the way to those to reference prompts: the skill is hardly "
-            "redirected; raise `strength`, or "
-            + ("try more `candidates`" if options.layer is None else "name another `layer`")
+            f"redirected; raise `strength`, or {other}"
         )
     return found
 

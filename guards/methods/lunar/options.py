@@ -7,6 +7,10 @@ from guards.calibration.material import Which
 from guards.calibration.options import CANDIDATE_LAYERS, CommonOptions, option
 from guards.errors import CalibrationError
 
+CHANGE_HELP = (
+    "artifact of the variant redirect: abstain takes its w for the detector, trained its layer and where it leads;\n"
+    "give the same examples and seed"
+)
 ReferenceName = Literal["unanswerable", "refused"]
 
 
