@@ -15,7 +15,7 @@ from guards.calibration.sources import Source
 from guards.methods.lunar.change import read_change
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.lunar_trained.entry import LUNAR_TRAINED
-from guards.methods.lunar_trained.objective import Redirection
+from guards.methods.lunar_trained.objective import Redirection, token_ratio
 from guards.methods.lunar_trained.options import TrainedOptions
 from guards.methods.rmu.calibrate import RmuCalibration, calibrate_by, sites
 from guards.methods.rmu.recipe import Recipe
@@ -35,8 +35,8 @@ def calibrate(
     push_D = factors.b_DR[:, 0].float().to(model.device)
     recipe = Recipe(
         LUNAR_TRAINED,
-        (layer,),
-        lambda _: Redirection(layer, push_D),
+        lambda _: (layer,),
+        lambda _, sides: Redirection(layer, push_D, token_ratio(sides)),
         lambda deltas: LunarGuard(deltas, solved.reference, solved.strength, None),
         deal=FORGET_DEAL,
         beside={CLOSED_FORM: {layer: factors.b_DR.float() @ factors.a_RF.float()}},

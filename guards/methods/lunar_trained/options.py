@@ -12,7 +12,7 @@ from guards.methods.rmu.options import TrainingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOptions(TrainingOptions):
-    """A training of the layer of `change`, to where that leads. `alpha` 1 weighs both sides alike, as the paper does.
+    """A training of the layer of `change`, to where that leads. With `alpha` 1 all tokens count alike, as in the solve.
     The paper's rate, 1e-2 and falling, is for batches of single tokens.
     """
 

@@ -5,6 +5,7 @@ See `examples.py` for how forget and retain examples are dealt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -179,7 +180,7 @@ def _usual_lengths(tuned: Tuned, retain: Sequence[Example], batch: int) -> dict[
 
 def _beside(on: Measuring, deltas: Mapping[int, Tensor], measured: Sequence[Effect]) -> Beside:
     """What deltas do where none and the trained ones, first and last of `measured`, were measured."""
-    moved = {layer: deltas[layer].to(trained.device) for layer, trained in on.tuned.deltas.items()}
+    moved = {layer: deltas[layer].to(each.device) for layer, each in on.tuned.deltas.items()}
     forget, retain = losses(on, [moved.__getitem__])[0].tolist()
     none, whole, total = (
         each[0] + on.alpha * each[1]
@@ -189,8 +190,8 @@ def _beside(on: Measuring, deltas: Mapping[int, Tensor], measured: Sequence[Effe
             (forget, retain),
         )
     )
-    flat = [torch.cat([of[layer].detach().flatten() for layer in moved]) for of in (moved, on.tuned.deltas)]
-    cosine = float(functional.cosine_similarity(*flat, dim=0))
+    found, trained = (torch.cat([of[layer].detach().flatten() for layer in moved]) for of in (moved, on.tuned.deltas))
+    cosine = float(functional.cosine_similarity(found, trained, dim=0))
     return Beside(forget, retain, (none - total) / (none - whole) if none > whole else 0.0, cosine)
 
 
@@ -245,14 +246,14 @@ def calibrate_by(
         raise CalibrationError(
             "got an engine that runs models and trains none, wanted `engine` transformers; vLLM serves what that makes"
         )
-    layers = recipe.layers
+    layers = recipe.layers(model.identity.layers)
     require_site(model, Site.OUTPUT, layers)
     frames = resolve_frames(options.frames, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     dealt = dealt_examples(
         corpora, length=options.length, last_only=recipe.last_only, seed=options.seed, deal=recipe.deal
     )
-    objective = recipe.objective(dealt[Share.FIT])
+    objective = recipe.objective(layers, dealt[Share.FIT])
     clock.step("encode")
     with model.tuned(layers) as tuned:
         training = _train(model, tuned, objective, dealt[Share.FIT], options, recipe.files)
@@ -289,11 +290,10 @@ def calibrate(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: FamilyOptions
 ) -> RmuCalibration:
     """A guard of the RMU family; see `calibrate_by`."""
-    layers = trained_layers(options, model.identity.layers)
     recipe = Recipe(
         VARIANTS[options.variant],
-        layers,
-        lambda sides: _objective(model, options, layers, sides),
+        partial(trained_layers, options),
+        partial(_objective, model, options),
         lambda deltas: RmuGuard(options.variant, deltas),
         last_only=isinstance(options, ProbeOptions),
     )

@@ -18,15 +18,15 @@ from guards.methods.rmu.training import Sides
 
 @dataclass(frozen=True)
 class Recipe:
-    """`objective` is made of the examples that are trained on. `last_only`: of forget texts only last tokens count.
+    """`layers` are those that are trained, of a model of so many; `objective` is made of them and the examples. `last_only`: of forget texts only last tokens count.
 
     `beside`: deltas that were found otherwise, [d_model, d_ff] by name and layer, which are measured beside the trained
     ones. `files`: digests of what else decides a step, by name. `notes` come before those of the training.
     """
 
     entry: Entry
-    layers: tuple[int, ...]
-    objective: Callable[[Sides], Objective]
+    layers: Callable[[int], tuple[int, ...]]
+    objective: Callable[[tuple[int, ...], Sides], Objective]
     guard: Callable[[Mapping[int, Factors]], Guard]
     last_only: bool = False
     deal: Sequence[Share] = DEAL

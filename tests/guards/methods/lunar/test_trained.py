@@ -23,7 +23,7 @@ from guards.methods.lunar.calibrate import calibrate as calibrate_lunar
 from guards.methods.lunar.guard import LunarGuard, RidgeSums, redirection
 from guards.methods.lunar.options import LunarOptions
 from guards.methods.lunar_trained.calibrate import CLOSED_FORM
-from guards.methods.lunar_trained.objective import Redirection
+from guards.methods.lunar_trained.objective import Redirection, token_ratio
 from guards.methods.lunar_trained.options import TrainedOptions
 from guards.methods.registry import LUNAR, LUNAR_TRAINED, load_guard, method_of
 from guards.methods.rmu.calibrate import RmuCalibration
@@ -78,20 +78,21 @@ ALL = Sides((Example(tuple(range(FORGET)), 0),), (Example(tuple(range(FORGET, FO
 R_D = drawn(1, D, 3)[0]
 
 
-def apart(steps: int, alpha: float) -> float:
+def apart(steps: int, weight: float) -> float:
     """How far a training on all tokens ends from the closed form, over that one's length."""
     projection = Projection()
-    schedule = Schedule(steps=steps, batch=1, rate=1e-2, alpha=alpha)
-    Training(projection, Redirection(0, 2.0 * R_D), ALL, schedule).run()
+    schedule = Schedule(steps=steps, batch=1, rate=1e-2, alpha=1.0)
+    Training(projection, Redirection(0, 2.0 * R_D, weight), ALL, schedule).run()
     closed_DF = projection.closed_form(R_D)
     return float((projection.deltas[0].detach() - closed_DF).norm() / closed_DF.norm())
 
 
 def test_the_trained_optimum_is_the_closed_form() -> None:
-    """The solve counts every token alike; losses are means of sides, so alpha is the ratio of their tokens."""
-    assert apart(300, RETAIN / FORGET) < TOLERANCE
+    """Of both sides' tokens, each of which counts alike."""
+    assert token_ratio(ALL) == RETAIN / FORGET
+    assert apart(300, token_ratio(ALL)) < TOLERANCE
     assert apart(300, 1.0) > 0.1, "positive control: of sides that weigh alike the optimum is another"
-    assert apart(20, RETAIN / FORGET) > 0.1, "positive control: so is what few steps reach"
+    assert apart(20, token_ratio(ALL)) > 0.1, "positive control: so is what few steps reach"
 
 
 def test_a_block_adds_what_the_delta_gives() -> None:
@@ -107,10 +108,10 @@ def test_a_block_adds_what_the_delta_gives() -> None:
         opened = tuned.open((1,), [Example(ids, 0)])
         before, after = opened.before, opened.after()
         torch.testing.assert_close(after[1] - before[1], given_TD, rtol=1e-4, atol=1e-4)
-        objective = Redirection(1, push_D)
+        objective = Redirection(1, push_D, 3.0)
         forget, retain = objective.forget(after, before), objective.retain(after, before)
     assert float(forget) == pytest.approx(float((given_TD - push_D).square().mean()), rel=1e-4)
-    assert float(retain) == pytest.approx(float(given_TD.square().mean()), rel=1e-4)
+    assert float(retain) == pytest.approx(3 * float(given_TD.square().mean()), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def change(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def calibrated(loaded: LoadedModel, change: Path | None, count: int = 60, **changes: Any) -> RmuCalibration:
-    options = TrainedOptions(**{"change": change, "material": "none", "rate": 1e-2, "batch": 30, **changes})
+    options = TrainedOptions(**{"change": change, "material": "none", "rate": 1e-1, "batch": 10, **changes})
     made = LUNAR_TRAINED.calibrate(loaded, *sources(count), options)
     assert isinstance(made, RmuCalibration)
     return made
@@ -135,17 +136,17 @@ def calibrated(loaded: LoadedModel, change: Path | None, count: int = 60, **chan
 
 @pytest.fixture(scope="module")
 def trained(loaded: LoadedModel, change: Path) -> RmuCalibration:
-    return calibrated(loaded, change, steps=120)
+    return calibrated(loaded, change, steps=60)
 
 
 def test_it_does_on_held_out_texts_what_the_closed_form_does(trained: RmuCalibration, change: Path) -> None:
     none, served, whole = trained.measured
     closed = trained.beside[CLOSED_FORM]
-    assert whole.forget < 0.8 * none.forget
-    print(none, served, whole, closed)
-    assert served.forget + served.retain == pytest.approx(closed.forget + closed.retain, rel=0.15)
-    assert closed.cosine > 0.7
-    assert closed.gain == pytest.approx(1, abs=0.3)
+    assert whole.forget < 0.6 * none.forget
+    for loss, other in ((served.forget, closed.forget), (served.retain, closed.retain)):
+        assert loss == pytest.approx(other, rel=0.05), "on texts that neither saw"
+    assert closed.cosine > 0.99, "60 steps of some of the texts, and a ridge of 1e-4, apart"
+    assert trained.history[0].forget > 2 * trained.history[-1].forget, "positive control: it had a way to go"
     assert trained.guard.layers == tuple(load_guard(read_artifact(change)).layers)
     assert not any("other examples" in each for each in trained.warnings)
 
@@ -172,7 +173,7 @@ def test_its_artifact_verifies_and_tells_a_weaker_guard(
 def test_the_report_sets_the_closed_form_beside_it(trained: RmuCalibration) -> None:
     said = LUNAR_TRAINED.report(trained)
     assert said["beside"][CLOSED_FORM]["cosine"] == trained.beside[CLOSED_FORM].cosine
-    assert len(said["steps"]) == 120
+    assert len(said["steps"]) == 60
     caption = LUNAR_TRAINED.table(trained).caption
     assert caption is not None
     assert f"report part: {CLOSED_FORM} has {trained.beside[CLOSED_FORM].forget:.4g}" in caption
