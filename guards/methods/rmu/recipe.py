@@ -18,8 +18,9 @@ from guards.methods.rmu.training import Sides
 
 @dataclass(frozen=True)
 class Recipe:
-    """`layers` are those that are trained, of a model of so many; `objective` is made of them and the examples. `last_only`: of forget texts only last tokens count.
+    """`layers` are those that are trained, of a model of so many; `objective` is made of them and of the examples.
 
+    `last_only`: of forget texts only last tokens are looked at.
     `beside`: deltas that were found otherwise, [d_model, d_ff] by name and layer, which are measured beside the trained
     ones. `files`: digests of what else decides a step, by name. `notes` come before those of the training.
     """
