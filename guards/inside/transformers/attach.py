@@ -142,7 +142,7 @@ class Attachment:
         if isinstance(rows, Tensor):
             if batch != 1:
                 raise GuardReadingError(f"got logits_to_keep with a batch of {batch}, wanted a packed batch of 1")
-        elif rows:
+        elif rows:  # a count of each sequence's last, as transformers' `generate` asks for
             ends = torch.arange(1, batch + 1, device=ids.device)[:, None] * length
             rows = (ends + torch.arange(-min(rows, length), 0, device=ids.device)).flatten()
         else:
