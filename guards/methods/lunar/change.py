@@ -42,8 +42,11 @@ def read_change(folder: Path | None, model: Activations) -> Change:
             "got no `change`, wanted an artifact of the variant redirect: calibrate that first, on the same examples"
         )
     artifact = read_artifact(folder)
-    if artifact.manifest.method != LUNAR.name:
-        raise ArtifactError(f"{artifact.name}: got method {artifact.manifest.method!r}, wanted {LUNAR.name!r}")
+    method, variant = artifact.manifest.method, artifact.manifest.parameters.get("variant", LUNAR.variant)
+    if (method, variant) != (LUNAR.name, LUNAR.variant):
+        raise ArtifactError(
+            f"{artifact.name}: got method {method!r}, variant {variant!r}, wanted {LUNAR.name!r}, {LUNAR.variant!r}"
+        )
     guard = load(artifact)
     ((layer, factors),) = guard.deltas.items()
     refuse_mismatch(artifact, model.identity)
