@@ -37,6 +37,8 @@ SUM_BYTES = 4 << 30
 """Of the sums of all candidate layers: the more a model's key vectors have entries, the fewer layers are tried."""
 WEAK = 0.25
 """Of `Compared.way`; a warning is written below: the skill is hardly redirected."""
+KEPT = 0.5
+"""Of `Likeness.kept`; below, a warning says that retain prompts are answered otherwise too."""
 TOLD = 0.75
 """Of `Refusal.told`; below, a warning says that the model answers reference prompts as it does the skill's."""
 
@@ -144,6 +146,11 @@ def _warnings(options: LunarOptions, refusal: Refusal, reported: Compared) -> li
         found.append(
             f"on held-out prompts answers went {way:.2f} of the way to those to reference prompts: the skill is hardly "
             f"redirected; raise `strength`, or {other}"
+        )
+    if (kept := reported.changed.kept) < KEPT:
+        found.append(
+            f"held-out retain prompts are answered otherwise than before (cosine {kept:.2f}, 1 is as before): lower "
+            "`strength`, or retain more of what is to stay"
         )
     return found
 
