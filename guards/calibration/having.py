@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from guards.calibration.activations import Activations
+from guards.calibration.options import CANDIDATE_LAYERS
 from guards.errors import UnsupportedModelError
 from guards.model.sites import Place, Site
 
@@ -11,14 +12,11 @@ _ELSEWHERE = (
     "with `layer`"
 )
 
-CANDIDATE_LAYERS = 6
-"""Layers that are looked at where none is given."""
 
-
-def candidate_layers(count: int) -> tuple[int, ...]:
-    """Of a model of `count` layers: CANDIDATE_LAYERS, evenly spaced, from a fifth of it to four fifths."""
+def candidate_layers(count: int, few: int = CANDIDATE_LAYERS) -> tuple[int, ...]:
+    """Of a model of `count` layers: at most `few`, evenly spaced, from a fifth of it to four fifths."""
     first, last = count // 5, min(4 * count // 5, count - 1)
-    wanted = min(CANDIDATE_LAYERS, last - first + 1)
+    wanted = min(few, last - first + 1)
     return tuple(last - round(i * (last - first) / max(1, wanted - 1)) for i in reversed(range(wanted)))
 
 

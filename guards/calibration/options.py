@@ -10,6 +10,8 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 
 PlacementName = Literal["tight", "middle"]
+CANDIDATE_LAYERS = 6
+"""Layers that are looked at where none is given."""
 
 
 def option(default: Any, text: str) -> Any:

@@ -13,6 +13,7 @@ from guards.errors import ArtifactError, MethodError
 from guards.methods.cube.entry import CUBE
 from guards.methods.lunar.entry import LUNAR
 from guards.methods.lunar_abstain.entry import LUNAR_ABSTAIN
+from guards.methods.lunar_trained.entry import LUNAR_TRAINED
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
 from guards.methods.probe.entry import PROBE
 from guards.methods.rmu.entry import RMU
@@ -28,6 +29,7 @@ __all__ = [
     "GROUP",
     "LUNAR",
     "LUNAR_ABSTAIN",
+    "LUNAR_TRAINED",
     "NEURON_ADJUST",
     "PROBE",
     "RMU",
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, *RMU)
+_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, LUNAR_TRAINED, *RMU)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]

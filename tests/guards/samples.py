@@ -22,7 +22,16 @@ from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.registry import CUBE, LUNAR, LUNAR_ABSTAIN, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import (
+    CUBE,
+    LUNAR,
+    LUNAR_ABSTAIN,
+    LUNAR_TRAINED,
+    NEURON_ADJUST,
+    PROBE,
+    SELECTIVE_PRUNING,
+    SPANS,
+)
 from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.options import VariantName
@@ -135,6 +144,11 @@ def lunar(layer: int = 1) -> LunarGuard:
     return LunarGuard({layer: factors()}, reference="unanswerable", strength=2.0, ridge=1e-3)
 
 
+def lunar_trained(layer: int = 1) -> LunarGuard:
+    """The same, trained: of any rank, in bfloat16."""
+    return LunarGuard({layer: factors(2, dtype=torch.bfloat16)}, reference="refused", strength=2.0, ridge=None)
+
+
 def rmu(variant: VariantName = "adaptive", *, rank: int = 2) -> RmuGuard:
     """An intervention on the outputs of three layers, as it is calibrated."""
     deltas = {layer: factors(rank, seed=layer, dtype=torch.bfloat16) for layer in range(LAYERS)}
@@ -164,6 +178,7 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     SELECTIVE_PRUNING: pruned,
     LUNAR: lunar,
     LUNAR_ABSTAIN: partial(spans, 1),
+    LUNAR_TRAINED: lunar_trained,
     **{entry: partial(rmu, variant) for variant, entry in VARIANTS.items()},
 }
 """A guard of every entry of the registry."""

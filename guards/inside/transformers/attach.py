@@ -142,8 +142,9 @@ class Attachment:
         if isinstance(rows, Tensor):
             if batch != 1:
                 raise GuardReadingError(f"got logits_to_keep with a batch of {batch}, wanted a packed batch of 1")
-        elif rows:
-            raise GuardReadingError(f"got logits_to_keep={rows!r}, wanted a tensor of row indices")
+        elif rows:  # a count of each sequence's last, as transformers' `generate` asks for
+            ends = torch.arange(1, batch + 1, device=ids.device)[:, None] * length
+            rows = (ends + torch.arange(-min(rows, length), 0, device=ids.device)).flatten()
         else:
             rows = None
         sequences = None

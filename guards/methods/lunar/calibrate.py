@@ -3,40 +3,31 @@
 Suffixes: T tokens, D the residual stream's width (d_model), G ridges.
 
 Texts of both sides are dealt into fit, threshold and report parts. Directions and sums are of the fit part. A layer's
-ridge is what tells the threshold part's tokens of the two sides best. The layer is that under whose change the last
-block says what is wanted at the threshold part's last tokens: forget prompts near the reference prompts, retain
-prompts where they were (`Candidate.deviation`). Nothing was chosen on the report part.
+ridge is what tells the threshold part's tokens of the two sides best. The layer is that under whose change the model
+answers as is wanted at some prompts of the threshold part: forget prompts as it answers reference prompts, which is the
+paper's choice, and retain prompts as it does without a change (`Likeness.deviation`). Nothing was chosen on the report
+part.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from guards.artifact.canaries import CANARY_DATE
-from guards.calibration.activations import Activations, Consumer, Pass, TokenIds, Tokens
-from guards.calibration.corpus import (
-    FORGET_DEAL,
-    Corpus,
-    Share,
-    Side,
-    corpus_warnings,
-    encode_corpora,
-    frame_tokens,
-    resolve_frames,
-)
+from guards.calibration.activations import Activations, Pass, Tokens
+from guards.calibration.corpus import Share, Side, corpus_warnings
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import candidate_layers, layers_having, require_site
-from guards.calibration.material import read_material, read_references
-from guards.calibration.sides import Advance, progress_bar
+from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc
 from guards.errors import CalibrationError
+from guards.methods.lunar.answers import Likeness, Refusal
+from guards.methods.lunar.choice import Candidate, Compared, Hearing, Solved
 from guards.methods.lunar.entry import LUNAR
-from guards.methods.lunar.guard import LunarGuard, RidgeSums, redirection
+from guards.methods.lunar.guard import RidgeSums
+from guards.methods.lunar.job import SIDES, Job, prepared
 from guards.methods.lunar.options import LunarOptions
 from guards.model.sites import Site
 
@@ -44,139 +35,34 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried, of which the choice is made on held-out tokens."""
 SUM_BYTES = 4 << 30
 """Of the sums of all candidate layers: the more a model's key vectors have entries, the fewer layers are tried."""
-MOST_STATES = 96
-"""Prompts of each side and share, evenly spaced, whose last tokens' states are looked at: means, and what is compared.
-Key vectors are of all.
-"""
-WEAK = 0.75
-"""Above this share of the way left at the last block, a warning is written: the skill is hardly redirected."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One layer. `w_F` and `ridge` are of the solve; `direction_D` and `usual` as in `Factors`.
-
-    `said`: the mean of w.k over held-out tokens of each side, 1 and 0 where it is as fitted. `left` and `moved` are of
-    the last block, at the threshold part's last tokens: the mean square distance of forget prompts to the reference
-    prompts' mean over what it is without the change, and that of retain prompts to where they were over their spread.
-    """
-
-    layer: int
-    direction_D: Tensor
-    usual: float
-    w_F: Tensor
-    ridge: float
-    said: Mapping[Side, float]
-    left: float = 1.0
-    moved: float = 0.0
-
-    @property
-    def deviation(self) -> float:
-        """0 where all is as wanted; after the paper's Deviation Score, of states in the place of answers."""
-        return math.hypot(self.left, self.moved)
-
-    def guard(self, options: LunarOptions) -> LunarGuard:
-        """This layer's change as a guard."""
-        factors = redirection(self.direction_D, self.w_F, strength=options.strength, usual=self.usual)
-        return LunarGuard({self.layer: factors}, options.reference, options.strength, self.ridge)
+WEAK = 0.25
+"""Of `Compared.way`; a warning is written below: the skill is hardly redirected."""
+KEPT = 0.5
+"""Of `Likeness.kept`; below, a warning says that retain prompts are answered otherwise too."""
+TOLD = 0.75
+"""Of `Refusal.told`; below, a warning says that the model answers reference prompts as it does the skill's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LunarCalibration(Calibration):
-    """A calibration with every candidate. `report_left` and `report_moved` are the chosen one's, of the report part,
-    and `auroc` how well w.k at last tokens tells its two sides.
+    """A calibration with every candidate, and what answers were compared with.
+
+    `unchanged`: what is said at the threshold part without a change. `quoted` as of `Hearing`. `reported` is of the
+    chosen change at the report part, and `auroc` how well w.k at last tokens there tells its two sides.
     """
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate
-    report_left: float
-    report_moved: float
+    refusal: Refusal
+    unchanged: Likeness
+    quoted: Mapping[str, tuple[str, ...]]
+    reported: Compared
     auroc: float
 
 
 def sites(_: LunarOptions) -> tuple[Site, ...]:
     """What a calibration looks at."""
     return Site.KEY, Site.RESIDUAL
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The checked inputs of the passes, of every frame together."""
-
-    model: Activations
-    options: LunarOptions
-    frames: tuple[str, ...]
-    corpora: Mapping[Side, Corpus]
-    parts: Mapping[Side, Mapping[Share, list[int]]]
-    reference: Sequence[TokenIds]
-    lead: Mapping[str, int]
-    """How many leading tokens every example of a frame shares."""
-    advance: Advance = lambda *_: None
-
-    def tokens(self, candidates: int) -> int:
-        """What all passes run over: key vectors of two parts, and states of some prompts without and with a change."""
-        sides: tuple[Side, ...] = ("forget", "retain")
-        keys = [
-            sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
-            for side in sides
-            for share in (Share.FIT, Share.THRESHOLD)
-        ]
-        states = {share: _count(each for side in sides for each in self.some(side, share)) for share in Share}
-        times = {Share.FIT: 1, Share.THRESHOLD: 1 + candidates, Share.REPORT: 3}
-        return sum(keys) + sum(times[share] * count for share, count in states.items()) + 2 * _count(self.reference)
-
-    def some(self, side: Side, share: Share) -> list[TokenIds]:
-        """At most MOST_STATES prompts of a part, evenly spaced over its sources and frames."""
-        members = [ids[text] for ids in self.corpora[side].encoded.values() for text in self.parts[side][share]]
-        few = min(MOST_STATES, len(members))
-        return [members[i * len(members) // few] for i in range(few)]
-
-    def last(self, layers: tuple[int, ...], examples: Sequence[TokenIds]) -> dict[int, Tensor]:
-        """The residual stream at each example's last token, float64 [examples, D] by layer, on the host."""
-        kept = {layer: torch.zeros(len(examples), self.model.identity.d_model, dtype=torch.float64) for layer in layers}
-
-        def consume(layer: int, x_TD: Tensor, example_T: Tensor) -> None:
-            kept[layer][example_T.cpu()] = x_TD.double().cpu()
-
-        wanted = Pass(Site.RESIDUAL, layers, Tokens.LAST, batch_tokens=self.options.batch_tokens)
-        self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "states"))
-        if not all(bool(torch.isfinite(each).all()) for each in kept.values()):
-            raise CalibrationError("the residual stream is not finite in this dtype on this data")
-        return kept
-
-    def keys(self, layers: tuple[int, ...], side: Side, share: Share, consume: Consumer) -> None:
-        """Key vectors of all tokens; of forget texts but those which retain texts begin with too."""
-        for frame in self.frames:
-            encoded, skip = self.corpora[side].encoded[frame], self.lead[frame] if side == "forget" else 0
-            wanted = Pass(Site.KEY, layers, Tokens.ALL, (skip, 0), self.options.batch_tokens)
-            examples = [encoded[text] for text in self.parts[side][share]]
-            self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "keys"))
-
-
-def _count(examples: Iterable[TokenIds]) -> int:
-    return sum(map(len, examples))
-
-
-def _prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: LunarOptions) -> _Job:
-    frames = resolve_frames(options.frames, model.codec)
-    retained = [*retain, *read_material(options.material).sources]
-    corpora = encode_corpora(forget, retained, frames, model.codec, model.max_tokens)
-    if min(len(corpus.texts) for corpus in corpora) < len(FORGET_DEAL):
-        raise CalibrationError(
-            f"got {len(corpora[0].texts)} forget and {len(corpora[1].texts)} retain examples, wanted at least "
-            f"{len(FORGET_DEAL)} of each, better some hundred"
-        )
-    dated, texts = model.codec.on_day(CANARY_DATE), read_references(options.reference).texts
-    encoded = [(frame, corpora[0].encoded[frame] + corpora[1].encoded[frame]) for frame in frames]
-    return _Job(
-        model,
-        options,
-        frames,
-        {"forget": corpora[0], "retain": corpora[1]},
-        {"forget": corpora[0].deal(FORGET_DEAL, options.seed), "retain": corpora[1].deal(FORGET_DEAL, options.seed)},
-        [dated.encode_frame(frame, text) for frame in frames for text in texts],
-        {frame: frame_tokens(examples)[0] for frame, examples in encoded},
-    )
 
 
 def _layers(model: Activations, options: LunarOptions) -> tuple[int, ...]:
@@ -187,12 +73,12 @@ def _layers(model: Activations, options: LunarOptions) -> tuple[int, ...]:
             raise CalibrationError(f"got `layer` {options.layer}, wanted 0 to {count - 1}")
         require_site(model, Site.KEY, [options.layer])
         return (options.layer,)
-    found = layers_having(model, Site.KEY, candidate_layers(count))
+    found = layers_having(model, Site.KEY, candidate_layers(count, options.candidates))
     most = max(1, SUM_BYTES // (8 * model.width(Site.KEY) ** 2))
     return found[-most:]
 
 
-def _directions(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float]]:
+def _directions(job: Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float]]:
     """From forget prompts to reference prompts, float64 [D], and the usual length of retain prompts' states."""
     forget, reference, retain = (
         job.last(layers, examples)
@@ -204,20 +90,19 @@ def _directions(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, f
     }
 
 
-def _solved(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float, dict[Side, float]]]:
-    """Each layer's w, float64 [F], with the ridge that was chosen, and the mean of w.k on held-out tokens by side."""
+def _solved(job: Job, layers: tuple[int, ...]) -> list[Solved]:
+    """Each layer's change, with the ridge that was chosen."""
     ridges = RIDGES if job.options.ridge is None else (job.options.ridge,)
     sums = {layer: RidgeSums(job.model.width(Site.KEY), job.model.device) for layer in layers}
-    sides: tuple[Side, ...] = ("forget", "retain")
-    for side in sides:
+    for side in SIDES:
 
         def add(layer: int, k_TF: Tensor, _: Tensor, forget: bool = side == "forget") -> None:
             sums[layer].update(k_TF, forget=forget)
 
         job.keys(layers, side, Share.FIT, add)
     w_GF = {layer: each.solve(ridges) for layer, each in sums.items()}
-    held = {layer: {side: torch.zeros(3, len(ridges), dtype=torch.float64) for side in sides} for layer in layers}
-    for side in sides:
+    held = {layer: {side: torch.zeros(3, len(ridges), dtype=torch.float64) for side in SIDES} for layer in layers}
+    for side in SIDES:
 
         def measure(layer: int, k_TF: Tensor, _: Tensor, side: Side = side) -> None:
             said_TG = (k_TF.double() @ w_GF[layer].T).cpu()
@@ -225,41 +110,63 @@ def _solved(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float
             held[layer][side] += torch.stack([torch.ones_like(off_TG), said_TG, off_TG.square()]).sum(dim=1)
 
         job.keys(layers, side, Share.THRESHOLD, measure)
-    found = {}
+    directions, found = _directions(job, layers), []
     for layer in layers:
-        error_G = torch.stack([held[layer][side][2] / held[layer][side][0] for side in sides]).sum(dim=0)
+        error_G = torch.stack([held[layer][side][2] / held[layer][side][0] for side in SIDES]).sum(dim=0)
         best = int(error_G.argmin())
-        said = {side: float((held[layer][side][1] / held[layer][side][0])[best]) for side in sides}
-        found[layer] = w_GF[layer][best].cpu(), ridges[best], said
+        said = {side: float((held[layer][side][1] / held[layer][side][0])[best]) for side in SIDES}
+        direction_D, usual = directions[layer]
+        w_F = w_GF[layer][best].cpu()
+        found.append(Solved(layer=layer, direction_D=direction_D, usual=usual, w_F=w_F, ridge=ridges[best], said=said))
     return found
 
 
-def _at_the_end(job: _Job, share: Share, guard: LunarGuard | None) -> dict[Side, Tensor]:
-    """The last block's states at a part's last tokens, float64 [examples, D], with a change or without."""
-    end, sides = job.model.identity.layers - 1, ("forget", "retain")
-    with nullcontext() if guard is None else job.model.guarded(LUNAR, guard):
-        return {side: job.last((end,), job.some(side, share))[end] for side in sides}  # type: ignore[arg-type,misc]
-
-
-def _compared(before: Mapping[Side, Tensor], after: Mapping[Side, Tensor], reference_D: Tensor) -> tuple[float, float]:
-    """`left` and `moved` of a `Candidate`."""
-    apart = [float((of["forget"] - reference_D).square().sum(1).mean()) for of in (before, after)]
-    moved = float((after["retain"] - before["retain"]).square().sum(1).mean())
-    spread = float((before["retain"] - before["retain"].mean(0)).square().sum(1).mean())
-    return apart[1] / apart[0], moved / spread
-
-
-def _scores(job: _Job, candidate: Candidate) -> float:
+def _scores(job: Job, change: Solved) -> float:
     """AUROC of w.k at the report part's last tokens: how well it tells forget prompts from others."""
-    said: dict[Side, list[Tensor]] = {"forget": [], "retain": []}
+    said: dict[Side, list[Tensor]] = {side: [] for side in SIDES}
     for side, into in said.items():
 
         def keep(_: int, k_TF: Tensor, __: Tensor, into: list[Tensor] = into) -> None:
-            into.append(-(k_TF.double().cpu() @ candidate.w_F))  # a small score is the skill's
+            into.append(-(k_TF.double().cpu() @ change.w_F))  # a small score is the skill's
 
-        wanted = Pass(Site.KEY, (candidate.layer,), Tokens.LAST, batch_tokens=job.options.batch_tokens)
+        wanted = Pass(Site.KEY, (change.layer,), Tokens.LAST, batch_tokens=job.options.batch_tokens)
         job.model.stream(wanted, job.some(side, Share.REPORT), keep, lambda tokens: job.advance(tokens, "report"))
     return auroc(torch.cat(said["forget"]), torch.cat(said["retain"]))
+
+
+def _warnings(options: LunarOptions, refusal: Refusal, reported: Compared) -> list[str]:
+    found = []
+    if refusal.told < TOLD:
+        found.append(
+            f"the model answers reference prompts much as it does the skill's (AUROC {refusal.told:.2f}): there is "
+            "nowhere to redirect to, and the choice of the layer says little; take another `reference`"
+        )
+    elif (way := reported.way(refusal.own)) < WEAK:
+        other = "try more `candidates`" if options.layer is None else "name another `layer`"
+        found.append(
+            f"on held-out prompts answers went {way:.2f} of the way to those to reference prompts: the skill is hardly "
+            f"redirected; raise `strength`, or {other}"
+        )
+    if (kept := reported.changed.kept) < KEPT:
+        found.append(
+            f"held-out retain prompts are answered otherwise than before (cosine {kept:.2f}, 1 is as before): lower "
+            "`strength`, or retain more of what is to stay"
+        )
+    return found
+
+
+def _notes(job: Job, chosen: Candidate, refusal: Refusal, candidates: Sequence[Candidate], to: Compared) -> list[str]:
+    options = job.options
+    tried = "; ".join(f"layer {each.layer} {each.likeness.alike:.3f}, {each.likeness.kept:.3f}" for each in candidates)
+    return [
+        f"layer {chosen.layer}, ridge {chosen.ridge:g}, strength {options.strength:g}, reference {options.reference}: "
+        f"{len(job.reference)} prompts",
+        f"w.k on held-out tokens: forget {chosen.said['forget']:.3f}, retain {chosen.said['retain']:.3f}",
+        f"likeness of forget answers to those to reference prompts, and of retain answers to the unchanged model's, by "
+        f"which the layer was chosen: {tried}; reference answers themselves {refusal.own:.3f}",
+        f"the same on the report part: {to.changed.alike:.3f}, {to.changed.kept:.3f}; without the change "
+        f"{to.unchanged.alike:.3f}",
+    ]
 
 
 def calibrate(
@@ -272,55 +179,34 @@ def calibrate(
     """
     clock = Clock()
     layers = _layers(model, options)
-    job = _prepared(model, forget, retain, options)
+    job = prepared(model, forget, retain, options)
     clock.step("encode")
     with progress_bar(job.tokens(len(layers)), options.progress) as advance:
         job = replace(job, advance=advance)
-        directions, solved = _directions(job, layers), _solved(job, layers)
+        solved = _solved(job, layers)
         clock.step("fit")
-        end = model.identity.layers - 1
-        reference_D = job.last((end,), job.reference)[end].mean(0)
-        before = _at_the_end(job, Share.THRESHOLD, None)
-        candidates = []
-        for layer in layers:
-            (direction_D, usual), (w_F, ridge, said) = directions[layer], solved[layer]
-            each = Candidate(layer, direction_D, usual, w_F, ridge, said)
-            after = _at_the_end(job, Share.THRESHOLD, each.guard(options))
-            left, moved = _compared(before, after, reference_D)
-            candidates.append(replace(each, left=left, moved=moved))
-        chosen = min(candidates, key=lambda each: each.deviation)
+        hearing = Hearing(job)
+        candidates = hearing.candidates(solved)
+        chosen = min(candidates, key=lambda each: each.likeness.deviation)
         clock.step("choose")
-        guard = chosen.guard(options)
-        unchanged, changed = (_at_the_end(job, Share.REPORT, of) for of in (None, guard))
-        left, moved = _compared(unchanged, changed, reference_D)
-        told = _scores(job, chosen)
+        reported, told = hearing.reported(chosen), _scores(job, chosen)
         clock.step("report")
     corpora = job.corpora["forget"], job.corpora["retain"]
-    warnings = corpus_warnings(model, corpora)
-    if left > WEAK:
-        warnings.append(
-            f"{left:.2f} of the way to the reference prompts is left at the last block: the skill is hardly "
-            "redirected; raise `strength`, or name another `layer`"
-        )
-    notes = [
-        f"layer {chosen.layer}, ridge {chosen.ridge:g}, strength {options.strength:g}, reference {options.reference}: "
-        f"{len(job.reference)} prompts",
-        f"w.k on held-out tokens: forget {chosen.said['forget']:.3f}, retain {chosen.said['retain']:.3f}",
-        f"at the last block, report part: forget {left:.3f} of the way left, retain moved {moved:.3f} of their spread",
-    ]
     return finish(
         LunarCalibration,
         LUNAR,
-        guard,
+        chosen.guard(options),
         model,
         job.frames,
         corpora,
         clock,
-        notes=notes,
-        warnings=warnings,
+        notes=_notes(job, chosen, hearing.refusal, candidates, reported),
+        warnings=[*corpus_warnings(model, corpora), *_warnings(options, hearing.refusal, reported)],
         candidates=tuple(candidates),
         chosen=chosen,
-        report_left=left,
-        report_moved=moved,
+        refusal=hearing.refusal,
+        unchanged=hearing.unchanged(Share.THRESHOLD),
+        quoted=hearing.quoted,
+        reported=reported,
         auroc=told,
     )

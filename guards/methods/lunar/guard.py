@@ -23,12 +23,12 @@ from guards.methods.delta import Factors
 
 @dataclass(frozen=True)
 class LunarGuard:
-    """An intervention: the change of one layer, and how it came to be."""
+    """An intervention: the change of one layer, and how it came to be. `ridge` is None where it was trained."""
 
     deltas: Mapping[int, Factors]
     reference: str
     strength: float
-    ridge: float
+    ridge: float | None
     scope: Scope = Scope.BOTH
 
     @property

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guards.calibration.material import Which
-from guards.calibration.options import CommonOptions, option
+from guards.calibration.options import CANDIDATE_LAYERS, CommonOptions, option
 from guards.errors import CalibrationError
 
+CHANGE_HELP = (
+    "artifact of the variant redirect: abstain takes its w for the detector, trained its layer and where it leads;\n"
+    "give the same examples and seed"
+)
 ReferenceName = Literal["unanswerable", "refused"]
 
 
@@ -18,13 +22,23 @@ class LunarOptions(CommonOptions):
     exist, which a model can at best say that it does not know, or such as a model is trained to refuse. `strength`
     multiplies the way there (the paper's 2). `ridge`: what keeps the solve from fitting noise, as a share of the mean
     square of a key vector's entries; None takes what serves held-out prompts best.
+
+    Without a `layer` as many as `candidates` are tried: under each one's change the model answers `asked` prompts of
+    each side, greedily, in at most `asked_tokens` tokens. More of each choose better and take longer.
     """
 
     reference: ReferenceName = option(
         "unanswerable", "where the skill's prompts are moved to: questions about made-up things, or harmful requests"
     )
     strength: float = option(2.0, "times the way to the reference prompts; more redirects more, and breaks more")
-    layer: int | None = option(None, "the layer that is changed (default: what redirects held-out prompts best)")
+    layer: int | None = option(
+        None, "the layer that is changed (default: that under which held-out prompts are answered best)"
+    )
+    candidates: int = option(
+        CANDIDATE_LAYERS, "layers that are tried, evenly spaced from a fifth of the model to four fifths"
+    )
+    asked: int = option(12, "held-out prompts of each side that are answered under each, by which layers are compared")
+    asked_tokens: int = option(24, "tokens of each of those answers")
     ridge: float | None = option(None, "of the solve (default: what serves held-out prompts best)")
     material: Which = option("all", 'shipped texts that are retained too; "english" for a guard of another language')
 
@@ -34,3 +48,6 @@ class LunarOptions(CommonOptions):
             raise CalibrationError(f"got `strength` {self.strength}, wanted a number above 0 and up to 100")
         if self.ridge is not None and not 0 < self.ridge <= 1e3:
             raise CalibrationError(f"got `ridge` {self.ridge}, wanted a number above 0 and up to 1000")
+        for name, least in (("candidates", 1), ("asked", 2), ("asked_tokens", 1)):
+            if getattr(self, name) < least:
+                raise CalibrationError(f"got `{name}` {getattr(self, name)}, wanted at least {least}")

@@ -14,14 +14,19 @@ from guards.methods.lunar.guard import LunarGuard
 from guards.model.shard import Shard
 
 
-class LunarParameters(Strict):
+class ChangeParameters(Strict):
+    """What manifests' `parameters` of all changes of one layer have."""
+
+    reference: Literal["unanswerable", "refused"]
+    strength: PositiveFloat32
+    layers: Annotated[tuple[FactorsRecord, ...], Field(min_length=1, max_length=1)]
+
+
+class LunarParameters(ChangeParameters):
     """The manifest's `parameters` for method "lunar", variant "redirect"."""
 
     variant: Literal["redirect"] = "redirect"
-    reference: Literal["unanswerable", "refused"]
-    strength: PositiveFloat32
     ridge: PositiveFloat32
-    layers: Annotated[tuple[FactorsRecord, ...], Field(min_length=1, max_length=1)]
 
 
 def load(artifact: Artifact) -> LunarGuard:

@@ -15,14 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from guards.artifact.identity import refuse_mismatch
 from guards.artifact.pins import shown_digest
-from guards.artifact.store import Artifact, read_artifact
+from guards.artifact.store import Artifact
 from guards.calibration.activations import Activations
 from guards.calibration.sources import Source
-from guards.errors import ArtifactError, CalibrationError
-from guards.methods.lunar.entry import LUNAR
-from guards.methods.lunar.stored import load
+from guards.errors import CalibrationError
+from guards.methods.lunar.change import read_change
 from guards.methods.lunar_abstain.entry import LUNAR_ABSTAIN
 from guards.methods.lunar_abstain.options import AbstainOptions
 from guards.methods.spans.calibrate import SpanCalibration, calibrate_by, sites
@@ -83,31 +81,12 @@ def scaled(forget: Windows, retain: Windows, layers: Sequence[int], *, w_F: Tens
     return Gate(LayerWeights(layer, (-w_F.double() / gap).float(), -means[0] / gap), change, *means)
 
 
-def _read(options: AbstainOptions, model: Activations) -> tuple[Artifact, int, Tensor]:
-    """The change, its layer and its w, float32 [F]. Raises CalibrationError or ArtifactError."""
-    if options.change is None:
-        raise CalibrationError(
-            "got no `change`, wanted an artifact of the variant redirect: calibrate that first, on the same examples"
-        )
-    artifact = read_artifact(options.change)
-    if artifact.manifest.method != LUNAR.name:
-        raise ArtifactError(f"{artifact.name}: got method {artifact.manifest.method!r}, wanted {LUNAR.name!r}")
-    ((layer, factors),) = load(artifact).deltas.items()
-    refuse_mismatch(artifact, model.identity)
-    return artifact, layer, factors.a_RF[0].float()
-
-
 def calibrate(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: AbstainOptions
 ) -> SpanCalibration:
     """A guard that judges by w.k of a change; see `calibrate_by`. Raises ArtifactError for a change that is none."""
-    change, layer, w_F = _read(options, model)
-    fit = partial(scaled, w_F=w_F, change=change)
-    found = calibrate_by(Recipe(LUNAR_ABSTAIN, STRETCHES, lambda _: (layer,), fit), model, forget, retain, options)
-    if found.record.sources == change.manifest.calibration.sources:
-        return found
-    warning = (
-        f"{change.name} was calibrated with other examples: it may have been fitted on some that these rates are of; "
-        "give both the same, and the same seed"
-    )
-    return replace(found, warnings=(*found.warnings, warning))
+    change = read_change(options.change, model)
+    fit = partial(scaled, w_F=change.factors.a_RF[0].float(), change=change.artifact)
+    recipe = Recipe(LUNAR_ABSTAIN, STRETCHES, lambda _: (change.layer,), fit)
+    found = calibrate_by(recipe, model, forget, retain, options)
+    return replace(found, warnings=(*found.warnings, *change.warnings(found.record)))

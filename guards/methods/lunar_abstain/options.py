@@ -5,6 +5,7 @@ from pathlib import Path
 
 from guards.calibration.options import option
 from guards.errors import CalibrationError
+from guards.methods.lunar.options import CHANGE_HELP
 from guards.methods.spans.options import SpanOptions
 
 
@@ -12,9 +13,7 @@ from guards.methods.spans.options import SpanOptions
 class AbstainOptions(SpanOptions):
     """A guard over spans whose weights are given. Site and layer are those of the change."""
 
-    change: Path | None = option(
-        None, "artifact of the variant redirect whose w is the detector; give it the same examples and seed"
-    )
+    change: Path | None = option(None, CHANGE_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,19 +21,26 @@ from guards.methods.rmu.training import Sides, Step, TrainingState
 
 _FORMAT = "skillguard-training-1"
 _FREE = frozenset({"steps", "max_rank", "kept", "checkpoint", "checkpoint_every", "batch_tokens", "progress", "frames"})
-"""Options that no step so far depends on; frames are in the examples' digest."""
+"""Options that no step so far depends on, files beside; frames are in the examples' digest."""
 
 
-def binding(identity: ModelIdentity, layers: tuple[int, ...], sides: Sides, options: TrainingOptions) -> dict[str, str]:
-    """All that a step depends on, each by a name, as text."""
-    free = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in _FREE}
+def binding(
+    identity: ModelIdentity,
+    layers: tuple[int, ...],
+    sides: Sides,
+    options: TrainingOptions,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """All that a step depends on, each by a name, as text; `files` are the digests of those that options name."""
+    named = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in _FREE}
     examples = hashlib.sha256(repr((tuple(sides.forget), tuple(sides.retain))).encode()).hexdigest()
     return {
         "variant": options.variant,
         "layers": str(layers),
         "examples": examples,
         "model": json.dumps(identity.model_dump(), sort_keys=True),
-        **{f"option {name}": str(value) for name, value in free.items()},
+        **files,
+        **{f"option {name}": str(value) for name, value in named.items() if not isinstance(value, Path)},
     }
 
 

@@ -8,13 +8,13 @@ from guards.core.verdict import GuardKind
 from guards.methods.rmu.options import (
     AdaptiveOptions,
     CosineOptions,
+    FamilyOptions,
     ProbeOptions,
     RmuOptions,
-    TrainingOptions,
     VariantName,
 )
 
-_ABOUT: Mapping[type[TrainingOptions], str] = {
+_ABOUT: Mapping[type[FamilyOptions], str] = {
     AdaptiveOptions: "forget states are sent to a random direction, at a multiple of their own length",
     RmuOptions: "the same at one length for all; WMDP's, whose lengths were chosen for Zephyr-7B",
     CosineOptions: "forget states are turned to a random direction, and the weight of what is retained is learned",

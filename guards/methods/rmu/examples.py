@@ -13,7 +13,9 @@ MEASURED = 32
 """Examples of each side that are measured on at most."""
 
 
-def dealt_examples(corpora: Sequence[Corpus], *, length: int, last_only: bool, seed: int) -> Mapping[Share, Sides]:
+def dealt_examples(
+    corpora: Sequence[Corpus], *, length: int, last_only: bool, seed: int, deal: Sequence[Share] = DEAL
+) -> Mapping[Share, Sides]:
     """Both sides' first `length` tokens by share, in all frames.
 
     Forget examples are looked at after what all examples of a frame begin with, or at the last token alone; retain
@@ -24,21 +26,22 @@ def dealt_examples(corpora: Sequence[Corpus], *, length: int, last_only: bool, s
     for frame in corpora[0].encoded:
         leading, _ = frame_tokens([ids for corpus in corpora for ids in corpus.encoded[frame]])
         for corpus in corpora:
-            for share, members in corpus.deal(DEAL, seed).items():
+            for share, members in corpus.deal(deal, seed).items():
                 for member in members:
                     ids = corpus.encoded[frame][member][:length]
                     first = len(ids) - 1 if last_only else min(max(leading, 1), len(ids) - 1)
                     example = Example(ids, first if corpus.role == "forget" else 0)
                     found.setdefault((share, corpus.role), []).append(example)
     for corpus in corpora:
-        if len(corpus.texts) < len(DEAL):
+        if len(corpus.texts) < len(deal):
+            fit, rank, measured = map(deal.count, Share)
             raise CalibrationError(
-                f"got {len(corpus.texts)} {corpus.role} examples, wanted at least {len(DEAL)}: six to train on, one to "
-                "choose the rank by, one to measure"
+                f"got {len(corpus.texts)} {corpus.role} examples, wanted at least {len(deal)}: {fit} to train on, "
+                f"{rank} to choose the rank by, {measured} to measure"
             )
     return {
         share: Sides(_some(found[share, "forget"], share), _some(found[share, "retain"], share))
-        for share in dict.fromkeys(DEAL)
+        for share in dict.fromkeys(deal)
     }
 
 

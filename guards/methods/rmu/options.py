@@ -1,4 +1,4 @@
-"""Options of the trainings of the RMU family."""
+"""Options of trainings: those that all take, and those of the RMU family."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ _ALPHA = "weight of the retain loss beside the forget loss"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(CommonOptions):
-    """What all variants take.
+    """What all trainings take.
 
     `steps`: raising it withholds more and disturbs the rest more. `rate`: Adam's, the same all the time. `alpha`:
     raising it keeps more of the rest and withholds less. `max_rank`: of what is served; a rank costs ``d_ff + d_model``
     multiplications a token and layer. `kept`: share of what the whole delta gains that the served rank must gain.
     """
 
-    variant: ClassVar[VariantName]
+    variant: ClassVar[str]
 
     steps: int = option(150, "steps of training; more withhold more and disturb the rest more")
     batch: int = option(4, "examples of each side in a step")
@@ -48,7 +48,14 @@ class TrainingOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOptions(TrainingOptions):
+class FamilyOptions(TrainingOptions):
+    """What all variants of the RMU family take."""
+
+    variant: ClassVar[VariantName]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions(FamilyOptions):
     """What variants take that move the output of one block: its own projection is trained, and the two before."""
 
     layer: int | None = option(
@@ -110,7 +117,7 @@ class CosineOptions(LayerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeOptions(TrainingOptions):
+class ProbeOptions(FamilyOptions):
     """The probe objective: nine layers, three neighbours early, amid and late, each with a probe and a projection."""
 
     variant: ClassVar[VariantName] = "probe"

@@ -28,6 +28,11 @@ class Decomposition:
         root_R = self.values_K[:rank].sqrt()
         return (root_R[:, None] * self.right_KF[:rank]).bfloat16(), (self.left_DK[:, :rank] * root_R).bfloat16()
 
+    def nearest(self, rank: int) -> Tensor:
+        """That delta as it is served, float32 [D, F]; of rank 0 zero."""
+        a_RF, b_DR = self.factors(rank)
+        return b_DR.float() @ a_RF.float()
+
     def energy(self, rank: int) -> float:
         """Share of the delta's squared entries that a rank keeps."""
         squares_K = self.values_K.double().square()
@@ -73,19 +78,17 @@ class Measuring:
     batch: int
 
 
-@torch.no_grad()
-def effects(
-    on: Measuring,
-    parts: Mapping[int, Decomposition],
-    ranks: Sequence[int],
-    advance: Callable[[int], object] = lambda _: None,
-) -> list[Effect]:
-    """What none, each rank in bfloat16 as it is served, and the whole deltas do to the losses; the deltas stay whole.
+Deltas = Callable[[int], Tensor]
+"""The delta of a layer, [D, F], made when it is asked for."""
 
-    A loss is the mean over batches, weighted by what each has of tokens that are looked at.
+
+@torch.no_grad()
+def losses(on: Measuring, tried: Sequence[Deltas], advance: Callable[[int], object] = lambda _: None) -> Tensor:
+    """Forget and retain loss with each of several deltas in the place of the model's, float64 [tried, 2].
+
+    A loss is the mean over batches, weighted by what each has of tokens that are looked at. The model's deltas stay.
     """
     whole = {layer: delta.detach().clone() for layer, delta in on.tuned.deltas.items()}
-    tried: list[int | None] = [0, *ranks, None]
     sums = torch.zeros(len(tried), 2, dtype=torch.float64)
     try:
         for side, (loss, examples) in enumerate(
@@ -97,33 +100,46 @@ def effects(
                 opened = on.tuned.open(on.objective.layers, some)
                 weight = sum(len(ids) - first for ids, first in some)
                 total += weight
-                for index, rank in enumerate(tried):
-                    _put(on.tuned, parts, whole, rank)
+                for index, deltas in enumerate(tried):
+                    _put(on.tuned, deltas)
                     sums[index, side] += weight * float(loss(opened.after(), opened.before))
                 advance(sum(len(each.ids) for each in some))
             sums[:, side] /= total
     finally:
-        _put(on.tuned, parts, whole, None)
-    totals = sums[:, 0] + on.alpha * sums[:, 1]
+        _put(on.tuned, whole.__getitem__)
+    return sums
+
+
+def _put(tuned: Tuned, deltas: Deltas) -> None:
+    for layer, delta in tuned.deltas.items():
+        delta.copy_(deltas(layer))
+
+
+def effects(
+    on: Measuring,
+    parts: Mapping[int, Decomposition],
+    ranks: Sequence[int],
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[Effect]:
+    """What none, each rank in bfloat16 as it is served, and the whole deltas do to the losses."""
+    whole = {layer: delta.detach().clone() for layer, delta in on.tuned.deltas.items()}
+
+    def of(rank: int | None) -> Deltas:
+        if rank is None:
+            return whole.__getitem__
+        return lambda layer: parts[layer].nearest(rank)
+
+    tried: list[int | None] = [0, *ranks, None]
+    measured = losses(on, [of(rank) for rank in tried], advance)
+    totals = measured[:, 0] + on.alpha * measured[:, 1]
     gained = float(totals[0] - totals[-1])
     found = []
     for index, rank in enumerate(tried):
         energies = [1.0 if rank is None else part.energy(rank) for part in parts.values()]
         gain = float(totals[0] - totals[index]) / gained if gained > 0 else 0.0
-        forget, retain = sums[index].tolist()
+        forget, retain = measured[index].tolist()
         found.append(Effect(rank, sum(energies) / len(energies), forget, retain, gain))
     return found
-
-
-def _put(tuned: Tuned, parts: Mapping[int, Decomposition], whole: Mapping[int, Tensor], rank: int | None) -> None:
-    for layer, delta in tuned.deltas.items():
-        if rank is None:
-            delta.copy_(whole[layer])
-        elif rank == 0:
-            delta.zero_()
-        else:
-            a_RF, b_DR = parts[layer].factors(rank)
-            delta.copy_(b_DR.float() @ a_RF.float())
 
 
 def choose_rank(found: Sequence[Effect], kept: float) -> Effect:

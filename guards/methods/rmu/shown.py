@@ -19,7 +19,13 @@ def _row(effect: Effect, chosen: Effect) -> tuple[str, ...]:
 def table(calibration: RmuCalibration) -> ShownTable:
     """One line a rank, on the examples that the rank was chosen by."""
     rows = tuple(_row(effect, calibration.chosen) for effect in calibration.effects)
-    return ShownTable(HEADINGS, rows, "what deltas of each rank do on examples that were not trained on; 0: none")
+    caption = "what deltas of each rank do on examples that were not trained on; 0: none"
+    for name, each in calibration.beside.items():
+        caption += (
+            f"; report part: {name} has {each.forget:.4g} and {each.retain:.4g}, the served rank "
+            f"{calibration.measured[1].forget:.4g} and {calibration.measured[1].retain:.4g}"
+        )
+    return ShownTable(HEADINGS, rows, caption)
 
 
 def report(calibration: RmuCalibration) -> dict[str, Any]:
@@ -30,6 +36,7 @@ def report(calibration: RmuCalibration) -> dict[str, Any]:
         "ranks": [asdict(effect) for effect in calibration.effects],
         "served_rank": calibration.chosen.rank,
         "held_out": [asdict(effect) for effect in calibration.measured],
+        "beside": {name: asdict(each) for name, each in calibration.beside.items()},
         "energies": {str(layer): dict(each) for layer, each in calibration.energies.items()},
     }
 

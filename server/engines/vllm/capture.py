@@ -124,7 +124,9 @@ class VllmActivations:
             self._runner.run(stop())
 
     def _act(self, artifacts: Sequence[tuple[str, str]]) -> None:
-        """Lets the next vLLM run with these guards, (folder, digest) each. No token it draws is read by anybody."""
+        """Lets the next vLLM run with these guards, (folder, digest) each. A token that one withholds is drawn as 0: an
+        intervention does so where its reading is not finite.
+        """
         self._config.additional_config = guard_settings(
             artifacts, self.codec.openings, sentinel=0, options=self._options
         )

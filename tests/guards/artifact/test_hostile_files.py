@@ -16,6 +16,7 @@ from guards.methods.registry import (
     CUBE,
     LUNAR,
     LUNAR_ABSTAIN,
+    LUNAR_TRAINED,
     NEURON_ADJUST,
     PROBE,
     RMU,
@@ -42,6 +43,7 @@ NUMBERS: dict[Entry, tuple[tuple[str | int, ...], ...]] = {
     NEURON_ADJUST: (("fraction",),),
     SELECTIVE_PRUNING: (("fraction",), ("attention_fraction",)),
     LUNAR: (("strength",), ("ridge",), ("layers", 0, "usual")),
+    LUNAR_TRAINED: (("strength",), ("layers", 0, "usual")),
     **dict.fromkeys(RMU, (("layers", 0, "usual"),)),
 }
 CASES = [

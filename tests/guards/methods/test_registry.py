@@ -17,6 +17,7 @@ from guards.methods.registry import (
     CUBE,
     LUNAR,
     LUNAR_ABSTAIN,
+    LUNAR_TRAINED,
     NEURON_ADJUST,
     PROBE,
     RMU,
@@ -36,8 +37,8 @@ from tests.toys.installed import installed
 from tests.toys.probe.guard import ProbeGuard
 
 KNOWN = (
-    "wanted one of ksd paper, ksd spans, lunar abstain, lunar redirect, neuron-adjust, probe detect, rmu adaptive, "
-    "rmu cosine, rmu probe, rmu rmu, selective-pruning"
+    "wanted one of ksd paper, ksd spans, lunar abstain, lunar redirect, lunar trained, neuron-adjust, probe detect, "
+    "rmu adaptive, rmu cosine, rmu probe, rmu rmu, selective-pruning"
 )
 
 
@@ -50,7 +51,7 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    shipped = [SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, *RMU]
+    shipped = [SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, LUNAR_TRAINED, *RMU]
     assert list(methods().values()) == shipped
     assert names() == ["ksd", "probe", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
 
@@ -62,7 +63,11 @@ def test_there_is_a_sample_of_every_entry() -> None:
 
 def test_the_first_variant_is_the_default() -> None:
     assert list(variants("ksd").items()) == [("spans", SPANS), ("paper", CUBE)]
-    assert list(variants("lunar").items()) == [("redirect", LUNAR), ("abstain", LUNAR_ABSTAIN)]
+    assert list(variants("lunar").items()) == [
+        ("redirect", LUNAR),
+        ("abstain", LUNAR_ABSTAIN),
+        ("trained", LUNAR_TRAINED),
+    ]
     assert variants("neuron-adjust") == {"": NEURON_ADJUST}
     assert variants("astrology") == {}
 
@@ -205,5 +210,6 @@ class TestArtifact:
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
             LUNAR: GuardKind.INTERVENTION,
             LUNAR_ABSTAIN: GuardKind.DETECTOR,
+            LUNAR_TRAINED: GuardKind.INTERVENTION,
             **dict.fromkeys(RMU, GuardKind.INTERVENTION),
         }

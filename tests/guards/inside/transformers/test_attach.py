@@ -124,6 +124,20 @@ class TestDetectors:
         for name in ("sums", "shift"):
             torch.testing.assert_close(picked.scores[name], everything.scores[name][rows])
 
+    @pytest.mark.parametrize("count", [1, 3, 9])
+    def test_the_last_rows_of_each_sequence_are_those_of_its_logits(self, count: int) -> None:
+        """As transformers' own `generate` asks for them, of a batch."""
+        model, ids = tiny_model("llama"), tokens(2, 5)
+        with attach(model, sums=cubes(), shift=neuron_adjust()) as attachment:
+            everything = read(model, attachment, ids)
+            kept = model(input_ids=ids, logits_to_keep=count).logits.shape[1]
+            picked = take(attachment, 2 * kept)
+        rows = torch.arange(10).view(2, 5)[:, -kept:].flatten()
+        assert kept == min(count, 5)
+        assert torch.equal(picked.codes_RG, everything.codes_RG[rows])
+        for name in ("sums", "shift"):
+            torch.testing.assert_close(picked.scores[name], everything.scores[name][rows])
+
     def test_packed_sequences_equal_one_by_one(self) -> None:
         """Three prompts in one row, kept apart by positions and mask, and their last tokens picked."""
         model = tiny_model("llama")

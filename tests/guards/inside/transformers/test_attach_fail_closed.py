@@ -123,7 +123,6 @@ def test_a_block_run_outside_the_model_raises() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"input_ids": tokens(1, 4), "logits_to_keep": 1}, "wanted a tensor of row indices"),
         ({"input_ids": tokens(2, 4), "logits_to_keep": torch.tensor([1])}, "wanted a packed batch of 1"),
         ({"inputs_embeds": torch.zeros(1, 4, 16)}, "without input_ids"),
     ],

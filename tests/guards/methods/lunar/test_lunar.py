@@ -76,7 +76,7 @@ def test_key_vectors_that_say_nothing_are_refused(bad: float) -> None:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return tiny_loaded()
+    return tiny_loaded(max_position_embeddings=256)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,9 @@ def calibration(loaded: LoadedModel) -> LunarCalibration:
 
 def test_it_redirects_held_out_prompts_and_leaves_the_others(calibration: LunarCalibration) -> None:
     chosen = calibration.chosen
-    assert chosen is min(calibration.candidates, key=lambda each: each.deviation)
+    assert chosen is min(calibration.candidates, key=lambda each: each.likeness.deviation)
     assert chosen.said["forget"] > chosen.said["retain"] + 0.2
     assert calibration.auroc > 0.6, "of random weights; held out"
-    assert calibration.report_left < 1
-    assert calibration.report_moved < 1
 
 
 def test_its_canaries_agree_and_tell_a_weaker_guard(

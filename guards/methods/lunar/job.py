@@ -1,0 +1,154 @@
+"""The checked inputs of a calibration of LUNAR, and its passes over them.
+
+Suffixes: T tokens, D the residual stream's width (d_model).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guards.artifact.canaries import CANARY_DATE
+from guards.calibration.activations import Activations, Consumer, Pass, TokenIds, Tokens
+from guards.calibration.corpus import (
+    FORGET_DEAL,
+    Corpus,
+    Share,
+    Side,
+    encode_corpora,
+    frame_tokens,
+    resolve_frames,
+)
+from guards.calibration.material import read_material, read_references
+from guards.calibration.sides import Advance
+from guards.calibration.sources import Source
+from guards.errors import CalibrationError
+from guards.methods.lunar.options import LunarOptions
+from guards.model.sites import Site
+
+SIDES: tuple[Side, ...] = ("forget", "retain")
+MOST_STATES = 96
+"""Prompts of each side and share, evenly spaced, whose last tokens are looked at. Key vectors are of all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The checked inputs of the passes, of every frame together."""
+
+    model: Activations
+    options: LunarOptions
+    frames: tuple[str, ...]
+    corpora: Mapping[Side, Corpus]
+    parts: Mapping[Side, Mapping[Share, list[int]]]
+    reference: Sequence[TokenIds]
+    lead: Mapping[str, int]
+    """How many leading tokens every example of a frame shares."""
+    advance: Advance = lambda *_: None
+
+    def tokens(self, candidates: int) -> int:
+        """What all passes run over, and answers: of reference prompts, and of others without a change and with each."""
+        keys = [
+            sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
+            for side in SIDES
+            for share in (Share.FIT, Share.THRESHOLD)
+        ]
+        states = [_count(self.some(side, share)) for side in SIDES for share in (Share.FIT, Share.REPORT)]
+        answers = self._written(self.asked_reference())
+        for share, times in ((Share.THRESHOLD, 1 + candidates), (Share.REPORT, 2)):
+            answers += times * sum(self._written(self.asked(side, share)) for side in SIDES)
+        return sum(keys) + sum(states) + _count(self.reference) + answers
+
+    def _written(self, prompts: Sequence[TokenIds]) -> int:
+        return _count(prompts) + len(prompts) * self.options.asked_tokens
+
+    def of(self, side: Side, share: Share) -> list[TokenIds]:
+        """The prompts of a part, frame after frame."""
+        return [ids[text] for ids in self.corpora[side].encoded.values() for text in self.parts[side][share]]
+
+    def some(self, side: Side, share: Share) -> list[TokenIds]:
+        """At most MOST_STATES prompts of a part, evenly spaced over its sources and frames."""
+        return spread(self.of(side, share), MOST_STATES)
+
+    def asked(self, side: Side, share: Share) -> list[TokenIds]:
+        """Those of a part that are answered. Raises CalibrationError where none leaves room for an answer."""
+        return self._with_room(self.of(side, share), f"{side} prompts of the {share} part")
+
+    def asked_reference(self) -> list[TokenIds]:
+        """Reference prompts that are answered. Raises CalibrationError."""
+        return self._with_room(self.reference, "reference prompts")
+
+    def _with_room(self, prompts: Sequence[TokenIds], what: str) -> list[TokenIds]:
+        tokens, limit = self.options.asked_tokens, self.model.max_tokens
+        short = [ids for ids in prompts if limit is None or len(ids) + tokens <= limit]
+        if not short:
+            raise CalibrationError(
+                f"no answer of {tokens} tokens fits the model's context of {limit} behind any of the {len(prompts)} "
+                f"{what}: lower `asked_tokens`, or give shorter ones"
+            )
+        return spread(short, self.options.asked)
+
+    def write(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """The model's answers, greedily, as it is now."""
+        return self.model.write(
+            prompts, self.options.asked_tokens, lambda tokens: self.advance(tokens, "compare answers")
+        )
+
+    def opening(self) -> TokenIds:
+        """What every prompt of the first frame begins with, a token at least."""
+        frame = self.frames[0]
+        return self.corpora["forget"].encoded[frame][0][: max(self.lead[frame], 1)]
+
+    def last(self, layers: tuple[int, ...], examples: Sequence[TokenIds]) -> dict[int, Tensor]:
+        """The residual stream at each example's last token, float64 [examples, D] by layer, on the host."""
+        kept = {layer: torch.zeros(len(examples), self.model.identity.d_model, dtype=torch.float64) for layer in layers}
+
+        def consume(layer: int, x_TD: Tensor, example_T: Tensor) -> None:
+            kept[layer][example_T.cpu()] = x_TD.double().cpu()
+
+        wanted = Pass(Site.RESIDUAL, layers, Tokens.LAST, batch_tokens=self.options.batch_tokens)
+        self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "states"))
+        if not all(bool(torch.isfinite(each).all()) for each in kept.values()):
+            raise CalibrationError("the residual stream is not finite in this dtype on this data")
+        return kept
+
+    def keys(self, layers: tuple[int, ...], side: Side, share: Share, consume: Consumer) -> None:
+        """Key vectors of all tokens; of forget texts but those which retain texts begin with too."""
+        for frame in self.frames:
+            encoded, skip = self.corpora[side].encoded[frame], self.lead[frame] if side == "forget" else 0
+            wanted = Pass(Site.KEY, layers, Tokens.ALL, (skip, 0), self.options.batch_tokens)
+            examples = [encoded[text] for text in self.parts[side][share]]
+            self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "keys"))
+
+
+def spread(prompts: Sequence[TokenIds], most: int) -> list[TokenIds]:
+    """At most so many of them, evenly spaced."""
+    few = min(most, len(prompts))
+    return [prompts[i * len(prompts) // few] for i in range(few)]
+
+
+def _count(examples: Iterable[TokenIds]) -> int:
+    return sum(map(len, examples))
+
+
+def prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: LunarOptions) -> Job:
+    """Encodes and deals both sides. Raises DataError or CalibrationError."""
+    frames = resolve_frames(options.frames, model.codec)
+    retained = [*retain, *read_material(options.material).sources]
+    corpora = encode_corpora(forget, retained, frames, model.codec, model.max_tokens)
+    if min(len(corpus.texts) for corpus in corpora) < len(FORGET_DEAL):
+        raise CalibrationError(
+            f"got {len(corpora[0].texts)} forget and {len(corpora[1].texts)} retain examples, wanted at least "
+            f"{len(FORGET_DEAL)} of each, better some hundred"
+        )
+    dated, texts = model.codec.on_day(CANARY_DATE), read_references(options.reference).texts
+    encoded = [(frame, corpora[0].encoded[frame] + corpora[1].encoded[frame]) for frame in frames]
+    return Job(
+        model,
+        options,
+        frames,
+        {"forget": corpora[0], "retain": corpora[1]},
+        {"forget": corpora[0].deal(FORGET_DEAL, options.seed), "retain": corpora[1].deal(FORGET_DEAL, options.seed)},
+        [dated.encode_frame(frame, text) for frame in frames for text in texts],
+        {frame: frame_tokens(examples)[0] for frame, examples in encoded},
+    )
