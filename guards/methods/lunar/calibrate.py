@@ -30,6 +30,7 @@ from guards.calibration.corpus import (
 )
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import candidate_layers, layers_having, require_site
+from guards.calibration.last_tokens import LastTokens, evenly, share_moved, usual_length
 from guards.calibration.material import read_material, read_references
 from guards.calibration.sides import Advance, progress_bar
 from guards.calibration.sources import Source
@@ -44,10 +45,6 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried, of which the choice is made on held-out tokens."""
 SUM_BYTES = 4 << 30
 """Of the sums of all candidate layers: the more a model's key vectors have entries, the fewer layers are tried."""
-MOST_STATES = 96
-"""Prompts of each side and share, evenly spaced, whose last tokens' states are looked at: means, and what is compared.
-Key vectors are of all.
-"""
 WEAK = 0.75
 """Above this share of the way left at the last block, a warning is written: the skill is hardly redirected."""
 
@@ -127,22 +124,12 @@ class _Job:
 
     def some(self, side: Side, share: Share) -> list[TokenIds]:
         """At most MOST_STATES prompts of a part, evenly spaced over its sources and frames."""
-        members = [ids[text] for ids in self.corpora[side].encoded.values() for text in self.parts[side][share]]
-        few = min(MOST_STATES, len(members))
-        return [members[i * len(members) // few] for i in range(few)]
+        return evenly([ids[text] for ids in self.corpora[side].encoded.values() for text in self.parts[side][share]])
 
-    def last(self, layers: tuple[int, ...], examples: Sequence[TokenIds]) -> dict[int, Tensor]:
-        """The residual stream at each example's last token, float64 [examples, D] by layer, on the host."""
-        kept = {layer: torch.zeros(len(examples), self.model.identity.d_model, dtype=torch.float64) for layer in layers}
-
-        def consume(layer: int, x_TD: Tensor, example_T: Tensor) -> None:
-            kept[layer][example_T.cpu()] = x_TD.double().cpu()
-
-        wanted = Pass(Site.RESIDUAL, layers, Tokens.LAST, batch_tokens=self.options.batch_tokens)
-        self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "states"))
-        if not all(bool(torch.isfinite(each).all()) for each in kept.values()):
-            raise CalibrationError("the residual stream is not finite in this dtype on this data")
-        return kept
+    @property
+    def last(self) -> LastTokens:
+        """States at last tokens."""
+        return LastTokens(self.model, self.options.batch_tokens, self.advance)
 
     def keys(self, layers: tuple[int, ...], side: Side, share: Share, consume: Consumer) -> None:
         """Key vectors of all tokens; of forget texts but those which retain texts begin with too."""
@@ -195,13 +182,10 @@ def _layers(model: Activations, options: LunarOptions) -> tuple[int, ...]:
 def _directions(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float]]:
     """From forget prompts to reference prompts, float64 [D], and the usual length of retain prompts' states."""
     forget, reference, retain = (
-        job.last(layers, examples)
+        job.last.states(layers, examples)
         for examples in (job.some("forget", Share.FIT), job.reference, job.some("retain", Share.FIT))
     )
-    return {
-        layer: (reference[layer].mean(0) - forget[layer].mean(0), float(retain[layer].square().sum(1).mean().sqrt()))
-        for layer in layers
-    }
+    return {layer: (reference[layer].mean(0) - forget[layer].mean(0), usual_length(retain[layer])) for layer in layers}
 
 
 def _solved(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float, dict[Side, float]]]:
@@ -236,17 +220,15 @@ def _solved(job: _Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float
 
 def _at_the_end(job: _Job, share: Share, guard: LunarGuard | None) -> dict[Side, Tensor]:
     """The last block's states at a part's last tokens, float64 [examples, D], with a change or without."""
-    end, sides = job.model.identity.layers - 1, ("forget", "retain")
+    sides: tuple[Side, ...] = ("forget", "retain")
     with nullcontext() if guard is None else job.model.guarded(LUNAR, guard):
-        return {side: job.last((end,), job.some(side, share))[end] for side in sides}  # type: ignore[arg-type,misc]
+        return job.last.at_the_end({side: job.some(side, share) for side in sides})
 
 
 def _compared(before: Mapping[Side, Tensor], after: Mapping[Side, Tensor], reference_D: Tensor) -> tuple[float, float]:
     """`left` and `moved` of a `Candidate`."""
     apart = [float((of["forget"] - reference_D).square().sum(1).mean()) for of in (before, after)]
-    moved = float((after["retain"] - before["retain"]).square().sum(1).mean())
-    spread = float((before["retain"] - before["retain"].mean(0)).square().sum(1).mean())
-    return apart[1] / apart[0], moved / spread
+    return apart[1] / apart[0], share_moved(before["retain"], after["retain"])
 
 
 def _scores(job: _Job, candidate: Candidate) -> float:
@@ -279,7 +261,7 @@ def calibrate(
         directions, solved = _directions(job, layers), _solved(job, layers)
         clock.step("fit")
         end = model.identity.layers - 1
-        reference_D = job.last((end,), job.reference)[end].mean(0)
+        reference_D = job.last.states((end,), job.reference)[end].mean(0)
         before = _at_the_end(job, Share.THRESHOLD, None)
         candidates = []
         for layer in layers:
