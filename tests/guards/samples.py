@@ -22,7 +22,17 @@ from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
-from guards.methods.registry import CUBE, LUNAR, LUNAR_ABSTAIN, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING, SPANS
+from guards.methods.probe_project.guard import Boundary, ProjectionGuard
+from guards.methods.registry import (
+    CUBE,
+    LUNAR,
+    LUNAR_ABSTAIN,
+    NEURON_ADJUST,
+    PROBE,
+    PROBE_PROJECT,
+    SELECTIVE_PRUNING,
+    SPANS,
+)
 from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.options import VariantName
@@ -90,6 +100,15 @@ def spans(
 def probes() -> SpanGuard:
     """Probes of the residual stream at three layers."""
     return spans(*range(LAYERS), site=Site.RESIDUAL)
+
+
+def projections(*layers: int, beta: float = 1.5) -> ProjectionGuard:
+    """An intervention on the residual stream after these layers, or after all: half of all tokens lie beyond each."""
+    boundaries = []
+    for layer in layers or range(LAYERS):
+        w_D = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(layer))
+        boundaries.append(Boundary(layer, torch.nn.functional.normalize(w_D, dim=0), 0.01 * (layer + 1), usual=2.0))
+    return ProjectionGuard(tuple(boundaries), beta)
 
 
 def layer_statistics(*neurons: int) -> LayerStatistics:
@@ -160,6 +179,7 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     SPANS: spans,
     CUBE: cubes,
     PROBE: probes,
+    PROBE_PROJECT: projections,
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
     LUNAR: lunar,

@@ -18,6 +18,7 @@ from guards.methods.registry import (
     LUNAR_ABSTAIN,
     NEURON_ADJUST,
     PROBE,
+    PROBE_PROJECT,
     RMU,
     SELECTIVE_PRUNING,
     SPANS,
@@ -41,6 +42,7 @@ NUMBERS: dict[Entry, tuple[tuple[str | int, ...], ...]] = {
     ),
     NEURON_ADJUST: (("fraction",),),
     SELECTIVE_PRUNING: (("fraction",), ("attention_fraction",)),
+    PROBE_PROJECT: (("beta",), ("layers", 0, "b"), ("layers", 0, "usual")),
     LUNAR: (("strength",), ("ridge",), ("layers", 0, "usual")),
     **dict.fromkeys(RMU, (("layers", 0, "usual"),)),
 }

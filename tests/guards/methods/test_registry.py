@@ -19,6 +19,7 @@ from guards.methods.registry import (
     LUNAR_ABSTAIN,
     NEURON_ADJUST,
     PROBE,
+    PROBE_PROJECT,
     RMU,
     SELECTIVE_PRUNING,
     SPANS,
@@ -36,8 +37,8 @@ from tests.toys.installed import installed
 from tests.toys.probe.guard import ProbeGuard
 
 KNOWN = (
-    "wanted one of ksd paper, ksd spans, lunar abstain, lunar redirect, neuron-adjust, probe detect, rmu adaptive, "
-    "rmu cosine, rmu probe, rmu rmu, selective-pruning"
+    "wanted one of ksd paper, ksd spans, lunar abstain, lunar redirect, neuron-adjust, probe detect, probe project, "
+    "rmu adaptive, rmu cosine, rmu probe, rmu rmu, selective-pruning"
 )
 
 
@@ -50,7 +51,7 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    shipped = [SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, *RMU]
+    shipped = [SPANS, CUBE, PROBE, PROBE_PROJECT, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, *RMU]
     assert list(methods().values()) == shipped
     assert names() == ["ksd", "probe", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
 
@@ -201,6 +202,7 @@ class TestArtifact:
             SPANS: GuardKind.DETECTOR,
             CUBE: GuardKind.DETECTOR,
             PROBE: GuardKind.DETECTOR,
+            PROBE_PROJECT: GuardKind.INTERVENTION,
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
             LUNAR: GuardKind.INTERVENTION,
