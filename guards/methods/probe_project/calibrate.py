@@ -96,30 +96,37 @@ def _effect(beta: float, before: Mapping[Side, Tensor], after: Mapping[Side, Ten
     return Candidate(beta, apart[1] / apart[0], share_moved(before["retain"], after["retain"]))
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """The guard of each beta at the same boundaries, and prompts to measure it on."""
+def _prompts(examples: Sequence[Example]) -> dict[Share, dict[Side, list[TokenIds]]]:
+    """Those that stand alone in a frame, so many of each share and side at most."""
+    return {
+        share: {
+            side: evenly([each.ids for each in examples if (each.share, each.side) == (share, side) and each.source])
+            for side in SIDES
+        }
+        for share in Share
+    }
 
-    last: LastTokens
-    boundaries: tuple[Boundary, ...]
-    examples: Sequence[Example]
 
-    def prompts(self, side: Side, share: Share) -> list[TokenIds]:
-        """Those of a part that stand alone in a frame, at most so many."""
-        return evenly([each.ids for each in self.examples if (each.side, each.share) == (side, share) and each.source])
+def _tokens(examples: Sequence[Example], prompts: Mapping[Share, Mapping[Side, Sequence[TokenIds]]], tried: int) -> int:
+    """What all passes run over."""
+    once = sum(len(each.ids) for each in examples if each.share is not Share.REPORT)
+    count = {share: {side: sum(map(len, ids)) for side, ids in of.items()} for share, of in prompts.items()}
+    states = (1 + tried) * sum(count[Share.THRESHOLD].values()) + 2 * sum(count[Share.REPORT].values())
+    return once + count[Share.FIT]["retain"] + states
 
-    def guard(self, beta: float) -> ProjectionGuard:
-        return ProjectionGuard(self.boundaries, beta)
 
-    def effects(self, share: Share, betas: Sequence[float]) -> list[Candidate]:
-        """What each does to prompts of one part."""
-        asked = {side: self.prompts(side, share) for side in SIDES}
-        before = self.last.at_the_end(asked)
-        found = []
-        for beta in betas:
-            with self.last.model.guarded(PROBE_PROJECT, self.guard(beta)):
-                found.append(_effect(beta, before, self.last.at_the_end(asked)))
-        return found
+def _effects(
+    last: LastTokens,
+    boundaries: tuple[Boundary, ...],
+    betas: Sequence[float],
+    prompts: Mapping[Side, Sequence[TokenIds]],
+) -> list[Candidate]:
+    """What each beta does at these boundaries."""
+    before, found = last.at_the_end(prompts), []
+    for beta in betas:
+        with last.model.guarded(PROBE_PROJECT, ProjectionGuard(boundaries, beta)):
+            found.append(_effect(beta, before, last.at_the_end(prompts)))
+    return found
 
 
 def calibrate(
@@ -134,28 +141,29 @@ def calibrate(
     fitting = recipe(model.identity.layers, options.probes())
     job = prepared(model, forget, retain, options.probes(), fitting)
     examples = all_examples(job)
+    prompts = _prompts(examples)
     turns = [turns_of(each.ids, model.codec.openings) for each in examples]
     betas = BETAS if options.beta is None else (options.beta,)
     clock.step("encode")
-    with progress_bar(sum(len(each.ids) for each in examples), options.progress) as advance:
+    with progress_bar(_tokens(examples, prompts, len(betas)), options.progress) as advance:
         windows, fitted = fit_windows(job, fitting, examples, turns, advance)
         clock.step("fit")
         held = read_held(job, fitted, examples, turns, (Share.THRESHOLD,), advance)
         probes = fitted.directions(held)
         assert isinstance(probes, RankedProbes)
-        chosen = [each for each in probes.probes if each.term.layer in probes.best(options.of_each_third)]
+        layers = probes.best(options.of_each_third)
         clock.step("read")
         last = LastTokens(model, options.batch_tokens, advance)
-        retained = evenly([each.ids for each in examples if (each.side, each.share) == ("retain", Share.FIT)])
-        lengths = last.states(tuple(each.term.layer for each in chosen), retained)
-        boundaries = tuple(boundary(each, usual_length(lengths[each.term.layer])) for each in chosen)
-        measuring = _Measuring(last, boundaries, examples)
-        candidates = measuring.effects(Share.THRESHOLD, betas)
+        states = last.states(tuple(sorted(layers)), prompts[Share.FIT]["retain"])
+        boundaries = tuple(
+            boundary(each, usual_length(states[each.term.layer])) for each in probes.probes if each.term.layer in layers
+        )
+        candidates = _effects(last, boundaries, betas, prompts[Share.THRESHOLD])
         best = min(candidates, key=lambda each: each.deviation)
         clock.step("choose")
-        (reported,) = measuring.effects(Share.REPORT, (best.beta,))
+        (reported,) = _effects(last, boundaries, (best.beta,), prompts[Share.REPORT])
         clock.step("report")
-    guard, corpora = measuring.guard(best.beta), (job.corpora["forget"], job.corpora["retain"])
+    guard, corpora = ProjectionGuard(boundaries, best.beta), (job.corpora["forget"], job.corpora["retain"])
     warnings = corpus_warnings(model, corpora)
     if reported.left > WEAK:
         warnings.append(

@@ -14,8 +14,8 @@ class ProjectOptions(CommonOptions):
     """Projections of the residual stream, at the layers where probes tell the skill best.
 
     `beta`: 1 puts a token that a probe takes for the skill's on the probe's boundary, 2 as far beyond it as it was
-    before it; None takes what serves held-out prompts best. The other options are those of the detector, whose probes
-    these are: with the same examples and seed they are the same.
+    before it; None takes what serves held-out prompts best. The other options are those of the detector, which without
+    `answers` has the same probes of the same examples.
     """
 
     usual_frames: ClassVar[str] = ProbeOptions.usual_frames
