@@ -33,7 +33,7 @@ from guards.methods.spans.held import Held
 from guards.methods.spans.passes import WindowsOf
 from guards.model.sites import Site
 
-BETAS = (1.0, 2.0, 4.0)
+BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """What is tried where none is given."""
 WEAK = 0.9
 """Above this share of the way left at the last block, a warning is written: the skill is hardly moved."""
