@@ -129,7 +129,7 @@ def projecting(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An artifact that takes the demo's facts out of the residual stream, behind several layers."""
     forget, *retain = _sources("facts", "mathematics", "code", "zh", "en")
     folder: Path = tmp_path_factory.mktemp("guards") / "project-facts"
-    options = ProjectOptions(frames=("chat",), material="none", longest=64, aggregation="last", beta=2.0)
+    options = ProjectOptions(frames=("chat",), material="none", longest=64, aggregation="last", beta=32.0)
     made = calibrate_projections(load_model(MODEL, "cpu", "float32"), [forget], retain, options)
     made.save(folder, "facts")
     assert len(made.guard.layers) > 1
