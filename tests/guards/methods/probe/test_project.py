@@ -151,7 +151,7 @@ def test_chunks_equal_the_whole(chunk: int) -> None:
         whole = model(input_ids=ids).logits
         said_T = take(attachment, LENGTH).scores["project"]
         cache, logits, said = None, [], []
-        for part in ids.split(chunk, dim=1):
+        for part in torch.split(ids, chunk, dim=1):
             output = model(input_ids=part, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits.append(output.logits)
