@@ -125,7 +125,8 @@ def test_states_go_on_out_of_a_prefix_cache(running: Live, wanted: Wanted) -> No
 
 
 def test_requests_of_one_batch_have_a_projected_stream_or_their_own(running: Live, wanted: Wanted) -> None:
-    ids, few, modes = wanted.ids[::3], greedy(max_tokens=4), ({}, {"project-facts": GuardMode.OFF})
+    ids, few = wanted.ids[::3], greedy(max_tokens=4)
+    modes: tuple[dict[str, GuardMode], ...] = ({}, {"project-facts": GuardMode.OFF})
     on, off = ([each.text for each in running.draw(ids, few, [of] * len(ids))] for of in modes)
     mixed = running.draw([*ids, *ids], few, [of for of in modes for _ in ids])
     assert [each.text for each in mixed] == [*on, *off]
