@@ -24,7 +24,7 @@ from guards.model.shard import WHOLE
 from guards.model.sites import Place, Site
 from tests.guards.attached import KINDS, LENGTH, attach, read, take
 from tests.guards.samples import projections, write_raw
-from tests.models import D_MODEL, LAYERS, tiny_model, tokens
+from tests.models import D_MODEL, EXPERTS, LAYERS, tiny_model, tokens
 
 
 def block(model: nn.Module, layer: int) -> nn.Module:
@@ -57,7 +57,7 @@ def by_hand(model: nn.Module, guard: ProjectionGuard) -> Iterator[None]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *sorted(EXPERTS)])
 def test_a_model_says_what_the_formula_makes_it_say(kind: str, dtype: torch.dtype) -> None:
     model, ids, guard = tiny_model(kind).to(dtype), tokens(2, LENGTH), projections()
     plain = model(input_ids=ids).logits
