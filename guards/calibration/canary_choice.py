@@ -53,7 +53,8 @@ def choose_canaries(
                 side += taken
             if not side and (corpus is forget or detector):  # of a good intervention others may notice nothing
                 does = "clearly fires" if wanted else "is clear of"
-                instead = "another `layer`, `recall` or `scope`" if detector else "a larger `fraction`"
+                more = "a larger `fraction`, `strength` or `beta`"
+                instead = "another `layer`, `recall` or `scope`" if detector else more
                 raise CalibrationError(
                     f"none of {tried} {corpus.role} prompts, the shortest of each frame, {does} the guard at its last "
                     f"token, so no server could verify it at start: give more examples, or {instead}"

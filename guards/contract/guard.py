@@ -84,6 +84,8 @@ class Health:
 
 NEURONS = Health("neurons")
 """Neurons moved."""
+PUSH = Health("residual lengths")
+"""How far a token was pushed, over the residual stream's usual length."""
 
 
 class Bound(Protocol):

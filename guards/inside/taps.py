@@ -28,16 +28,15 @@ class Purpose(StrEnum):
 def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """Lets `act` see every token's vector at a site, x [T, F], never a copy; returns what takes it off again.
 
-    At a site of both ends it sees what the module gives, and what the module takes beside that. `dtype` is the model's.
-    Raises AttachError where a purpose is there already, where a site of both ends would be read and not changed, or
-    where a change would be lost: the sum of two tensors is a third one. In the pass, GuardReadingError is raised where
-    x is hidden.
+    At a site of both ends it sees what the module gives, and what the module takes beside that. Of a sum of two tensors
+    it sees a third, and what changes that returns where it did, bool [T]: there the module gives the changed sum and
+    zeros, and elsewhere the two as they were, bit for bit. `dtype` is the model's.
+    Raises AttachError where a purpose is there already, or where a site of both ends would be read and not changed. In
+    the pass, GuardReadingError is raised where x is hidden.
     """
     module, name = tap.module, f"{purpose.value}_{tap.end.value}"
     if hasattr(module, name):
         raise AttachError(f"{type(module).__name__} has a {name} already: attach guards together")
-    if purpose is Purpose.CHANGE and tap.form is Form.SUM:
-        raise AttachError("the residual stream is handed on in two tensors here, whose sum cannot be changed in place")
     if purpose is not Purpose.CHANGE and tap.end is End.BOTH:
         raise AttachError("a site of both ends is for changes: read what its module takes, or the residual stream")
     module.add_module(name, act)
@@ -52,10 +51,19 @@ def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> C
     def on_both(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         getattr(module, name)(part(output, dtype), part(args[0], dtype))
 
+    def on_sum(module: nn.Module, _: Any, output: Any) -> tuple[Tensor, Tensor]:
+        x_TF, (hidden, residual) = part(output, dtype), output
+        changed = getattr(module, name)(x_TF).view(*hidden.shape[:-1], 1)
+        return torch.where(changed, x_TF.view_as(hidden), hidden), torch.where(changed, 0, residual)
+
     if tap.end is End.INPUT:
         handle = module.register_forward_pre_hook(on_input)
+    elif tap.end is End.BOTH:
+        handle = module.register_forward_hook(on_both)
+    elif tap.form is Form.SUM and purpose is Purpose.CHANGE:
+        handle = module.register_forward_hook(on_sum)
     else:
-        handle = module.register_forward_hook(on_both if tap.end is End.BOTH else on_output)
+        handle = module.register_forward_hook(on_output)
 
     def remove() -> None:
         handle.remove()

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from guards.artifact.manifest import SMALLEST, PositiveFloat32, Strict
 from guards.artifact.store import Artifact, take_tensor
-from guards.contract.guard import Column, Health, OverColumns, OverRanks, Part
+from guards.contract.guard import PUSH, Column, Health, OverColumns, OverRanks, Part
 from guards.errors import ArtifactError, AttachError
 from guards.model.shard import Shard
 from guards.model.sites import Place, Site
 
 FACTOR_DTYPES = (torch.float32, torch.bfloat16)
-PUSH = Health("residual lengths")
 
 
 @dataclass(frozen=True)

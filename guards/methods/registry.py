@@ -16,6 +16,7 @@ from guards.methods.lunar_abstain.entry import LUNAR_ABSTAIN
 from guards.methods.lunar_trained.entry import LUNAR_TRAINED
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
 from guards.methods.probe.entry import PROBE
+from guards.methods.probe_project.entry import PROBE_PROJECT
 from guards.methods.rmu.entry import RMU
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
 from guards.methods.spans.entry import SPANS
@@ -32,6 +33,7 @@ __all__ = [
     "LUNAR_TRAINED",
     "NEURON_ADJUST",
     "PROBE",
+    "PROBE_PROJECT",
     "RMU",
     "SELECTIVE_PRUNING",
     "SPANS",
@@ -43,7 +45,18 @@ __all__ = [
 ]
 
 GROUP = "skillguard.methods"
-_SHIPPED = (SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, LUNAR_TRAINED, *RMU)
+_SHIPPED = (
+    SPANS,
+    CUBE,
+    PROBE,
+    PROBE_PROJECT,
+    NEURON_ADJUST,
+    SELECTIVE_PRUNING,
+    LUNAR,
+    LUNAR_ABSTAIN,
+    LUNAR_TRAINED,
+    *RMU,
+)
 """Of the variants of one method the first is the one that is calibrated where none is named."""
 
 Key = tuple[str, str | None]

@@ -6,7 +6,7 @@
 | pre-activation | output of the gate (or first) projection, before the activation function | Neuron Adjust |
 | key vector | input of the down (or second) projection | Key Space Detection, Selective Pruning |
 | output | output of the down (or second) projection, beside the key vector that it takes | deltas: LUNAR, RMU |
-| residual | the residual stream after a block, experts' or not | Key Space Detection over spans, probes |
+| residual | the residual stream after a block, experts' or not | Key Space Detection over spans, probes, projections |
 
 A site is one row of SITES. Where its module is in a model is one entry of a family (`families.py`), for each backend.
 """

@@ -21,7 +21,7 @@ COUNT = 3
 
 
 def probe(layer: int, *weights: float) -> Probe:
-    return Probe(LayerWeights(layer, torch.tensor(weights), 0.0), 1.0, 0)
+    return Probe(LayerWeights(layer, torch.tensor(weights), 0.0), -0.5, 1.0, 0)
 
 
 @torch.no_grad()

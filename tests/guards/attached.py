@@ -16,7 +16,8 @@ from guards.inside.transformers.sites import find_sites
 from guards.methods.cube.guard import CubeFitter, CubeGuard, Regime
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import NeuronAdjustGuard
-from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, SELECTIVE_PRUNING, SPANS
+from guards.methods.probe_project.guard import ProjectionGuard
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE_PROJECT, SELECTIVE_PRUNING, SPANS
 from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.selective_pruning.guard import PruningGuard
@@ -39,6 +40,7 @@ def entry(guard: Guard) -> tuple[Method, Guard]:
         PruningGuard: SELECTIVE_PRUNING,
         LunarGuard: LUNAR,
         RmuGuard: VARIANTS["adaptive"],
+        ProjectionGuard: PROBE_PROJECT,
         ProbeGuard: PROBE,
     }
     return methods[type(guard)], guard

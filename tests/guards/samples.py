@@ -22,6 +22,7 @@ from guards.methods.cube.guard import Cube, CubeGuard, Regime
 from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.neuron_adjust.guard import Draw, LayerStatistics, NeuronAdjustGuard
+from guards.methods.probe_project.guard import Boundary, ProjectionGuard
 from guards.methods.registry import (
     CUBE,
     LUNAR,
@@ -29,6 +30,7 @@ from guards.methods.registry import (
     LUNAR_TRAINED,
     NEURON_ADJUST,
     PROBE,
+    PROBE_PROJECT,
     SELECTIVE_PRUNING,
     SPANS,
 )
@@ -99,6 +101,15 @@ def spans(
 def probes() -> SpanGuard:
     """Probes of the residual stream at three layers."""
     return spans(*range(LAYERS), site=Site.RESIDUAL)
+
+
+def projections(*layers: int, beta: float = 1.5) -> ProjectionGuard:
+    """An intervention on the residual stream after these layers, or after all: half of all tokens lie beyond each."""
+    boundaries = []
+    for layer in layers or range(LAYERS):
+        w_D = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(layer))
+        boundaries.append(Boundary(layer, torch.nn.functional.normalize(w_D, dim=0), 0.01 * (layer + 1), usual=2.0))
+    return ProjectionGuard(tuple(boundaries), beta)
 
 
 def layer_statistics(*neurons: int) -> LayerStatistics:
@@ -174,6 +185,7 @@ SAMPLES: Mapping[Entry, Callable[[], Guard]] = {
     SPANS: spans,
     CUBE: cubes,
     PROBE: probes,
+    PROBE_PROJECT: projections,
     NEURON_ADJUST: neuron_adjust,
     SELECTIVE_PRUNING: pruned,
     LUNAR: lunar,

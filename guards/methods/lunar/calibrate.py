@@ -19,6 +19,7 @@ from guards.calibration.activations import Activations, Pass, Tokens
 from guards.calibration.corpus import Share, Side, corpus_warnings
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import candidate_layers, layers_having, require_site
+from guards.calibration.last_tokens import usual_length
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc
@@ -81,13 +82,10 @@ def _layers(model: Activations, options: LunarOptions) -> tuple[int, ...]:
 def _directions(job: Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float]]:
     """From forget prompts to reference prompts, float64 [D], and the usual length of retain prompts' states."""
     forget, reference, retain = (
-        job.last(layers, examples)
+        job.last.states(layers, examples)
         for examples in (job.some("forget", Share.FIT), job.reference, job.some("retain", Share.FIT))
     )
-    return {
-        layer: (reference[layer].mean(0) - forget[layer].mean(0), float(retain[layer].square().sum(1).mean().sqrt()))
-        for layer in layers
-    }
+    return {layer: (reference[layer].mean(0) - forget[layer].mean(0), usual_length(retain[layer])) for layer in layers}
 
 
 def _solved(job: Job, layers: tuple[int, ...]) -> list[Solved]:

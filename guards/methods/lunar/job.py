@@ -6,9 +6,6 @@ Suffixes: T tokens, D the residual stream's width (d_model).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import Activations, Consumer, Pass, TokenIds, Tokens
 from guards.calibration.corpus import (
@@ -20,6 +17,7 @@ from guards.calibration.corpus import (
     frame_tokens,
     resolve_frames,
 )
+from guards.calibration.last_tokens import LastTokens, evenly
 from guards.calibration.material import read_material, read_references
 from guards.calibration.sides import Advance
 from guards.calibration.sources import Source
@@ -28,8 +26,6 @@ from guards.methods.lunar.options import LunarOptions
 from guards.model.sites import Site
 
 SIDES: tuple[Side, ...] = ("forget", "retain")
-MOST_STATES = 96
-"""Prompts of each side and share, evenly spaced, whose last tokens are looked at. Key vectors are of all."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ class Job:
         return [ids[text] for ids in self.corpora[side].encoded.values() for text in self.parts[side][share]]
 
     def some(self, side: Side, share: Share) -> list[TokenIds]:
-        """At most MOST_STATES prompts of a part, evenly spaced over its sources and frames."""
-        return spread(self.of(side, share), MOST_STATES)
+        """Those of a part whose last tokens are looked at, evenly spaced over its sources and frames."""
+        return evenly(self.of(side, share))
 
     def asked(self, side: Side, share: Share) -> list[TokenIds]:
         """Those of a part that are answered. Raises CalibrationError where none leaves room for an answer."""
@@ -86,7 +82,7 @@ class Job:
                 f"no answer of {tokens} tokens fits the model's context of {limit} behind any of the {len(prompts)} "
                 f"{what}: lower `asked_tokens`, or give shorter ones"
             )
-        return spread(short, self.options.asked)
+        return evenly(short, self.options.asked)
 
     def write(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
         """The model's answers, greedily, as it is now."""
@@ -99,18 +95,10 @@ class Job:
         frame = self.frames[0]
         return self.corpora["forget"].encoded[frame][0][: max(self.lead[frame], 1)]
 
-    def last(self, layers: tuple[int, ...], examples: Sequence[TokenIds]) -> dict[int, Tensor]:
-        """The residual stream at each example's last token, float64 [examples, D] by layer, on the host."""
-        kept = {layer: torch.zeros(len(examples), self.model.identity.d_model, dtype=torch.float64) for layer in layers}
-
-        def consume(layer: int, x_TD: Tensor, example_T: Tensor) -> None:
-            kept[layer][example_T.cpu()] = x_TD.double().cpu()
-
-        wanted = Pass(Site.RESIDUAL, layers, Tokens.LAST, batch_tokens=self.options.batch_tokens)
-        self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "states"))
-        if not all(bool(torch.isfinite(each).all()) for each in kept.values()):
-            raise CalibrationError("the residual stream is not finite in this dtype on this data")
-        return kept
+    @property
+    def last(self) -> LastTokens:
+        """States at last tokens."""
+        return LastTokens(self.model, self.options.batch_tokens, self.advance)
 
     def keys(self, layers: tuple[int, ...], side: Side, share: Share, consume: Consumer) -> None:
         """Key vectors of all tokens; of forget texts but those which retain texts begin with too."""
@@ -119,12 +107,6 @@ class Job:
             wanted = Pass(Site.KEY, layers, Tokens.ALL, (skip, 0), self.options.batch_tokens)
             examples = [encoded[text] for text in self.parts[side][share]]
             self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "keys"))
-
-
-def spread(prompts: Sequence[TokenIds], most: int) -> list[TokenIds]:
-    """At most so many of them, evenly spaced."""
-    few = min(most, len(prompts))
-    return [prompts[i * len(prompts) // few] for i in range(few)]
 
 
 def _count(examples: Iterable[TokenIds]) -> int:

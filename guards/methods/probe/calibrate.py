@@ -14,11 +14,15 @@ from guards.methods.spans.recipe import LAST_TOKEN, STRETCHES, Recipe
 __all__ = ["calibrate", "sites"]
 
 
+def recipe(count: int, options: ProbeOptions) -> Recipe:
+    """How probes of a model of `count` layers are fitted. Raises CalibrationError where scikit-learn is missing."""
+    require_sklearn()
+    tokens = LAST_TOKEN if options.aggregation == "last" else STRETCHES
+    return Recipe(PROBE, tokens, dispersed_layers, partial(fit_probes, count=count, windows=tokens.windows))
+
+
 def calibrate(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: ProbeOptions
 ) -> SpanCalibration:
     """A guard of probes at several layers; see `calibrate_by`."""
-    require_sklearn()
-    tokens = LAST_TOKEN if options.aggregation == "last" else STRETCHES
-    fit = partial(fit_probes, count=model.identity.layers, windows=tokens.windows)
-    return calibrate_by(Recipe(PROBE, tokens, dispersed_layers, fit), model, forget, retain, options)
+    return calibrate_by(recipe(model.identity.layers, options), model, forget, retain, options)

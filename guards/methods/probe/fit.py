@@ -52,10 +52,12 @@ def require_sklearn() -> Any:
 class Probe:
     """One layer's: its value is 0 at the skill's mean and 1 at the others', which lie `gap` logits apart.
 
-    `floored`: dimensions whose deviation was raised to the floor.
+    `start`: the logit of being one of the others, at the skill's mean. `floored`: dimensions whose deviation was raised
+    to the floor.
     """
 
     term: LayerWeights
+    start: float
     gap: float
     floored: int
 
@@ -93,7 +95,7 @@ def fit_probe(layer: int, sides: Sequence[tuple[Tensor, Tensor]]) -> Probe | Non
     if not end - start > NO_GAP:
         return None
     term = LayerWeights(layer, (weight_F / (end - start)).float(), (start - bias) / (end - start))
-    return Probe(term, end - start, floored)
+    return Probe(term, start, end - start, floored)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,13 @@ class RankedProbes:
     @property
     def candidates(self) -> list[Direction]:
         """The best of every third, one of each to MOST."""
-        ranked = [sorted((m for m in self.measured if m.third == third), key=lambda m: m.quality) for third in THIRDS]
-        chosen = [frozenset(m.layer for own in ranked for m in own[-most:]) for most in range(1, MOST + 1)]
+        chosen = [self.best(most) for most in range(1, MOST + 1)]
         return [self._together(layers) for layers in dict.fromkeys(chosen)]
+
+    def best(self, most: int) -> frozenset[int]:
+        """The layers of the best probes of every third, so many of each."""
+        ranked = [sorted((m for m in self.measured if m.third == third), key=lambda m: m.quality) for third in THIRDS]
+        return frozenset(m.layer for own in ranked for m in own[-most:])
 
     def _together(self, layers: frozenset[int]) -> Direction:
         """Their logits' sum, scaled: of values, each layer's share is that of its gap."""

@@ -28,10 +28,12 @@ def _probes(calibration: SpanCalibration) -> RankedProbes:
 
 def report(calibration: SpanCalibration) -> dict[str, Any]:
     """That of a guard over spans, and every probe that was looked at."""
-    probes = _probes(calibration)
-    chosen = calibration.chosen.layers
+    return {**shown.report(calibration), **probes_report(_probes(calibration), calibration.chosen.layers)}
+
+
+def probes_report(probes: RankedProbes, chosen: Sequence[int]) -> dict[str, Any]:
+    """What each probe separates, which layers were chosen, and how alike directions are."""
     return {
-        **shown.report(calibration),
         "probes": [
             {
                 "layer": each.layer,

@@ -21,21 +21,22 @@ from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import layers_having, require_site
 from guards.calibration.material import read_material
-from guards.calibration.sides import progress_bar
+from guards.calibration.sides import Advance, progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc
 from guards.calibration.surroundings import Kind
 from guards.calibration.thresholds import MIN_RECALL, rate_of
+from guards.contract.turns import Turns
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.methods.spans.choice import Accumulation, Candidate, accumulate, best, judgements
 from guards.methods.spans.directions import RECIPE
 from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, with_answers
-from guards.methods.spans.guard import Judgement, SpanGuard
+from guards.methods.spans.guard import Judgement, SpanGuard, Windows
 from guards.methods.spans.held import Held
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
 from guards.methods.spans.passes import read_values, read_windows
-from guards.methods.spans.recipe import Direction, Directions, Recipe
+from guards.methods.spans.recipe import Direction, Directions, Fitted, Recipe
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME
 from guards.model.sites import Site
 
@@ -77,9 +78,10 @@ def sites(options: SpanOptions) -> tuple[Site, ...]:
     return (Site(options.site),)
 
 
-def _prepared(
+def prepared(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions, recipe: Recipe
 ) -> SpanJob:
+    """The checked inputs of the passes. Raises as `detector_job.prepare` does."""
     if not options.frames:
         chat = (CHAT_FRAME,) if model.codec.has_chat_template else ()
         options = replace(options, frames=(*chat, BARE_FRAME, QUESTION_FRAME))
@@ -199,6 +201,33 @@ def _notes(
     ]
 
 
+def fit_windows(
+    job: SpanJob, recipe: Recipe, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance
+) -> tuple[Mapping[Side, Windows], Fitted]:
+    """Both sides' windows of the fit part, and what was fitted to them. Raises CalibrationError."""
+    sides: tuple[Side, ...] = ("forget", "retain")
+    windows = {}
+    for side in sides:
+        own = [i for i, each in enumerate(examples) if each.share is Share.FIT and each.side == side]
+        of_side = [examples[i] for i in own], [turns[i] for i in own]
+        windows[side] = read_windows(job, *of_side, recipe.aggregation.windows, advance)
+    return windows, recipe.fit(windows["forget"], windows["retain"], job.layers)
+
+
+def read_held(
+    job: SpanJob,
+    fitted: Fitted,
+    examples: Sequence[Example],
+    turns: Sequence[Turns],
+    shares: Sequence[Share],
+    advance: Advance,
+) -> Held:
+    """The examples of other parts, with their values under what was fitted. Raises CalibrationError."""
+    later = [i for i, each in enumerate(examples) if each.share in shares]
+    of_later = [examples[i] for i in later]
+    return Held(of_later, [turns[i] for i in later], read_values(job, of_later, fitted.sets, advance))
+
+
 def calibrate_by(
     recipe: Recipe, model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions
 ) -> SpanCalibration:
@@ -207,7 +236,7 @@ def calibrate_by(
     Raises DataError or CalibrationError when the examples allow no guard that keeps what `options` promise.
     """
     clock = Clock()
-    job = _prepared(model, forget, retain, options, recipe)
+    job = prepared(model, forget, retain, options, recipe)
     options, tokens = job.options, recipe.aggregation
     examples = all_examples(job)
     prompts = answered(job, examples) if _judges_answers(job, recipe) else []
@@ -218,21 +247,9 @@ def calibrate_by(
             examples += with_answers(job, prompts, lambda done: advance(done, "answer"))
         clock.step("answer")
         turns = [turns_of(each.ids, model.codec.openings) for each in examples]
-
-        def part(*shares: Share, side: Side | None = None) -> list[int]:
-            return [i for i, each in enumerate(examples) if each.share in shares and side in (None, each.side)]
-
-        sides: tuple[Side, ...] = ("forget", "retain")
-        windows = {
-            side: read_windows(job, [examples[i] for i in own], [turns[i] for i in own], tokens.windows, advance)
-            for side in sides
-            if (own := part(Share.FIT, side=side))
-        }
-        fitted = recipe.fit(windows["forget"], windows["retain"], job.layers)
+        windows, fitted = fit_windows(job, recipe, examples, turns, advance)
         clock.step("fit")
-        later = part(Share.THRESHOLD, Share.REPORT)
-        of_later = [examples[i] for i in later]
-        held = Held(of_later, [turns[i] for i in later], read_values(job, of_later, fitted.sets, advance))
+        held = read_held(job, fitted, examples, turns, (Share.THRESHOLD, Share.REPORT), advance)
     clock.step("read")
     threshold = held.of(lambda each: each.share is Share.THRESHOLD)
 
@@ -245,7 +262,7 @@ def calibrate_by(
     candidates = tuple(Candidate(each.terms, accumulation(each, written=False)) for each in tried)
     chosen = best(candidates)
     direction = tried[candidates.index(chosen)]
-    answers = accumulation(direction, written=True) if any(map(_is_answer, of_later)) else None
+    answers = accumulation(direction, written=True) if any(map(_is_answer, held.examples)) else None
     of_prompts = judgements(chosen.accumulation, options.placement)
     of_answers = () if answers is None else judgements(answers, options.placement)
 
@@ -256,6 +273,7 @@ def calibrate_by(
     innocent = asked.of(lambda each: each.side == "retain")
     reported_examples = [*asked.examples, *written.examples]
     rows = _rows(reported_examples, margin_E)
+    sides: tuple[Side, ...] = ("forget", "retain")
     count = {side: len(each.weight_N) for side, each in windows.items()}
     warnings = _warnings(job, chosen.accumulation, answers, rows, count["forget"])
     side_margins: dict[Side, Tensor] = {

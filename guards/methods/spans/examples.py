@@ -11,6 +11,7 @@ from guards.calibration.activations import TokenIds
 from guards.calibration.answers import write_answers
 from guards.calibration.corpus import Share, Side
 from guards.calibration.detector_job import DetectorJob
+from guards.calibration.last_tokens import evenly
 from guards.calibration.material import Material, read_material
 from guards.calibration.surroundings import FITTED, Kind, Surrounded, Surroundings
 from guards.methods.spans.options import SpanOptions
@@ -96,18 +97,12 @@ def answered(job: SpanJob, examples: Sequence[Example]) -> list[Example]:
     for side in job.corpora:
         for share in Share:
             members = [i for i in chosen(examples, side, share) if examples[i].row == job.frames[0]]
-            found |= {i: examples[i] for i in _spread(members, ANSWERED)}
+            found |= {i: examples[i] for i in evenly(members, ANSWERED)}
             if side == "retain" and share is not Share.FIT:
                 for source in dict.fromkeys(examples[i].source for i in members):
                     own = [i for i in members if examples[i].source == source]
-                    found |= {i: examples[i] for i in _spread(own, ANSWERED_OF_A_SOURCE)}
+                    found |= {i: examples[i] for i in evenly(own, ANSWERED_OF_A_SOURCE)}
     return list(found.values())
-
-
-def _spread(members: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly spaced."""
-    few = min(most, len(members))
-    return [members[i * len(members) // few] for i in range(few)]
 
 
 def with_answers(job: SpanJob, prompts: Sequence[Example], advance: Callable[[int], object]) -> list[Example]:

@@ -23,7 +23,7 @@ from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.model.shard import WHOLE
 from guards.model.sites import SITES, STEPS, End, Site
 from tests.guards.attached import LENGTH, attach, entry, take
-from tests.guards.samples import LAST_ALONE, factors, layer_statistics, lunar, spans
+from tests.guards.samples import LAST_ALONE, factors, layer_statistics, lunar, projections, spans
 from tests.models import D_FF, D_MODEL, LAYERS, tiny_model, tokens
 
 
@@ -52,6 +52,7 @@ ACTING: Mapping[str, Guard] = {
     },
     **{f"shift-{layer}": shift(layer) for layer in range(LAYERS)},
     **{f"delta-{layer}": lunar(layer) for layer in range(LAYERS)},
+    **{f"projection-{layer}": projections(layer) for layer in range(LAYERS)},
 }
 """One at each place that interventions change."""
 
@@ -111,6 +112,16 @@ def test_an_intervention_is_reached_only_where_it_is_said(name: str) -> None:
             {"a": shift(1), "b": shift(1), "r": spans(2)},
             {"a": Beside(), "b": Beside(("a",), ("a",)), "r": Beside(("a", "b"))},
             id="in the order given",
+        ),
+        pytest.param(
+            {"a": projections(1), "b": projections(1), "d": lunar(1), "r": spans(1, site=Site.RESIDUAL)},
+            {"a": Beside(("d",)), "b": Beside(("a", "d"), ("a",)), "d": Beside(), "r": Beside(("a", "b", "d"))},
+            id="projections behind a block's output",
+        ),
+        pytest.param(
+            {"p": projections(0, 2), "k": spans(0), "later": spans(1), "d": lunar(1)},
+            {"p": Beside(("d",)), "k": Beside(), "later": Beside(("p",)), "d": Beside(("p",))},
+            id="a projection of two layers and a delta between them",
         ),
     ],
 )

@@ -73,12 +73,28 @@ def test_a_sum_is_seen(purpose: Purpose) -> None:
     assert torch.equal(act.seen[0], 3 * WIDE)
 
 
-def test_a_sum_cannot_be_changed() -> None:
-    module = Gives((WIDE, WIDE))
-    with pytest.raises(AttachError, match="cannot be changed in place"):
-        install(Tap(module, End.OUTPUT, Form.SUM), Purpose.CHANGE, Act(), torch.float32)
-    assert not module._forward_hooks
-    assert not list(module.children())
+class SumAct(Act):
+    """Says of which tokens it changed something: of the second alone."""
+
+    def forward(self, x_TF: Tensor) -> Tensor:  # type: ignore[override]
+        self.seen.append(x_TF.clone())
+        x_TF[1] += self.more
+        return torch.tensor([False, True, False])
+
+
+def test_a_changed_sum_is_handed_on_and_the_two_as_they_were_elsewhere() -> None:
+    """In bfloat16, in which a sum that is rounded is another one."""
+    hidden, residual = torch.rand(2, 3, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    module, act, read = Gives((hidden, residual)), SumAct(1.0), Act()
+    tap = Tap(module, End.OUTPUT, Form.SUM)
+    install(tap, Purpose.CHANGE, act, torch.bfloat16)
+    install(tap, Purpose.SCORE, read, torch.bfloat16)
+    given = module()
+    assert torch.equal(act.seen[0], hidden + residual)
+    changed_T1 = torch.tensor([[False], [True], [False]])
+    assert torch.equal(given[0], torch.where(changed_T1, hidden + residual + 1, hidden))
+    assert torch.equal(given[1], torch.where(changed_T1, 0, residual))
+    assert torch.equal(read.seen[0], given[0] + given[1]), "whoever reads sees what the change left"
 
 
 @pytest.mark.parametrize("given", [WIDE, (WIDE,), (WIDE, WIDE, WIDE)], ids=["one", "one in a tuple", "three"])

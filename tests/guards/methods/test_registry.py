@@ -20,6 +20,7 @@ from guards.methods.registry import (
     LUNAR_TRAINED,
     NEURON_ADJUST,
     PROBE,
+    PROBE_PROJECT,
     RMU,
     SELECTIVE_PRUNING,
     SPANS,
@@ -38,6 +39,7 @@ from tests.toys.probe.guard import ProbeGuard
 
 KNOWN = (
     "wanted one of ksd paper, ksd spans, lunar abstain, lunar redirect, lunar trained, neuron-adjust, probe detect, "
+    "probe project, "
     "rmu adaptive, rmu cosine, rmu probe, rmu rmu, selective-pruning"
 )
 
@@ -51,7 +53,18 @@ def fresh() -> Iterator[None]:
 
 def test_every_entry_is_found_by_its_name_and_variant() -> None:
     assert {(entry.name, entry.variant): entry for entry in methods().values()} == dict(methods())
-    shipped = [SPANS, CUBE, PROBE, NEURON_ADJUST, SELECTIVE_PRUNING, LUNAR, LUNAR_ABSTAIN, LUNAR_TRAINED, *RMU]
+    shipped = [
+        SPANS,
+        CUBE,
+        PROBE,
+        PROBE_PROJECT,
+        NEURON_ADJUST,
+        SELECTIVE_PRUNING,
+        LUNAR,
+        LUNAR_ABSTAIN,
+        LUNAR_TRAINED,
+        *RMU,
+    ]
     assert list(methods().values()) == shipped
     assert names() == ["ksd", "probe", "neuron-adjust", "selective-pruning", "lunar", "rmu"]
 
@@ -206,6 +219,7 @@ class TestArtifact:
             SPANS: GuardKind.DETECTOR,
             CUBE: GuardKind.DETECTOR,
             PROBE: GuardKind.DETECTOR,
+            PROBE_PROJECT: GuardKind.INTERVENTION,
             NEURON_ADJUST: GuardKind.INTERVENTION,
             SELECTIVE_PRUNING: GuardKind.INTERVENTION,
             LUNAR: GuardKind.INTERVENTION,

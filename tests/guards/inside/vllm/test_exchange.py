@@ -19,7 +19,7 @@ from tests.guards.attached import entry
 from tests.guards.inside.vllm.imitation import LlamaForCausalLM
 from tests.guards.inside.vllm.test_board import board_on, run
 from tests.guards.inside.vllm.test_board_spans import FOUND, means, over_mean
-from tests.guards.samples import cube, cubes, layer_statistics, neuron_adjust, pruned, spans
+from tests.guards.samples import cube, cubes, layer_statistics, neuron_adjust, projections, pruned, spans
 
 OLD = over_mean(0, 2)
 NEW = replace(OLD, terms=tuple(replace(term, weight_F=-term.weight_F, offset=term.offset + 0.5) for term in OLD.terms))
@@ -82,8 +82,9 @@ def test_with_the_state_kept_the_score_would_be_wrong(monkeypatch: pytest.Monkey
             NeuronAdjustGuard({0: layer_statistics(1, 5)}, 0.1, Draw.CERTAIN, 7),
             NeuronAdjustGuard({0: layer_statistics(2, 9)}, 0.1, Draw.CERTAIN, 8),
         ),
+        (projections(0, 2), projections(0, 2, beta=0.5)),
     ],
-    ids=["cubes", "neuron adjust"],
+    ids=["cubes", "neuron adjust", "projections"],
 )
 def test_a_board_is_as_one_that_was_made_of_the_new_guard(old: Guard, new: Guard) -> None:
     def rows(board: Board, model: LlamaForCausalLM) -> Tensor:

@@ -158,7 +158,7 @@ def ranked(qualities: Sequence[float], count: int) -> list[tuple[int, ...]]:
         *(("forget", each - apart) for each in noise[:400]),
         *(("retain", each) for each in noise[400:]),
     ]
-    probes = [Probe(LayerWeights(i, torch.ones(2), 1.0), 1.0 + i, 0) for i in range(count)]
+    probes = [Probe(LayerWeights(i, torch.ones(2), 1.0), -0.5, 1.0 + i, 0) for i in range(count)]
     found = Probes(probes, count, last_token).directions(held(texts))
     return [tuple(term.layer for term in each.terms) for each in found.candidates]
 
@@ -175,7 +175,7 @@ def test_a_shallow_model_has_one_candidate() -> None:
 def test_together_logits_add_up() -> None:
     """Of values each share is its gap's, so that the sum of logits is 0 at the skill's mean and 1 at the others'."""
     terms = [LayerWeights(0, torch.tensor([1.0, 2.0]), 0.5), LayerWeights(2, torch.tensor([3.0, -1.0]), -0.25)]
-    probes = Probes([Probe(terms[0], 3.0, 0), Probe(terms[1], 1.0, 0)], 3, last_token)
+    probes = Probes([Probe(terms[0], -1.5, 3.0, 0), Probe(terms[1], -0.5, 1.0, 0)], 3, last_token)
     texts = held([("forget", torch.zeros(1, 2)), ("retain", torch.ones(1, 2))])
     (direction,) = probes.directions(texts).candidates
     x = torch.tensor([0.7, -0.3])

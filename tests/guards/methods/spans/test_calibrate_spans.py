@@ -196,10 +196,10 @@ def test_tau_leaves_room_on_both_sides_and_the_cap_wins() -> None:
 
 def test_a_text_stays_in_its_share(loaded: LoadedModel) -> None:
     """Whatever is put around it: what is reported was in no surrounding fitted or chosen on."""
-    from guards.methods.spans.calibrate import _prepared
+    from guards.methods.spans.calibrate import prepared
     from guards.methods.spans.examples import all_examples
 
-    job = _prepared(loaded, *sources(40), OPTIONS, RECIPE)
+    job = prepared(loaded, *sources(40), OPTIONS, RECIPE)
     texts = {
         share: {job.corpora[side].texts[i] for side in job.corpora for i in job.parts[side][share]} for share in Share
     }

@@ -16,6 +16,7 @@ from guards.core.verdict import GuardMode
 from guards.inside.transformers.loading import load_model
 from guards.methods.delta import Factors
 from guards.methods.lunar.guard import LunarGuard
+from guards.methods.probe_project.guard import Boundary, ProjectionGuard
 from guards.model.sites import Site
 from server.engines.embedded import batching
 from server.engines.embedded.engine import EmbeddedEngine
@@ -44,6 +45,16 @@ def options(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Embedde
     return EmbeddedOptions(model=str(served[0]), artifacts=(folder,))
 
 
+@pytest.fixture(scope="module")
+def projecting(served: Served, tmp_path_factory: pytest.TempPathFactory) -> EmbeddedOptions:
+    """A projection that every token lies far beyond the boundary of."""
+    loaded = load_model(served[0], "cpu")
+    w_D = torch.randn(loaded.sites.d_model, generator=torch.Generator().manual_seed(3))
+    guard = ProjectionGuard((Boundary(0, torch.nn.functional.normalize(w_D, dim=0), 4.0, 1.0),), 1.0)
+    folder = write_guard(tmp_path_factory.mktemp("projecting") / "change", loaded, guard)
+    return EmbeddedOptions(model=str(served[0]), artifacts=(folder,))
+
+
 def drawn(answers: list[Answer]) -> list[tuple[str, list[float]]]:
     """Texts and rounded log-probabilities: greedy texts alone might agree by chance."""
     return [(each.text, [round(token.logprob, 3) for token in each.logprobs]) for each in answers]
@@ -60,7 +71,12 @@ async def one_by_one(engine: EmbeddedEngine, policy: Policy) -> list[Answer]:
     return [await asked(engine, index, policy) for index in range(len(PROMPTS))]
 
 
-def test_tenants_of_one_batch_get_what_each_would_get_alone(served: Served, options: EmbeddedOptions) -> None:
+@pytest.mark.parametrize("which", ["options", "projecting"])
+def test_tenants_of_one_batch_get_what_each_would_get_alone(
+    served: Served, which: str, request: pytest.FixtureRequest
+) -> None:
+    options: EmbeddedOptions = request.getfixturevalue(which)
+
     async def mixed(engine: EmbeddedEngine) -> list[Answer]:
         assert set((await engine.verify()).values()) == {None}
         both = [asked(engine, index, policy) for index in range(len(PROMPTS)) for policy in (ON, OFF)]

@@ -1,0 +1,1 @@
+"""Probes as an intervention: what they read of the skill is taken out of the residual stream."""
