@@ -16,6 +16,8 @@ from guards.methods.lunar.calibrate import calibrate as calibrate_lunar
 from guards.methods.lunar.options import LunarOptions
 from guards.methods.probe.calibrate import calibrate as calibrate_probe
 from guards.methods.probe.options import ProbeOptions
+from guards.methods.probe_project.calibrate import calibrate as calibrate_projections
+from guards.methods.probe_project.options import ProjectOptions
 from guards.methods.rmu.calibrate import calibrate as calibrate_rmu
 from guards.methods.rmu.options import AdaptiveOptions
 from guards.methods.selective_pruning.calibrate import calibrate as calibrate_pruning
@@ -122,6 +124,18 @@ def change(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("guards") / "lunar-facts"
     options = LunarOptions(frames=("chat",), material="none", layer=4, ridge=1e-3, strength=4)
     calibrate_lunar(load_model(MODEL, "cpu", "float32"), [forget], retain, options).save(folder, "facts")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def projecting(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An artifact that takes the demo's facts out of the residual stream, behind several layers."""
+    forget, *retain = _sources("facts", "mathematics", "code", "zh", "en")
+    folder: Path = tmp_path_factory.mktemp("guards") / "project-facts"
+    options = ProjectOptions(frames=("chat",), material="none", longest=64, aggregation="last", beta=32.0)
+    made = calibrate_projections(load_model(MODEL, "cpu", "float32"), [forget], retain, options)
+    made.save(folder, "facts")
+    assert len(made.guard.layers) > 1
     return str(folder)
 
 

@@ -67,20 +67,27 @@ class Wanted:
 
 
 @pytest.fixture(scope="module")
-def guards(mask: str, cube: str, spans: str, probe: str) -> tuple[str, ...]:
-    """All detectors, and a pruning guard that is given last but acts before them, on the key vectors they score.
-
-    It moves scores that were fitted without it, those of canaries too: readings and scores are compared here.
-    """
-    return (*SHIPPED, cube, spans, probe, mask)
+def detecting(cube: str, spans: str, probe: str) -> tuple[str, ...]:
+    """All detectors."""
+    return (*SHIPPED, cube, spans, probe)
 
 
 @pytest.fixture(scope="module")
-def wanted(guards: tuple[str, ...]) -> Wanted:
+def guards(detecting: tuple[str, ...], mask: str, projecting: str) -> tuple[str, ...]:
+    """Those, and interventions that are given last but act before them: pruning, on the key vectors that they score,
+    and projections of the residual stream.
+
+    They move scores that were fitted without them, those of canaries too: readings and scores are compared here.
+    """
+    return (*detecting, mask, projecting)
+
+
+@pytest.fixture(scope="module")
+def wanted(detecting: tuple[str, ...], guards: tuple[str, ...]) -> Wanted:
     """Long prompts one at a time: no pass of those holds two sequences."""
-    with live(embedded(*guards[:-1])) as running:
+    with live(embedded(*detecting)) as running:
         ids = prompts(running)
-        unpruned = verdicts(running, ids)
+        unchanged = verdicts(running, ids)
     with live(embedded(*guards), verified=False) as running:
         found = verdicts(running, ids)
         long_ids = long_prompts(running)
@@ -90,9 +97,10 @@ def wanted(guards: tuple[str, ...]) -> Wanted:
         for name in ("ksd-spans", "probe-mathematics"):
             assert {one[name][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
     assert {one[name][0] for one in found for name in DETECTORS} == {Reading.INSIDE, Reading.OUTSIDE}
-    pairs = [(each[name], before[name]) for each, before in zip(found, unpruned, strict=True) for name in DETECTORS]
+    pairs = [(each[name], before[name]) for each, before in zip(found, unchanged, strict=True) for name in DETECTORS]
     moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)
-    assert moved > len(pairs) // 4, "positive control: pruning shows in what detectors score"
+    assert moved > len(pairs) // 4, "positive control: what interventions do shows in what detectors score"
+    assert 0 < sum(each["project-facts"][1] > 0 for each in found) < len(found), "it acts on some, and not on others"
     return Wanted(ids, found, long_ids, alone)
 
 
@@ -114,6 +122,15 @@ def test_states_go_on_out_of_a_prefix_cache(running: Live, wanted: Wanted) -> No
     before = cache_hits(running)
     same(verdicts(running, wanted.long_ids), wanted.long_found)
     assert cache_hits(running) > before, "nothing was cached, so nothing is shown"
+
+
+def test_requests_of_one_batch_have_a_projected_stream_or_their_own(running: Live, wanted: Wanted) -> None:
+    ids, few = wanted.ids[::3], greedy(max_tokens=4)
+    modes: tuple[dict[str, GuardMode], ...] = ({}, {"project-facts": GuardMode.OFF})
+    on, off = ([each.text for each in running.draw(ids, few, [of] * len(ids))] for of in modes)
+    mixed = running.draw([*ids, *ids], few, [of for of in modes for _ in ids])
+    assert [each.text for each in mixed] == [*on, *off]
+    assert on != off, "positive control"
 
 
 SWITCHED = {"lunar-facts": GuardMode.OFF}
