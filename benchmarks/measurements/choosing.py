@@ -12,7 +12,7 @@ from benchmarks.methods.material import KEPT, OWN, REWORDINGS
 from benchmarks.methods.run import NONE, REWORDED
 from guards.core.verdict import GuardKind
 from server.evaluation.layouts import BEST_S, WMDP
-from server.evaluation.measures import s_unlearning
+from server.evaluation.measures import above_chance, s_unlearning
 
 CHOOSING = "docs/choosing.md"
 RESULT = "methods"
@@ -110,12 +110,12 @@ def _exams(found: Mapping[str, Any]) -> str:
         for row in rows
     ]
     for each in WMDP:
-        score = s_unlearning([(of, CHANCE) for of in each.forget], [(each.retain, CHANCE)])
+        score = s_unlearning([above_chance(of, CHANCE) for of in each.forget], [above_chance(each.retain, CHANCE)])
         assert score is not None, "both sides have accuracies"
         parts = ", ".join(share(of) for of in each.forget)
         figures = (score.ubar, score.rbar, score.s)
         lines.append((f"published: {each.of}", parts, share(each.retain), *(share(of, 2) for of in figures)))
-    name, best = BEST_S
+    name, best = BEST_S["choices"]
     lines.append((f"published: {name}", "-", "-", "-", "-", share(best, 2)))
     return section(
         "Exam questions, and S-unlearning",

@@ -8,7 +8,7 @@ from benchmarks.methods.choices import CHANCE, OTHER, SKILLED
 from benchmarks.methods.material import OWN, REWORDINGS
 from benchmarks.methods.perplexity import ratio
 from benchmarks.methods.run import NONE, Found
-from server.evaluation.measures import rate_of, s_unlearning
+from server.evaluation.measures import above_chance, rate_of, s_unlearning
 
 
 def _rate(outcomes: Iterable[bool]) -> Found | None:
@@ -40,7 +40,9 @@ def _exams(row: Found) -> Found:
     if row["chosen"] is None:
         return {"exams": None, "s_unlearning": None}
     shares = {column: rate_of(right) for column, right in row["chosen"].items()}
-    own, others = ([(share.rate, CHANCE)] for share in (shares[SKILLED], shares[OTHER]) if share is not None)
+    own, others = (
+        [above_chance(share.rate, CHANCE)] for share in (shares[SKILLED], shares[OTHER]) if share is not None
+    )
     found = s_unlearning(own, others)
     return {
         "exams": {column: share and share.model_dump() for column, share in shares.items()},

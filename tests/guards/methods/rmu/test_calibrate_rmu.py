@@ -19,7 +19,7 @@ from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.examples import DEAL, dealt_examples
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.objectives import random_unit
-from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, ProbeOptions, RmuOptions, TrainingOptions
+from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, ProbeOptions, RmuOptions
 from guards.methods.rmu.shown import plots, report, table
 from guards.model.sites import Place, Site
 from tests.guards.attached import hooks
@@ -28,7 +28,7 @@ from tests.guards.tiny import sources, tiny_loaded
 from tests.guards.verified import disagreements
 from tests.models import D_FF, D_MODEL
 
-OPTIONS: dict[str, TrainingOptions] = {
+OPTIONS: dict[str, FamilyOptions] = {
     "adaptive": AdaptiveOptions(frames=("chat", "bare"), steps=40, rate=1e-2, alpha=1.0),
     "rmu": RmuOptions(steps=40, rate=1e-2, alpha=1.0, c=20.0),
     "cosine": CosineOptions(steps=40, rate=1e-2),
