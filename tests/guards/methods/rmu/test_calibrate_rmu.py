@@ -19,7 +19,7 @@ from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.examples import DEAL, dealt_examples
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.objectives import random_unit
-from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, ProbeOptions, RmuOptions
+from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, FamilyOptions, ProbeOptions, RmuOptions
 from guards.methods.rmu.shown import plots, report, table
 from guards.model.sites import Place, Site
 from tests.guards.attached import hooks
