@@ -19,7 +19,8 @@ from guards.methods.cube.options import CubeOptions
 from guards.methods.lunar.options import LunarOptions
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.probe.options import ProbeOptions
-from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, SELECTIVE_PRUNING
+from guards.methods.probe_project.options import ProjectOptions
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, PROBE_PROJECT, SELECTIVE_PRUNING
 from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, RmuOptions
 from guards.methods.selective_pruning.options import PruningOptions
@@ -61,6 +62,11 @@ COMPARED: Mapping[str, Compared] = {
         PROBE,
         (Candidate("", ProbeOptions(**CHAT, aggregation="last", answers=0, material="none", longest=512)),),
         "`calibrate probe --aggregation last`, in chats, as in the paper: answers are not judged",
+    ),
+    "probe-project": Compared(
+        PROBE_PROJECT,
+        _tried(ProjectOptions, {**CHAT, "aggregation": "last", "material": "none", "longest": 512}, "beta", 4, 16),
+        "`calibrate probe --variant project --aggregation last`, in chats, of one layer in each third of the model",
     ),
     "neuron-adjust": Compared(
         NEURON_ADJUST,
