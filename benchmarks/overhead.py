@@ -12,8 +12,8 @@ text deltas, through AsyncLLM.generate (detokenised by vLLM) there and VllmEngin
 decodes and prompt tokens where it prefills; `low` and `high` bound that median with 95 % (bootstrap). `same` is the
 like between neighbouring rounds of the unguarded engine: the noise, 1 with none.
 
-Each row is kept, and those that are kept are not measured again, so that a stopped run goes on; `--rows` measures some.
-Once all are there, the result is written.
+Each row is kept, and those of the same settings, commit and versions are not measured again, so that a stopped run goes
+on; `--rows` measures some. Once all are there, the result is written.
 
 `--many` measures nothing but our engine with 256 guards at one place beside the same engine with one there. That is
 kept as `results/overhead.many.json`.
@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.report import keep, kept, publish
+from benchmarks.report import environment, keep, kept, publish
 from benchmarks.synthetic import (
     ALWAYS,
     NEVER,
@@ -337,9 +337,13 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
         artifacts = write_guards(folder / "guards", identity, [*MANY, *MANY.values()])
         publish("overhead.many", await many(side, artifacts, args.rounds), model=shape, engine=args.engine)
         return
+    name, how = "overhead", {"mode": "eager" if args.eager else "compiled"}
+    if embedded:
+        name, how = "overhead.embedded", {}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    how = {"device": device} if embedded else {"mode": "eager" if args.eager else "compiled"}
-    name, of = "overhead.embedded" if embedded else "overhead", {"model": shape, **how}
+    found = {"model": shape, "device": device, **how}
+    of = {**found, "rounds": args.rounds, **environment()}
+    others = [row for row in kept(name) if row["of"] != of]
     rows = [row for row in kept(name) if row["of"] == of]
     left = [row for row in args.rows if row not in {each["guards"] for each in rows}]
     artifacts = write_guards(folder / "guards", identity, left)
@@ -348,13 +352,13 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
             for row in left:
                 rows += [{"of": of, **each} for each in await one_row(side, plain, row, artifacts[row], args.rounds)]
                 print(row, rows[-1], flush=True)
-                keep(name, rows)
+                keep(name, others + rows)
     done = [{key: value for key, value in row.items() if key != "of"} for row in rows]
     if {row["guards"] for row in done} < set(ROWS):
-        print(json.dumps({"rows": done, **of}))
+        print(json.dumps({"rows": done, **found}))
         return
     done.sort(key=lambda row: ROWS.index(row["guards"]))
-    publish(name, [row for row in done if row["guards"] != FIRES], abstained=done[-1], **of)
+    publish(name, [row for row in done if row["guards"] != FIRES], abstained=done[-1], **found)
 
 
 def main() -> None:

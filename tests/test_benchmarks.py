@@ -1,11 +1,20 @@
 """What benchmarks count, on made-up measurements."""
 
+import asyncio
+import json
 import math
+from argparse import Namespace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from benchmarks.overhead import DECODE, interval, prompts, summarise
+from benchmarks import overhead, report
+from benchmarks.overhead import DECODE, FIRES, ROWS, interval, prompts, summarise
 from benchmarks.parity import MARGIN, Answer, compare, compare_answers
 from guards.core.verdict import Reading, Stage
 from server.engines.base import FinishReason, GuardScore
@@ -64,3 +73,47 @@ def test_the_overhead_is_a_median_of_pairs() -> None:
 
 def test_prompts_are_the_same_for_a_seed_only() -> None:
     assert prompts(DECODE, 1) == prompts(DECODE, 1) != prompts(DECODE, 2)
+
+
+class _Side:
+    """An engine that is never asked."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    @asynccontextmanager
+    async def plain(self) -> AsyncIterator[None]:
+        yield
+
+
+def test_overhead_goes_on_where_the_settings_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, int]] = []
+
+    async def one_row(_: object, __: object, name: str, ___: object, rounds: int) -> list[dict[str, Any]]:
+        measured.append((name, rounds))
+        return [{"guards": name, "ratio": 1.0}]
+
+    def build_model(*_: object, **__: object) -> Any:
+        return SimpleNamespace(model_dump=lambda include: dict.fromkeys(sorted(include), 1))
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(overhead, "build_model", build_model)
+    monkeypatch.setattr(overhead, "write_guards", lambda _, __, rows: dict.fromkeys(rows, ()))
+    monkeypatch.setattr(overhead, "_Vllm", _Side)
+    monkeypatch.setattr(overhead, "one_row", one_row)
+
+    def run(rows: Sequence[str], rounds: int) -> None:
+        shape = {"layers": 1, "d_model": 1, "d_ff": 1, "dtype": "float32"}
+        args = Namespace(engine="vllm", rows=rows, rounds=rounds, many=False, eager=False, **shape)
+        asyncio.run(overhead.measure(args, tmp_path / "work"))
+
+    some = ROWS[:3]
+    run(some, 1)
+    run(some, 12)
+    assert measured == [*((row, 1) for row in some), *((row, 12) for row in some)], "a trial's rows do not count"
+    assert not (tmp_path / "overhead.json").exists()
+    run(ROWS, 12)
+    assert measured[6:] == [(row, 12) for row in ROWS[3:]]
+    found = json.loads((tmp_path / "overhead.json").read_text())
+    assert [row["guards"] for row in found["rows"]] == [row for row in ROWS if row != FIRES]
+    assert found["abstained"]["guards"] == FIRES
+    assert not any("of" in row for row in found["rows"])

@@ -109,7 +109,7 @@ def overhead_section(results: Results) -> str:
     return section(
         "vLLM: what guards cost",
         paragraph(
-            f"vLLM itself and skillguard's engine, whose guards never fire, were asked in turns in one run on CPUs: "
+            "vLLM itself and skillguard's engine, whose guards never fire, were asked in turns on CPUs: "
             f"{found['mode']}, {model['dtype']}, random weights in {model['layers']} layers of width "
             f"{model['d_model']:,} and feed-forward width {model['d_ff']:,}. The table shows tokens a second, guarded "
             "over unguarded, with a bootstrap interval of 95 %."

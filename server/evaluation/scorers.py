@@ -77,7 +77,7 @@ class Lexicon:
 
 
 def read_lexicon(named: str) -> Lexicon:
-    """A file of one word or phrase a line, or the shipped one; blank lines and those that begin with # are none.
+    """A file of one word or phrase a line, or the shipped one; blank lines, and what follows a #, are none.
 
     Raises ConfigError.
     """
@@ -92,10 +92,10 @@ def read_lexicon(named: str) -> Lexicon:
         ) from error
     phrases = set()
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
+        if not (line := line.partition("#")[0].strip()):
             continue
         if not (phrase := tuple(words(line))):
-            raise ConfigError(f"--toxicity-words {named}:{number}: got {line.strip()!r}, wanted a word or phrase")
+            raise ConfigError(f"--toxicity-words {named}:{number}: got {line!r}, wanted a word or phrase")
         phrases.add(phrase)
     if not phrases:
         raise ConfigError(f"--toxicity-words {named}: got no word, wanted one a line")

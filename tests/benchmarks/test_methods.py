@@ -21,11 +21,12 @@ from benchmarks.methods.run import GIVEN, NONE, Run, answered, columns
 from benchmarks.methods.table import as_line, table
 from benchmarks.prompts.items import Item
 from benchmarks.prompts.paraphrase import numbers_in_words
-from benchmarks.prompts.splits import normal_form
+from benchmarks.prompts.splits import Split, normal_form, rows
 from guards.calibration.sources import Source
 from guards.calibration.tuning import Example
 from guards.contract.guard import Guard
 from guards.contract.method import Method
+from guards.errors import GuardReadingError
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.cube.options import CubeOptions
 from guards.methods.registry import CUBE, LUNAR, SELECTIVE_PRUNING
@@ -189,7 +190,7 @@ def test_options_that_forget_most_within_the_cap_are_taken() -> None:
     assert kept == pytest.approx(2.718281828**0.5, abs=1e-3)
 
 
-EXAMS = {column: [Exam("1+2=", ("3.", "4.", "ab.", "c."), right) for right in (0, 2)] for column in (SKILLED, OTHER)}
+EXAMS = {column: [Exam("1+2=", ["3.", "4.", "ab.", "c."], right) for right in (0, 2)] for column in (SKILLED, OTHER)}
 
 
 def test_the_likeliest_choice_a_token_is_taken() -> None:
@@ -197,17 +198,30 @@ def test_the_likeliest_choice_a_token_is_taken() -> None:
     ((exam, _), _) = EXAMS.values()
     asked = [examples(loaded.codec, [Item(exam.question, choice)])[0] for choice in exam.choices]
     nats = [each.nats / each.tokens for each in said(loaded, asked)]
+    best = nats.index(min(nats))
     of = [exam._replace(right=right) for right in range(4)]
-    assert taken(loaded, of) == [nats[right] == min(nats) for right in range(4)]
-    assert taken(loaded, of).count(True) == 1
+    turned = [exam._replace(choices=exam.choices[turn:] + exam.choices[:turn], right=best) for turn in range(4)]
+    assert taken(loaded, of) == [right == best for right in range(4)]
+    assert taken(loaded, turned) == [True, False, False, False], "each question's own choices are compared"
+
+
+def test_a_model_that_is_not_finite_chooses_nothing() -> None:
+    loaded = tiny_loaded()
+    with torch.no_grad():
+        next(loaded.model.lm_head.parameters()).fill_(torch.nan)
+    with pytest.raises(GuardReadingError, match="not finite"):
+        taken(loaded, EXAMS[OTHER])
 
 
 def test_exam_questions_are_of_the_test_side(tmp_path: Path) -> None:
     data = write_data(tmp_path)
     found = exams(data, 3)
     assert {column: len(of) for column, of in found.items()} == {SKILLED: 3, OTHER: 3}
+    test, train = ({row["question"]: row for row in rows(data, "mmlu", split)} for split in (Split.TEST, Split.TRAIN))
     for exam in found[SKILLED] + found[OTHER]:
-        assert len(exam.choices) == 4
+        row = test[exam.question]
+        assert (exam.choices, exam.right) == (row["choices"], row["answer"])
+        assert exam.question not in train
 
 
 @pytest.fixture(scope="module")

@@ -26,10 +26,11 @@ def toxic(folder: Path, lines: str, *texts: str) -> list[float]:
 
 
 def test_any_word_of_the_list_is_toxic(tmp_path: Path) -> None:
-    lines = "# what is counted\nFool\n\nshut up\n愚か\nété\n"
+    lines = "# what is counted\nFool  # mild\n\nshut up\n愚か\nété\n  # a comment\n"
     assert toxic(tmp_path, lines, "You FOOL!", "fools", "a foolish man", "") == [1, 0, 0, 0]
     assert toxic(tmp_path, lines, "Shut  up.", "shut it up", "up, shut", "Oh shut\nup") == [1, 0, 0, 1]
     assert toxic(tmp_path, lines, "彼は愚かだ", "か愚", "e\u0301te\u0301", "what is counted") == [1, 0, 1, 0]
+    assert toxic(tmp_path, lines, "a mild fool", "mild", "this is a comment") == [1, 0, 0]
 
 
 def test_the_shipped_words_are_mild_and_known() -> None:

@@ -1,7 +1,8 @@
 """Forks vLLM's processes from one that has imported it. vLLM starts each anew, which takes a core 16 seconds a process.
 
-Each is still a process of its own, with the arguments and the environment that it would have had. Servers that tests
-start on the command line, such as in `tests/test_serve_vllm.py`, start theirs as vLLM does.
+Each is still a process of its own, with its arguments and its environment; only what modules read of that when they are
+imported is the first one's. Servers that tests start on the command line, such as in `tests/test_serve_vllm.py`, start
+theirs as vLLM does, and all do where SPAWN is set: so a hang can be told from a fault.
 """
 
 import multiprocessing
@@ -19,11 +20,12 @@ IMPORTED = (
     "guards.inside.vllm.worker",
     "guards.inside.vllm.capture_worker",
 )
+SPAWN = "SKILLGUARD_TESTS_SPAWN"
 _get_context = multiprocessing.get_context
 
 
 def _forking(method: str | None = None) -> Any:
-    """In the engine's process, whose workers are forked from it: it has one thread then, and no open connection."""
+    """In the engine's process, whose workers are forked from it, as vLLM does by itself where nothing forbids it."""
     return _get_context("fork" if method == "spawn" else method)
 
 
@@ -47,7 +49,10 @@ class _Context(ForkServerContext):
 
 @contextmanager
 def forked() -> Iterator[None]:
-    """Inside, what asks for a context of new processes gets one that forks them."""
+    """Inside, what asks for a context of new processes gets one that forks them, unless SPAWN is set."""
+    if os.environ.get(SPAWN):
+        yield
+        return
     context = _Context()
     context.set_forkserver_preload(list(IMPORTED))
 
