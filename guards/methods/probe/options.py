@@ -27,3 +27,12 @@ class ProbeOptions(SpanOptions):
                 "got `scope` generation and `aggregation` last, wanted `aggregation` spans: the last token of a prompt "
                 "says nothing of an answer"
             )
+        if self.aggregation == "last" and self.answers not in (0, SpanOptions.answers):
+            raise CalibrationError(
+                f"got `answers` {self.answers} and `aggregation` last, which judges none: leave one of them out"
+            )
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model's answers are asked for."""
+        return super().writes and self.aggregation != "last"

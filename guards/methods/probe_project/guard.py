@@ -64,10 +64,12 @@ class Projection(nn.Module):
     def forward(self, h_TD: Tensor, _: Tensor, on_T: Tensor) -> Tensor:
         """Changes h in place where `on_T` says so; returns how far that moved it, float32 [T, 1].
 
-        In float32, and rounded once. 0 where it did nothing, and NaN where h is not finite, acted on or not.
+        In float32, and rounded once. 0 where it did nothing, and NaN where h as it is left, or how far it lies beyond,
+        is not finite, acted on or not.
         """
         beyond_T1 = h_TD.float() @ self.w_D[:, None] + self.b
         step_T1 = torch.where(on_T[:, None], self.beta * beyond_T1.relu(), 0)
         moved_TD = (h_TD.float() - step_T1 * self.w_D).to(h_TD.dtype)
         h_TD.copy_(torch.where(step_T1 > 0, moved_TD, h_TD))
-        return torch.where(torch.isfinite(beyond_T1), step_T1 * self.share, torch.nan)
+        finite_T1 = torch.isfinite(h_TD).all(dim=-1, keepdim=True) & torch.isfinite(beyond_T1)
+        return torch.where(finite_T1, step_T1 * self.share, torch.nan)

@@ -37,6 +37,11 @@ class ProjectOptions(CommonOptions):
             raise CalibrationError(f"got `beta` {self.beta}, wanted a number above 0 and up to 100")
         if self.of_each_third < 1:
             raise CalibrationError(f"got `of_each_third` {self.of_each_third}, wanted at least 1")
+        if self.layer is not None and self.of_each_third != ProjectOptions.of_each_third:
+            raise CalibrationError(
+                f"got `layer` {self.layer} and `of_each_third` {self.of_each_third}, wanted one of the two: a layer "
+                "that is named is the only one that is changed"
+            )
 
     def probes(self) -> ProbeOptions:
         """Those by which the detector fits the same probes."""

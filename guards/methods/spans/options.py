@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from guards.calibration.material import Which
 from guards.calibration.options import DetectorOptions, PlacementName, option
+from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 
 SiteName = Literal["key", "residual", "attention"]
@@ -54,5 +55,15 @@ class SpanOptions(DetectorOptions):
         super().__post_init__()
         if self.answers < 0:
             raise CalibrationError(f"got `answers` {self.answers}, wanted 0 or more tokens")
+        if self.answers_file is not None and not self.writes:
+            raise CalibrationError(
+                f"got `answers_file` {self.answers_file}, and options with which the model writes no answers "
+                "(`answers` 0, `scope` prompt or `aggregation` last): leave one of them out"
+            )
         if self.longest < 1:
             raise CalibrationError(f"got `longest` {self.longest}, wanted at least 1")
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model's answers are asked for."""
+        return self.answers > 0 and self.scope is not Scope.PROMPT

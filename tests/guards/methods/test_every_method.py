@@ -156,6 +156,20 @@ def test_what_is_not_finite_is_said_of_its_token_alone(entry: Entry, bad: float)
 
 
 @each_entry
+def test_what_an_intervention_leaves_is_finite_or_said_not_to_be(entry: Entry) -> None:
+    """Of numbers near the largest of float16, which a change may exceed."""
+    each, overflowed = bound(entry), False
+    for place in places(each) if entry.kind is GuardKind.INTERVENTION else ():
+        said = act(each, place, (6e4 * vectors(place).sign()).half())
+        assert bool(torch.isfinite(said.before).all())
+        broken_T = ~torch.isfinite(said.after).all(dim=1)
+        assert bool(said.columns_TC[broken_T].isnan().all())
+        overflowed |= bool(broken_T.any())
+    moving = {column.place.site for column in each.columns} & {Site.RESIDUAL, Site.OUTPUT}
+    assert overflowed is (entry.kind is GuardKind.INTERVENTION and bool(moving)), "positive control"
+
+
+@each_entry
 def test_a_detector_leaves_the_activations_and_an_intervention_changes_them(entry: Entry) -> None:
     each = bound(entry)
     for place in places(each):

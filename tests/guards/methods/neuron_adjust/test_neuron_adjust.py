@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guards.errors import CalibrationError
 from guards.methods.neuron_adjust.guard import (
+    Adjuster,
     Draw,
     LayerStatistics,
     NeuronAdjustFitter,
@@ -194,6 +195,17 @@ def test_a_non_finite_value_is_never_repaired(bad: float) -> None:
     adjusted, moved = apply(torch.full((4, 3), bad), statistics(3, forget=(1, 1), retain=(0, 1)))
     assert not bool(moved.any())
     assert not bool(torch.isfinite(adjusted).any())
+
+
+def test_an_adjusted_value_that_overflows_is_invalid() -> None:
+    """Reflected about a far retain mean: what is left is larger than float16 holds."""
+    layer = statistics(2, forget=(3e4, 100.0), retain=(-6e4, 1e5))
+    x_TF = torch.tensor([[3e4 + 32], [3e4 - 32], [3e4 + 32]]).expand(3, 2).half()
+    act = Adjuster(layer, 0, 3, Draw.CERTAIN, 0)
+    said_T = act(x_TF, torch.arange(3), torch.tensor([True, True, False]))[:, 0]
+    assert torch.isfinite(x_TF).all(dim=1).tolist() == [False, True, True], "positive control"
+    assert said_T.isnan().tolist() == [True, False, False]
+    assert said_T[1:].tolist() == [2, 0]
 
 
 def test_the_values_dtype_is_kept_and_the_arithmetic_is_float32() -> None:

@@ -103,6 +103,22 @@ def test_what_says_nothing_of_an_answer_cannot_judge_one() -> None:
     assert ProbeOptions(scope=Scope.GENERATION).scope is Scope.GENERATION
 
 
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"aggregation": "last", "answers": 4}, "got `answers` 4 and `aggregation` last"),
+        ({"aggregation": "last", "answers_file": Path("a")}, "got `answers_file` a"),
+        ({"answers": 0, "answers_file": Path("a")}, "got `answers_file` a"),
+        ({"scope": Scope.PROMPT, "answers_file": Path("a")}, "got `answers_file` a"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(CalibrationError, match=complaint):
+        ProbeOptions(**given)
+    assert ProbeOptions(answers=4, answers_file=Path("a")).writes
+    assert not ProbeOptions(aggregation="last", answers=0).writes
+
+
 def test_without_scikit_learn_nothing_is_run(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

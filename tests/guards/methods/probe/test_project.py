@@ -179,6 +179,22 @@ def test_one_broken_value_of_one_token_is_invalid_there(bad: float, off: set[str
     assert codes.tolist() == [Reading.INVALID if row == 3 else Reading.OUTSIDE for row in range(LENGTH)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_change_that_overflows_is_invalid(dtype: torch.dtype) -> None:
+    """In float16 there is nothing for 16 times the way to the boundary; in bfloat16 there is."""
+    guard = projections(1, beta=16.0)
+    (of,) = guard.boundaries
+    skill_D = 6e4 * of.w_D.sign()
+    h_TD = torch.stack([skill_D, -skill_D, skill_D]).to(dtype)
+    assert bool(torch.isfinite(h_TD).all())
+    bound = BoundProjection(guard, torch.device("cpu"), WHOLE)
+    act = bound.at(Place(1, Site.RESIDUAL), D_MODEL)
+    said_T = act(h_TD, torch.arange(3), torch.tensor([True, True, False]))[:, 0]
+    assert torch.equal(torch.isfinite(said_T), torch.isfinite(h_TD).all(dim=1))
+    assert torch.isfinite(said_T).tolist() == [dtype is torch.bfloat16, True, True]
+    assert said_T[1:].tolist() == [0, 0]
+
+
 def test_a_residual_stream_of_another_width_is_refused() -> None:
     bound = BoundProjection(projections(), torch.device("cpu"), WHOLE)
     with pytest.raises(AttachError, match=rf"residual stream is {D_MODEL + 2} wide, not {D_MODEL}"):

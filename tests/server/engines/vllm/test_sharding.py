@@ -82,12 +82,23 @@ def guards(detecting: tuple[str, ...], mask: str, projecting: str) -> tuple[str,
     return (*detecting, mask, projecting)
 
 
+def moved(found: Verdicts, unchanged: Verdicts) -> float:
+    """Share of detectors' scores that an intervention changed."""
+    pairs = zip(found, unchanged, strict=True)
+    scores = [(each[name][1], before[name][1]) for each, before in pairs for name in DETECTORS]
+    return sum(score != pytest.approx(unmoved, rel=1e-2) for score, unmoved in scores) / len(scores)
+
+
 @pytest.fixture(scope="module")
-def wanted(detecting: tuple[str, ...], guards: tuple[str, ...]) -> Wanted:
+def wanted(detecting: tuple[str, ...], mask: str, projecting: str, guards: tuple[str, ...]) -> Wanted:
     """Long prompts one at a time: no pass of those holds two sequences."""
     with live(embedded(*detecting)) as running:
         ids = prompts(running)
         unchanged = verdicts(running, ids)
+    for name, least in ((mask, 0.25), (projecting, 0.0)):  # one by one, or either might hide behind the other
+        with live(embedded(*detecting, name), verified=False) as running:
+            share = moved(verdicts(running, ids), unchanged)
+        assert share > least, f"positive control: what {name} does shows in what detectors score"
     with live(embedded(*guards), verified=False) as running:
         found = verdicts(running, ids)
         long_ids = long_prompts(running)
@@ -97,9 +108,6 @@ def wanted(detecting: tuple[str, ...], guards: tuple[str, ...]) -> Wanted:
         for name in ("ksd-spans", "probe-mathematics"):
             assert {one[name][0] for one in each} == {Reading.INSIDE, Reading.OUTSIDE}
     assert {one[name][0] for one in found for name in DETECTORS} == {Reading.INSIDE, Reading.OUTSIDE}
-    pairs = [(each[name], before[name]) for each, before in zip(found, unchanged, strict=True) for name in DETECTORS]
-    moved = sum(score != pytest.approx(unmoved, rel=1e-2) for (_, score), (_, unmoved) in pairs)
-    assert moved > len(pairs) // 4, "positive control: what interventions do shows in what detectors score"
     assert 0 < sum(each["project-facts"][1] > 0 for each in found) < len(found), "it acts on some, and not on others"
     return Wanted(ids, found, long_ids, alone)
 
