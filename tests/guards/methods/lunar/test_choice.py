@@ -227,3 +227,9 @@ def test_only_prompts_that_leave_room_are_answered(loaded: LoadedModel) -> None:
 def test_options_of_the_choice_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(CalibrationError, match=f"got `{next(iter(wrong))}`"):
         LunarOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_candidates_beside_a_layer_are_refused() -> None:
+    assert LunarOptions(layer=1).layer == 1
+    with pytest.raises(CalibrationError, match="got `layer` 1 and `candidates` 3, wanted one of the two"):
+        LunarOptions(layer=1, candidates=3)
