@@ -27,7 +27,7 @@ from guards.methods.lunar_trained.objective import Redirection, token_ratio
 from guards.methods.lunar_trained.options import TrainedOptions
 from guards.methods.registry import LUNAR, LUNAR_TRAINED, load_guard, method_of
 from guards.methods.rmu.calibrate import RmuCalibration
-from guards.methods.rmu.training import Schedule, Sides, Training
+from guards.methods.rmu.training import Schedule, Sides, Step, Training
 from guards.model.sites import Site
 from tests.guards.samples import lunar, write
 from tests.guards.tiny import sources, tiny_loaded
@@ -93,6 +93,37 @@ def test_the_trained_optimum_is_the_closed_form() -> None:
     assert apart(300, token_ratio(ALL)) < TOLERANCE
     assert apart(300, 1.0) > 0.1, "positive control: of sides that weigh alike the optimum is another"
     assert apart(20, token_ratio(ALL)) > 0.1, "positive control: so is what few steps reach"
+
+
+SHORT_AND_LONG = Sides(
+    (Example(tuple(range(5)), 0), Example(tuple(range(5, FORGET)), 0)),
+    tuple(Example(tuple(range(FORGET + first, FORGET + stop)), 0) for first, stop in ((0, 60), (60, 65), (65, 120))),
+)
+
+
+def expected_gradient(*, by_token: bool) -> float:
+    """At the closed form, over what it is without a change: the mean of all batches of one example a side."""
+    projection, found = Projection(), []
+    ratio = token_ratio(SHORT_AND_LONG)
+    for delta_DF in (projection.closed_form(R_D), torch.zeros(D, F)):
+        projection.deltas[0].data.copy_(delta_DF)
+        gradients: list[Tensor] = []
+
+        def keep(_: Step, into: list[Tensor] = gradients) -> None:
+            assert projection.deltas[0].grad is not None
+            into.append(projection.deltas[0].grad.double())
+
+        objective = Redirection(0, 2.0 * R_D, ratio, by_token=by_token)
+        schedule = Schedule(steps=6, batch=1, rate=0.0, alpha=1.0)
+        Training(projection, objective, SHORT_AND_LONG, schedule).run(keep)
+        found.append(float(torch.stack(gradients).mean(dim=0).norm()))
+    return found[0] / found[1]
+
+
+def test_in_batches_of_unequal_examples_the_closed_form_is_the_optimum_too() -> None:
+    assert Redirection(0, R_D, 1.0).by_token
+    assert expected_gradient(by_token=True) < 1e-5
+    assert expected_gradient(by_token=False) > 0.05, "positive control: a token weighs by how many are beside it"
 
 
 def test_a_block_adds_what_the_delta_gives() -> None:
