@@ -200,6 +200,7 @@ def calibrate(
         clock,
         notes=_notes(job, chosen, hearing.refusal, candidates, reported),
         warnings=[*corpus_warnings(model, corpora), *_warnings(options, hearing.refusal, reported)],
+        seed=options.seed,
         candidates=tuple(candidates),
         chosen=chosen,
         refusal=hearing.refusal,
