@@ -6,6 +6,9 @@ Suffixes: T tokens, D the residual stream's width (d_model).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import Activations, Consumer, Pass, TokenIds, Tokens
 from guards.calibration.corpus import (
@@ -43,7 +46,10 @@ class Job:
     advance: Advance = lambda *_: None
 
     def tokens(self, candidates: int) -> int:
-        """What all passes run over, and answers: of reference prompts, and of others without a change and with each."""
+        """What all passes run over, and answers: of reference prompts, and of others without a change and with each.
+
+        Prompts that are answered under a change are run over once more before (`finite`).
+        """
         keys = [
             sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
             for side in SIDES
@@ -51,8 +57,9 @@ class Job:
         ]
         states = [_count(self.some(side, share)) for side in SIDES for share in (Share.FIT, Share.REPORT)]
         answers = self._written(self.asked_reference())
-        for share, times in ((Share.THRESHOLD, 1 + candidates), (Share.REPORT, 2)):
-            answers += times * sum(self._written(self.asked(side, share)) for side in SIDES)
+        for share, changes in ((Share.THRESHOLD, candidates), (Share.REPORT, 1)):
+            asked = [prompt for side in SIDES for prompt in self.asked(side, share)]
+            answers += (1 + changes) * self._written(asked) + changes * _count(asked)
         return sum(keys) + sum(states) + _count(self.reference) + answers
 
     def _written(self, prompts: Sequence[TokenIds]) -> int:
@@ -89,6 +96,19 @@ class Job:
         return self.model.write(
             prompts, self.options.asked_tokens, lambda tokens: self.advance(tokens, "compare answers")
         )
+
+    def finite(self, prompts: Sequence[TokenIds]) -> bool:
+        """Whether the last block's states at prompts' last tokens are finite in the model as it is now: where they are
+        not, what it writes is made up.
+        """
+        found: list[bool] = []
+
+        def look(_: int, x_TD: Tensor, __: Tensor) -> None:
+            found.append(bool(torch.isfinite(x_TD).all()))
+
+        wanted = Pass(Site.RESIDUAL, (self.model.identity.layers - 1,), Tokens.LAST, (0, 0), self.options.batch_tokens)
+        self.model.stream(wanted, prompts, look, lambda tokens: self.advance(tokens, "states"))
+        return all(found)
 
     def opening(self) -> TokenIds:
         """What every prompt of the first frame begins with, a token at least."""
