@@ -3,7 +3,7 @@
 Suffixes: E examples, D the residual stream's width (d_model).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from guards.model.sites import Site
 
 MOST_STATES = 96
 """Prompts of each side and share that are looked at, at most."""
+NOT_FINITE = "the residual stream is not finite in this dtype on this data"
 T = TypeVar("T")
 
 
@@ -40,6 +41,18 @@ class LastTokens:
 
         Raises CalibrationError where it is not finite.
         """
+        kept = self._states(layers, examples)
+        if not _finite(kept.values()):
+            raise CalibrationError(NOT_FINITE)
+        return kept
+
+    def at_the_end(self, examples: Mapping[Side, Sequence[TokenIds]]) -> dict[Side, Tensor] | None:
+        """The last block's states, float64 [E, D] by side; None where they are not finite."""
+        end = self.model.identity.layers - 1
+        found = {side: self._states((end,), each)[end] for side, each in examples.items()}
+        return found if _finite(found.values()) else None
+
+    def _states(self, layers: tuple[int, ...], examples: Sequence[TokenIds]) -> dict[int, Tensor]:
         width = self.model.identity.d_model
         kept = {layer: torch.zeros(len(examples), width, dtype=torch.float64) for layer in layers}
 
@@ -48,14 +61,11 @@ class LastTokens:
 
         wanted = Pass(Site.RESIDUAL, layers, Tokens.LAST, batch_tokens=self.batch_tokens)
         self.model.stream(wanted, examples, consume, lambda tokens: self.advance(tokens, "states"))
-        if not all(bool(torch.isfinite(each).all()) for each in kept.values()):
-            raise CalibrationError("the residual stream is not finite in this dtype on this data")
         return kept
 
-    def at_the_end(self, examples: Mapping[Side, Sequence[TokenIds]]) -> dict[Side, Tensor]:
-        """The last block's states, float64 [E, D] by side."""
-        end = self.model.identity.layers - 1
-        return {side: self.states((end,), each)[end] for side, each in examples.items()}
+
+def _finite(states: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(each_ED).all()) for each_ED in states)
 
 
 def usual_length(x_ED: Tensor) -> float:

@@ -19,9 +19,10 @@ from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import Share, Side, corpus_warnings
 from guards.calibration.detector_job import layers_text
 from guards.calibration.finished import Calibration, Clock, finish
-from guards.calibration.last_tokens import LastTokens, evenly, share_moved, usual_length
+from guards.calibration.last_tokens import NOT_FINITE, LastTokens, evenly, share_moved, usual_length
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
+from guards.errors import CalibrationError
 from guards.methods.probe.calibrate import recipe
 from guards.methods.probe.fit import Probe, RankedProbes
 from guards.methods.probe_project.entry import PROBE_PROJECT
@@ -121,12 +122,28 @@ def _effects(
     betas: Sequence[float],
     prompts: Mapping[Side, Sequence[TokenIds]],
 ) -> list[Candidate]:
-    """What each beta does at these boundaries."""
+    """What each beta does at these boundaries. One under which the stream is not finite is left out.
+
+    Raises CalibrationError where none is left, or it is not finite without a guard.
+    """
     before, found = last.at_the_end(prompts), []
+    if before is None:
+        raise CalibrationError(NOT_FINITE)
     for beta in betas:
         with last.model.guarded(PROBE_PROJECT, ProjectionGuard(boundaries, beta)):
-            found.append(_effect(beta, before, last.at_the_end(prompts)))
+            after = last.at_the_end(prompts)
+        if after is not None:
+            found.append(_effect(beta, before, after))
+    if not found:
+        raise CalibrationError(
+            f"got `beta` {_list(betas)}, wanted one under which the residual stream stays finite in this dtype: name a "
+            "smaller `beta`, or calibrate in a dtype of a wider range (bfloat16 or float32)"
+        )
     return found
+
+
+def _list(betas: Sequence[float]) -> str:
+    return ", ".join(f"{each:g}" for each in betas)
 
 
 def calibrate(
@@ -170,6 +187,8 @@ def calibrate(
             f"{reported.left:.2f} of the way to the retain prompts is left at the last block: the skill is hardly "
             "moved; raise `beta` or `of_each_third`"
         )
+    left_out = [each for each in betas if each not in {found.beta for found in candidates}]
+    unfit = [f"beta {_list(left_out)} left out: the residual stream is not finite under it"] if left_out else []
     counts = {side: len(each.weight_N) for side, each in windows.items()}
     return finish(
         ProjectCalibration,
@@ -185,6 +204,7 @@ def calibrate(
             f"{fitting.aggregation.fitted} were fitted, {probes.note(guard.layers)}",
             f"at the last block, report part: forget {reported.left:.3f} of the way left, retain moved "
             f"{reported.moved:.3f} of their spread",
+            *unfit,
         ],
         warnings=warnings,
         probes=probes,

@@ -132,7 +132,34 @@ def test_what_is_named_is_taken_and_all_is_shown(loaded: LoadedModel) -> None:
     assert all(each.startswith(b"\x89PNG") for each in drawn.values())
 
 
+OVERFLOWS = 1e39
+"""A beta that no float32 holds."""
+
+
+def test_a_beta_under_which_the_stream_overflows_is_left_out(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guards.methods.probe_project.calibrate.BETAS", (OVERFLOWS, 1.0))
+    found = PROBE_PROJECT.calibrate(loaded, *sources(60), ProjectOptions(**QUICK, layer=1))
+    assert isinstance(found, ProjectCalibration)
+    assert [each.beta for each in found.candidates] == [found.chosen.beta] == [1.0]
+    assert "beta 1e+39 left out: the residual stream is not finite under it" in found.record.notes
+
+
+def test_where_no_beta_is_left_the_error_says_what_to_do(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guards.methods.probe_project.calibrate.BETAS", (OVERFLOWS, 2 * OVERFLOWS))
+    with pytest.raises(CalibrationError, match=r"got `beta` 1e\+39, 2e\+39, wanted .* smaller `beta`"):
+        PROBE_PROJECT.calibrate(loaded, *sources(60), ProjectOptions(**QUICK, layer=1))
+
+
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": 101.0}, {"of_each_third": 0}])
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(CalibrationError, match=next(iter(wrong))):
         ProjectOptions(**wrong)
+
+
+def test_a_layer_that_is_named_is_the_only_one() -> None:
+    with pytest.raises(CalibrationError, match="got `layer` 2 and `of_each_third` 3, wanted one of the two"):
+        ProjectOptions(layer=2, of_each_third=3)
+    assert ProjectOptions(layer=2).of_each_third == 1
+    assert ProjectOptions(of_each_third=3).layer is None
