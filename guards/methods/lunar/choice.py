@@ -110,11 +110,11 @@ class Hearing:
 
     def _write(self, share: Share, change: Solved) -> list[list[TokenIds]] | None:
         """Answers of both sides under a change, None where the model is not finite."""
-        asked = [self._job.asked(side, share) for side in SIDES]
+        asked = {side: self._job.asked(side, share) for side in SIDES}
         with self._job.model.guarded(LUNAR, change.guard(self._job.options)):
-            if not self._job.finite([prompt for of in asked for prompt in of]):
+            if self._job.last.at_the_end(asked) is None:  # what is written then is made up
                 return None
-            return [self._job.write(of) for of in asked]
+            return [self._job.write(of) for of in asked.values()]
 
     def _not_finite(self, changes: Sequence[Solved]) -> CalibrationError:
         options, layers = self._job.options, ", ".join(str(each.layer) for each in changes)

@@ -6,9 +6,6 @@ Suffixes: T tokens, D the residual stream's width (d_model).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import Activations, Consumer, Pass, TokenIds, Tokens
 from guards.calibration.corpus import (
@@ -48,7 +45,7 @@ class Job:
     def tokens(self, candidates: int) -> int:
         """What all passes run over, and answers: of reference prompts, and of others without a change and with each.
 
-        Prompts that are answered under a change are run over once more before (`finite`).
+        Prompts that are answered under a change are run over once more before: is the model finite?
         """
         keys = [
             sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
@@ -96,19 +93,6 @@ class Job:
         return self.model.write(
             prompts, self.options.asked_tokens, lambda tokens: self.advance(tokens, "compare answers")
         )
-
-    def finite(self, prompts: Sequence[TokenIds]) -> bool:
-        """Whether the last block's states at prompts' last tokens are finite in the model as it is now: where they are
-        not, what it writes is made up.
-        """
-        found: list[bool] = []
-
-        def look(_: int, x_TD: Tensor, __: Tensor) -> None:
-            found.append(bool(torch.isfinite(x_TD).all()))
-
-        wanted = Pass(Site.RESIDUAL, (self.model.identity.layers - 1,), Tokens.LAST, (0, 0), self.options.batch_tokens)
-        self.model.stream(wanted, prompts, look, lambda tokens: self.advance(tokens, "states"))
-        return all(found)
 
     def opening(self) -> TokenIds:
         """What every prompt of the first frame begins with, a token at least."""
