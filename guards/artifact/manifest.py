@@ -165,6 +165,8 @@ class CalibrationRecord(Strict):
     notes: tuple[str, ...] = ()
     quantiles: ScoreQuantiles | None = None
     """None where calibration measured none. Not written when None."""
+    seed: int | None = None
+    """By which examples were dealt, where a later calibration may have to deal them alike. Not written when None."""
 
 
 class CanaryMessage(Strict):

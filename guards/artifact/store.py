@@ -76,7 +76,7 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
     data = manifest.model_dump(mode="json")
     later = [
         (data["model"], "quantization"),
-        (data["calibration"], "quantiles"),
+        *((data["calibration"], key) for key in ("quantiles", "seed")),
         *((each, key) for each in data["canaries"] for key in ("messages", "text")),
         *((each, key) for each in data["calibration"]["sources"] for key in ("field", "rows", "repeats", "cut")),
     ]

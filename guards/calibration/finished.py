@@ -85,6 +85,7 @@ def make_record(
     recall: Rate | None = None,
     false_abstention: Rate | None = None,
     quantiles: ScoreQuantiles | None = None,
+    seed: int | None = None,
 ) -> CalibrationRecord:
     """The calibration record; the rates are those of held-out examples, None where none were measured."""
     return CalibrationRecord(
@@ -96,6 +97,7 @@ def make_record(
         false_abstention=false_abstention,
         notes=tuple(notes),
         quantiles=quantiles,
+        seed=seed,
     )
 
 
@@ -126,13 +128,14 @@ def finish(
     warnings: Sequence[str],
     rates: tuple[Rate | None, Rate | None] = (None, None),
     prompt_ratios: Sequence[float] = (),
+    seed: int | None = None,
     **figures: Any,
 ) -> Finished:
     """The calibration of a fitted guard: canaries are read on the model, and the record is made.
 
     `rates` are recall and false abstention of held-out examples. `prompt_ratios`: the score over tau of each retain
-    prompt of the report part, as `ScoreQuantiles` has it; none where that was not measured. `figures` are the fields
-    that `kind` has of its own.
+    prompt of the report part, as `ScoreQuantiles` has it; none where that was not measured. `seed`: by which examples
+    were dealt, of a guard that others may start from. `figures` are the fields that `kind` has of its own.
     Raises CalibrationError where no prompt can be a canary.
     """
     forget, retain = corpora
@@ -150,6 +153,7 @@ def finish(
             recall=rates[0],
             false_abstention=rates[1],
             quantiles=_quantiles(prompt_ratios),
+            seed=seed,
         ),
         canaries=canaries,
         warnings=tuple(warnings),

@@ -153,6 +153,13 @@ def _warnings(options: LunarOptions, refusal: Refusal, reported: Compared) -> li
     return found
 
 
+def _left_out(solved: Sequence[Solved], candidates: Sequence[Candidate]) -> list[str]:
+    """A note of changes that were not compared, where there are any."""
+    layers = {each.layer for each in solved} - {each.layer for each in candidates}
+    said = ", ".join(map(str, sorted(layers)))
+    return [f"left out, since the model is not finite in this dtype under its change: layer {said}"] if layers else []
+
+
 def _notes(job: Job, chosen: Candidate, refusal: Refusal, candidates: Sequence[Candidate], to: Compared) -> list[str]:
     options = job.options
     tried = "; ".join(f"layer {each.layer} {each.likeness.alike:.3f}, {each.likeness.kept:.3f}" for each in candidates)
@@ -198,8 +205,9 @@ def calibrate(
         job.frames,
         corpora,
         clock,
-        notes=_notes(job, chosen, hearing.refusal, candidates, reported),
+        notes=[*_notes(job, chosen, hearing.refusal, candidates, reported), *_left_out(solved, candidates)],
         warnings=[*corpus_warnings(model, corpora), *_warnings(options, hearing.refusal, reported)],
+        seed=options.seed,
         candidates=tuple(candidates),
         chosen=chosen,
         refusal=hearing.refusal,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guards.calibration.activations import TokenIds
 from guards.calibration.corpus import Share, Side
+from guards.errors import CalibrationError
 from guards.methods.lunar.answers import Answers, Embedding, Likeness, Refusal, embedded
 from guards.methods.lunar.entry import LUNAR
 from guards.methods.lunar.guard import LunarGuard, redirection
@@ -83,11 +84,17 @@ class Hearing:
         self.quoted = {"reference": self._some(reference), "forget": self._some(forget)}
 
     def candidates(self, solved: Sequence[Solved]) -> list[Candidate]:
-        """Changes with what is said under each. An engine that has to start for one is started once for each."""
-        answers = embedded(self._embedding, *(ids for each in solved for ids in self._write(Share.THRESHOLD, each)))
+        """Changes with what is said under each. An engine that has to start for one is started once for each.
+
+        Those under which the model is not finite are left out. Raises CalibrationError where no other is left.
+        """
+        written = [(each, said) for each in solved if (said := self._write(Share.THRESHOLD, each)) is not None]
+        if not written:
+            raise self._not_finite(solved)
+        answers = embedded(self._embedding, *(ids for _, said in written for ids in said))
         return [
             Candidate(**vars(each), likeness=self._judge(Share.THRESHOLD, forget, retain), quoted=self._some(forget))
-            for each, forget, retain in zip(solved, answers[::2], answers[1::2], strict=True)
+            for (each, _), forget, retain in zip(written, answers[::2], answers[1::2], strict=True)
         ]
 
     def unchanged(self, share: Share) -> Likeness:
@@ -95,13 +102,27 @@ class Hearing:
         return self._judge(share, *self._unchanged[share])
 
     def reported(self, chosen: Solved) -> Compared:
-        """What is said at the report part."""
-        answers = embedded(self._embedding, *self._write(Share.REPORT, chosen))
+        """What is said at the report part. Raises CalibrationError where the model is not finite there."""
+        if (said := self._write(Share.REPORT, chosen)) is None:
+            raise self._not_finite([chosen])
+        answers = embedded(self._embedding, *said)
         return Compared(self.unchanged(Share.REPORT), self._judge(Share.REPORT, *answers))
 
-    def _write(self, share: Share, change: Solved) -> list[list[TokenIds]]:
+    def _write(self, share: Share, change: Solved) -> list[list[TokenIds]] | None:
+        """Answers of both sides under a change, None where the model is not finite."""
+        asked = {side: self._job.asked(side, share) for side in SIDES}
         with self._job.model.guarded(LUNAR, change.guard(self._job.options)):
-            return [self._job.write(self._job.asked(side, share)) for side in SIDES]
+            if self._job.last.at_the_end(asked) is None:  # what is written then is made up
+                return None
+            return [self._job.write(of) for of in asked.values()]
+
+    def _not_finite(self, changes: Sequence[Solved]) -> CalibrationError:
+        options, layers = self._job.options, ", ".join(str(each.layer) for each in changes)
+        other = "" if options.layer is None else ", name another `layer`"
+        return CalibrationError(
+            f"the model is not finite in this dtype under the change of layer {layers}: lower `strength` (got "
+            f"{options.strength:g}){other}, or calibrate in a dtype of a wider range (bfloat16 or float32)"
+        )
 
     def _judge(self, share: Share, forget: Answers, retain: Answers) -> Likeness:
         return self.refusal.judge(forget, retain, self._unchanged[share][1])

@@ -43,7 +43,10 @@ class Job:
     advance: Advance = lambda *_: None
 
     def tokens(self, candidates: int) -> int:
-        """What all passes run over, and answers: of reference prompts, and of others without a change and with each."""
+        """What all passes run over, and answers: of reference prompts, and of others without a change and with each.
+
+        Prompts that are answered under a change are run over once more before: is the model finite?
+        """
         keys = [
             sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
             for side in SIDES
@@ -51,8 +54,9 @@ class Job:
         ]
         states = [_count(self.some(side, share)) for side in SIDES for share in (Share.FIT, Share.REPORT)]
         answers = self._written(self.asked_reference())
-        for share, times in ((Share.THRESHOLD, 1 + candidates), (Share.REPORT, 2)):
-            answers += times * sum(self._written(self.asked(side, share)) for side in SIDES)
+        for share, changes in ((Share.THRESHOLD, candidates), (Share.REPORT, 1)):
+            asked = [prompt for side in SIDES for prompt in self.asked(side, share)]
+            answers += (1 + changes) * self._written(asked) + changes * _count(asked)
         return sum(keys) + sum(states) + _count(self.reference) + answers
 
     def _written(self, prompts: Sequence[TokenIds]) -> int:

@@ -51,3 +51,8 @@ class LunarOptions(CommonOptions):
         for name, least in (("candidates", 1), ("asked", 2), ("asked_tokens", 1)):
             if getattr(self, name) < least:
                 raise CalibrationError(f"got `{name}` {getattr(self, name)}, wanted at least {least}")
+        if self.layer is not None and self.candidates != CANDIDATE_LAYERS:
+            raise CalibrationError(
+                f"got `layer` {self.layer} and `candidates` {self.candidates}, wanted one of the two: a layer that is "
+                "named is the only one that is tried"
+            )

@@ -9,7 +9,7 @@ canaries are those of any guard over spans.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -87,6 +87,6 @@ def calibrate(
     """A guard that judges by w.k of a change; see `calibrate_by`. Raises ArtifactError for a change that is none."""
     change = read_change(options.change, model)
     fit = partial(scaled, w_F=change.factors.a_RF[0].float(), change=change.artifact)
-    recipe = Recipe(LUNAR_ABSTAIN, STRETCHES, lambda _: (change.layer,), fit)
-    found = calibrate_by(recipe, model, forget, retain, options)
-    return replace(found, warnings=(*found.warnings, *change.warnings(found.record)))
+    warnings = partial(change.warnings, options.seed)
+    recipe = Recipe(LUNAR_ABSTAIN, STRETCHES, lambda _: (change.layer,), fit, warnings)
+    return calibrate_by(recipe, model, forget, retain, options)

@@ -5,7 +5,7 @@ the delta was found, and each is measured on texts that neither was fitted on.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 
 from guards.artifact.pins import shown_digest
 from guards.calibration.activations import Activations
@@ -41,7 +41,7 @@ def calibrate(
         deal=FORGET_DEAL,
         beside={CLOSED_FORM: {layer: factors.b_DR.float() @ factors.a_RF.float()}},
         files={"change": change.artifact.digest},
+        warnings=partial(change.warnings, options.seed),
         notes=(f"layer, direction and strength are those of {change.artifact.name}, {digest}, {CLOSED_FORM}",),
     )
-    found = calibrate_by(recipe, model, forget, [*retain, *read_material(options.material).sources], options)
-    return replace(found, warnings=(*found.warnings, *change.warnings(found.record)))
+    return calibrate_by(recipe, model, forget, [*retain, *read_material(options.material).sources], options)

@@ -260,7 +260,7 @@ def calibrate_by(
         clock.step("train")
         served = _measure(tuned, objective, dealt, training, options, recipe.beside)
     clock.step("measure")
-    warnings = corpus_warnings(model, corpora)
+    warnings = [*corpus_warnings(model, corpora), *recipe.warnings(corpora)]
     if served.chosen.gain < options.kept:
         warnings.append(
             f"rank {served.chosen.rank} gains {served.chosen.gain:.2f} of what the whole delta does, less than `kept` "

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from guards.calibration.corpus import Corpus, Share, Side, frame_tokens
+from guards.calibration.last_tokens import evenly
 from guards.calibration.tuning import Example
 from guards.errors import CalibrationError
 from guards.methods.rmu.training import Sides
@@ -10,7 +11,7 @@ from guards.methods.rmu.training import Sides
 DEAL = (Share.FIT, Share.FIT, Share.FIT, Share.THRESHOLD, Share.FIT, Share.FIT, Share.FIT, Share.REPORT)
 """Of both sides: six of eight are trained on, one chooses the rank, and on one the recorded losses are measured."""
 MEASURED = 32
-"""Examples of each side that are measured on at most."""
+"""Examples of each side that are measured on at most, evenly spaced over sources and frames."""
 
 
 def dealt_examples(
@@ -46,4 +47,4 @@ def dealt_examples(
 
 
 def _some(examples: Sequence[Example], share: Share) -> tuple[Example, ...]:
-    return tuple(examples if share is Share.FIT else examples[:MEASURED])
+    return tuple(examples if share is Share.FIT else evenly(examples, MEASURED))

@@ -27,13 +27,20 @@ States = Mapping[int, Tensor]
 
 
 class Objective(Protocol):
-    """A pair of losses, both 0 at best. `last_only`: forget states are those of last tokens alone."""
+    """A pair of losses, both 0 at best. `last_only`: forget states are those of last tokens alone.
+
+    `by_token`: a batch weighs by its tokens that are looked at, so that all tokens of a side weigh alike; else all
+    batches weigh alike, as in the papers' code, and a token weighs more the fewer are beside it.
+    """
 
     @property
     def layers(self) -> tuple[int, ...]: ...
 
     @property
     def last_only(self) -> bool: ...
+
+    @property
+    def by_token(self) -> bool: ...
 
     def forget(self, after: States, before: States) -> Tensor:
         """On states of forget text."""
@@ -67,6 +74,7 @@ class Misdirection:
     unit_D: Tensor
     c: float
     last_only: bool = False
+    by_token: bool = False
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -87,6 +95,7 @@ class AdaptiveMisdirection:
     unit_D: Tensor
     beta: float
     last_only: bool = False
+    by_token: bool = False
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -107,6 +116,7 @@ class CosineMisdirection:
     layer: int
     unit_D: Tensor
     last_only: bool = False
+    by_token: bool = False
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -125,6 +135,7 @@ class ProbeSuppression:
 
     probes: Mapping[int, Tensor]
     last_only: bool = True
+    by_token: bool = False
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from guards.calibration.tuning import Tuned
 from guards.errors import CalibrationError
 from guards.methods.rmu.objectives import Objective
-from guards.methods.rmu.training import Sides
+from guards.methods.rmu.training import Sides, looked_at
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def losses(on: Measuring, tried: Sequence[Deltas], advance: Callable[[int], obje
             for start in range(0, len(examples), on.batch):
                 some = examples[start : start + on.batch]
                 opened = on.tuned.open(on.objective.layers, some)
-                weight = sum(len(ids) - first for ids, first in some)
+                weight = looked_at(some)
                 total += weight
                 for index, deltas in enumerate(tried):
                     _put(on.tuned, deltas)

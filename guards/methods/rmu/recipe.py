@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from guards.calibration.corpus import Share
+from guards.calibration.corpus import Corpus, Share
 from guards.calibration.entry import Entry
 from guards.contract.guard import Guard
 from guards.methods.delta import Factors
@@ -22,7 +22,8 @@ class Recipe:
 
     `last_only`: of forget texts only last tokens are looked at.
     `beside`: deltas that were found otherwise, [d_model, d_ff] by name and layer, which are measured beside the trained
-    ones. `files`: digests of what else decides a step, by name. `notes` come before those of the training.
+    ones. `files`: digests of what else decides a step, by name. `notes` come before those of the training, `warnings`
+    of both sides' examples beside its own.
     """
 
     entry: Entry
@@ -34,3 +35,4 @@ class Recipe:
     beside: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: Callable[[Sequence[Corpus]], list[str]] = lambda _: []

@@ -26,6 +26,11 @@ class Sides:
     retain: Sequence[Example]
 
 
+def looked_at(examples: Sequence[Example]) -> int:
+    """Tokens of examples that are looked at."""
+    return sum(len(ids) - first for ids, first in examples)
+
+
 class Step(NamedTuple):
     """What one step saw: the alpha it was made with, and both losses before it."""
 
@@ -92,15 +97,18 @@ class Training:
         schedule = self._schedule
         learned = schedule.alpha_rate > 0
         alpha = self._policy.draw(schedule.seed, index) if learned else schedule.alpha
-        opened = [
-            self._tuned.open(self._objective.layers, batch_of(examples, schedule.batch, side, schedule.seed, index))
+        batches = [
+            batch_of(examples, schedule.batch, side, schedule.seed, index)
             for side, examples in (("forget", self._sides.forget), ("retain", self._sides.retain))
         ]
+        opened = [self._tuned.open(self._objective.layers, batch) for batch in batches]
         self._adam.zero_grad()
         losses = []
-        for loss, one, weight in zip(self._losses(), opened, (1.0, alpha), strict=True):
+        for loss, one, weight, share in zip(
+            self._losses(), opened, (1.0, alpha), self._token_shares(batches), strict=True
+        ):
             value = loss(one.after(), one.before)
-            torch.autograd.backward(weight * value)
+            torch.autograd.backward(weight * share * value)
             losses.append(float(value.detach()))
         if not all(map(math.isfinite, losses)):
             raise CalibrationError(
@@ -111,6 +119,18 @@ class Training:
             reward = self._worth(losses) - self._worth(self._measured(opened))
             self._policy = self._policy.learn(alpha, reward, schedule.alpha_rate)
         return Step(alpha, *losses)
+
+    def _token_shares(self, batches: Sequence[Sequence[Example]]) -> list[float]:
+        """Tokens of each side's batch over those of a usual one, where the objective weighs by tokens; else 1.
+
+        A loss is the mean over a batch's tokens: by these shares its gradient is, on average, that over all tokens.
+        """
+        if not self._objective.by_token:
+            return [1.0] * len(batches)
+        return [
+            looked_at(batch) / (len(batch) * looked_at(examples) / len(examples))
+            for batch, examples in zip(batches, (self._sides.forget, self._sides.retain), strict=True)
+        ]
 
     def _losses(self) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
         return self._objective.forget, self._objective.retain

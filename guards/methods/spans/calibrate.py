@@ -275,7 +275,8 @@ def calibrate_by(
     rows = _rows(reported_examples, margin_E)
     sides: tuple[Side, ...] = ("forget", "retain")
     count = {side: len(each.weight_N) for side, each in windows.items()}
-    warnings = _warnings(job, chosen.accumulation, answers, rows, count["forget"])
+    corpora = job.corpora["forget"], job.corpora["retain"]
+    warnings = [*_warnings(job, chosen.accumulation, answers, rows, count["forget"]), *recipe.warnings(corpora)]
     side_margins: dict[Side, Tensor] = {
         side: margin_E[[i for i, each in enumerate(reported_examples) if each.side == side]] for side in sides
     }
@@ -287,7 +288,7 @@ def calibrate_by(
         SpanGuard(chosen.terms, (*of_prompts, *of_answers), options.scope, Site(options.site)),
         model,
         job.frames,
-        (job.corpora["forget"], job.corpora["retain"]),
+        corpora,
         clock,
         notes=_notes(job, chosen, answers, count, tokens.fitted, directions.note(chosen.layers)),
         warnings=warnings,

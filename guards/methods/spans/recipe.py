@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from guards.calibration.corpus import Corpus
 from guards.calibration.entry import Entry
 from guards.contract.accumulate import TOKEN
 from guards.contract.spans import MessageMean, Rise
@@ -76,9 +77,13 @@ class Fitted(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """`layers` are those that are looked at, of a model of so many. `fit` is given both sides' windows, and layers."""
+    """`layers` are those that are looked at, of a model of so many. `fit` is given both sides' windows, and layers.
+
+    `warnings`: of both sides' examples, beside those of any guard over spans.
+    """
 
     entry: Entry
     aggregation: Aggregation
     layers: Callable[[int], tuple[int, ...]]
     fit: Callable[[Windows, Windows, Sequence[int]], Fitted]
+    warnings: Callable[[Sequence[Corpus]], list[str]] = lambda _: []

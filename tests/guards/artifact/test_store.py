@@ -75,6 +75,11 @@ class TestRoundTrip:
         with pytest.raises(ValidationError):
             ScoreQuantiles(examples=0, over_tau=table)
 
+    def test_a_seed_is_kept_and_left_out_where_there_is_none(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "sums", calibration=CALIBRATION.model_copy(update={"seed": 7}))
+        assert read_artifact(folder).manifest.calibration.seed == 7
+        assert b'"seed"' not in files(write(tmp_path / "none", calibration=CALIBRATION))[MANIFEST_NAME]
+
     def test_quantisation_is_kept(self, tmp_path: Path) -> None:
         quantised = IDENTITY.model_copy(update={"quantization": "compressed-tensors"})
         folder = write(tmp_path / "sums", model=quantised)

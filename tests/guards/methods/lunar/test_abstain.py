@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from guards.artifact.store import read_artifact
+from guards.calibration.corpus import encode_corpora
 from guards.contract.combination import beside
 from guards.core.beside import Beside
 from guards.errors import ArtifactError, ArtifactMismatchError, CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.lunar.calibrate import LunarCalibration
 from guards.methods.lunar.calibrate import calibrate as calibrate_lunar
+from guards.methods.lunar.change import read_change
 from guards.methods.lunar.guard import LunarGuard
 from guards.methods.lunar.options import LunarOptions
 from guards.methods.lunar_abstain.options import AbstainOptions
@@ -84,7 +86,7 @@ def test_it_keeps_what_a_guard_over_spans_promises(abstains: SpanCalibration) ->
     assert abstains.record.false_abstention is not None
     assert abstains.record.false_abstention.low <= 0.2
     assert abstains.auroc > 0.6, "of random weights; held out"
-    assert not any("other examples" in each for each in abstains.warnings)
+    assert not any("was calibrated with" in each for each in abstains.warnings)
     assert any("the weights are w of lunar-sums, sha256:" in note for note in abstains.record.notes)
 
 
@@ -116,8 +118,21 @@ def test_it_reads_the_same_whether_the_change_acts(
 
 
 def test_other_examples_than_the_changes_are_warned_of(loaded: LoadedModel, change: Path) -> None:
-    found = calibrated(loaded, change, count=100)
-    assert any("lunar-sums was calibrated with other examples" in each for each in found.warnings)
+    found = calibrated(loaded, change, count=100, seed=1)
+    for said in ("lunar-sums was calibrated with other examples", "lunar-sums was calibrated with seed 0, wanted 1"):
+        assert any(said in each for each in found.warnings)
+        assert any(said in note for note in found.record.notes), "an artifact says so itself"
+
+
+def test_examples_are_the_same_by_their_texts_and_the_seed(loaded: LoadedModel, change: Path) -> None:
+    def warned(seed: int, frames: tuple[str, ...] = ("chat",), count: int = 120) -> list[str]:
+        of = read_change(change, loaded)
+        return of.warnings(seed, encode_corpora(*sources(count), frames, loaded.codec, loaded.max_tokens))
+
+    assert warned(0) == warned(0, frames=("chat", "bare")) == []
+    (of_seed,), (of_texts,) = warned(7), warned(0, count=119)
+    assert "calibrated with seed 0, wanted 7" in of_seed
+    assert "calibrated with other examples" in of_texts
 
 
 def test_what_is_no_change_of_this_model_is_refused(loaded: LoadedModel, change: Path, tmp_path: Path) -> None:

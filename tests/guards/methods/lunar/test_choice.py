@@ -3,6 +3,8 @@
 Suffixes: D the residual stream's width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from guards.calibration.activations import TokenIds
 from guards.calibration.corpus import Share
+from guards.calibration.sides import Advance
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.lunar.answers import Answers, Embedding, Likeness, Refusal, embedded
@@ -227,3 +230,42 @@ def test_only_prompts_that_leave_room_are_answered(loaded: LoadedModel) -> None:
 def test_options_of_the_choice_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(CalibrationError, match=f"got `{next(iter(wrong))}`"):
         LunarOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_candidates_beside_a_layer_are_refused() -> None:
+    assert LunarOptions(layer=1).layer == 1
+    with pytest.raises(CalibrationError, match="got `layer` 1 and `candidates` 3, wanted one of the two"):
+        LunarOptions(layer=1, candidates=3)
+
+
+def overflowing() -> LoadedModel:
+    """In float16, whose last block gives so much that a hundred times a way behind it is no number there."""
+    wide = tiny_loaded(max_position_embeddings=256)
+    wide.model.model.layers[2].mlp.down_proj.weight.data *= 5e3
+    wide.model.half()
+    return wide
+
+
+def test_a_change_under_which_the_model_is_not_finite_is_left_out() -> None:
+    """Its tokens are made up: what is said under it says nothing."""
+    options = replace(OPTIONS, strength=100.0)
+    found = calibrate(overflowing(), *sources(24), options)
+    assert [each.layer for each in found.candidates] == [0, 1]
+    noted = "left out, since the model is not finite in this dtype under its change: layer 2"
+    assert noted in found.record.notes
+    assert not any("left out" in note for note in calibrate(overflowing(), *sources(24), OPTIONS).record.notes)
+    with pytest.raises(CalibrationError, match=r"under the change of layer 2: lower `strength` \(got 100\), name"):
+        calibrate(overflowing(), *sources(24), replace(options, layer=2))
+
+
+def test_all_that_is_run_is_counted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    @contextmanager
+    def bar(total: int, _: bool) -> Iterator[Advance]:
+        counted.append(-total)
+        yield lambda tokens, _: counted.append(tokens)
+
+    monkeypatch.setattr("guards.methods.lunar.calibrate.progress_bar", bar)
+    calibrate(loaded, *sources(24), replace(OPTIONS, asked=2, asked_tokens=2))
+    assert counted[0] < 0 == sum(counted)

@@ -89,6 +89,9 @@ def test_it_redirects_held_out_prompts_and_leaves_the_others(calibration: LunarC
     assert chosen is min(calibration.candidates, key=lambda each: each.likeness.deviation)
     assert chosen.said["forget"] > chosen.said["retain"] + 0.2
     assert calibration.auroc > 0.6, "of random weights; held out"
+    without, reported = calibration.reported.unchanged, calibration.reported.changed
+    assert reported.alike > without.alike + 0.2, "a change that does nothing has the same"
+    assert 0.5 < reported.kept < without.kept == 1
 
 
 def test_its_canaries_agree_and_tell_a_weaker_guard(

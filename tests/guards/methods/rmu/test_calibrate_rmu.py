@@ -10,13 +10,14 @@ from torch import Tensor
 from guards.artifact.store import read_artifact
 from guards.calibration.activations import Activations
 from guards.calibration.corpus import Share, encode_corpora, frame_tokens
+from guards.calibration.sources import Source
 from guards.errors import CalibrationError, DataError, UnsupportedModelError
 from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import load_guard, method_of
 from guards.methods.rmu.calibrate import RmuCalibration, calibrate, trained_layers
 from guards.methods.rmu.entry import VARIANTS
-from guards.methods.rmu.examples import DEAL, dealt_examples
+from guards.methods.rmu.examples import DEAL, MEASURED, dealt_examples
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.objectives import random_unit
 from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, FamilyOptions, ProbeOptions, RmuOptions
@@ -24,7 +25,7 @@ from guards.methods.rmu.shown import plots, report, table
 from guards.model.sites import Place, Site
 from tests.guards.attached import hooks
 from tests.guards.samples import rmu
-from tests.guards.tiny import sources, tiny_loaded
+from tests.guards.tiny import sources, sums, tiny_loaded, words
 from tests.guards.verified import disagreements
 from tests.models import D_FF, D_MODEL
 
@@ -162,6 +163,23 @@ def test_examples_are_looked_at_after_what_all_of_them_begin_with(loaded: Loaded
     assert not seen[1] & seen[2]
     last = dealt_examples(corpora, length=9, last_only=True, seed=0)
     assert all(first == len(ids) - 1 for ids, first in last[Share.FIT].forget)
+
+
+def test_what_is_measured_on_is_of_all_sources_and_frames(loaded: LoadedModel) -> None:
+    """More texts than are measured on, of two sources a side."""
+    forget = [Source("sums", sums(280)), Source("differences", tuple(each.replace("+", "?") for each in sums(280)))]
+    retain = [Source("words", words(280)), Source("others", tuple(f"{each} q" for each in words(280)))]
+    corpora = encode_corpora(forget, retain, ("chat", "bare"), loaded.codec, loaded.max_tokens)
+    dealt = dealt_examples(corpora, length=64, last_only=False, seed=0)
+    for share in (Share.THRESHOLD, Share.REPORT):
+        for corpus, examples in zip(corpora, (dealt[share].forget, dealt[share].retain), strict=True):
+            assert len(examples) == MEASURED
+            of = {
+                (frame, corpus.source_of[index])
+                for frame, encoded in corpus.encoded.items()
+                for index in map(encoded.index, (each.ids for each in examples if each.ids in encoded))
+            }
+            assert of == {("chat", 0), ("chat", 1), ("bare", 0), ("bare", 1)}
 
 
 def test_layers_are_at_the_depth_that_the_papers_used() -> None:
