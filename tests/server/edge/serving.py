@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,12 @@ class Edge:
         """Returns once the server has taken in what was sent to it before: its loop has polled twice."""
         for _ in range(3):
             self.call(lambda: None)
+
+    def until(self, holds: Callable[[], object]) -> None:
+        """Returns once that holds. A request takes no fixed number of turns of the loop: it is encoded aside."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not self.call(holds):
+            assert time.monotonic() < deadline, "it never came to hold"
 
     def later(self, seconds: float) -> None:
         """So much later the server looks at its connections."""

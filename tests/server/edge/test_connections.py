@@ -199,10 +199,10 @@ def test_a_thousand_that_say_nothing_disturb_nobody(served: Edge) -> None:
 def test_a_stop_ends_whatever_is_left(served: Edge) -> None:
     connected = served.connect()
     connected.sendall(post("held"))
-    served.settled()
+    served.until(lambda: served.engine.submitted)
     served.call(served.table.end_all)
     assert rest_of(connected) == b""
-    served.settled()
+    served.until(lambda: served.engine.cancelled)
     assert len(served.engine.cancelled) == 1
 
 
