@@ -29,8 +29,8 @@ def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> C
     """Lets `act` see every token's vector at a site, x [T, F], never a copy; returns what takes it off again.
 
     At a site of both ends it sees what the module gives, and what the module takes beside that. Of a sum of two tensors
-    it sees a third, and what changes that returns where it did, bool [T]: there the module gives the changed sum and
-    zeros, and elsewhere the two as they were, bit for bit. `dtype` is the model's.
+    it sees a third: for a token whose sum it changed the module gives the changed sum and zeros, for others the two as
+    they were, bit for bit. `dtype` is the model's.
     Raises AttachError where a purpose is there already, or where a site of both ends would be read and not changed. In
     the pass, GuardReadingError is raised where x is hidden.
     """
@@ -53,7 +53,9 @@ def install(tap: Tap, purpose: Purpose, act: nn.Module, dtype: torch.dtype) -> C
 
     def on_sum(module: nn.Module, _: Any, output: Any) -> tuple[Tensor, Tensor]:
         x_TF, (hidden, residual) = part(output, dtype), output
-        changed = getattr(module, name)(x_TF).view(*hidden.shape[:-1], 1)
+        before_TF = x_TF.clone()
+        getattr(module, name)(x_TF)
+        changed = (x_TF != before_TF).any(dim=-1).view(*hidden.shape[:-1], 1)
         return torch.where(changed, x_TF.view_as(hidden), hidden), torch.where(changed, 0, residual)
 
     if tap.end is End.INPUT:

@@ -54,17 +54,15 @@ class _Site(nn.Module):
         self.register_buffer("cells_TC", cells_TC, persistent=False)
         self.register_buffer("positions_T", positions_T, persistent=False)
 
-    def forward(self, x_TF: Tensor, *beside: Tensor) -> Tensor | None:
-        """Writes the cells of this pass's tokens; returns where an intervention acted, bool [T]."""
+    def forward(self, x_TF: Tensor, *beside: Tensor) -> None:
+        """Writes the cells of this pass's tokens."""
         tokens = x_TF.shape[0]
         positions_T, switches = self.positions_T[:tokens], [getattr(self, name)[:tokens] for name in self.on]
         if switches:
             cells = [act(x_TF, positions_T, on_T, *beside) for act, on_T in zip(self.acts, switches, strict=True)]
         else:
             cells = [act(x_TF, positions_T) for act in self.acts]
-        said_TC = torch.cat(cells, dim=-1)
-        self.cells_TC[:tokens] = said_TC
-        return (said_TC != 0).any(dim=-1) if switches else None
+        self.cells_TC[:tokens] = torch.cat(cells, dim=-1)
 
 
 class Board:
