@@ -1,29 +1,26 @@
 """Whether vLLM's verdicts are the embedded engine's, on real prompts and however vLLM runs the model.
 
-    python -m benchmarks.parity [--prompts N] [--variants NAME ...] [--data DIR] [--model DIR] [--artifacts FOLDER ...]
-        [--margin M] [--work DIR]
+    python -m benchmarks.parity --model DIR --artifacts FOLDER [FOLDER ...] [--prompts N] [--variants NAME ...]
+        [--data DIR] [--margin M]
 
-Where none are given, guards are calibrated first, by the project's own calibration: Key Space Detection over spans of
-one skill and as cubes of four, and Neuron Adjust of one, which is served by itself since it changes what the others
-read. Prompts are a
-quarter each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`),
-none of them used in calibration, as `Q: ...\\nA:`.
+Detectors are served together, and each intervention by itself, since it changes what others read. Prompts are a quarter
+each of the test sides of GSM8K, MBPP, MMLU and XQuAD (seven languages in turn; `benchmarks.prompts.splits`), as
+`Q: ...\\nA:`.
 
 A verdict of vLLM may differ from the embedded engine's only where the embedded score lies within the margin, relative
 to tau: kernels sum in other orders. `within_margin` counts those prompts, `flipped` the verdicts that differ there, and
-`disagree` all other verdicts that differ. For Neuron Adjust the verdict is the number of neurons moved at the last
-token, and `disagree` counts prompts where it differs by more than a canary's may. A score's difference is relative to
-the score, or to tau where that is larger. `cached_tokens` and `preemptions`, by vLLM's own statistics, show that a
-variant did what it is named for. `results/parity.json` is of the guards that are calibrated here,
-`results/parity.<model>.json` of given ones. The last line printed is one JSON object.
+`disagree` all other verdicts that differ. An intervention has no verdict: what is compared is its reading at the last
+token, neurons moved or how far it pushed, and `disagree` counts prompts where that differs by more than a canary's may.
+A score's difference is relative to the score, or to tau where that is larger. `cached_tokens` and `preemptions`, by
+vLLM's own statistics, show that a variant did what it is named for. `other_text` counts whole greedy answers that
+differ. The last line printed is one JSON object, kept as `results/parity.<model>.json`.
 """
 
 import argparse
 import asyncio
 import os
 import random
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,30 +29,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.prompts import skills, splits
-from benchmarks.prompts.skills import FRAME, Skill, forget_source, retain_sources
-from benchmarks.prompts.splits import XQUAD, Split, data_folder, some
+from benchmarks.prompts import splits
+from benchmarks.prompts.skills import FRAME
+from benchmarks.prompts.splits import XQUAD, Split, data_folder
 from benchmarks.report import publish
-from guards.calibration.finished import Calibration
-from guards.calibration.sources import Source
-from guards.core.drift import FEW_NEURONS
-from guards.core.verdict import GuardMode
-from guards.inside.transformers.loading import LoadedModel, load_model
-from guards.methods.cube.calibrate import calibrate as calibrate_cubes
-from guards.methods.cube.options import CubeOptions
-from guards.methods.neuron_adjust.calibrate import calibrate as calibrate_neuron_adjust
-from guards.methods.neuron_adjust.options import NeuronAdjustOptions
-from guards.methods.spans.calibrate import calibrate as calibrate_spans
-from guards.methods.spans.options import SpanOptions
+from guards.core.drift import Drift
+from guards.core.verdict import GuardKind, GuardMode
+from guards.inside.transformers.loading import load_model
+from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
 from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.policies import default_policy
 
-SKILLS = ("mathematics", "code", "language-es", "language-zh")
-OVER_SPANS = ADJUSTED = "mathematics"
-FORGET_LIMIT, RETAIN_LIMIT = 300, 60
-"""Texts of each source: what is compared is engines, not how well guards separate."""
 MARGIN = 1e-3
 """Of tau, in float32: a thousand times its rounding, a hundredth of what separates a canary from tau."""
 AT_A_TIME = 64
@@ -84,12 +70,13 @@ VARIANTS: Mapping[str, Variant] = {
     "chunks of 16 tokens": Variant(("--max-num-batched-tokens", "16", "--max-num-seqs", "4")),
     "prefix cached": Variant(("--block-size", "32"), twice=True, proof="cached_tokens"),
     "preempted": Variant(
-        ("--block-size", "32", "--max-model-len", "512", "--kv-cache-memory-bytes", str(4 << 20)),
+        ("--block-size", "32", "--max-model-len", "512", "--num-gpu-blocks-override", "40"),
         proof="preemptions",
         answers=48,
     ),
 }
-COMMON_FLAGS = ("--dtype", "float32", "--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 28))
+DTYPE = "float32"
+COMMON_FLAGS = ("--dtype", DTYPE, "--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 28))
 
 
 @dataclass
@@ -102,12 +89,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: how it ended, its text, each guard's first hit as (position, score over tau), neurons moved."""
+    """A whole answer: how it ended, its text, first hits as (position, score over tau), how much was changed."""
 
     reason: FinishReason
     text: str
     hits: Mapping[str, tuple[int, float]]
-    moved: float
+    changed: float
 
 
 @dataclass(frozen=True)
@@ -126,43 +113,6 @@ def read_prompts(data: Path, codec: TextCodec, count: int) -> list[Ids]:
     texts = list(chain(*plain, islice((text for row in languages for text in row if text), share)))
     random.Random(0).shuffle(texts)
     return [codec.encode_frame(FRAME, text) for text in texts[:count]]
-
-
-def calibrate(model: Path, data: Path, folder: Path) -> tuple[TextCodec, list[Path], list[Path]]:
-    """Writes the detectors and the intervention that are not there yet.
-
-    Returns what encodes prompts, and both lists of artifacts.
-    """
-    loaded = load_model(model, "cpu", "float32")
-    by_name = {skill.name: skill for skill in skills.SKILLS}
-    makers: dict[str, tuple[str, Callable[[Skill], Calibration]]] = {
-        **{f"ksd-{name}": (name, partial(_cubes, loaded, data)) for name in SKILLS},
-        f"spans-{OVER_SPANS}": (OVER_SPANS, partial(_spans, loaded, data)),
-        f"na-{ADJUSTED}": (ADJUSTED, partial(_adjusted, loaded, data)),
-    }
-    for name, (skill, make) in makers.items():
-        if not (folder / name).exists():
-            make(by_name[skill]).save(folder / name, skill)
-    *detectors, intervention = (folder / name for name in makers)
-    return loaded.codec, detectors, [intervention]
-
-
-def _cubes(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
-    return calibrate_cubes(loaded, *_sides(data, skill), CubeOptions(frames=(FRAME,)))
-
-
-def _spans(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
-    return calibrate_spans(loaded, *_sides(data, skill), SpanOptions(frames=(FRAME,)))
-
-
-def _adjusted(loaded: LoadedModel, data: Path, skill: Skill) -> Calibration:
-    return calibrate_neuron_adjust(loaded, *_sides(data, skill), NeuronAdjustOptions(frames=(FRAME,)))
-
-
-def _sides(data: Path, skill: Skill) -> tuple[list[Source], list[Source]]:
-    """Forget and retain sources, cut short."""
-    retain = [some(source, RETAIN_LIMIT) for source in retain_sources(data, skill)]
-    return [some(forget_source(data, skill), FORGET_LIMIT)], retain
 
 
 async def read(engine: Engine, prompts: Sequence[Ids], variant: Variant) -> Readings:
@@ -205,9 +155,12 @@ async def _answer(engine: Engine, name: str, prompt: Ids) -> Answer:
 
 
 def compare(
-    reference: Sequence[Mapping[str, GuardScore]], got: Sequence[Mapping[str, GuardScore]], margin: float
+    reference: Sequence[Mapping[str, GuardScore]],
+    got: Sequence[Mapping[str, GuardScore]],
+    margin: float,
+    drifts: Mapping[str, Drift],
 ) -> list[dict[str, Any]]:
-    """One row per guard."""
+    """One row per guard. `drifts`: by guard, what its canaries may differ by."""
     rows = []
     for name in reference[0]:
         pairs = [(wanted[name], live[name]) for wanted, live in zip(reference, got, strict=True)]
@@ -216,11 +169,11 @@ def compare(
         difference = max(abs(live.score - wanted.score) / max(abs(wanted.score), least) for wanted, live in pairs)
         row: dict[str, Any] = {"guard": name, "prompts": len(pairs)}
         if tau is None:
-            moved = [abs(live.score - wanted.score) for wanted, live in pairs]
-            row["disagree"] = sum(not each <= FEW_NEURONS.slack for each in moved)
-            row["within_margin"] = sum(0 < each <= FEW_NEURONS.slack for each in moved)
-            row["max_neurons_difference"] = max(moved)
-            row["mean_neurons_moved"] = round(sum(wanted.score for wanted, _ in pairs) / len(pairs), 2)
+            drift = drifts[name]
+            near = [abs(live.score - wanted.score) <= drift.of(wanted.score, DTYPE) for wanted, live in pairs]
+            row["disagree"] = near.count(False)
+            row["within_margin"] = 0
+            row["mean_reading"] = round(sum(wanted.score for wanted, _ in pairs) / len(pairs), 2)
         else:
             near = [abs(wanted.score / tau - 1) <= margin for wanted, _ in pairs]
             differ = [wanted.reading is not live.reading for wanted, live in pairs]
@@ -233,11 +186,13 @@ def compare(
     return rows
 
 
-def compare_answers(reference: Sequence[Answer], got: Sequence[Answer], guards: Sequence[str]) -> list[dict[str, Any]]:
+def compare_answers(
+    reference: Sequence[Answer], got: Sequence[Answer], drifts: Mapping[str, Drift]
+) -> list[dict[str, Any]]:
     """One row per guard, over the answers whose text is the same; rounding may turn a greedy choice over."""
     same = [(wanted, live) for wanted, live in zip(reference, got, strict=True) if wanted.text == live.text]
     rows = []
-    for name in guards:
+    for name, drift in drifts.items():
         hits = [(wanted.hits.get(name), live.hits.get(name)) for wanted, live in same]
         both = [(wanted, live) for wanted, live in hits if wanted is not None and live is not None]
         rows.append(
@@ -247,7 +202,9 @@ def compare_answers(reference: Sequence[Answer], got: Sequence[Answer], guards: 
                 "other_text": len(got) - len(same),
                 "fires": sum(wanted is not None for wanted, _ in hits),
                 "disagree": sum((a is None) != (b is None) or (a and b and a[0] != b[0]) or False for a, b in hits)
-                + sum(abs(wanted.moved - live.moved) > FEW_NEURONS.slack for wanted, live in same),
+                + sum(
+                    not abs(wanted.changed - live.changed) <= drift.of(wanted.changed, DTYPE) for wanted, live in same
+                ),
                 "within_margin": 0,
                 "max_relative_score_difference": float(f"{max((abs(a[1] - b[1]) for a, b in both), default=0):.3g}"),
             }
@@ -315,19 +272,22 @@ async def on_vllm(
     return readings, {variant.proof: count}
 
 
-async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Calibrates, asks the embedded engine once and every variant of vLLM, and compares."""
+async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Asks the embedded engine once and every variant of vLLM, and compares."""
     from server.engines.embedded.engine import EmbeddedEngine
 
-    if args.artifacts:
-        codec, sets = load_model(args.model, "cpu", "float32").codec, [args.artifacts]
-    else:
-        codec, *sets = calibrate(args.model, args.data, folder)
-    prompts = read_prompts(args.data, codec, args.prompts)
+    guards = read_guards(args.artifacts)
+    folders = dict(zip(guards, args.artifacts, strict=True))
+    kinds = {name: guard.method.kind for name, guard in guards.items()}
+    detectors = [name for name, kind in kinds.items() if kind is GuardKind.DETECTOR]
+    sets = [detectors] if detectors else []
+    sets += [[name] for name, kind in kinds.items() if kind is not GuardKind.DETECTOR]
+    prompts = read_prompts(args.data, load_model(args.model, "cpu", DTYPE).codec, args.prompts)
     rows: list[dict[str, Any]] = []
-    for artifacts in sets:
+    for names in sets:
+        artifacts, drifts = [folders[name] for name in names], {name: guards[name].method.drift for name in names}
         embedded = partial(
-            EmbeddedOptions, model=str(args.model), artifacts=tuple(artifacts), device="cpu", dtype="float32"
+            EmbeddedOptions, model=str(args.model), artifacts=tuple(artifacts), device="cpu", dtype=DTYPE
         )
         reference = await read(EmbeddedEngine(embedded()), prompts, Variant())
         wanted: list[Answer] = []
@@ -337,9 +297,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
                 wanted = (await read(EmbeddedEngine(embedded()), prompts, variant)).answers
             live, proof = await on_vllm(args.model, artifacts, prompts, variant)
             if variant.answers:
-                found = compare_answers(wanted, live.answers, [path.name for path in artifacts])
+                found = compare_answers(wanted, live.answers, drifts)
             else:
-                found = compare(reference.scores, live.scores, args.margin)
+                found = compare(reference.scores, live.scores, args.margin, drifts)
             rows += [{"variant": name, **row, **proof} for row in found]
             for row in rows[-len(found) :]:
                 print(row, flush=True)
@@ -349,22 +309,17 @@ async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=data_folder())
-    parser.add_argument("--model", type=Path, help="model folder (default: weights/realtext5m of the data)")
-    parser.add_argument("--artifacts", type=Path, nargs="+", default=[], help="detectors of the model, served together")
-    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--model", type=Path, required=True, help="the model's folder")
+    parser.add_argument("--artifacts", type=Path, nargs="+", required=True, help="guards of this model")
+    parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--margin", type=float, default=MARGIN, help="of tau (default: %(default)s)")
-    parser.add_argument(
-        "--work", type=Path, help="folder of the guards, kept for another run (default: a temporary one)"
-    )
     args = parser.parse_args()
-    args.model = args.model or args.data / "weights" / "realtext5m"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = asyncio.run(measure(args, args.work or Path(scratch)))
+    rows = asyncio.run(measure(args))
     disagree = sum(row["disagree"] for row in rows)
-    name = f"parity.{args.model.name}" if args.artifacts else "parity"
-    publish(name, rows, prompts=args.prompts, margin=args.margin, model=args.model.name, disagree=disagree)
+    name = args.model.resolve().name
+    publish(f"parity.{name}", rows, prompts=args.prompts, margin=args.margin, model=name, disagree=disagree)
 
 
 if __name__ == "__main__":

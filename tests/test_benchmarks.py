@@ -16,49 +16,51 @@ import pytest
 from benchmarks import overhead, report
 from benchmarks.overhead import DECODE, FIRES, ROWS, interval, prompts, summarise
 from benchmarks.parity import MARGIN, Answer, compare, compare_answers
+from guards.core.drift import FEW_NEURONS, Drift
 from guards.core.verdict import Reading, Stage
 from server.engines.base import FinishReason, GuardScore
 
 INSIDE = GuardScore("ksd", "m", "ksd", Reading.INSIDE, 4.0, 5.0, (1,), 7, Stage.PROMPT, "0" * 64)
 OUTSIDE = replace(INSIDE, reading=Reading.OUTSIDE, score=6.0)
 EDGE_IN, EDGE_OUT = replace(INSIDE, score=5.0 * (1 - MARGIN / 9)), replace(OUTSIDE, score=5.0 * (1 + MARGIN / 9))
+DRIFTS = {"ksd": Drift(), "na": FEW_NEURONS}
 ADJUSTED = GuardScore("na", "m", "neuron-adjust", Reading.OUTSIDE, 40.0, None, (1,), 7, Stage.PROMPT, "0" * 64)
 
 
 def test_a_verdict_that_differs_away_from_tau_is_a_disagreement() -> None:
-    (row,) = compare([{"ksd": INSIDE}, {"ksd": OUTSIDE}], [{"ksd": OUTSIDE}, {"ksd": OUTSIDE}], MARGIN)
+    (row,) = compare([{"ksd": INSIDE}, {"ksd": OUTSIDE}], [{"ksd": OUTSIDE}, {"ksd": OUTSIDE}], MARGIN, DRIFTS)
     assert (row["disagree"], row["within_margin"], row["flipped"], row["fires"]) == (1, 0, 0, 1)
     assert row["max_relative_score_difference"] == pytest.approx(2 / 5), "of tau, which is above the score"
 
 
 def test_a_score_near_zero_differs_by_shares_of_tau() -> None:
     near = replace(INSIDE, score=1e-9, tau=0.5)
-    (row,) = compare([{"ksd": near}], [{"ksd": replace(near, score=-1e-6)}], MARGIN)
+    (row,) = compare([{"ksd": near}], [{"ksd": replace(near, score=-1e-6)}], MARGIN, DRIFTS)
     assert row["disagree"] == 0
     assert row["max_relative_score_difference"] == pytest.approx(2e-6, rel=1e-2)
 
 
 def test_a_verdict_that_differs_at_tau_is_counted_apart() -> None:
-    (row,) = compare([{"ksd": EDGE_IN}, {"ksd": EDGE_OUT}], [{"ksd": EDGE_OUT}, {"ksd": EDGE_OUT}], MARGIN)
+    (row,) = compare([{"ksd": EDGE_IN}, {"ksd": EDGE_OUT}], [{"ksd": EDGE_OUT}, {"ksd": EDGE_OUT}], MARGIN, DRIFTS)
     assert (row["disagree"], row["within_margin"], row["flipped"]) == (0, 2, 1)
 
 
 def test_a_far_score_is_no_margin_for_the_reference() -> None:
     # The margin is about the reference: a live score at tau does not excuse a reference far from it.
-    (row,) = compare([{"ksd": OUTSIDE}], [{"ksd": EDGE_IN}], MARGIN)
+    (row,) = compare([{"ksd": OUTSIDE}], [{"ksd": EDGE_IN}], MARGIN, DRIFTS)
     assert row["disagree"] == 1
 
 
 @pytest.mark.parametrize(("moved", "disagree"), [(40.0, 0), (42.0, 0), (43.0, 1), (math.nan, 1)])
 def test_neurons_moved_may_differ_by_a_canarys_slack(moved: float, disagree: int) -> None:
-    (row,) = compare([{"na": ADJUSTED}], [{"na": replace(ADJUSTED, score=moved)}], MARGIN)
+    (row,) = compare([{"na": ADJUSTED}], [{"na": replace(ADJUSTED, score=moved)}], MARGIN, DRIFTS)
     assert row["disagree"] == disagree
 
 
 def test_answers_are_compared_where_their_text_is_the_same() -> None:
     hit = Answer(FinishReason.STOP, "a", {"ksd": (7, 4.0)}, 0)
     found = [replace(hit), replace(hit, hits={}), replace(hit, hits={"ksd": (8, 4.0)}), replace(hit, text="b", hits={})]
-    (row,) = compare_answers([hit] * 4, found, ["ksd"])
+    (row,) = compare_answers([hit] * 4, found, {"ksd": Drift()})
     assert (row["answers"], row["other_text"], row["fires"], row["disagree"]) == (4, 1, 3, 2)
 
 

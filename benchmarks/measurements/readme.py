@@ -116,10 +116,11 @@ def _evading(results: Results, model: str) -> str:
 
 
 def _vllm(results: Results) -> str:
-    parity, overhead = results.read("parity"), results.read("overhead")["rows"]
-    differ = parity["disagree"] + sum(row.get("flipped", 0) for row in parity["rows"])
-    slowest = min(row["ratio"] for row in overhead)
+    files = [results.read(f"parity.{model}") for model in results.models("parity")]
+    asked = sum(found["prompts"] for found in files)
+    differ = sum(found["disagree"] + sum(row.get("flipped", 0) for row in found["rows"]) for found in files)
+    slowest = min(row["ratio"] for row in results.read("overhead")["rows"])
     return (
-        f"vLLM on CPUs: on {parity['prompts']:,} prompts {differ} verdicts differ from the embedded engine's; guards "
+        f"vLLM on CPUs: on {asked:,} prompts {differ} verdicts differ from the embedded engine's; guards "
         f"leave at least {share(slowest, 2)} of the speed."
     )

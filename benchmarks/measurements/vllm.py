@@ -50,15 +50,16 @@ def _with(rows: list[Row], field: str) -> list[Row]:
 
 
 def parity_section(results: Results) -> str:
-    """Verdicts on vLLM against verdicts of the embedded engine: of guards made for this, and of real models' own."""
-    files = [results.read(name) for name in ("parity", *(f"parity.{model}" for model in results.models("parity")))]
+    """Verdicts on vLLM against verdicts of the embedded engine."""
+    files = [results.read(f"parity.{model}") for model in results.models("parity")]
     return section(
         "vLLM: the same verdicts",
         paragraph(
             "The same guards were served by vLLM and by the embedded engine, in float32. A verdict disagrees when it "
             "differs although the embedded engine's score lies farther from tau than a share of "
             f"{files[0]['margin']} of tau; scores nearer than that are counted as within the margin. Score differences "
-            "are relative to the score or to tau, whichever is larger; those of whole answers are absolute."
+            "are relative to the score or to tau, whichever is larger; those of whole answers are absolute. Of an "
+            "intervention the reading at the last token is compared, which may differ by what its canaries may."
         ),
         *(part for found in files for part in _parity(found)),
     )
@@ -67,11 +68,8 @@ def parity_section(results: Results) -> str:
 def _parity(found: Mapping[str, Any]) -> list[str]:
     rows: list[Row] = found["rows"]
     guards = ", ".join(f"`{name}`" for name in dict.fromkeys(row["guard"] for row in rows))
-    said = f"{found['disagree']} verdicts disagree in all."
-    if moved := [row["max_neurons_difference"] for row in _with(rows, "max_neurons_difference")]:
-        said += (
-            f" The number of neurons that Neuron Adjust moves at the last token differs by {max(moved):.0f} at most."
-        )
+    other = sum(row["other_text"] for row in _with(rows, "other_text"))
+    said = f"{found['disagree']} disagree in all; {other} of the whole answers have another text."
     return [
         f"### {found['model']}: {guards}",
         measured(
