@@ -27,7 +27,7 @@ States = Mapping[int, Tensor]
 
 
 class Objective(Protocol):
-    """A pair of losses, both 0 at best. `last_only`: forget states are those of last tokens alone.
+    """A pair of losses, both 0 at best, on the tokens that examples are looked at from (`dealt_examples`).
 
     `by_token`: a batch weighs by its tokens that are looked at, so that all tokens of a side weigh alike; else all
     batches weigh alike, as in the papers' code, and a token weighs more the fewer are beside it.
@@ -35,9 +35,6 @@ class Objective(Protocol):
 
     @property
     def layers(self) -> tuple[int, ...]: ...
-
-    @property
-    def last_only(self) -> bool: ...
 
     @property
     def by_token(self) -> bool: ...
@@ -73,7 +70,6 @@ class Misdirection:
     layer: int
     unit_D: Tensor
     c: float
-    last_only: bool = False
     by_token: bool = False
 
     @property
@@ -94,7 +90,6 @@ class AdaptiveMisdirection:
     layer: int
     unit_D: Tensor
     beta: float
-    last_only: bool = False
     by_token: bool = False
 
     @property
@@ -115,7 +110,6 @@ class CosineMisdirection:
 
     layer: int
     unit_D: Tensor
-    last_only: bool = False
     by_token: bool = False
 
     @property
@@ -134,7 +128,6 @@ class ProbeSuppression:
     """Forget states at last tokens lose what a probe of each layer reads; `probes` are its weights, [D]."""
 
     probes: Mapping[int, Tensor]
-    last_only: bool = True
     by_token: bool = False
 
     @property
