@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guards.calibration.activations import Activations, Pass, Tokens
-from guards.calibration.corpus import Share, Side, corpus_warnings
+from guards.calibration.corpus import SIDES, Share, Side, corpus_warnings
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import candidate_layers, layers_having, require_site
 from guards.calibration.last_tokens import usual_length
@@ -28,7 +28,7 @@ from guards.methods.lunar.answers import Likeness, Refusal
 from guards.methods.lunar.choice import Candidate, Compared, Hearing, Solved
 from guards.methods.lunar.entry import LUNAR
 from guards.methods.lunar.guard import RidgeSums
-from guards.methods.lunar.job import SIDES, Job, prepared
+from guards.methods.lunar.job import Job, prepared
 from guards.methods.lunar.options import LunarOptions
 from guards.model.sites import Site
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guards.calibration.accumulated import turns_of
 from guards.calibration.activations import Activations, TokenIds
-from guards.calibration.corpus import Share, Side, corpus_warnings
+from guards.calibration.corpus import SIDES, Share, Side, corpus_warnings
 from guards.calibration.detector_job import layers_text
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.last_tokens import NOT_FINITE, LastTokens, evenly, share_moved, usual_length
@@ -38,7 +38,6 @@ BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """What is tried where none is given."""
 WEAK = 0.9
 """Above this share of the way left at the last block, a warning is written: the skill is hardly moved."""
-SIDES: tuple[Side, ...] = ("forget", "retain")
 
 
 @dataclass(frozen=True)
