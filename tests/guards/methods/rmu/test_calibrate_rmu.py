@@ -149,6 +149,18 @@ def test_what_probes_read_is_trained_away_at_last_tokens_alone(
     assert without.forget != pytest.approx(read(0), rel=0.1), "positive control: other tokens read otherwise"
 
 
+def test_a_push_is_told_by_the_usual_length_of_retain_prompts(
+    loaded: LoadedModel, calibrated: dict[str, RmuCalibration]
+) -> None:
+    """Root mean square, at last tokens, where no delta is on."""
+    corpora = encode_corpora(*sources(40), ("chat",), loaded.codec, loaded.max_tokens)
+    dealt = dealt_examples(corpora, length=512, last_only=False, seed=0)
+    for layer, each in guard_of(calibrated["probe"]).deltas.items():
+        last_ED = torch.stack([_after(loaded, layer, ids)[-1] for ids, _ in dealt[Share.THRESHOLD].retain])
+        assert each.usual == pytest.approx(float(last_ED.square().sum(dim=1).mean().sqrt()), rel=1e-5)
+    assert len({each.usual for each in guard_of(calibrated["probe"]).deltas.values()}) == 3, "positive control"
+
+
 def test_a_calibration_says_what_it_did(calibrated: dict[str, RmuCalibration]) -> None:
     calibration = calibrated["cosine"]
     assert len(calibration.history) == 40
