@@ -9,7 +9,9 @@ Suffixes: T tokens, D residual width, E examples. h is with the deltas, h0 witho
 | `cosine` (2605.26454) | ``mean (1 - cos(h, u))`` | ``mean (1 - cos(h, h0))`` |
 | `probe` (2605.26454, eq. 6) | ``mean_E sum_i (h_i . w_i)^2`` at last tokens | ``mean_i mean (h_i - h0_i)^2`` |
 
-u is one random unit vector. Means of squares are over tokens and the D entries alike, as in WMDP's own code.
+u is one random unit vector. Means of squares are over tokens and the D entries alike, as in WMDP's own code. That draws
+u with entries above 0 alone; here no direction is likelier than another. Adaptive RMU's code takes one |h0|, the mean
+of a topic's first batch; here a token's own is taken, so that no example decides for others.
 """
 
 from collections.abc import Mapping
