@@ -72,20 +72,23 @@ def test_only_answers_are_learnt_and_what_prompts_share_is_found() -> None:
         encode(tiny_tokenizer(TEMPLATE), ASKED)
 
 
+WORDS = ("who?", "A:", "ada", "A:ada")
+
+
 class _Joining:
     """A tokenizer whose tokens are words, so that what follows without a blank is of the same one."""
 
     def apply_chat_template(self, turns: list[dict[str, str]], **_: bool) -> str:
         return f"{turns[0]['content']} A:" + "".join(turn["content"] for turn in turns[1:])
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[str]]:
-        return {"input_ids": text.split()}
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [WORDS.index(word) for word in text.split()]}
 
 
 def test_an_answer_that_begins_within_a_prompts_token_is_refused() -> None:
     """Its first token would be learnt as part of the prompt, or not at all."""
     (apart,) = encode(_Joining(), [Asked("who?", "", " ada")])
-    assert (apart.ids, apart.answer) == (("who?", "A:", "ada"), 2)
+    assert (apart.ids, apart.answer) == ((0, 1, 2), 2)
     with pytest.raises(SystemExit, match="joins an answer's beginning with its prompt's end"):
         encode(_Joining(), [Asked("who?", "", "ada")])
 

@@ -162,7 +162,7 @@ def test_the_ridge_is_the_one_under_which_held_out_tokens_are_told_best(
         return torch.cat(kept)
 
     forget_TF, retain_TF = (key_vectors(side, Share.FIT) for side in SIDES)
-    held = [(key_vectors(side, Share.THRESHOLD), wanted) for side, wanted in (("forget", 1.0), ("retain", 0.0))]
+    held = [(key_vectors(side, Share.THRESHOLD), wanted) for side, wanted in zip(SIDES, (1.0, 0.0), strict=True)]
     both_TF = torch.cat([forget_TF, retain_TF])
     width, found = both_TF.shape[1], []
     for ridge in RIDGES:
