@@ -43,12 +43,16 @@ def arms(model: Path, artifacts: Sequence[Path]) -> list[Arm]:
 
 
 def ask(of: Sequence[Arm], suites: Mapping[str, Path], run: Path) -> tuple[Recalls, Recalls]:
-    """Every suite's recalls, and which of its prompts were refused (1 or 0), of each arm; kept in the run folder."""
+    """Every suite's recalls, and which of its prompts were refused (1 or 0), of each arm; kept in the run folder.
+
+    In an order of the questions' own, and not that in which answers came: intervals are of resampled places.
+    """
     read = read_suites([f"tofu:{label}={path}" for label, path in suites.items()], [], OPTIONS)
     own = ",".join(label for label in suites if label.startswith(AUTHORS))
     named = [f"{arm.name}={own}" for arm in of if arm.name != BASELINE]
     evaluate(Evaluation(of, read, OPTIONS, named), run, plots=False)
-    records = [json.loads(line) for line in (run / ITEMS).read_text(encoding="utf-8").splitlines()]
+    lines = (run / ITEMS).read_text(encoding="utf-8").splitlines()
+    records = sorted(map(json.loads, lines), key=lambda each: str(each["item"]))
 
     def by_suite(value: Any) -> Recalls:
         return {

@@ -45,7 +45,7 @@ class Example(NamedTuple):
 
 
 def encode(tokenizer: Any, asked: Sequence[Asked]) -> list[Example]:
-    """Chats of one turn. Raises SystemExit where the template does not end a prompt where an answer begins."""
+    """Chats of one turn. Raises SystemExit where template or tokens do not end a prompt where an answer begins."""
     found = []
     for each in asked:
         turn = [{"role": "user", "content": each.question}]
@@ -54,6 +54,8 @@ def encode(tokenizer: Any, asked: Sequence[Asked]) -> list[Example]:
         if not whole.startswith(prompt):
             raise SystemExit("the model's chat template writes an answer that does not go on from its prompt")
         ids, before = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (whole, prompt))
+        if ids[: len(before)] != before:
+            raise SystemExit("the model's tokenizer joins an answer's beginning with its prompt's end to one token")
         found.append(Example(ids, len(before)))
     return found
 

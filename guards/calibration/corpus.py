@@ -13,6 +13,7 @@ from guards.errors import CalibrationError
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
 
 Side = Literal["forget", "retain"]
+SIDES: tuple[Side, ...] = ("forget", "retain")
 
 
 class Share(StrEnum):

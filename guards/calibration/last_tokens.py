@@ -74,6 +74,6 @@ def usual_length(x_ED: Tensor) -> float:
 
 
 def share_moved(before_ED: Tensor, after_ED: Tensor) -> float:
-    """How far a change moved states: the mean square of that over their spread."""
-    spread = float((before_ED - before_ED.mean(0)).square().sum(1).mean())
-    return float((after_ED - before_ED).square().sum(1).mean()) / spread
+    """How far a change moved states: the mean square of that over their variance."""
+    variance = float((before_ED - before_ED.mean(0)).square().sum(1).mean())
+    return float((after_ED - before_ED).square().sum(1).mean()) / variance

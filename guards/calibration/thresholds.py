@@ -85,7 +85,11 @@ def hits(scores_CE: Tensor, taus: Sequence[float]) -> Tensor:
 
 
 def rate_of(hits_E: Tensor) -> Rate:
+    """The share of examples, bool [E]; 0 of none, whose interval is all there is."""
+    return proportion(int(hits_E.sum()), hits_E.numel())
+
+
+def proportion(count: int, total: int) -> Rate:
     """A proportion with its exact 95 % interval."""
-    count, total = int(hits_E.sum()), hits_E.numel()
     low, high = clopper_pearson(count, total)
     return Rate(hits=count, total=total, rate=count / total if total else 0.0, low=low, high=high)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from guards.artifact.manifest import Rate
 from guards.calibration.statistics import clopper_pearson
+from guards.calibration.thresholds import proportion
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -81,11 +82,7 @@ class Unlearning:
 
 def rate_of(outcomes: Sequence[bool]) -> Rate | None:
     """A share of items with its exact interval, None of nothing."""
-    if not outcomes:
-        return None
-    hits, total = sum(outcomes), len(outcomes)
-    low, high = clopper_pearson(hits, total, CONFIDENCE)
-    return Rate(hits=hits, total=total, rate=hits / total, low=low, high=high)
+    return proportion(sum(outcomes), len(outcomes)) if outcomes else None
 
 
 def relative(before: Sequence[bool], after: Sequence[bool], seed: str) -> Relative | None:

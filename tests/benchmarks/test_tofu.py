@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM
 from benchmarks.measurements.results import Results
 from benchmarks.measurements.tofu import tofu_section
 from benchmarks.report import _write
-from benchmarks.tofu import learning
+from benchmarks.tofu import asking, learning
 from benchmarks.tofu.__main__ import others, suites, table
-from benchmarks.tofu.asking import best
-from benchmarks.tofu.authors import DEAL, QUESTIONS, Asked, Part, dealt, read
+from benchmarks.tofu.asking import Recalls, ask, best
+from benchmarks.tofu.authors import DEAL, QUESTIONS, Asked, Part, dealt, read, write
 from benchmarks.tofu.learning import Recipe, batches, encode, folder_of, leading, learn, loss_of
+from server.evaluation.arms import Arm
+from server.evaluation.folder import ITEMS
 from tests.guards.tiny import TEMPLATE, save_tiny, tiny_tokenizer
 from tests.models import tiny_model
 
@@ -68,6 +70,43 @@ def test_only_answers_are_learnt_and_what_prompts_share_is_found() -> None:
     assert leading(examples) == len("Q: who is ")
     with pytest.raises(SystemExit, match="does not go on from its prompt"):
         encode(tiny_tokenizer(TEMPLATE), ASKED)
+
+
+WORDS = ("who?", "A:", "ada", "A:ada")
+
+
+class _Joining:
+    """A tokenizer whose tokens are words, so that what follows without a blank is of the same one."""
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: bool) -> str:
+        return f"{turns[0]['content']} A:" + "".join(turn["content"] for turn in turns[1:])
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [WORDS.index(word) for word in text.split()]}
+
+
+def test_an_answer_that_begins_within_a_prompts_token_is_refused() -> None:
+    """Its first token would be learnt as part of the prompt, or not at all."""
+    (apart,) = encode(_Joining(), [Asked("who?", "", " ada")])
+    assert (apart.ids, apart.answer) == ((0, 1, 2), 2)
+    with pytest.raises(SystemExit, match="joins an answer's beginning with its prompt's end"):
+        encode(_Joining(), [Asked("who?", "", "ada")])
+
+
+def test_recalls_are_the_same_in_whatever_order_answers_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "authors.jsonl", ASKED)
+    rows = [{"item": str(at), "arm": "none", "suite": "authors", "rouge1": at / 10, "guard": None} for at in range(5)]
+
+    def asked(order: list[int]) -> tuple[Recalls, Recalls]:
+        def evaluate(_: object, run: Path, *, plots: bool) -> None:
+            run.mkdir(exist_ok=True)
+            (run / ITEMS).write_text("".join(json.dumps(rows[at]) + "\n" for at in order))
+
+        monkeypatch.setattr(asking, "evaluate", evaluate)
+        arm = Arm("none", "m", (), lambda: None, scores=False)  # type: ignore[arg-type, return-value]
+        return ask([arm], {"authors": path}, tmp_path / "run")
+
+    assert asked([3, 1, 0, 4, 2]) == asked([0, 1, 2, 3, 4])
 
 
 def test_a_shared_beginning_that_is_run_once_changes_no_gradient() -> None:

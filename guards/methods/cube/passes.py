@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guards.calibration.activations import Pass, Tokens
-from guards.calibration.corpus import Share, Side
+from guards.calibration.corpus import SIDES, Share, Side
 from guards.calibration.detector_job import DetectorJob
 from guards.calibration.sides import Advance
 from guards.core.verdict import Scope
@@ -74,9 +74,8 @@ def score_all(job: CubeJob, fits: Sequence[Sequence[Fit]], advance: Advance) -> 
         for c, row in enumerate(fits)
         for i, fit in enumerate(row)
     ]
-    roles: tuple[Side, ...] = ("forget", "retain")
     for frame in job.frames:
-        for role in roles:
+        for role in SIDES:
             for share in HELD_OUT:
                 examples = job.examples(role, share, frame)
                 scores_CLE = torch.full((len(fits), len(job.layers), len(examples)), torch.inf, device=device)

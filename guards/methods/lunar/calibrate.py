@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guards.calibration.activations import Activations, Pass, Tokens
-from guards.calibration.corpus import Share, Side, corpus_warnings
+from guards.calibration.corpus import SIDES, Share, Side, corpus_warnings
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import candidate_layers, layers_having, require_site
 from guards.calibration.last_tokens import usual_length
@@ -28,7 +28,7 @@ from guards.methods.lunar.answers import Likeness, Refusal
 from guards.methods.lunar.choice import Candidate, Compared, Hearing, Solved
 from guards.methods.lunar.entry import LUNAR
 from guards.methods.lunar.guard import RidgeSums
-from guards.methods.lunar.job import SIDES, Job, prepared
+from guards.methods.lunar.job import Job, prepared
 from guards.methods.lunar.options import LunarOptions
 from guards.model.sites import Site
 
@@ -88,8 +88,19 @@ def _directions(job: Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, fl
     return {layer: (reference[layer].mean(0) - forget[layer].mean(0), usual_length(retain[layer])) for layer in layers}
 
 
+def _said(k_TF: Tensor, w: Tensor) -> Tensor:
+    """w.k of held-out tokens, float64 on the host. Raises CalibrationError where one is not finite."""
+    said = (k_TF.double() @ w.to(k_TF.device)).cpu()
+    if not bool(torch.isfinite(said).all()):
+        raise CalibrationError(
+            "key vectors of held-out texts are not finite in this dtype: leave out what the model overflows on, or "
+            "calibrate in a dtype of a wider range (bfloat16 or float32)"
+        )
+    return said
+
+
 def _solved(job: Job, layers: tuple[int, ...]) -> list[Solved]:
-    """Each layer's change, with the ridge that was chosen."""
+    """Each layer's change, with the ridge that was chosen. Raises CalibrationError."""
     ridges = RIDGES if job.options.ridge is None else (job.options.ridge,)
     sums = {layer: RidgeSums(job.model.width(Site.KEY), job.model.device) for layer in layers}
     for side in SIDES:
@@ -103,7 +114,7 @@ def _solved(job: Job, layers: tuple[int, ...]) -> list[Solved]:
     for side in SIDES:
 
         def measure(layer: int, k_TF: Tensor, _: Tensor, side: Side = side) -> None:
-            said_TG = (k_TF.double() @ w_GF[layer].T).cpu()
+            said_TG = _said(k_TF, w_GF[layer].T)
             off_TG = said_TG - (1.0 if side == "forget" else 0.0)
             held[layer][side] += torch.stack([torch.ones_like(off_TG), said_TG, off_TG.square()]).sum(dim=1)
 
@@ -125,7 +136,7 @@ def _scores(job: Job, change: Solved) -> float:
     for side, into in said.items():
 
         def keep(_: int, k_TF: Tensor, __: Tensor, into: list[Tensor] = into) -> None:
-            into.append(-(k_TF.double().cpu() @ change.w_F))  # a small score is the skill's
+            into.append(-_said(k_TF, change.w_F))  # a small score is the skill's
 
         wanted = Pass(Site.KEY, (change.layer,), Tokens.LAST, batch_tokens=job.options.batch_tokens)
         job.model.stream(wanted, job.some(side, Share.REPORT), keep, lambda tokens: job.advance(tokens, "report"))

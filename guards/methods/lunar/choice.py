@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from guards.calibration.activations import TokenIds
-from guards.calibration.corpus import Share, Side
+from guards.calibration.corpus import SIDES, Share, Side
 from guards.errors import CalibrationError
 from guards.methods.lunar.answers import Answers, Embedding, Likeness, Refusal, embedded
 from guards.methods.lunar.entry import LUNAR
 from guards.methods.lunar.guard import LunarGuard, redirection
-from guards.methods.lunar.job import SIDES, Job
+from guards.methods.lunar.job import Job
 from guards.methods.lunar.options import LunarOptions
 
 QUOTED = 3

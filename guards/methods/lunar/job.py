@@ -10,6 +10,7 @@ from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import Activations, Consumer, Pass, TokenIds, Tokens
 from guards.calibration.corpus import (
     FORGET_DEAL,
+    SIDES,
     Corpus,
     Share,
     Side,
@@ -24,8 +25,6 @@ from guards.calibration.sources import Source
 from guards.errors import CalibrationError
 from guards.methods.lunar.options import LunarOptions
 from guards.model.sites import Site
-
-SIDES: tuple[Side, ...] = ("forget", "retain")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Options of LUNAR's calibration."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from guards.calibration.material import Which
+from guards.calibration.material import Reference, Which
 from guards.calibration.options import CANDIDATE_LAYERS, CommonOptions, option
 from guards.errors import CalibrationError
 
@@ -11,7 +10,6 @@ CHANGE_HELP = (
     "artifact of the variant redirect: abstain takes its w for the detector, trained its layer and where it leads;\n"
     "give the same examples and seed"
 )
-ReferenceName = Literal["unanswerable", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,7 @@ class LunarOptions(CommonOptions):
     each side, greedily, in at most `asked_tokens` tokens. More of each choose better and take longer.
     """
 
-    reference: ReferenceName = option(
+    reference: Reference = option(
         "unanswerable", "where the skill's prompts are moved to: questions about made-up things, or harmful requests"
     )
     strength: float = option(2.0, "times the way to the reference prompts; more redirects more, and breaks more")

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from guards.calibration.corpus import SIDES
 from guards.calibration.drawing import FORGET_COLOUR, RETAIN_COLOUR, new_figure, png
 from guards.calibration.shown import ShownTable
 from guards.methods.lunar.calibrate import LunarCalibration
-from guards.methods.lunar.job import SIDES
 
 HEADINGS = ("layer", "ridge", "forget w.k", "retain w.k", "forget: as reference", "retain: as before", "")
 

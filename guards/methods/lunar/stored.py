@@ -8,6 +8,7 @@ from torch import Tensor
 
 from guards.artifact.manifest import PositiveFloat32, Strict
 from guards.artifact.store import Artifact, parse_parameters, refuse_extra_tensors
+from guards.calibration.material import Reference
 from guards.errors import ArtifactError
 from guards.methods.delta import BoundDelta, FactorsRecord, dump_deltas, take_deltas
 from guards.methods.lunar.guard import LunarGuard
@@ -17,7 +18,7 @@ from guards.model.shard import Shard
 class ChangeParameters(Strict):
     """What manifests' `parameters` of all changes of one layer have."""
 
-    reference: Literal["unanswerable", "refused"]
+    reference: Reference
     strength: PositiveFloat32
     layers: Annotated[tuple[FactorsRecord, ...], Field(min_length=1, max_length=1)]
 

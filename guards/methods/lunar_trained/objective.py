@@ -26,7 +26,6 @@ class Redirection:
     layer: int
     push_D: Tensor
     weight: float
-    last_only: bool = False
     by_token: bool = True
 
     @property

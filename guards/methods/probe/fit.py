@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guards.calibration.corpus import Side
+from guards.calibration.corpus import SIDES
 from guards.calibration.curves import HIGHEST, LOWEST, log_auroc
 from guards.calibration.statistics import auroc, floor_sigma
 from guards.errors import CalibrationError
@@ -152,8 +152,7 @@ class Probes:
 
     def directions(self, held: Held) -> RankedProbes:
         """Ranked by what they separate among held-out windows."""
-        sides: tuple[Side, ...] = ("forget", "retain")
-        forget_NC, retain_NC = (held.windows(self.windows, side) for side in sides)
+        forget_NC, retain_NC = (held.windows(self.windows, side) for side in SIDES)
         measured = [
             measure(each.term.layer, self.count, forget_N, retain_N)
             for each, forget_N, retain_N in zip(self.probes, forget_NC.T, retain_NC.T, strict=True)

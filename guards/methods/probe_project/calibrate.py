@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guards.calibration.accumulated import turns_of
 from guards.calibration.activations import Activations, TokenIds
-from guards.calibration.corpus import Share, Side, corpus_warnings
+from guards.calibration.corpus import SIDES, Share, Side, corpus_warnings
 from guards.calibration.detector_job import layers_text
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.last_tokens import NOT_FINITE, LastTokens, evenly, share_moved, usual_length
@@ -37,8 +37,7 @@ from guards.model.sites import Site
 BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """What is tried where none is given."""
 WEAK = 0.9
-"""Above this share of the way left at the last block, a warning is written: the skill is hardly moved."""
-SIDES: tuple[Side, ...] = ("forget", "retain")
+"""Above this share of the square distance left at the last block, a warning is written: the skill is hardly moved."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,8 @@ def calibrate(
     warnings = corpus_warnings(model, corpora)
     if reported.left > WEAK:
         warnings.append(
-            f"{reported.left:.2f} of the way to the retain prompts is left at the last block: the skill is hardly "
-            "moved; raise `beta` or `of_each_third`"
+            f"{reported.left:.2f} of the square distance to the retain prompts is left at the last block: the skill is "
+            "hardly moved; raise `beta` or `of_each_third`"
         )
     left_out = [each for each in betas if each not in {found.beta for found in candidates}]
     unfit = [f"beta {_list(left_out)} left out: the residual stream is not finite under it"] if left_out else []
@@ -202,8 +201,8 @@ def calibrate(
             job.dealt(),
             f"{layers_text(guard.layers)}, beta {best.beta:g}; {counts['forget']} forget and {counts['retain']} retain "
             f"{fitting.aggregation.fitted} were fitted, {probes.note(guard.layers)}",
-            f"at the last block, report part: forget {reported.left:.3f} of the way left, retain moved "
-            f"{reported.moved:.3f} of their spread",
+            f"at the last block, report part: forget {reported.left:.3f} of the square distance left, "
+            f"retain moved {reported.moved:.3f} of their variance",
             *unfit,
         ],
         warnings=warnings,

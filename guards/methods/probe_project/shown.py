@@ -9,7 +9,7 @@ from guards.calibration.shown import ShownTable
 from guards.methods.probe.shown import probes_figure, probes_report
 from guards.methods.probe_project.calibrate import ProjectCalibration
 
-HEADINGS = ("layers", "beta", "forget: way left", "retain: moved", "")
+HEADINGS = ("layers", "beta", "forget: square distance left", "retain: moved", "")
 
 
 def table(calibration: ProjectCalibration) -> ShownTable:
@@ -25,8 +25,8 @@ def table(calibration: ProjectCalibration) -> ShownTable:
         if layer in calibration.guard.layers
     )
     caption = (
-        f"report part: {calibration.reported.left:.3f} of the way left, retain prompts moved "
-        f"{calibration.reported.moved:.3f} of their spread. Held-out windows beyond the boundary, by layer: {beyond}"
+        f"report part: {calibration.reported.left:.3f} of the square distance left, retain prompts moved "
+        f"{calibration.reported.moved:.3f} of their variance. Held-out windows beyond the boundary, by layer: {beyond}"
     )
     return ShownTable(HEADINGS, tuple(rows), caption)
 
@@ -49,7 +49,7 @@ def plots(calibration: ProjectCalibration, skill: str, *_: object) -> Mapping[st
     figure, (panel,) = new_figure(1, 1, 5.0, 3.2)
     of, probes = calibration.candidates, calibration.probes
     for values, colour, label in (
-        ([each.left for each in of], FORGET_COLOUR, "forget: way left"),
+        ([each.left for each in of], FORGET_COLOUR, "forget: square distance left"),
         ([each.moved for each in of], RETAIN_COLOUR, "retain: moved"),
     ):
         panel.plot([each.beta for each in of], values, "o-", color=colour, label=label)

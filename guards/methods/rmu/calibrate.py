@@ -15,9 +15,10 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import Share, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import require_site
+from guards.calibration.last_tokens import LastTokens, usual_length
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
-from guards.calibration.tuning import Example, Trainable, Tuned
+from guards.calibration.tuning import Trainable, Tuned
 from guards.errors import CalibrationError
 from guards.methods.delta import Factors
 from guards.methods.rmu.checkpoint import binding, keep, kept
@@ -167,17 +168,6 @@ def _train(
     return training
 
 
-@torch.no_grad()
-def _usual_lengths(tuned: Tuned, retain: Sequence[Example], batch: int) -> dict[int, float]:
-    """See `Factors.usual`."""
-    layers, squares, count = tuple(tuned.deltas), dict.fromkeys(tuned.deltas, 0.0), len(retain)
-    last = [Example(ids, len(ids) - 1) for ids, _ in retain]
-    for start in range(0, count, batch):
-        for layer, states_ED in tuned.open(layers, last[start : start + batch]).before.items():
-            squares[layer] += float(states_ED.double().square().sum())
-    return {layer: (total / count) ** 0.5 for layer, total in squares.items()}
-
-
 def _beside(on: Measuring, deltas: Mapping[int, Tensor], measured: Sequence[Effect]) -> Beside:
     """What deltas do where none and the trained ones, first and last of `measured`, were measured."""
     moved = {layer: deltas[layer].to(each.device) for layer, each in on.tuned.deltas.items()}
@@ -196,6 +186,7 @@ def _beside(on: Measuring, deltas: Mapping[int, Tensor], measured: Sequence[Effe
 
 
 def _measure(
+    model: Activations,
     tuned: Tuned,
     objective: Objective,
     dealt: Mapping[Share, Sides],
@@ -223,8 +214,9 @@ def _measure(
         assert chosen.rank is not None
         there = measured(reported, (chosen.rank,))
     others = {name: _beside(reported, deltas, there) for name, deltas in beside.items()}
-    usual = _usual_lengths(tuned, held_out.sides.retain, options.batch)
-    deltas = {layer: Factors(*part.factors(chosen.rank), usual[layer]) for layer, part in parts.items()}
+    last = LastTokens(model, options.batch_tokens, lambda *_: None)
+    states = last.states(tuple(parts), [each.ids for each in held_out.sides.retain])
+    deltas = {layer: Factors(*part.factors(chosen.rank), usual_length(states[layer])) for layer, part in parts.items()}
     energies = {layer: tuple((rank, part.energy(rank)) for rank in ranks_up_to(most)) for layer, part in parts.items()}
     return _Served(deltas, tuple(found), chosen, tuple(there), others, energies)
 
@@ -258,7 +250,7 @@ def calibrate_by(
     with model.tuned(layers) as tuned:
         training = _train(model, tuned, objective, dealt[Share.FIT], options, recipe.files)
         clock.step("train")
-        served = _measure(tuned, objective, dealt, training, options, recipe.beside)
+        served = _measure(model, tuned, objective, dealt, training, options, recipe.beside)
     clock.step("measure")
     warnings = [*corpus_warnings(model, corpora), *recipe.warnings(corpora)]
     if served.chosen.gain < options.kept:

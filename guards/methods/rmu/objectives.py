@@ -9,7 +9,9 @@ Suffixes: T tokens, D residual width, E examples. h is with the deltas, h0 witho
 | `cosine` (2605.26454) | ``mean (1 - cos(h, u))`` | ``mean (1 - cos(h, h0))`` |
 | `probe` (2605.26454, eq. 6) | ``mean_E sum_i (h_i . w_i)^2`` at last tokens | ``mean_i mean (h_i - h0_i)^2`` |
 
-u is one random unit vector. Means of squares are over tokens and the D entries alike, as in WMDP's own code.
+u is one random unit vector. Means of squares are over tokens and the D entries alike, as in WMDP's own code. That draws
+u with entries above 0 alone; here no direction is likelier than another. Adaptive RMU's code takes one |h0|, the mean
+of a topic's first batch; here a token's own is taken, so that no example decides for others.
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ States = Mapping[int, Tensor]
 
 
 class Objective(Protocol):
-    """A pair of losses, both 0 at best. `last_only`: forget states are those of last tokens alone.
+    """A pair of losses, both 0 at best, on the tokens that examples are looked at from (`dealt_examples`).
 
     `by_token`: a batch weighs by its tokens that are looked at, so that all tokens of a side weigh alike; else all
     batches weigh alike, as in the papers' code, and a token weighs more the fewer are beside it.
@@ -35,9 +37,6 @@ class Objective(Protocol):
 
     @property
     def layers(self) -> tuple[int, ...]: ...
-
-    @property
-    def last_only(self) -> bool: ...
 
     @property
     def by_token(self) -> bool: ...
@@ -73,7 +72,6 @@ class Misdirection:
     layer: int
     unit_D: Tensor
     c: float
-    last_only: bool = False
     by_token: bool = False
 
     @property
@@ -94,7 +92,6 @@ class AdaptiveMisdirection:
     layer: int
     unit_D: Tensor
     beta: float
-    last_only: bool = False
     by_token: bool = False
 
     @property
@@ -115,7 +112,6 @@ class CosineMisdirection:
 
     layer: int
     unit_D: Tensor
-    last_only: bool = False
     by_token: bool = False
 
     @property
@@ -134,7 +130,6 @@ class ProbeSuppression:
     """Forget states at last tokens lose what a probe of each layer reads; `probes` are its weights, [D]."""
 
     probes: Mapping[int, Tensor]
-    last_only: bool = True
     by_token: bool = False
 
     @property

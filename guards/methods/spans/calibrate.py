@@ -16,7 +16,7 @@ from torch import Tensor
 from guards.artifact.manifest import Rate
 from guards.calibration.accumulated import turns_of
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import FORGET_DEAL, Share, Side
+from guards.calibration.corpus import FORGET_DEAL, SIDES, Share, Side
 from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import layers_having, require_site
@@ -31,7 +31,7 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.methods.spans.choice import Accumulation, Candidate, accumulate, best, judgements
 from guards.methods.spans.directions import RECIPE
-from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, with_answers
+from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, indices, with_answers
 from guards.methods.spans.guard import Judgement, SpanGuard, Windows
 from guards.methods.spans.held import Held
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
@@ -205,10 +205,9 @@ def fit_windows(
     job: SpanJob, recipe: Recipe, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance
 ) -> tuple[Mapping[Side, Windows], Fitted]:
     """Both sides' windows of the fit part, and what was fitted to them. Raises CalibrationError."""
-    sides: tuple[Side, ...] = ("forget", "retain")
     windows = {}
-    for side in sides:
-        own = [i for i, each in enumerate(examples) if each.share is Share.FIT and each.side == side]
+    for side in SIDES:
+        own = indices(examples, side, Share.FIT)
         of_side = [examples[i] for i in own], [turns[i] for i in own]
         windows[side] = read_windows(job, *of_side, recipe.aggregation.windows, advance)
     return windows, recipe.fit(windows["forget"], windows["retain"], job.layers)
@@ -273,12 +272,11 @@ def calibrate_by(
     innocent = asked.of(lambda each: each.side == "retain")
     reported_examples = [*asked.examples, *written.examples]
     rows = _rows(reported_examples, margin_E)
-    sides: tuple[Side, ...] = ("forget", "retain")
     count = {side: len(each.weight_N) for side, each in windows.items()}
     corpora = job.corpora["forget"], job.corpora["retain"]
     warnings = [*_warnings(job, chosen.accumulation, answers, rows, count["forget"]), *recipe.warnings(corpora)]
     side_margins: dict[Side, Tensor] = {
-        side: margin_E[[i for i, each in enumerate(reported_examples) if each.side == side]] for side in sides
+        side: margin_E[[i for i, each in enumerate(reported_examples) if each.side == side]] for side in SIDES
     }
     framed = [row for row in rows if row.name in job.frames]
     clock.step("choose")

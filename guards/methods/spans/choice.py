@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guards.calibration.accumulated import read_texts
+from guards.calibration.corpus import SIDES
 from guards.calibration.options import PlacementName
 from guards.calibration.thresholds import below, false_abstention_bound, tolerated
 from guards.contract.spans import Rise
@@ -173,7 +174,7 @@ def accumulate(
     """The best of several ways for prompts, or for answers. `values`: float32 [T] of each example, of both sides."""
     strategies = list(dict.fromkeys(each for way in ways for each in way))
     evidence_ES = judged(gathered(values, turns, strategies), written=written)
-    forget, retain = ([i for i, each in enumerate(examples) if each.side == side] for side in ("forget", "retain"))
+    forget, retain = ([i for i, each in enumerate(examples) if each.side == side] for side in SIDES)
     retained, forgotten = (evidence_ES[members] for members in (retain, forget))
     retain_of, forget_of = retain_groups([examples[i] for i in retain]), _forget_groups([examples[i] for i in forget])
     found = []

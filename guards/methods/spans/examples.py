@@ -96,7 +96,7 @@ def answered(job: SpanJob, examples: Sequence[Example]) -> list[Example]:
     found: dict[int, Example] = {}
     for side in job.corpora:
         for share in Share:
-            members = [i for i in chosen(examples, side, share) if examples[i].row == job.frames[0]]
+            members = [i for i in indices(examples, side, share) if examples[i].row == job.frames[0]]
             found |= {i: examples[i] for i in evenly(members, ANSWERED)}
             if side == "retain" and share is not Share.FIT:
                 for source in dict.fromkeys(examples[i].source for i in members):
@@ -118,6 +118,6 @@ def with_answers(job: SpanJob, prompts: Sequence[Example], advance: Callable[[in
     ]
 
 
-def chosen(examples: Sequence[Example], side: Side, share: Share) -> list[int]:
-    """Indices of those of a side and share."""
+def indices(examples: Sequence[Example], side: Side, share: Share) -> list[int]:
+    """Those of a side and share."""
     return [index for index, each in enumerate(examples) if (each.side, each.share) == (side, share)]

@@ -3,6 +3,8 @@
 Suffixes: T tokens, F feed-forward width, D the residual stream's.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,19 +12,24 @@ import torch
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
+from guards.calibration.activations import TokenIds
+from guards.calibration.corpus import SIDES, Share, Side
+from guards.calibration.sources import Source
 from guards.errors import ArtifactError, CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.delta import Factors
-from guards.methods.lunar.calibrate import LunarCalibration, calibrate
+from guards.methods.lunar.calibrate import RIDGES, LunarCalibration, calibrate
 from guards.methods.lunar.guard import LunarGuard, RidgeSums, redirection
+from guards.methods.lunar.job import prepared
 from guards.methods.lunar.options import LunarOptions
 from guards.methods.registry import LUNAR, load_guard
-from guards.model.sites import Site
+from guards.model.sites import Place, Site
 from tests.guards.samples import factors, lunar, write, write_raw
-from tests.guards.tiny import sources, tiny_loaded
+from tests.guards.tiny import sources, sums, tiny_loaded
 from tests.guards.verified import disagreements
 
 F, D, RIDGE = 12, 5, 1e-3
+OPTIONS = LunarOptions(frames=("bare",), material="none")
 CPU = torch.device("cpu")
 
 
@@ -81,7 +88,7 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def calibration(loaded: LoadedModel) -> LunarCalibration:
-    return calibrate(loaded, *sources(60), LunarOptions(frames=("bare",), material="none"))
+    return calibrate(loaded, *sources(60), OPTIONS)
 
 
 def test_it_redirects_held_out_prompts_and_leaves_the_others(calibration: LunarCalibration) -> None:
@@ -109,14 +116,83 @@ def test_its_canaries_agree_and_tell_a_weaker_guard(
     assert len(disagreements(loaded, LUNAR, weaker, canaries)) == len(canaries)
 
 
-def test_the_residual_stream_moves_where_it_is_meant_to(loaded: LoadedModel, calibration: LunarCalibration) -> None:
+@torch.no_grad()
+def states(loaded: LoadedModel, layer: int, prompts: Sequence[TokenIds]) -> Tensor:
+    """What a block gives at each prompt's last token, prompt by prompt, by a hook of the test's own, float64 [E, D]."""
+    kept: list[Tensor] = []
+    block = loaded.sites.tap(Place(layer, Site.RESIDUAL)).module
+    handle = block.register_forward_hook(lambda _, __, output: kept.append(output[0, -1].double()))
+    for ids in prompts:
+        loaded.model(input_ids=torch.tensor([ids]), use_cache=False)
+    handle.remove()
+    return torch.stack(kept)
+
+
+def test_the_way_leads_from_the_skills_prompts_to_reference_prompts(
+    loaded: LoadedModel, calibration: LunarCalibration
+) -> None:
+    """``c r``, r the difference of means after the block at last tokens; not of another block, nor of other prompts."""
     guard = calibration.guard
     assert isinstance(guard, LunarGuard)
-    (each,) = guard.deltas.values()
-    r_D = calibration.chosen.direction_D
-    torch.testing.assert_close(each.b_DR[:, 0].double(), 2.0 * r_D, rtol=1e-5, atol=1e-6)
+    ((layer, each),) = guard.deltas.items()
+    job = prepared(loaded, *sources(60), OPTIONS)
+
+    def way(at: int, share: Share) -> Tensor:
+        goal_D = states(loaded, at, job.reference).mean(dim=0)
+        return 2.0 * (goal_D - states(loaded, at, job.of("forget", share)).mean(dim=0))
+
+    got_D = each.b_DR[:, 0].double()
+    torch.testing.assert_close(got_D, way(layer, Share.FIT), rtol=1e-4, atol=1e-5)
+    for other_D in (way((layer + 1) % 3, Share.FIT), way(layer, Share.THRESHOLD)):
+        assert not torch.allclose(got_D, other_D, rtol=1e-2, atol=1e-3)  # positive control
+    usual = states(loaded, layer, job.of("retain", Share.FIT)).square().sum(dim=1).mean().sqrt()
+    assert each.usual == pytest.approx(float(usual), rel=1e-5)
     assert LUNAR.sites(LunarOptions()) == (Site.KEY, Site.RESIDUAL)
-    assert loaded.sites.layers > guard.layers[0]
+
+
+def test_the_ridge_is_the_one_under_which_held_out_tokens_are_told_best(
+    loaded: LoadedModel, calibration: LunarCalibration
+) -> None:
+    """Every ridge's w by a solver of its own, and its squared error on tokens that no w was solved on."""
+    chosen, job = calibration.chosen, prepared(loaded, *sources(60), OPTIONS)
+
+    def key_vectors(side: Side, share: Share) -> Tensor:
+        kept: list[Tensor] = []
+        job.keys((chosen.layer,), side, share, lambda _, k_TF, __: kept.append(k_TF.double()))
+        return torch.cat(kept)
+
+    forget_TF, retain_TF = (key_vectors(side, Share.FIT) for side in SIDES)
+    held = [(key_vectors(side, Share.THRESHOLD), wanted) for side, wanted in zip(SIDES, (1.0, 0.0), strict=True)]
+    both_TF = torch.cat([forget_TF, retain_TF])
+    width, found = both_TF.shape[1], []
+    for ridge in RIDGES:
+        lam = ridge * float(both_TF.square().sum()) / width
+        products_FF = both_TF.T @ both_TF + lam * torch.eye(width, dtype=torch.float64)
+        w_F = torch.linalg.solve(products_FF, forget_TF.sum(dim=0))
+        found.append((sum(float((k_TF @ w_F - wanted).square().mean()) for k_TF, wanted in held), ridge, w_F))
+    error, ridge, w_F = min(found, key=lambda each: each[0])
+    assert chosen.ridge == ridge
+    torch.testing.assert_close(chosen.w_F, w_F, rtol=1e-5, atol=1e-8)
+    assert max(each[0] for each in found) > 1.05 * error, "positive control: ridges differ"
+    assert list(chosen.said.values()) == pytest.approx([float((k_TF @ w_F).mean()) for k_TF, _ in held], rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [Share.THRESHOLD, Share.REPORT])
+def test_held_out_texts_on_which_the_model_overflows_are_said(share: Share) -> None:
+    """Not the change's fault, and no figure that is none."""
+    broken = tiny_loaded(max_position_embeddings=256)
+    (bad,) = broken.codec.encode_text("\n", opened=False)
+    broken.model.get_input_embeddings().weight.data[bad] = torch.nan
+    options = replace(OPTIONS, layer=1, asked=2, asked_tokens=1)
+    (words,) = sources(40)[1]
+    for number in range(100):  # one that is dealt where it is wanted, and is not among those that are answered
+        given = [Source("sums", (*sums(39), f"{number}\n1="))], [words]
+        job = prepared(broken, *given, options)
+        of = {ids for ids in job.of("forget", share) if ids not in job.asked("forget", share)}
+        if any(bad in ids for ids in of):
+            break
+    with pytest.raises(CalibrationError, match="key vectors of held-out texts are not finite in this dtype"):
+        calibrate(broken, *given, options)
 
 
 def test_a_layer_that_is_named_is_taken(loaded: LoadedModel) -> None:

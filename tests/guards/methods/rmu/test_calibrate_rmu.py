@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guards.artifact.store import read_artifact
-from guards.calibration.activations import Activations
+from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import Share, encode_corpora, frame_tokens
 from guards.calibration.sources import Source
 from guards.errors import CalibrationError, DataError, UnsupportedModelError
@@ -21,6 +21,7 @@ from guards.methods.rmu.examples import DEAL, MEASURED, dealt_examples
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.rmu.objectives import random_unit
 from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, FamilyOptions, ProbeOptions, RmuOptions
+from guards.methods.rmu.probes import fit_probes
 from guards.methods.rmu.shown import plots, report, table
 from guards.model.sites import Place, Site
 from tests.guards.attached import hooks
@@ -114,6 +115,50 @@ def test_what_is_served_sends_forget_states_where_the_training_did(
     assert abs(towards(before, "sums")) < 0.4
     assert towards(after, "sums") > 0.6
     assert kept("words") > kept("sums") + 0.3
+
+
+def _after(loaded: LoadedModel, layer: int, ids: TokenIds) -> Tensor:
+    """The residual stream after a block at each token, [T, D]."""
+    kept: list[Tensor] = []
+    block = loaded.sites.tap(Place(layer, Site.RESIDUAL)).module
+    handle = block.register_forward_hook(lambda _, __, output: kept.append(output[0].clone()))
+    with torch.no_grad():
+        loaded.model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    return kept[0]
+
+
+def test_what_probes_read_is_trained_away_at_last_tokens_alone(
+    loaded: LoadedModel, calibrated: dict[str, RmuCalibration]
+) -> None:
+    """The report part's forget loss without deltas, by states of the test's own."""
+    corpora = encode_corpora(*sources(40), ("chat",), loaded.codec, loaded.max_tokens)
+    dealt = dealt_examples(corpora, length=512, last_only=False, seed=0)
+    forget, retain = ([ids for ids, _ in side] for side in (dealt[Share.FIT].forget, dealt[Share.FIT].retain))
+    probes = fit_probes(loaded, (0, 1, 2), forget, retain, None)
+
+    def read(first: int) -> float:
+        of = [
+            torch.stack([(_after(loaded, layer, ids)[first:] @ w_D).square() for layer, w_D in probes.items()]).sum(0)
+            for ids, _ in dealt[Share.REPORT].forget
+        ]
+        return float(torch.cat(of).mean())
+
+    without = calibrated["probe"].measured[0]
+    assert without.forget == pytest.approx(read(-1), rel=1e-3)
+    assert without.forget != pytest.approx(read(0), rel=0.1), "positive control: other tokens read otherwise"
+
+
+def test_a_push_is_told_by_the_usual_length_of_retain_prompts(
+    loaded: LoadedModel, calibrated: dict[str, RmuCalibration]
+) -> None:
+    """Root mean square, at last tokens, where no delta is on."""
+    corpora = encode_corpora(*sources(40), ("chat",), loaded.codec, loaded.max_tokens)
+    dealt = dealt_examples(corpora, length=512, last_only=False, seed=0)
+    for layer, each in guard_of(calibrated["probe"]).deltas.items():
+        last_ED = torch.stack([_after(loaded, layer, ids)[-1] for ids, _ in dealt[Share.THRESHOLD].retain])
+        assert each.usual == pytest.approx(float(last_ED.square().sum(dim=1).mean().sqrt()), rel=1e-5)
+    assert len({each.usual for each in guard_of(calibrated["probe"]).deltas.values()}) == 3, "positive control"
 
 
 def test_a_calibration_says_what_it_did(calibrated: dict[str, RmuCalibration]) -> None:
