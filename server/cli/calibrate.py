@@ -17,6 +17,7 @@ from guards.calibration.entry import Entry
 from guards.calibration.options import CommonOptions
 from guards.errors import CalibrationError
 from guards.methods.registry import names, variants
+from server.cli.engine import refuse_engine_flags
 from server.cli.flags import as_flags
 from server.cli.frame import read_frame
 from server.engines.errors import EngineFlagError
@@ -152,7 +153,6 @@ def _add_method(methods: Any, name: str) -> None:
         description=summary,
         epilog=SOURCE_HELP,
         formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(method=name, variant=next(iter(entries)))
     _add_common(parser, entries)
@@ -165,9 +165,7 @@ def _add_method(methods: Any, name: str) -> None:
 
 def add_parser(subparsers: Any) -> None:
     """Adds `calibrate` and its methods; the parsed arguments go to `run`."""
-    parser = subparsers.add_parser(
-        "calibrate", help="make a guard from examples of a skill and of the rest", allow_abbrev=False
-    )
+    parser = subparsers.add_parser("calibrate", help="make a guard from examples of a skill and of the rest")
     parser.set_defaults(run=run)
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     for name in names():
@@ -235,9 +233,8 @@ def _open_model(
 
 def run(args: argparse.Namespace) -> int:
     """Calibrates, writes artifact and report, prints a summary; returns the exit status. Raises SkillguardError."""
-    if args.engine == "transformers" and args.engine_flags:
-        flags = " ".join(args.engine_flags)
-        raise EngineFlagError(f"{flags}: engine transformers has no such flag; vLLM's need --engine vllm")
+    if args.engine == "transformers":
+        refuse_engine_flags(args)
     entry = variants(args.method)[args.variant]
     options = _options(entry, args)
 

@@ -21,7 +21,6 @@ def add_parser(subparsers: Any) -> None:
         "chunked and against a plain pass, refusals under every option, and the speed. By default with the demo's "
         "guards, which takes about a minute; give --model and --artifacts for your own. Prints a line for each "
         "property and writes a report to send us, without prompts. Exit status 1 where a property is refuted.",
-        allow_abbrev=False,
     )
     add_arguments(parser, may_be_unguarded=False)
     parser.add_argument("--report", type=Path, default=REPORT, metavar="FILE", help=f"by default {REPORT}")
