@@ -20,6 +20,7 @@ from guards.methods.registry import names, variants
 from server.cli.engine import refuse_engine_flags
 from server.cli.flags import as_flags
 from server.cli.frame import read_frame
+from server.create import require_vllm
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
@@ -224,10 +225,9 @@ def _open_model(
     if args.engine == "transformers":
         return nullcontext(load_model(args.model, args.device, args.dtype, args.chat_template_kwargs))
     engine = vllm_options(args)
-    try:
-        from server.engines.vllm.capture import VllmActivations
-    except ModuleNotFoundError as error:
-        raise CalibrationError("--engine vllm: vLLM is not installed; pip install 'skillguard[vllm]'") from error
+    require_vllm()
+    from server.engines.vllm.capture import VllmActivations
+
     return VllmActivations(engine, *entry.sites(options))
 
 

@@ -46,7 +46,8 @@ class WholeFlags(argparse.ArgumentParser):
     """A parser, and those of its subcommands, that takes no beginning of a flag for it: --key would be --key-file."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, allow_abbrev=False)
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
 
 
 def build_parser() -> WholeFlags:
