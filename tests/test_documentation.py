@@ -16,6 +16,7 @@ from server.cli.engine import own_flags, split_flags
 from server.cli.main import WITH_ENGINE, build_parser
 from server.config import ServerConfig
 from server.engines.scripted.engine import ScriptedEngine
+from server.engines.vllm.config import REFUSED
 from server.errors import ERROR_REPLIES
 from server.refused_names import OTHER_VARIABLES
 from server.settings import SECTIONS, Choice, environment_name
@@ -31,14 +32,14 @@ OTHERS_FLAGS = frozenset(
     {
         *("--cov", "--disable-pip"),  # pytest's, pip-audit's
         *("--build", "--build-arg", "--ipc", "--set", "--shm-size", "--stop-timeout", "--tmpfs"),  # Docker's, Helm's
-        *("--data-parallel-size", "--dtype", "--enable-dbo", "--enable-lora", "--enable-prompt-embeds"),
-        *("--enable-sleep-mode", "--enforce-eager", "--kv-cache-memory-bytes", "--kv-sharing-fast-prefill"),
-        *("--kv-transfer-config", "--language-model-only", "--max-num-batched-tokens", "--max-num-seqs"),
-        *("--max-model-len", "--no-enable-prefix-caching", "--override-generation-config", "--quantization"),
-        *("--compilation-config", "--gpu-memory-utilization", "--runner", "--revision", "--scheduler-cls"),
-        *("--served-model-name", "--speculative-config", "--structured-outputs-config", "--tokenizer"),
-        *("--trust-remote-code", "--weight-transfer-config", "--worker-cls", "--worker-extension-cls"),
-        *("--additional-config", "--distributed-executor-backend", "--nnodes", "--hf-token"),
+        *(f"--{name.replace('_', '-')}" for name in REFUSED),
+        *("--compilation-config", "--data-parallel-size", "--distributed-executor-backend", "--ec-transfer-config"),
+        *("--enable-dbo", "--enable-lora", "--enable-prompt-embeds", "--enable-sleep-mode", "--enforce-eager"),
+        *("--gpu-memory-utilization", "--hf-token", "--kv-cache-memory-bytes", "--kv-sharing-fast-prefill"),
+        *("--kv-transfer-config", "--language-model-only", "--max-model-len", "--max-num-batched-tokens"),
+        *("--max-num-seqs", "--no-enable-prefix-caching", "--override-generation-config", "--quantization"),
+        *("--runner", "--speculative-config", "--structured-outputs-config", "--trust-remote-code"),
+        "--weight-transfer-config",
     }
 )
 """vLLM's where nothing else is said."""
@@ -196,3 +197,10 @@ def test_every_promise_has_its_test() -> None:
     promises = [row for row in rows if row.startswith("| ") and not row.startswith("| what fails")]
     assert len(promises) >= LEAST
     assert [row for row in promises if not NAMED_TEST.search(row)] == []
+
+
+def test_every_flag_of_vllms_that_is_refused_is_in_the_table() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    table = page.partition("\nRefused, each with its reason:\n")[2].partition("\n\nQuantised")[0]
+    named = set(re.findall(r"`(--[a-z-]+)`", table))
+    assert {f"--{name.replace('_', '-')}" for name in REFUSED if name != "model"} - named == set()

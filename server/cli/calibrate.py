@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = """\
 SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]. LOCATION is a .jsonl, .ndjson, .json, .csv, .tsv or .txt
-file, compressed or not (.gz, .bz2, .xz, .zst), a .parquet file, a folder of such files (FOLDER@SPLIT where it
-has several splits), or hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads ? and &.
+file, compressed or not (.gz, .bz2, .xz, .zst), a .parquet or .arrow file, a folder of such files
+(FOLDER@SPLIT where it has several splits), or hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub.
+Quote it where the shell reads ? and &.
   train.jsonl                         text field found by name: prompt, question, text, instruction (with input),
-                                      and the last user's message of messages, conversations or chosen
+                                      and the last user's message of messages, conversations,
+                                      conversation or chosen
   'mbpp.jsonl?task_id=511..974#text'  rows 511 to 974, field "text"
   'mmlu.csv?subject=abstract_algebra' rows of one subject
   my-data@train                       the files of a folder with "train" in their names
