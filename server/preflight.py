@@ -21,7 +21,7 @@ from guards.inside.transformers.loading import DTYPES, load_config, resolve_devi
 from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
-from guards.model.folder import open_codec
+from guards.model.folder import local_folder, open_codec
 from guards.model.weights import weights_sha256
 from server.audit.folder import is_held
 from server.combinations import combined
@@ -108,11 +108,11 @@ def _inspect_audit(found: Preflight, folder: Path) -> None:
 
 
 def _inspect_model(found: Preflight, options: EmbeddedOptions | VllmOptions, guards: Mapping[str, LoadedGuard]) -> None:
-    folder = Path(options.model)
+    folder: Path | bool | None = found.attempt(lambda: local_folder(options.model) or False)
     model = None
-    if folder.is_dir():
+    if isinstance(folder, Path):
         model = found.attempt(lambda: _read_model(folder, options))
-    else:
+    elif folder is False:
         found.lines.append(f"model {options.model}: is no folder here, so what depends on it shows at the start only")
     for name, guard in guards.items():
         bound = "not compared with the model"

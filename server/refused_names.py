@@ -12,9 +12,14 @@ from server.secret_names import is_secret
 PREFIX, NESTED = "SKILLGUARD_", "__"
 CONFIG_VARIABLE = "SKILLGUARD_CONFIG"
 OTHER_VARIABLES = frozenset(
-    {CONFIG_VARIABLE, "SKILLGUARD_KEY", "SKILLGUARD_URL", "SKILLGUARD_DATA", "SKILLGUARD_FAILURE_FILE"}
+    {
+        CONFIG_VARIABLE,
+        *("SKILLGUARD_KEY", "SKILLGUARD_URL"),
+        *("SKILLGUARD_DATA", "SKILLGUARD_TESTS_SPAWN", "SKILLGUARD_WITHOUT"),
+        "SKILLGUARD_FAILURE_FILE",
+    }
 )
-"""What begins alike and is no setting: the file's path, what clients are told, tests' data, vLLM's to its workers."""
+"""What begins alike and is no setting: the file's path, clients', tests', and what vLLM's workers are told."""
 
 _SERVICE_LINK = re.compile(r"SKILLGUARD_(.+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _PORT_LINK = re.compile(r"SKILLGUARD_(.+_)?PORT=[a-z]+://.*")

@@ -50,7 +50,9 @@ def read_tenants(path: Path) -> Tenants:
     try:
         return parse_tenants(path, path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"keys file {path}: cannot be read ({error.strerror}); give a readable file") from error
+        raise ConfigError(
+            f"keys file {path}: cannot be read ({error.strerror}); name a readable one; `skillguard key add` makes one"
+        ) from error
 
 
 def parse_tenants(path: Path, text: bytes) -> Tenants:

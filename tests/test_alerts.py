@@ -110,7 +110,7 @@ def test_a_state_is_that_of_now() -> None:
 
 
 @pytest.mark.anyio
-async def test_rules_and_dashboards_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
+async def test_rules_dashboards_and_pages_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     (folder := tmp_path / "log").mkdir()
     key, entry = new_key("prometheus", Role.METRICS)
     calibrated = replace(guard("b"), quantiles=ScoreQuantiles(examples=99, over_tau=tuple(1 + each for each in LEVELS)))
@@ -126,6 +126,10 @@ async def test_rules_and_dashboards_ask_for_metrics_that_there_are(tmp_path: Pat
     known = recorded | set(re.findall(r"^(skillguard_\w+)", shown, re.MULTILINE)) | OF_ENGINES
     asked = {name for text in queries for name in METRIC.findall(re.sub(r'"[^"]*"', '""', text))}
     assert asked - known == set()
+    pages = "".join(each.read_text(encoding="utf-8") for each in (ROOT / "docs").glob("*.md"))
+    known |= set(re.findall(r"^# TYPE (skillguard_\w+)", shown, re.MULTILINE))  # histograms have no series of that name
+    known |= {each.stem for each in (ROOT / "benchmarks" / "lm_eval").glob("*.yaml")}  # tasks, which begin alike
+    assert set(re.findall(r"`(skillguard_\w+)`", pages)) - known == set()
     assert recorded <= asked, "no rule is evaluated for nothing"
     thresholds = {name for text in queries for name in re.findall(r'skillguard:threshold{name="(\w+)"}', text)}
     named = [rule["labels"]["name"] for rule in loaded("recording") if rule["record"] == "skillguard:threshold"]

@@ -227,7 +227,8 @@ def test_another_model_is_served_in_vllms_number_format() -> None:
     ("arguments", "wanted"),
     [
         (["--max-model-len", "8"], "--max-model-len 8: engine transformers has no such flag"),
-        (["--unguarde"], "--unguarde: engine transformers has no such flag"),
+        (["--unguarde"], "--unguarde: engine transformers has no such flag; did you mean --unguarded?"),
+        (["--prot=1"], "--prot=1: engine transformers has no such flag; did you mean --port?"),
         (["--allow-untested-runner"], "--allow-untested-runner: needs --engine vllm"),
         (["--engine", "vllm", "--max-running", "8"], "--max-running: belongs to engine transformers; vLLM calls it"),
         (["--engine", "vllm", "--device", "cpu"], "--device: belongs to engine transformers\n"),

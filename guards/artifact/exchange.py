@@ -89,8 +89,10 @@ def open_folder(folder: Path, names: Sequence[str], optional: Collection[str] = 
             try:
                 opened = _opened(folder, names, optional, stack)
             except FileNotFoundError as error:
+                within = sorted(path.parent.name for path in folder.glob(f"*/{error.filename}"))
+                meant = f": name one of those in it, such as {folder / within[0]}" if within else ""
                 raise ArtifactError(
-                    f"{folder}: got no file {error.filename!r}; an artifact is a folder that has one"
+                    f"{folder}: got no file {error.filename!r}; an artifact is a folder that has one{meant}"
                 ) from error
             except OSError as error:
                 raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from error

@@ -120,7 +120,9 @@ def _read_key(path: Path, *, private: bool) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
     except OSError as error:
-        raise SigningKeyError(f"{path}: cannot be read ({error.strerror})") from error
+        raise SigningKeyError(
+            f"{path}: cannot be read ({error.strerror}); name a readable key, as `skillguard keygen` makes them"
+        ) from error
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_KEY_BYTES:
@@ -147,7 +149,7 @@ def write_key_pair(path: Path) -> str:
         except FileExistsError as error:
             raise SigningKeyError(f"{where}: is there already; choose another name, no key is overwritten") from error
         except OSError as error:
-            raise SigningKeyError(f"{where}: cannot be written ({error.strerror})") from error
+            raise SigningKeyError(f"{where}: cannot be written ({error.strerror}); take a writable folder") from error
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
     return public_name(key.public_key())

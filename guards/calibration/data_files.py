@@ -190,7 +190,8 @@ def read_file(path: Path) -> Iterator[DataRow]:
             f"last two may be compressed ({', '.join(COMPRESSIONS)})"
         )
     if not path.is_file():
-        raise DataError(f"{path}: got no such file")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"{path}: got no such file{where}, wanted a file of examples; correct the path")
     if suffix in _ARROW:
         return _arrow_rows(path, suffix)
     data = _unpacked(path, packed)

@@ -90,7 +90,7 @@ def read_esu(path: Path) -> EsuFile:
             raise ArtifactError(f"{path}: got {size} bytes, wanted at most {MAX_BYTES}")
         data = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); name a readable .npz or .pkl") from error
     modules = _read_npz(path) if path.suffix == ".npz" else _as_modules(unpickle_arrays(data, str(path)), path)
     layers: dict[int, Table] = {}
     projections = set()

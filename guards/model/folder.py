@@ -21,14 +21,11 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def resolve_folder(name: str) -> Path:
-    """A local model folder, or a hub model downloaded to the local cache. Raises UnsupportedModelError."""
+def local_folder(name: str) -> Path | None:
+    """The model folder of this name; None where it can only be a hub id. Raises UnsupportedModelError for neither."""
     path = Path(name)
     if path.is_dir():
         return Path(os.path.abspath(path))
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
     if path.is_file():
         kind = "a GGUF file, which holds quantised weights of another program's" if path.suffix == ".gguf" else "a file"
         raise UnsupportedModelError(
@@ -37,6 +34,16 @@ def resolve_folder(name: str) -> Path:
         )
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UnsupportedModelError(f"{name}: got no such folder; wanted a model folder or a hub id ORGANISATION/NAME")
+    return None
+
+
+def resolve_folder(name: str) -> Path:
+    """A local model folder, or a hub model downloaded to the local cache. Raises UnsupportedModelError."""
+    if (folder := local_folder(name)) is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS, ignore_patterns=["consolidated*"]))
     except (OSError, ValueError, HFValidationError) as error:

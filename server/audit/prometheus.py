@@ -36,7 +36,10 @@ def _ask(address: str, guard: str, window: str) -> dict[float, float]:
             raise AuditFilesError(f"{address}: {body.get('error', 'no success')}")
         return {float(each["metric"]["le"]): float(each["value"][1]) for each in body["data"]["result"]}
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise AuditFilesError(f"{address}: no answer of Prometheus' HTTP API ({error})") from error
+        raise AuditFilesError(
+            f"{address}: no answer of Prometheus' HTTP API ({error}); wanted a Prometheus server's address, or a file "
+            "of what /metrics said"
+        ) from error
 
 
 def _read(path: Path, guard: str) -> dict[float, float]:

@@ -52,7 +52,7 @@ def read_lines(path: Path) -> Iterator[Line | str]:
                 except BrokenLineError as error:
                     yield str(error)
     except OSError as error:
-        raise AuditFilesError(f"{path}: cannot be read ({error.strerror})") from error
+        raise AuditFilesError(f"{path}: cannot be read ({error.strerror}); name an audit folder") from error
 
 
 def verify(paths: Sequence[Path], *, after: str = NOTHING, noted: str | None = None) -> Report:

@@ -17,8 +17,10 @@ from guards.calibration.entry import Entry
 from guards.calibration.options import CommonOptions
 from guards.errors import CalibrationError
 from guards.methods.registry import names, variants
+from server.cli.engine import refuse_engine_flags
 from server.cli.flags import as_flags
 from server.cli.frame import read_frame
+from server.create import require_vllm
 from server.engines.errors import EngineFlagError
 from server.engines.options import VllmOptions
 
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = """\
 SRC is LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]. LOCATION is a .jsonl, .ndjson, .json, .csv, .tsv or .txt
-file, compressed or not (.gz, .bz2, .xz, .zst), a .parquet file, a folder of such files (FOLDER@SPLIT where it
-has several splits), or hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub. Quote it where the shell reads ? and &.
+file, compressed or not (.gz, .bz2, .xz, .zst), a .parquet or .arrow file, a folder of such files
+(FOLDER@SPLIT where it has several splits), or hf:NAME[:CONFIG]@SPLIT from the Hugging Face hub.
+Quote it where the shell reads ? and &.
   train.jsonl                         text field found by name: prompt, question, text, instruction (with input),
-                                      and the last user's message of messages, conversations or chosen
+                                      and the last user's message of messages, conversations,
+                                      conversation or chosen
   'mbpp.jsonl?task_id=511..974#text'  rows 511 to 974, field "text"
   'mmlu.csv?subject=abstract_algebra' rows of one subject
   my-data@train                       the files of a folder with "train" in their names
@@ -152,7 +156,6 @@ def _add_method(methods: Any, name: str) -> None:
         description=summary,
         epilog=SOURCE_HELP,
         formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(method=name, variant=next(iter(entries)))
     _add_common(parser, entries)
@@ -165,9 +168,7 @@ def _add_method(methods: Any, name: str) -> None:
 
 def add_parser(subparsers: Any) -> None:
     """Adds `calibrate` and its methods; the parsed arguments go to `run`."""
-    parser = subparsers.add_parser(
-        "calibrate", help="make a guard from examples of a skill and of the rest", allow_abbrev=False
-    )
+    parser = subparsers.add_parser("calibrate", help="make a guard from examples of a skill and of the rest")
     parser.set_defaults(run=run)
     methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
     for name in names():
@@ -226,18 +227,16 @@ def _open_model(
     if args.engine == "transformers":
         return nullcontext(load_model(args.model, args.device, args.dtype, args.chat_template_kwargs))
     engine = vllm_options(args)
-    try:
-        from server.engines.vllm.capture import VllmActivations
-    except ModuleNotFoundError as error:
-        raise CalibrationError("--engine vllm: vLLM is not installed; pip install 'skillguard[vllm]'") from error
+    require_vllm()
+    from server.engines.vllm.capture import VllmActivations
+
     return VllmActivations(engine, *entry.sites(options))
 
 
 def run(args: argparse.Namespace) -> int:
     """Calibrates, writes artifact and report, prints a summary; returns the exit status. Raises SkillguardError."""
-    if args.engine == "transformers" and args.engine_flags:
-        flags = " ".join(args.engine_flags)
-        raise EngineFlagError(f"{flags}: engine transformers has no such flag; vLLM's need --engine vllm")
+    if args.engine == "transformers":
+        refuse_engine_flags(args)
     entry = variants(args.method)[args.variant]
     options = _options(entry, args)
 

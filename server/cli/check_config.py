@@ -17,7 +17,6 @@ def add_parser(subparsers: Any) -> None:
         description="Takes what `serve` takes. Prints the settings in force and where each came from, and checks them, "
         "the keys file, the artifacts, and where the model is a folder that they are of it. No weights are loaded. "
         "Exit status 1 where `serve` would not start.",
-        allow_abbrev=False,
     )
     add_settings(parser)
     parser.set_defaults(run=run)

@@ -8,6 +8,7 @@ from typing import Any
 from server.cli.engine import add_arguments, engine_options
 from server.demo import DEMO
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.errors import ConfigError
 
 REPORT = Path("skillguard-doctor.json")
 
@@ -21,7 +22,6 @@ def add_parser(subparsers: Any) -> None:
         "chunked and against a plain pass, refusals under every option, and the speed. By default with the demo's "
         "guards, which takes about a minute; give --model and --artifacts for your own. Prints a line for each "
         "property and writes a report to send us, without prompts. Exit status 1 where a property is refuted.",
-        allow_abbrev=False,
     )
     add_arguments(parser, may_be_unguarded=False)
     parser.add_argument("--report", type=Path, default=REPORT, metavar="FILE", help=f"by default {REPORT}")
@@ -29,7 +29,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examines, prints and writes. Raises what reading artifacts and flags raises."""
+    """Examines, prints and writes. Raises what reading artifacts and flags raises; ConfigError for a bad --report."""
+    if not args.report.parent.is_dir():  # before a minute's work
+        raise ConfigError(f"--report {args.report}: got no such folder; make it, or name another file")
     import uvloop
     from transformers.utils.logging import disable_progress_bar
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,17 @@ def split_flags(argv: Sequence[str], own: Collection[str]) -> tuple[list[str], l
     return ours, theirs
 
 
+def refuse_engine_flags(args: argparse.Namespace) -> None:
+    """Raises EngineFlagError for flags that are not ours, where no engine takes any: mistyped ones, or vLLM's."""
+    if args.engine_flags:
+        flag, *_ = args.engine_flags
+        near = get_close_matches(flag.partition("=")[0], args.own_flags, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise EngineFlagError(
+            f"{' '.join(args.engine_flags)}: engine transformers has no such flag; {meant}vLLM's need --engine vllm"
+        )
+
+
 def given_options(engine: str, args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of an engine's options.
 
@@ -86,8 +98,7 @@ def given_options(engine: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     flags = tuple(args.engine_flags)
     if engine != "vllm":
-        if flags:
-            raise EngineFlagError(f"{' '.join(flags)}: engine transformers has no such flag; vLLM's need --engine vllm")
+        refuse_engine_flags(args)
         for name in _ONLY_VLLM:
             if hasattr(args, name):
                 raise EngineFlagError(f"{_flag(name)}: needs --engine vllm")

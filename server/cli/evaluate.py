@@ -4,14 +4,13 @@ Nothing heavy is imported before `run`, so that `--help` is instant.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.cli.client import add_key_file, read_key
 from server.cli.engine import add_arguments, engine_options
 from server.cli.fields import add_fields, build_settings
 from server.cli.frame import read_frame
-from server.cli.inspect import KEY_VARIABLE
 from server.demo import DEMO
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.errors import ConfigError
@@ -49,7 +48,6 @@ def add_parser(subparsers: Any) -> None:
         description="Asks benchmarks of a model with and without guards, and compares.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FOLDER", help="run folder; an unfinished run in it is continued"
@@ -67,12 +65,7 @@ def add_parser(subparsers: Any) -> None:
     there = parser.add_argument_group("against running servers")
     there.add_argument("--url", action="append", help="a guarded server; repeat it for more rows")
     there.add_argument("--baseline-url", help="the same model served --unguarded")
-    there.add_argument(
-        "--api-key",
-        default=os.environ.get(KEY_VARIABLE),
-        help=f"key for all servers (default: ${KEY_VARIABLE}, which keeps it out of the list of processes); "
-        "an operator's shows scores, which AUROC needs",
-    )
+    add_key_file(there, "the key for all servers (an operator's shows scores, which AUROC needs)")
 
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--suite", action="append", metavar="KIND[:LABEL]=SRC", help="a column; repeat it for more")
@@ -120,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     scorer = open_scorer(scored, read)
     arms: list[Arm]
     if engine is None:
-        arms = remote_arms(args.url, args.baseline_url, args.api_key)
+        arms = remote_arms(args.url, args.baseline_url, read_key(args.key_file))
     else:
         arms = engine_arms(engine, args.together)
     kept = None if engine is None else engine_settings(args.engine, engine)

@@ -1,6 +1,7 @@
 """Command-line options made from a settings model, so that names, defaults and help have one home."""
 
 import argparse
+import shlex
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -26,7 +27,8 @@ def add_fields(parser: argparse._ArgumentGroup, model: type[BaseModel], *names: 
             )
             continue
         many = get_origin(field.annotation) is tuple
-        default = "" if field.is_required() or field.default in (None, (), {}) else f" (default: {field.default})"
+        usual = shlex.join(map(str, field.default)) if many and field.default else field.default
+        default = "" if field.is_required() or usual in (None, (), {}) else f" (default: {usual})".replace("%", "%%")
         parser.add_argument(
             option,
             dest=name,

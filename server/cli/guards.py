@@ -4,10 +4,9 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from server.cli.inspect import KEY_VARIABLE
+from server.cli.client import add_key_file, read_key
 
 URL_VARIABLE = "SKILLGUARD_URL"
 _DEFAULT_URL = "http://127.0.0.1:8000"
@@ -34,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     commands = parser.add_subparsers(dest="change", required=True, metavar="list|enable|disable|shadow|set-tau|reload")
 
     def command(name: str, help: str, description: str, run: Callable[[argparse.Namespace], int]) -> Any:
-        added = commands.add_parser(name, help=help, description=description, allow_abbrev=False)
+        added = commands.add_parser(name, help=help, description=description)
         if name != "list":
             added.add_argument("guard", help="the guard's name")
         added.add_argument(
@@ -42,9 +41,7 @@ def add_parser(subparsers: Any) -> None:
             default=os.environ.get(URL_VARIABLE, _DEFAULT_URL),
             help=f"the server's address (default: ${URL_VARIABLE}, or {_DEFAULT_URL})",
         )
-        added.add_argument(
-            "--key-file", type=Path, metavar="FILE", help=f"file that holds an admin's key (default: ${KEY_VARIABLE})"
-        )
+        add_key_file(added, "an admin's key")
         added.add_argument("--json", action="store_true", help="print the server's answer as JSON")
         added.set_defaults(run=run)
         return added
@@ -128,7 +125,7 @@ def _say(args: argparse.Namespace, guard: Mapping[str, Any]) -> int:
 def _ask(args: argparse.Namespace, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
     """The server's answer, for which a change waits as long as it takes: another may be under way.
 
-    Raises ServerUnreachableError or ServerRefusalError.
+    Raises ServerUnreachableError, ServerRefusalError or ConfigError.
     """
     from urllib.parse import quote
 
@@ -137,7 +134,7 @@ def _ask(args: argparse.Namespace, method: str, path: str, body: Mapping[str, ob
     from server.errors import ServerRefusalError, ServerUnreachableError
 
     url = args.url.rstrip("/")
-    headers = {"Authorization": f"Bearer {key}"} if (key := _key(args.key_file)) else {}
+    headers = {"Authorization": f"Bearer {key}"} if (key := read_key(args.key_file)) else {}
     timeout = httpx.Timeout(_SECONDS, read=_SECONDS if method == "GET" else None)
     try:
         with httpx.Client(headers=headers, timeout=timeout) as client:
@@ -147,21 +144,4 @@ def _ask(args: argparse.Namespace, method: str, path: str, body: Mapping[str, ob
             raise ServerRefusalError(f"{url}: got HTTP {response.status_code}: {answer['error']['message']}")
         return answer
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        raise ServerUnreachableError(f"{url}: no skillguard server answers there ({error!r})") from error
-
-
-def _key(file: Path | None) -> str | None:
-    """From a file or the environment: a flag's value would stand in the list of processes. Raises ConfigError."""
-    from server.errors import ConfigError
-
-    if file is None:
-        return os.environ.get(KEY_VARIABLE)
-    try:
-        key = file.read_text().strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--key-file {file}: cannot be read ({error}); give a file that holds the key alone"
-        ) from error
-    if not key.isascii() or len(key.split()) != 1:
-        raise ConfigError(f"--key-file {file}: wanted the key alone, and nothing else")
-    return key
+        raise ServerUnreachableError.at(url, error) from error

@@ -2,11 +2,12 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.cli.client import add_key_file, read_key
+from server.errors import ConfigError
 from server.evaluation.remote import fetch_server
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from guards.artifact.manifest import Canary, Rate
     from guards.artifact.store import Artifact
     from guards.contract.guard import Bound
-
-KEY_VARIABLE = "SKILLGUARD_KEY"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,23 +27,26 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("target", help="artifact folder, or the server's address (http://127.0.0.1:8000)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--api-key", default=os.environ.get(KEY_VARIABLE), help=f"API key of the server (default: ${KEY_VARIABLE})"
-    )
+    add_key_file(parser, "a key of the server's")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one table. Exit status 1 when a server's guards are not verified."""
+    """Prints one table. Exit status 1 when a server's guards are not verified. Raises ConfigError, ArtifactError."""
     from rich.console import Console
 
     if args.target.startswith(("http://", "https://")):
-        report = fetch_server(args.target.rstrip("/"), args.api_key)
+        report = fetch_server(args.target.rstrip("/"), read_key(args.key_file))
         if args.json:
             print(json.dumps(report, indent=1))
         else:
             Console().print(server_table(args.target, report))
         return 0 if report["ready"] else 1
+    if ":" in args.target and not Path(args.target).exists():
+        raise ConfigError(
+            f"{args.target}: got no such folder; wanted an artifact's, or a server's address, which begins with "
+            "http:// or https://"
+        )
     import torch
 
     from guards.artifact.store import read_artifact

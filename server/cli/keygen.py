@@ -12,7 +12,6 @@ def add_parser(subparsers: Any) -> None:
         help="make a key pair to sign artifacts with",
         description="Makes an Ed25519 key pair: FILE, the private key, which nobody else may read and which stays "
         "where artifacts are signed, and FILE.pub, for `serve --trusted-key-files`. No file is overwritten.",
-        allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="private key to write; FILE.pub is written beside it")
     parser.set_defaults(run=run)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from guards.core.version import tool_name
 from guards.errors import SkillguardError
@@ -41,12 +42,19 @@ COMMANDS = (
 WITH_ENGINE = ("serve", "check-config", "doctor", "calibrate", "evaluate")
 
 
-def build_parser() -> argparse.ArgumentParser:
+class WholeFlags(argparse.ArgumentParser):
+    """A parser, and those of its subcommands, that takes no beginning of a flag for it: --key would be --key-file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
+
+
+def build_parser() -> WholeFlags:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = WholeFlags(
         prog="skillguard",
         description="Takes one skill away from an open-weight language model at inference time.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=tool_name())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -56,12 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments. What a command that runs an engine does not know is kept in `engine_flags`, for it."""
+    """The parsed arguments. What a command that runs an engine does not know is kept in `engine_flags`, for it,
+    and what it knows in `own_flags`.
+    """
     parser = build_parser()
     if not argv or argv[0] not in WITH_ENGINE:
         return parser.parse_args(argv)
-    ours, engine_flags = split_flags(argv, own_flags(parser, argv[0]))
-    return parser.parse_args(ours, argparse.Namespace(engine_flags=tuple(engine_flags)))
+    own = own_flags(parser, argv[0])
+    ours, engine_flags = split_flags(argv, own)
+    return parser.parse_args(ours, argparse.Namespace(engine_flags=tuple(engine_flags), own_flags=own))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

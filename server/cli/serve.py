@@ -36,7 +36,6 @@ def add_parser(subparsers: Any) -> None:
         help="serve a model with guards behind an OpenAI-compatible API",
         description="Serves a model with guards behind an OpenAI-compatible API. Without arguments: the demo model, "
         "unable to do mathematics, on 127.0.0.1:8000.",
-        allow_abbrev=False,
     )
     add_settings(parser)
     parser.set_defaults(run=run)

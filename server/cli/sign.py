@@ -12,7 +12,6 @@ def add_parser(subparsers: Any) -> None:
         help="sign artifacts",
         description="Signs artifacts: the digest that `skillguard inspect` prints, which covers all of each. The "
         "signature is a file beside the artifact's own; those of other keys stay.",
-        allow_abbrev=False,
     )
     parser.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT", help="artifact folder")
     parser.add_argument(

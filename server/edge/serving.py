@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from server.config import ServerConfig
 from server.edge.connections import Connections
 from server.edge.protocol import protocol_of
+from server.errors import ConfigError
 
 logger = logging.getLogger("skillguard.server")
 
@@ -43,8 +44,17 @@ class EdgeServer(uvicorn.Server):
         """Set once connections are taken."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does it."""
-        await super().startup(sockets)
+        """As uvicorn does it. Raises ConfigError where it cannot listen, for which uvicorn ends the process."""
+        try:
+            await super().startup(sockets)
+        except SystemExit as ended:
+            if not isinstance(why := ended.__context__, OSError):
+                raise
+            reason = str(why.strerror).rpartition(": ")[2]  # before it uvloop's says the address once more
+            raise ConfigError(
+                f"cannot listen on {self.config.host}, port {self.config.port}: {reason}; stop what listens there, or "
+                "give another `host` or `port` (0 takes a free one)"
+            ) from why
         self.listening.set()
 
     async def on_tick(self, counter: int) -> bool:

@@ -24,7 +24,7 @@ def fetch_server(url: str, key: str | None) -> dict[str, Any]:
     except httpx.HTTPStatusError as error:
         raise ServerUnreachableError(
             f"{url}: got HTTP {error.response.status_code} ({error.response.text[:200]}); "
-            "wanted a running skillguard server and, where it has keys, --api-key"
+            "wanted a running skillguard server and, where it has keys, one of them by $SKILLGUARD_KEY or --key-file"
         ) from error
     except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise ServerUnreachableError(f"{url}: no skillguard server answers there ({error!r})") from error
+        raise ServerUnreachableError.at(url, error) from error

@@ -280,6 +280,8 @@ def test_a_variable_that_is_no_setting_is_refused_without_its_value(
     [
         ("SKILLGUARD_KEY", "sk-skillguard-x"),
         ("SKILLGUARD_URL", "http://127.0.0.1:8000"),
+        ("SKILLGUARD_WITHOUT", "chromium"),
+        ("SKILLGUARD_TESTS_SPAWN", "1"),
         ("SKILLGUARD_SERVICE_HOST", "10.0.0.1"),
         ("SKILLGUARD_SERVICE_PORT_HTTP", "8000"),
         ("SKILLGUARD_PORT", "tcp://10.0.0.1:8000"),

@@ -11,7 +11,7 @@ from server.engines.options import VllmOptions
 _GUARDS_LIVE_THERE = "skillguard sets it, since its guards live there; leave it out"
 _OTHER_MODEL = "it would run another model than the folder whose digests guards are bound to; change the folder"
 _FOREIGN_CODE = "it brings code into the engine that guards were not tested with"
-_REFUSED = {
+REFUSED = {
     "worker_cls": _GUARDS_LIVE_THERE,
     "worker_extension_cls": _GUARDS_LIVE_THERE,
     "scheduler_cls": _GUARDS_LIVE_THERE,
@@ -62,7 +62,7 @@ def parse_flags(options: VllmOptions) -> Any:
         raise
     except Exception as error:  # of reading a --config file or a --name.key value, in which vLLM raises what occurs
         raise EngineFlagError(f"vLLM's parser, on {' '.join(options.flags)}: {error}") from error
-    for name, instead in _REFUSED.items():
+    for name, instead in REFUSED.items():
         if getattr(parsed, name) != getattr(default, name):
             raise EngineFlagError(f"--{name.replace('_', '-')}: {instead}")
     parsed.model = options.model  # at once: without a network, vLLM looks for whatever model this names

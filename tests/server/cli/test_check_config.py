@@ -65,6 +65,17 @@ def test_guards_that_cannot_be_served_together_are_said_once(
     assert err.count("interventions that change what it reads (na-0, na-1, na-2, na-3, na-4), wanted at most 4") == 1
 
 
+def test_a_model_folder_that_is_not_there_is_an_error_as_at_the_start(
+    served: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (tmp_path / "none", served[0] / "config.json"):
+        status, out, err = checked(capsys, "--model", str(model), "--artifacts", str(served[1]))
+        assert (status, "serve would start" in out) == (1, False)
+        assert f"{model}: got " in err
+    status, out, _ = checked(capsys, "--model", "organisation/name", "--artifacts", str(served[1]))
+    assert (status, "organisation/name: is no folder here" in out) == (0, True), "the control: the hub may have it"
+
+
 def test_wrong_settings_are_all_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = checked(capsys, "--port", "70000", "--max-running", "0")
     assert (status, out) == (1, "")

@@ -12,7 +12,7 @@ import pytest
 from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Rule
 from server.auth import Role, new_key
-from server.cli.main import main
+from server.cli.main import build_parser, main
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
 from tests.server.harness import keys_file, listening
@@ -92,11 +92,14 @@ async def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     for url in ("http://127.0.0.1:9", "nonsense"):
         told = await said(capsys, "list", "--url", url, status=1)
         assert f"{url}: no skillguard server answers there" in told
+        assert "start one with `skillguard serve`" in told
 
 
-def test_no_flag_takes_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [("guards", "list"), ("inspect", "http://x"), ("evaluate", "--output=x")])
+def test_no_flag_takes_a_key(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """Its value would stand in the list of processes."""
     for flag in ("--key", "--api-key"):
         with pytest.raises(SystemExit):
-            main(["guards", "list", flag, "sk-x"])
+            build_parser().parse_args([*command, flag, "sk-x"])
         assert "unrecognized arguments" in capsys.readouterr().err
+    assert build_parser().parse_args([*command, "--key-file", "key"]).key_file == Path("key"), "the control"

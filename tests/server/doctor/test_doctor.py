@@ -95,6 +95,13 @@ def test_nothing_proved_is_not_sound() -> None:
     assert not Report("embedded", [Finding("device", Outcome.TOLD, "none")]).sound
 
 
+def test_a_report_that_cannot_be_written_is_said_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--report", str(tmp_path / "none" / "report.json")]) == 1
+    assert "got no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.real
 def test_the_exit_status_says_it(
     sound: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

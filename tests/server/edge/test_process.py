@@ -13,10 +13,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from benchmarks.serving import ROOT, await_address, in_banner
+from server.app import create_app
+from server.config import ServerConfig
 from server.edge.connections import Bounds, Connections
-from server.edge.serving import DescriptorWatch, fit_descriptors
+from server.edge.serving import DescriptorWatch, fit_descriptors, make_server
+from server.engines.scripted.engine import ScriptedEngine
+from server.errors import ConfigError
 from tests.server.edge.serving import POST, TIMEOUT_SECONDS, post, rest_of, status_of
 
 DESCRIPTORS = 300
@@ -105,6 +110,14 @@ def test_a_process_that_hangs_is_ended() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     assert (ended.returncode, "did not stop within 0.05 seconds" in ended.stderr) == (1, True)
+
+
+def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = ServerConfig(port=taken.getsockname()[1])
+        server = make_server(create_app(ScriptedEngine(), config), config)
+        with pytest.raises(ConfigError, match=f"port {config.port}: address already in use; .* another `host`"):
+            uvloop.run(server.serve())
 
 
 @pytest.fixture
