@@ -53,20 +53,24 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Variant:
-    """How vLLM runs the model. `proof` names the count of `Seen` that shows it; `answers` compares whole answers."""
+    """How vLLM runs the model: split over ranks by a flag, or whole.
+
+    `proof` names the count of `Seen` that shows it; `answers` compares whole answers.
+    """
 
     flags: tuple[str, ...] = ()
-    ranks: int = 1
+    split: str | None = None
     twice: bool = False
     proof: str | None = None
     answers: int = 0
 
 
+BY_HEADS = "--tensor-parallel-size"
 VARIANTS: Mapping[str, Variant] = {
     "compiled": Variant(),
     "eager": Variant(("--enforce-eager",)),
-    "tensor parallel 2": Variant(("--tensor-parallel-size", "2"), ranks=2),
-    "pipeline parallel 2": Variant(("--pipeline-parallel-size", "2"), ranks=2),
+    "tensor parallel": Variant(split=BY_HEADS),
+    "pipeline parallel": Variant(split="--pipeline-parallel-size"),
     "chunks of 16 tokens": Variant(("--max-num-batched-tokens", "16", "--max-num-seqs", "4")),
     "prefix cached": Variant(("--block-size", "32"), twice=True, proof="cached_tokens"),
     "preempted": Variant(
@@ -103,6 +107,13 @@ class Readings:
 
     scores: list[dict[str, GuardScore]]
     answers: list[Answer] = field(default_factory=list)
+
+
+def ranks_of(variant: Variant, heads: int) -> int:
+    """Two where the model can be split so, and over its attention heads the least number that divides them."""
+    if variant.split is None:
+        return 1
+    return next(n for n in range(2, heads + 1) if heads % n == 0) if variant.split == BY_HEADS else 2
 
 
 def read_prompts(data: Path, codec: TextCodec, count: int) -> list[Ids]:
@@ -255,14 +266,15 @@ def bound_cores(ranks: int) -> Iterator[None]:
 
 
 async def on_vllm(
-    model: Path, artifacts: Sequence[Path], prompts: Sequence[Ids], variant: Variant
+    model: Path, artifacts: Sequence[Path], prompts: Sequence[Ids], variant: Variant, ranks: int
 ) -> tuple[Readings, dict[str, int]]:
     """Readings of one variant, and its proof. Raises when it did not do what it is named for."""
     from server.engines.vllm.engine import VllmEngine
 
     seen = Seen()
-    options = VllmOptions(model=str(model), artifacts=tuple(artifacts), flags=(*COMMON_FLAGS, *variant.flags))
-    with watched(seen) if variant.proof else nullcontext(), bound_cores(variant.ranks):
+    split = (variant.split, str(ranks)) if variant.split else ()
+    options = VllmOptions(model=str(model), artifacts=tuple(artifacts), flags=(*COMMON_FLAGS, *variant.flags, *split))
+    with watched(seen) if variant.proof else nullcontext(), bound_cores(ranks):
         readings = await read(VllmEngine(options), prompts, variant)
     if variant.proof is None:
         return readings, {}
@@ -282,7 +294,8 @@ async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     detectors = [name for name, kind in kinds.items() if kind is GuardKind.DETECTOR]
     sets = [detectors] if detectors else []
     sets += [[name] for name, kind in kinds.items() if kind is not GuardKind.DETECTOR]
-    prompts = read_prompts(args.data, load_model(args.model, "cpu", DTYPE).codec, args.prompts)
+    loaded = load_model(args.model, "cpu", DTYPE)
+    prompts = read_prompts(args.data, loaded.codec, args.prompts)
     rows: list[dict[str, Any]] = []
     for names in sets:
         artifacts, drifts = [folders[name] for name in names], {name: guards[name].method.drift for name in names}
@@ -293,14 +306,16 @@ async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         wanted: list[Answer] = []
         for name in args.variants:
             variant = VARIANTS[name]
+            ranks = ranks_of(variant, loaded.model.config.num_attention_heads)
+            label = f"{name} {ranks}" if variant.split else name
             if variant.answers and not wanted:
                 wanted = (await read(EmbeddedEngine(embedded()), prompts, variant)).answers
-            live, proof = await on_vllm(args.model, artifacts, prompts, variant)
+            live, proof = await on_vllm(args.model, artifacts, prompts, variant, ranks)
             if variant.answers:
                 found = compare_answers(wanted, live.answers, drifts)
             else:
                 found = compare(reference.scores, live.scores, args.margin, drifts)
-            rows += [{"variant": name, **row, **proof} for row in found]
+            rows += [{"variant": label, **row, **proof} for row in found]
             for row in rows[-len(found) :]:
                 print(row, flush=True)
     return rows
