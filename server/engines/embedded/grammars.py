@@ -15,9 +15,8 @@ from guards.model.encoding import TextCodec
 from server.engines.base import Grammar
 from server.engines.embedded.dialects import to_llguidance
 from server.engines.errors import InvalidOptionError
+from server.engines.grammars import KEPT
 
-KEPT = 32
-"""Compiled grammars: a request's is compiled where that holds nobody up, and taken again when its answers start."""
 _NOTHING = "NoExtension"
 """llguidance's word for a beginning that nothing can follow."""
 
