@@ -17,7 +17,7 @@ from server.combinations import combined
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
 from server.engines.errors import EngineBusyError
-from server.errors import AuditError, ChangeRefusedError, NotReadyError
+from server.errors import AuditError, ChangeRefusedError, NotReadyError, UnverifiedError
 from server.keyring import KeysFile
 from server.policies import default_policy, require_known, require_shadowable, require_tenants, shadowed, tenant_policy
 
@@ -249,6 +249,13 @@ class Readiness:
         if not self.ready:
             raise self._refusal()
         return self.require_running()
+
+    def require_agreement(self) -> None:
+        """For whatever is about to go out. Raises UnverifiedError once guards were found not to agree: what began under
+        them ends too.
+        """
+        if self.phase is Phase.FAILED:
+            raise UnverifiedError(f"the server was closed while this ran: {self.failure}")
 
     def _refusal(self) -> NotReadyError:
         match self.phase:

@@ -7,6 +7,10 @@ that compiles them, which ends the server for everybody; and a long pattern hold
 from server.engines.base import Grammar
 from server.engines.errors import InvalidOptionError
 
+KEPT = 32
+"""Options of late requests in the form that an engine needs: what takes long to make is made by `prepare`, where that
+holds nobody up, and taken again when the answers start.
+"""
 MAX_CHARACTERS = 1 << 16
 MAX_DEPTH = 500
 """Open brackets of any kind. Brackets in plain strings count too, so this is far above what schemas need."""

@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -52,7 +52,7 @@ from server.engines.errors import (
     PromptTooLongError,
     UnsupportedOptionError,
 )
-from server.engines.grammars import require_bounded
+from server.engines.grammars import KEPT, require_bounded
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
@@ -103,6 +103,7 @@ class GuardedEngine(ABC):
         self._probes = 0
         self._canary_room: dict[str, float] = {}
         """By guard, of the last verification."""
+        self._encoded_words = lru_cache(maxsize=KEPT)(self._encode_words)
 
     @property
     def info(self) -> EngineInfo:
@@ -347,14 +348,17 @@ class GuardedEngine(ABC):
     def _require_grammar(self, sampling: Sampling) -> None:
         """Raises InvalidOptionError where this engine cannot keep the grammar, which is not None."""
 
-    def _bad_word_ids(self, sampling: Sampling) -> list[tuple[int, ...]]:
+    def _bad_word_ids(self, sampling: Sampling) -> tuple[tuple[int, ...], ...]:
         """The tokens of each bad word at an answer's start and after a space, as vLLM takes them.
 
         Raises InvalidOptionError for a word without tokens, or for more of them than MAX_BAD_WORDS.
         """
         _require_few(len(sampling.bad_words))  # before any is encoded
+        return self._encoded_words(sampling.bad_words)
+
+    def _encode_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         found: list[tuple[int, ...]] = []
-        for word in sampling.bad_words:
+        for word in words:
             plain, spaced = (self._codec.encode_part(space + word.lstrip()) for space in ("", " "))
             if not plain:
                 raise InvalidOptionError("every word should have at least one token", "bad_words")
@@ -362,7 +366,7 @@ class GuardedEngine(ABC):
             if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
                 found.append(spaced)
         _require_few(len(found))
-        return found
+        return tuple(found)
 
     def _require_known(self, token_ids: Sequence[int]) -> None:
         wrong = [token for token in token_ids if not 0 <= token < self._vocabulary]

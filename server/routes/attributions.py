@@ -39,6 +39,7 @@ async def attributions(
     policy = running.policy_for(caller)
     tracing = engine.trace(prompt, f"trace-{secrets.token_hex(16)}", policy)
     traces = {each.guard: each.parts for each in await while_connected(request.receive, tracing)}
+    services.readiness.require_agreement()
     return {
         "object": "list",
         "model": running.info.model,

@@ -65,6 +65,7 @@ async def checked(
     policy = running.policy_for(caller)
     check = services.engine.check(prompt, f"check-{secrets.token_hex(16)}", policy)
     scores = await while_connected(request.receive, check)
+    services.readiness.require_agreement()
     found = judged(running.info.guards, scores, policy)
     await services.audit.checked(context.asked, policy, [(hit, [0]) for hit in hits_of(found, policy)])
     return found

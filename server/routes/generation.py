@@ -238,6 +238,7 @@ async def _respond(
                 running -= 1
                 if not running:  # a slow reader of a stream holds up no reload
                     context.leave()
+            services.readiness.require_agreement()
 
         return observe
 

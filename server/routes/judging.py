@@ -65,6 +65,7 @@ async def _judged(
 
         async def observe(event: Event) -> None:
             measure(event)
+            services.readiness.require_agreement()
 
         return observe
 

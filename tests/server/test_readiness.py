@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from guards.errors import ArtifactMismatchError
+from server.engines.base import Chunk, Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
-from server.engines.scripted.scripts import guard
+from server.engines.scripted.scripts import Script, guard, score
 from server.readiness import Phase, unverified
 from tests.server.harness import (
     CHAT,
@@ -14,6 +15,7 @@ from tests.server.harness import (
     COMPLETIONS,
     GUARDRAIL,
     MODERATIONS,
+    Exchange,
     Served,
     chat,
     completion,
@@ -126,3 +128,53 @@ async def test_engine_is_stopped_with_the_app() -> None:
     async with serving(engine, settled=False):
         pass
     assert engine.stops == 1
+
+
+AGREES = pytest.mark.parametrize("agrees", [True, False])
+WHOLE = Finish(FinishReason.STOP, 0, 2, verified=True, prompt_scores=(score(guard()),))
+
+
+async def _checked_again(served: Served, *, agrees: bool) -> None:
+    """As on schedule, while something runs."""
+    if not agrees:
+        served.engine.verification = {"demo": "canary 0: got another score"}
+    await served.readiness.check_again()
+    assert served.readiness.ready is agrees
+
+
+@AGREES
+@pytest.mark.parametrize(("path", "body"), MODEL_ROUTES)
+async def test_what_runs_ends_where_guards_no_longer_agree(path: str, body: dict[str, object], agrees: bool) -> None:
+    """Nobody is told what guards let out, or judged, that were found broken before it was done."""
+    more = asyncio.Event()
+    engine = ScriptedEngine([Script((more, Chunk("Take", 1), Chunk(" eggs", 1), WHOLE))])
+    engine.may_check.clear()
+    async with serving(engine) as served:
+        asked = asyncio.create_task(served.post(path, body))
+        while not engine.submitted and not engine.checked:
+            await asyncio.sleep(0)
+        await _checked_again(served, agrees=agrees)
+        more.set()
+        engine.may_check.set()
+        got = await asked
+    assert got.status_code == (200 if agrees else 500)
+    assert agrees or got.json()["error"]["code"] == "guard_error"
+
+
+@AGREES
+async def test_a_stream_that_has_begun_ends_where_guards_no_longer_agree(agrees: bool) -> None:
+    more = asyncio.Event()
+    engine = ScriptedEngine([Script((Chunk("Take", 1), more, Chunk(" eggs", 1), WHOLE))])
+    async with serving(engine) as served:
+        exchange = Exchange.of(served.app, CHAT, chat(stream=True))
+        running = asyncio.create_task(exchange.run())
+        began = str(await exchange.next_data())
+        assert "Take" in began
+        await _checked_again(served, agrees=agrees)
+        more.set()
+        await running
+        rest = "".join(exchange.sent.get_nowait()["body"].decode() for _ in range(exchange.sent.qsize()))
+        assert engine.cancelled == ([] if agrees else [engine.submitted[0].request_id])
+    assert ("eggs" in rest) is agrees
+    assert ("[DONE]" in rest) is agrees
+    assert ("guard_error" in rest) is not agrees

@@ -15,9 +15,12 @@ from guards.model.encoding import TextCodec
 from server.engines.base import Grammar
 from server.engines.embedded.dialects import to_llguidance
 from server.engines.errors import InvalidOptionError
+from server.engines.grammars import KEPT
 
-KEPT = 32
-"""Compiled grammars: a request's is compiled where that holds nobody up, and taken again when its answers start."""
+MOST_ITEMS = 10_000
+"""Steps of the parser for one token, a fifth of what llguidance takes by itself: the batch of everybody waits for them.
+Schemas need some hundred; a grammar of many ways to read one text takes a third of a second where nothing ends it.
+"""
 _NOTHING = "NoExtension"
 """llguidance's word for a beginning that nothing can follow."""
 
@@ -82,7 +85,7 @@ class Grammars:
 
         tokens = self._tokenizer()
         try:
-            limits = llguidance.LLParserLimits(verbose_errors=False)
+            limits = llguidance.LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
             matcher = llguidance.LLMatcher(tokens, to_llguidance(grammar), log_level=0, limits=limits)
             matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
             said = matcher.get_error()

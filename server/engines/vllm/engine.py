@@ -17,10 +17,8 @@ from typing import Any
 import torch
 import vllm
 from prometheus_client import Metric
-from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
@@ -31,19 +29,16 @@ from guards.contract.columns import Columns
 from guards.core.policy import Policy
 from guards.core.verdict import Verdict
 from guards.errors import AttachError, UnsupportedModelError
-from guards.inside.vllm.events import POLICY, STOP_REASON, PromptReport, load_acted, load_prompt, load_report
+from guards.inside.vllm.events import STOP_REASON, PromptReport, load_acted, load_prompt, load_report
 from guards.methods.loaded import LoadedGuard
 from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.weights import WeightFiles
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
-    ALL_OPTIONS,
     HONOURED,
     EngineInfo,
     EngineRequest,
     FinishReason,
-    Grammar,
-    GrammarKind,
     Load,
     PromptToken,
     RankedToken,
@@ -53,13 +48,14 @@ from server.engines.base import (
     ToolPlan,
 )
 from server.engines.defaults import read_defaults
-from server.engines.errors import EngineError, EngineStoppedError, InvalidOptionError
+from server.engines.errors import EngineError, EngineStoppedError
 from server.engines.guarded import GuardedEngine, Offer
 from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import launch, live_identity, make_config
+from server.engines.vllm.sampling import Grammars, refused, sampling_params, take_prepared
 from server.engines.vllm.tools import VllmTools
 
 _WORKER = "guards.inside.vllm.worker.GuardedWorker"
@@ -116,7 +112,8 @@ class VllmEngine(GuardedEngine):
         self._max_running = int(config.scheduler_config.max_num_seqs)
         self._capacity = self._max_running + self._options.max_waiting
         self._defaults = _defaults(config.model_config)
-        self._model_config, self._structured_config = config.model_config, config.structured_outputs_config
+        model, structured, tokenizer = config.model_config, config.structured_outputs_config, self._codec.tokenizer
+        self._grammars = Grammars(lambda parameters: parameters.verify(model, None, structured, tokenizer))
         return config
 
     async def _take_over(self, llm: AsyncLLM, identity: ModelIdentity, config: Any) -> None:
@@ -273,11 +270,13 @@ class VllmEngine(GuardedEngine):
             prepared = llm.input_processor.process_inputs(
                 request.request_id,
                 tokens_input(list(request.prompt_token_ids), cache_salt=self._cache_salt(request.policy)),
-                _sampling_params(request.sampling, request.policy),
+                sampling_params(request.sampling, request.policy),
                 self._tasks,
             )
         except (ValueError, VLLMClientError) as error:
-            raise _refused(error, request.sampling) from error
+            raise refused(error, "sampling") from error
+        words = self._bad_word_ids(request.sampling)
+        take_prepared(prepared.sampling_params, request.sampling, words, self._grammars)
         close = partial(self._close, request.request_id)
         stream = AnswerStream(AnswerState(request), self._codec.tokenizer, self._stop_ids, close)
         self._streams[request.request_id] = stream
@@ -289,11 +288,8 @@ class VllmEngine(GuardedEngine):
         return json.dumps(sorted(off)) if (off := self._columns.switched_off(policy)) else None
 
     def _require_grammar(self, sampling: Sampling) -> None:
-        parameters = _sampling_params(sampling, Policy())
-        try:
-            parameters.verify(self._model_config, None, self._structured_config, self._codec.tokenizer)
-        except (ValueError, VLLMClientError) as error:
-            raise _refused(error, sampling) from error
+        assert sampling.grammar is not None
+        self._grammars.checked(sampling.grammar)
 
     async def _pump(self, llm: AsyncLLM, prepared: Any, stream: AnswerStream) -> None:
         """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
@@ -371,57 +367,3 @@ def _defaults(model_config: Any) -> SamplingDefaults:
     own = model_config.generation_config in ("auto", "vllm")
     most = model_config.override_generation_config.get("max_new_tokens") if own else values.get("max_tokens")
     return read_defaults({**values, "most_tokens": most})
-
-
-def _refused(error: Exception, sampling: Sampling) -> InvalidOptionError:
-    """Of vLLM's own checks. A message may end in the whole value that was refused."""
-    parameter = getattr(error, "parameter", None)
-    if parameter not in ALL_OPTIONS:
-        parameter = "grammar" if sampling.grammar is not None else "sampling"
-    return InvalidOptionError(str(error.args[0] if error.args else error)[:300], parameter)
-
-
-def _sampling_params(sampling: Sampling, policy: Policy) -> SamplingParams:
-    """Stop strings and text are ours, as on every engine; vLLM draws token ids."""
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        logprobs=sampling.logprobs,
-        prompt_logprobs=sampling.prompt_logprobs,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        logit_bias=dict(sampling.logit_bias) or None,
-        allowed_token_ids=list(sampling.allowed_token_ids) or None,
-        bad_words=list(sampling.bad_words) or None,
-        min_tokens=sampling.min_tokens,
-        ignore_eos=sampling.ignore_eos,
-        stop_token_ids=list(sampling.stop_token_ids) or None,
-        structured_outputs=_structured(sampling.grammar),
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args={POLICY: policy.text},
-        skip_clone=True,
-    )
-
-
-def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
-    if grammar is None:
-        return None
-    match grammar.kind:
-        case GrammarKind.JSON_SCHEMA:
-            return StructuredOutputsParams(json=grammar.text)
-        case GrammarKind.JSON_OBJECT:
-            return StructuredOutputsParams(json_object=True)
-        case GrammarKind.REGEX:
-            return StructuredOutputsParams(regex=grammar.text)
-        case GrammarKind.CHOICE:
-            return StructuredOutputsParams(choice=json.loads(grammar.text))
-        case GrammarKind.EBNF:
-            return StructuredOutputsParams(grammar=grammar.text)
-        case GrammarKind.STRUCTURAL_TAG:
-            return StructuredOutputsParams(structural_tag=grammar.text)

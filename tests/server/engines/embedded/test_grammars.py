@@ -9,6 +9,7 @@ import torch
 from guards.model.encoding import TextCodec
 from guards.model.folder import load_tokenizer
 from server.engines.base import Grammar, GrammarKind
+from server.engines.embedded import grammars as compiler
 from server.engines.embedded.dialects import closed
 from server.engines.embedded.grammars import Grammars, Match
 from server.engines.errors import InvalidOptionError
@@ -202,3 +203,23 @@ def test_objects_are_closed_where_no_part_rules_another_out() -> None:
     apart: object
     for apart in ({"allOf": [{"properties": {}}, {}]}, {"properties": {}, "$ref": "#"}, True, {"anyOf": [{}]}):
         assert closed(json.loads(json.dumps(apart))) == apart
+
+
+LETTERS = " | ".join(f'"{each}"' for each in "aeinsrtol")
+AMBIGUOUS = Grammar(GrammarKind.EBNF, f'start: s\ns: s s | s s s | "" | {LETTERS}')
+
+
+def test_a_grammar_of_many_readings_ends_its_own_answer(codec: TextCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token would take long, in the thread that draws everybody's."""
+    (letter,) = codec.encode_part("a")
+
+    def go_on() -> None:
+        match = Grammars(codec, V, frozenset({END})).match(AMBIGUOUS, frozenset({END}))
+        for _ in range(3):
+            match.constrain(torch.zeros(V))
+            match.accept(letter)
+
+    with pytest.raises(ValueError, match=r"cannot be followed: .*Too many items"):
+        go_on()
+    monkeypatch.setattr(compiler, "MOST_ITEMS", 50_000)
+    go_on()  # the control: by llguidance's own limit it goes on

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from guards.model.encoding import TextCodec
-from server.engines.base import FinishReason, Grammar, GrammarKind
+from server.engines.base import EngineRequest, FinishReason, Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
 from tests.server.engines.hostile import INVALID, refused
 from tests.server.engines.vllm.live import OTHERS, Live, embedded, greedy, live
@@ -47,3 +47,26 @@ def test_bad_words_are_counted_before_they_are_encoded(engine: Live, monkeypatch
     assert encoded == []
     engine.engine.prepare(greedy(bad_words=("word",)))
     assert encoded, "positive control"
+
+
+def test_what_takes_long_is_done_before_answers_begin(engine: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`submit` is on the event loop, once for each of a request's answers."""
+    encoded: list[str] = []
+    encode = TextCodec.encode_part
+
+    def counted(codec: TextCodec, text: str) -> tuple[int, ...]:
+        encoded.append(text)
+        return encode(codec, text)
+
+    monkeypatch.setattr(TextCodec, "encode_part", counted)
+    sampling = greedy(bad_words=("one", "two"))
+    engine.engine.prepare(sampling)
+    assert encoded, "positive control"
+    encoded.clear()
+
+    async def submit() -> None:
+        for name in ("first", "second"):
+            await engine.engine.submit(EngineRequest(name, engine.chat(OTHERS[0]), sampling)).aclose()
+
+    engine.wait(submit())
+    assert encoded == []
