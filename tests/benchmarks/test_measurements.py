@@ -98,7 +98,7 @@ CHANGES = [
     (TRANSFER, _change("log_auroc", detector="spans", forget="code", test="not calibrated"), {PAGE, README}),
     (ROBUSTNESS, _change("recall", detector="cube", test="mbpp/typos", role="forget"), {PAGE}),
     (ROBUSTNESS, _change("recall", detector="spans", test="gsm8k/typos", role="forget"), {PAGE, README}),
-    ("parity.realtext5m", _change("max_relative_score_difference", variant="eager", guard="ksd-code"), {PAGE}),
+    ("parity.smollm2", _change("max_relative_score_difference", variant="eager", guard="ksd-code"), {PAGE}),
     ("overhead", _change("ratio", guards="neuron adjust 3 %", workload="decode"), {PAGE, README}),
     ("overhead", lambda found: found["environment"].update(commit="0000000"), {PAGE}),
 ]
