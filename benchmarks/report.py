@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -34,7 +35,7 @@ def _shown(argument: str) -> str:
 def _write(path: Path, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
     module = sys.modules["__main__"].__spec__
     name = module.name.removesuffix(".__main__") if module else f"benchmarks.{path.name.split('.')[0]}"
-    command = " ".join(["python -m", name, *map(_shown, sys.argv[1:])])
+    command = shlex.join(["python", "-m", name, *map(_shown, sys.argv[1:])])
     record = {"command": command, "environment": environment(), **more, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -119,3 +119,11 @@ def test_overhead_goes_on_where_the_settings_are_the_same(tmp_path: Path, monkey
     assert [row["guards"] for row in found["rows"]] == [row for row in ROWS if row != FIRES]
     assert found["abstained"]["guards"] == FIRES
     assert not any("of" in row for row in found["rows"])
+
+
+def test_a_published_command_can_be_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["x", "--variants", "prefix cached", "--cells", "xquad-??", "--model", "/tmp/m"])
+    report.publish("parity", [])
+    command = json.loads((tmp_path / "parity.json").read_text())["command"]
+    assert command.endswith("--variants 'prefix cached' --cells 'xquad-??' --model .../m")
