@@ -16,7 +16,6 @@ from server.auth import Caller
 from server.combinations import combined
 from server.coverage import accepted
 from server.engines.base import Engine, EngineInfo, GuardInfo
-from server.engines.errors import EngineBusyError
 from server.errors import AuditError, ChangeRefusedError, NotReadyError, UnverifiedError
 from server.keyring import KeysFile
 from server.policies import default_policy, require_known, require_shadowable, require_tenants, shadowed, tenant_policy
@@ -107,9 +106,6 @@ class Readiness:
     async def _check_again(self) -> None:
         try:
             reasons = unverified(await self._engine.verify(), info := self._engine.info)
-        except EngineBusyError:
-            logger.warning("the queue is full: the guards' canaries wait for the next time")
-            return
         except Exception as error:
             logger.exception("the guards could not be verified again")
             self._fail(f"{type(error).__name__}: {error}")

@@ -144,6 +144,7 @@ class EngineRequest:
     `policy` says how every guard judges it; a guard that is missing there is under its default rule.
     `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
     `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.
+    `queued_always`: it is let in though the queue is full. Of canaries, which no load may put off.
     """
 
     request_id: str
@@ -152,6 +153,7 @@ class EngineRequest:
     policy: Policy = field(default_factory=Policy)
     special_tokens: bool = False
     keeps_places: bool = False
+    queued_always: bool = False
 
 
 @dataclass(frozen=True)

@@ -225,8 +225,11 @@ class GuardedEngine(ABC):
     async def read(
         self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
     ) -> Mapping[str, GuardReading]:
-        """One forward pass over a prompt: every guard's reading at its last token, and the score of each part."""
-        answer = await self._probe(prompt_token_ids, request_id, policy)
+        """One forward pass over a prompt: every guard's reading at its last token, and the score of each part.
+
+        Not for callers: a full queue does not refuse it.
+        """
+        answer = await self._probe(prompt_token_ids, request_id, policy, queued_always=True)
         return {name: answer.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(
@@ -256,7 +259,13 @@ class GuardedEngine(ABC):
         )
 
     async def _probe(
-        self, token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, keeps_places: bool = False
+        self,
+        token_ids: tuple[int, ...],
+        request_id: str,
+        policy: Policy = NO_RULES,
+        *,
+        keeps_places: bool = False,
+        queued_always: bool = False,
     ) -> AnswerState:
         """One forward pass over a prompt under a policy's taus, in shadow mode; what it draws is thrown away."""
         rules = policy.over(self._rules).rules  # an intervention that is off stays so: the caller gets that model
@@ -266,7 +275,11 @@ class GuardedEngine(ABC):
         request_id = f"{request_id}-{self._probes}"
         finish = None
         sampling = Sampling(max_tokens=1, temperature=0, prompt_logprobs=0 if keeps_places else None)
-        stream = self.submit(EngineRequest(request_id, token_ids, sampling, shadow, keeps_places=keeps_places))
+        stream = self.submit(
+            EngineRequest(
+                request_id, token_ids, sampling, shadow, keeps_places=keeps_places, queued_always=queued_always
+            )
+        )
         answer = stream.answer
         try:
             async for event in stream:
@@ -386,7 +399,7 @@ class GuardedEngine(ABC):
                 f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "
                 f"{prompt + request.sampling.max_tokens}; wanted at most {self._max_tokens}: shorten one of them"
             )
-        if len(self._streams) >= self._capacity:
+        if len(self._streams) >= self._capacity and not request.queued_always:
             raise EngineBusyError(f"got {self._capacity} requests already, the queue is full: try again")
         if request.request_id in self._streams:
             raise EngineError(f"request id {request.request_id!r} is in use")

@@ -5,7 +5,6 @@ Suffix: V vocabulary.
 
 import threading
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from guards.model.encoding import TextCodec
 from server.engines.base import Grammar
 from server.engines.embedded.dialects import to_llguidance
 from server.engines.errors import InvalidOptionError
-from server.engines.grammars import KEPT
+from server.engines.grammars import Compiled
 
 MOST_ITEMS = 10_000
 """Steps of the parser for one token, a fifth of what llguidance takes by itself: the batch of everybody waits for them.
@@ -69,7 +68,7 @@ class Grammars:
         self._codec, self._vocabulary, self._stop_ids = codec, vocabulary, stop_ids
         self._lock = threading.Lock()
         self._tokens: Any = None
-        self._compiled = lru_cache(maxsize=KEPT)(self._compile)
+        self._compiled = Compiled(self._compile)
 
     def check(self, grammar: Grammar) -> None:
         """Raises InvalidOptionError where it cannot be kept in full, or is none."""

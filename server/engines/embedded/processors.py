@@ -12,7 +12,6 @@ from transformers import (
     LogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TopKLogitsWarper,
 )
@@ -55,6 +54,29 @@ class TokenBiases(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.index_add(1, self._ids, self._biases.to(scores.dtype)[None])
+
+
+class BadWords(LogitsProcessor):  # type: ignore[misc]
+    """No word's last token behind its others. transformers' own compares word by word in Python at every token.
+
+    Suffixes: W words, P tokens of the longest but its last.
+    """
+
+    _ANY, _NONE = -1, -2
+
+    def __init__(self, words: Sequence[Sequence[int]], device: torch.device) -> None:
+        most = max(map(len, words)) - 1
+        before = [[self._ANY] * (most - len(word) + 1) + list(word[:-1]) for word in words]
+        self._before_WP = torch.tensor(before, dtype=torch.int64, device=device).view(len(words), most)
+        self._last_W = torch.tensor([word[-1] for word in words], dtype=torch.int64, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        most = self._before_WP.shape[1]
+        drawn_L = torch.nn.functional.pad(input_ids[0], (most, 0), value=self._NONE)
+        tail_P = drawn_L[len(drawn_L) - most :]
+        completed_W = ((self._before_WP == tail_P) | (self._before_WP == self._ANY)).all(dim=1)
+        ruled_out_W = torch.zeros_like(self._last_W, dtype=scores.dtype).masked_fill_(completed_W, -torch.inf)
+        return scores.index_add(1, self._last_W, ruled_out_W[None])
 
 
 class Steering:
@@ -144,7 +166,7 @@ def _processors(sampling: Sampling, bad_words: Sequence[Sequence[int]], device: 
     if sampling.allowed_token_ids:
         found.append(AllowedTokens(sampling.allowed_token_ids))
     if bad_words:
-        found.append(NoBadWordsLogitsProcessor([list(word) for word in bad_words]))
+        found.append(BadWords(bad_words, device))
     if sampling.logit_bias:
         found.append(TokenBiases(sampling.logit_bias, device))
     return found

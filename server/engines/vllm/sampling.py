@@ -6,7 +6,6 @@ are done once, by `Engine.prepare` and beside the event loop; answers are given 
 
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
@@ -16,7 +15,7 @@ from guards.core.policy import Policy
 from guards.inside.vllm.events import POLICY
 from server.engines.base import ALL_OPTIONS, Grammar, GrammarKind, Sampling
 from server.engines.errors import InvalidOptionError
-from server.engines.grammars import KEPT
+from server.engines.grammars import Compiled
 
 
 class Grammars:
@@ -25,7 +24,7 @@ class Grammars:
     def __init__(self, verify: Callable[[SamplingParams], None]) -> None:
         """`verify`: vLLM's check, which also writes down by which compiler the grammar is for."""
         self._verify = verify
-        self._checked = lru_cache(maxsize=KEPT)(self._check)
+        self._checked = Compiled(self._check)
 
     def checked(self, grammar: Grammar) -> StructuredOutputsParams:
         """As a request takes it to vLLM. Raises InvalidOptionError where vLLM does not take it."""

@@ -1,12 +1,14 @@
 """What options do to one row's logits, by hand-made numbers."""
 
+import random
 from typing import Any
 
 import pytest
 import torch
+from transformers import NoBadWordsLogitsProcessor
 
 from server.engines.base import EngineRequest, Sampling
-from server.engines.embedded.processors import Steering, draw_token, steers
+from server.engines.embedded.processors import BadWords, Steering, draw_token, steers
 
 V, NONE = 8, -torch.inf
 LOGITS = torch.tensor([2.0, -2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 4.0])
@@ -44,6 +46,16 @@ def test_what_may_come_next() -> None:
     assert adjusted((), words) == but(t7=NONE), "what the prompt ends in begins no word"
     assert adjusted((4, 2), words) == but(t7=NONE, t3=NONE)
     assert adjusted((0, 1), words) == but(t7=NONE, t5=NONE)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 5])
+def test_bad_words_are_those_of_transformers(longest: int) -> None:
+    rng = random.Random(longest)
+    for length in (0, 1, 2, 3, 9):
+        words = [[rng.randrange(3) for _ in range(rng.randint(1, longest))] for _ in range(12)]
+        ids = torch.tensor([[rng.randrange(3) for _ in range(length)]], dtype=torch.int64)
+        wanted = NoBadWordsLogitsProcessor(words)(ids, LOGITS[None])
+        assert torch.equal(BadWords(words, torch.device("cpu"))(ids, LOGITS[None]), wanted)
 
 
 def test_a_least_length() -> None:

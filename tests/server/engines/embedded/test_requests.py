@@ -58,6 +58,7 @@ def test_a_full_queue_and_impossible_requests_are_refused_at_once(served: Served
         held = [submit("a", retain_prompt(0)), submit("b", retain_prompt(1))]
         with pytest.raises(EngineBusyError, match="queue is full"):
             submit("c", retain_prompt(2))
+        assert set((await engine.verify()).values()) == {None}, "canaries are asked all the same"
         for stream in held:
             await stream.aclose()
         assert (await ask(engine, retain_prompt(2))).finish.verified

@@ -3,6 +3,7 @@
 vLLM reads requests here as it does when it serves; it does not start.
 """
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from guards.core.policy import Policy
 from server.engines.base import Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
+from server.engines.grammars import KEPT
 from server.engines.options import VllmOptions
 from tests.server.engines.vllm.live import MODEL, SMALL, greedy
 
@@ -70,6 +72,24 @@ def test_a_grammar_is_compiled_once_for_all_answers(reader: Reader, compiled: li
         take_prepared(parameters, sampling, (), reader.engine._grammars)
         assert parameters.structured_outputs.json == SCHEMA.text
     assert len(compiled) == 1
+
+
+def test_however_many_grammars_wait_none_is_compiled_again(reader: Reader, compiled: list[Any]) -> None:
+    from server.engines.vllm.sampling import sampling_params, take_prepared
+
+    waiting = [greedy(grammar=Grammar(GrammarKind.CHOICE, f'["{index}"]')) for index in range(2 * KEPT)]
+    for sampling in waiting:
+        reader.engine.prepare(sampling)
+    assert len(compiled) == len(waiting), "positive control"
+    for sampling in waiting:
+        take_prepared(sampling_params(sampling, Policy()), sampling, (), reader.engine._grammars)
+    assert len(compiled) == len(waiting)
+    again = greedy(grammar=Grammar(GrammarKind.CHOICE, '["0"]'))
+    waiting.clear()
+    del sampling
+    gc.collect()
+    reader.engine.prepare(again)
+    assert len(compiled) == 2 * KEPT + 1, "what no request has any more is not kept for ever"
 
 
 @pytest.mark.parametrize("asked", [{"grammar": CHOICE}, {"bad_words": WORDS}, {"grammar": CHOICE, "bad_words": WORDS}])
