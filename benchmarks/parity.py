@@ -34,7 +34,7 @@ from benchmarks.prompts.skills import FRAME
 from benchmarks.prompts.splits import XQUAD, Split, data_folder
 from benchmarks.report import publish
 from guards.core.drift import Drift
-from guards.core.verdict import GuardKind, GuardMode
+from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.inside.transformers.loading import load_model
 from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
@@ -165,6 +165,22 @@ async def _answer(engine: Engine, name: str, prompt: Ids) -> Answer:
     raise AssertionError("an answer without an end")
 
 
+def _over_tau(of: GuardScore) -> float:
+    """The score over the tau of the part that decided, which need not be another prompt's."""
+    assert of.tau is not None
+    return of.score / of.tau
+
+
+def _apart(wanted: GuardScore, live: GuardScore) -> float:
+    """How far two scores lie apart, relative to the first, or to its tau where that is larger.
+
+    Where either engine found another part nearer to its tau, what is compared is scores over taus.
+    """
+    if wanted.part != live.part:
+        return abs(_over_tau(live) - _over_tau(wanted))
+    return abs(live.score - wanted.score) / max(abs(wanted.score), wanted.tau or 1e-9)
+
+
 def compare(
     reference: Sequence[Mapping[str, GuardScore]],
     got: Sequence[Mapping[str, GuardScore]],
@@ -175,24 +191,21 @@ def compare(
     rows = []
     for name in reference[0]:
         pairs = [(wanted[name], live[name]) for wanted, live in zip(reference, got, strict=True)]
-        tau = pairs[0][0].tau
-        least = 1e-9 if tau is None else tau
-        difference = max(abs(live.score - wanted.score) / max(abs(wanted.score), least) for wanted, live in pairs)
         row: dict[str, Any] = {"guard": name, "prompts": len(pairs)}
-        if tau is None:
+        if pairs[0][0].tau is None:
             drift = drifts[name]
             near = [abs(live.score - wanted.score) <= drift.of(wanted.score, DTYPE) for wanted, live in pairs]
             row["disagree"] = near.count(False)
             row["within_margin"] = 0
             row["mean_reading"] = round(sum(wanted.score for wanted, _ in pairs) / len(pairs), 2)
         else:
-            near = [abs(wanted.score / tau - 1) <= margin for wanted, _ in pairs]
+            near = [abs(_over_tau(wanted) - 1) <= margin for wanted, _ in pairs]
             differ = [wanted.reading is not live.reading for wanted, live in pairs]
             row["disagree"] = sum(d and not n for d, n in zip(differ, near, strict=True))
             row["within_margin"] = sum(near)
             row["flipped"] = sum(d and n for d, n in zip(differ, near, strict=True))
-            row["fires"] = sum(wanted.score <= tau for wanted, _ in pairs)
-        row["max_relative_score_difference"] = float(f"{difference:.3g}")
+            row["fires"] = sum(wanted.reading is Reading.INSIDE for wanted, _ in pairs)
+        row["max_relative_score_difference"] = float(f"{max(_apart(wanted, live) for wanted, live in pairs):.3g}")
         rows.append(row)
     return rows
 

@@ -23,7 +23,7 @@ from guards.calibration.corpus import (
 from guards.calibration.options import DetectorOptions
 from guards.calibration.sources import Source
 from guards.calibration.statistics import FEW_VECTORS
-from guards.calibration.thresholds import enough_for_cap
+from guards.calibration.thresholds import too_few_for_cap
 from guards.errors import CalibrationError
 
 Options = TypeVar("Options", bound=DetectorOptions)
@@ -104,12 +104,7 @@ def shortages(job: DetectorJob[Options], vectors: int) -> list[str]:
     found = corpus_warnings(job.model, list(job.corpora.values()))
     if vectors < FEW_VECTORS:
         found.append(f"only {vectors} key vectors were fitted, wanted {FEW_VECTORS}: give more forget examples")
-    if not enough_for_cap(retained, cap):
-        found.append(
-            f"{retained} retain examples for the threshold cannot show a false-abstention rate of {cap}: tau was set "
-            "so that none of them fires; give more retain examples"
-        )
-    return found
+    return found + too_few_for_cap(retained, cap, "retain examples")
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -61,6 +61,17 @@ def enough_for_cap(examples: int, cap: float) -> bool:
     return math.floor((examples + 1) * cap + 1e-9) >= 1
 
 
+def too_few_for_cap(examples: int, cap: float, what: str) -> list[str]:
+    """A warning where they are not `enough_for_cap`. `what`: of which kind these retain examples are."""
+    if enough_for_cap(examples, cap):
+        return []
+    least = f"takes {math.ceil(1 / cap - 1 - 1e-9)}" if cap else "no number can"
+    return [
+        f"{examples} {what} for the threshold cannot show a false-abstention rate of {cap}, which {least}; give more "
+        "retain examples"
+    ]
+
+
 def margin(forget_E: Tensor, bound: float, *, recall: float) -> float:
     """Log of `bound`, the largest tau allowed, over the smallest the recall needs; negative when both cannot be had."""
     return math.log(max(bound, TINY) / max(conformal_tau(forget_E, recall), TINY))

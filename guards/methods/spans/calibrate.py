@@ -25,7 +25,7 @@ from guards.calibration.sides import Advance, progress_bar
 from guards.calibration.sources import Source
 from guards.calibration.statistics import auroc
 from guards.calibration.surroundings import Kind
-from guards.calibration.thresholds import MIN_RECALL, rate_of
+from guards.calibration.thresholds import MIN_RECALL, rate_of, too_few_for_cap
 from guards.contract.turns import Turns
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError
@@ -168,8 +168,10 @@ def _warnings(
     if answers is None and options.scope is not Scope.PROMPT:
         found.append(
             'answers are not judged by taus of their own: that needs `answers` above 0, the frame "chat" first, a '
-            "chat template whose special tokens tell answers from questions, and a model that answers"
+            "chat template whose special tokens tell answers from questions, and a model that answers both sides"
         )
+    if answers is not None:
+        found += too_few_for_cap(answers.retained, options.max_false_abstention, "answers to retain examples")
     for of, what in ((one, "prompts"), (answers, "answers")):
         if of is not None and of.margin < 1:
             found.append(
@@ -261,12 +263,13 @@ def calibrate_by(
     candidates = tuple(Candidate(each.terms, accumulation(each, written=False)) for each in tried)
     chosen = best(candidates)
     direction = tried[candidates.index(chosen)]
-    answers = accumulation(direction, written=True) if any(map(_is_answer, held.examples)) else None
+    answering = {each.side for each in threshold.examples if _is_answer(each)} == {*SIDES}
+    answers = accumulation(direction, written=True) if answering else None
     of_prompts = judgements(chosen.accumulation, options.placement)
     of_answers = () if answers is None else judgements(answers, options.placement)
 
     reported = held.of(lambda each: each.share is Share.REPORT).under(direction.share_C)
-    asked, written = reported.of(_is_prompt), reported.of(_is_answer)
+    asked, written = reported.of(_is_prompt), reported.of(lambda each: answers is not None and _is_answer(each))
     prompt_margins, answer_margins = asked.margins(of_prompts), written.margins(of_answers) if of_answers else []
     margin_E = torch.stack([*(each_T[-1] for each_T in prompt_margins), *(each_T.amax() for each_T in answer_margins)])
     innocent = asked.of(lambda each: each.side == "retain")

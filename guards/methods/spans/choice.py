@@ -15,6 +15,7 @@ from guards.calibration.options import PlacementName
 from guards.calibration.thresholds import below, false_abstention_bound, tolerated
 from guards.contract.spans import Rise
 from guards.contract.turns import Turns
+from guards.errors import CalibrationError
 from guards.methods.spans.examples import Example
 from guards.methods.spans.guard import Judgement, LayerWeights, Strategy
 from guards.methods.spans.options import SpanOptions
@@ -29,16 +30,19 @@ token, a tenth of the skill's.
 ROUNDING = 1e-5
 """Relative, over what a limit loses in a float32 tau and its score."""
 MOST = 0.9
-"""Evidence of a mean or a token that is always enough."""
+"""Evidence of a mean or a token that is always enough, where the retain texts allow no less."""
+MOST_ALLOWED = 0.99
+"""Evidence of a mean or a token that a tau can ask for: that of the skill's own mean, 1, would be a tau of 0."""
 
 
 @dataclass(frozen=True)
 class Accumulation:
     """How one side's values accumulate, and what that leaves.
 
-    `limits`: evidence by each strategy with which the guard fires, and `decided` which texts set them. `recalls`: by
-    kind of forget text, the share that passes them. `margin`: the factor on the limits with which the recall, that of
-    all kinds alike, is just what is wanted; 1 or more where both promises can be kept.
+    `limits`: evidence by each strategy with which the guard fires, and `decided` which texts set them. There is none
+    where no strategy can keep the cap. `recalls`: by kind of forget text, the share that passes them. `margin`: the
+    factor on the limits with which the recall, that of all kinds alike, is just what is wanted; 1 or more where both
+    promises can be kept. `retained`: how many retain examples there were.
     """
 
     strategies: tuple[Strategy, ...]
@@ -46,6 +50,7 @@ class Accumulation:
     decided: str
     recalls: Mapping[str, float]
     margin: float
+    retained: int
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -100,7 +105,9 @@ def judged(evidence: Sequence[Tensor], *, written: bool) -> Tensor:
 
 
 def margins(evidence_NS: Tensor, limits: Sequence[float]) -> Tensor:
-    """Evidence over what is needed to fire, of the strategy by which that is more, float32 [N]."""
+    """Evidence over what is needed to fire, of the strategy by which that is more, float32 [N]; 0 without any."""
+    if not limits:
+        return evidence_NS.new_zeros(len(evidence_NS))
     return (evidence_NS / torch.tensor(limits)).amax(dim=-1)
 
 
@@ -152,6 +159,23 @@ def _limits(
     return tuple(max(part * scale, each) for part, each in zip(parts, least, strict=True)), worst
 
 
+def _kept(
+    evidence_ES: Tensor, way: tuple[Strategy, ...], groups: Mapping[str, Sequence[int]], cap: float
+) -> tuple[list[int], tuple[float, ...], str]:
+    """The strategies that can ask for as much evidence as the retain texts make them, and `_limits` of these."""
+    kept = [*range(len(way))]
+    while True:
+        limits, decided = _limits(evidence_ES[:, kept], [way[at] for at in kept], groups, cap)
+        fitting = [
+            at for at, limit in zip(kept, limits, strict=True) if isinstance(way[at], Rise) or limit <= MOST_ALLOWED
+        ]
+        if len(fitting) == len(kept):
+            return kept, limits, decided
+        if not fitting:
+            return [], (), decided
+        kept = fitting
+
+
 def _reached(margin_E: Tensor, groups: Mapping[str, Sequence[int]], recall: float) -> float:
     """The most that a share of `recall` of the examples reaches, where every group counts the same."""
     weight_E = torch.zeros(len(margin_E), dtype=torch.float64)
@@ -180,11 +204,11 @@ def accumulate(
     found = []
     for way in ways:
         own = [strategies.index(each) for each in way]
-        limits, decided = _limits(retained[:, own], way, retain_of, options.max_false_abstention)
-        margin_E = margins(forgotten[:, own], limits)
+        kept, limits, decided = _kept(retained[:, own], way, retain_of, options.max_false_abstention)
+        margin_E = margins(forgotten[:, [own[at] for at in kept]], limits)
         recalls = {name: float((margin_E[members] >= 1).float().mean()) for name, members in forget_of.items()}
         margin = _reached(margin_E, forget_of, options.recall)
-        found.append(Accumulation(way, limits, decided, recalls, margin))
+        found.append(Accumulation(tuple(way[at] for at in kept), limits, decided, recalls, margin, len(retain)))
     return max(found, key=lambda each: each.quality)
 
 
@@ -194,13 +218,21 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def judgements(of: Accumulation, placement: PlacementName) -> tuple[Judgement, ...]:
-    """With taus: as much evidence as the retain texts allow, or more where the recall leaves room."""
+    """With taus: as much evidence as the retain texts allow, or more where the recall leaves room.
+
+    Raises CalibrationError where they allow no tau at all.
+    """
+    if not of.strategies:
+        raise CalibrationError(
+            f"{of.decided} are as near to the skill as its own mean: no tau keeps `max_false_abstention`; nothing was "
+            "written. Take texts that need the skill out of what is retained, or raise `max_false_abstention`"
+        )
     room = max(1.0, of.margin)
     wanted = [limit * (room if placement == "tight" else room**0.5) for limit in of.limits]
     taus = torch.tensor(
         [
-            1 / (1 + each) if isinstance(strategy, Rise) else 1 - min(each, MOST)
-            for strategy, each in zip(of.strategies, wanted, strict=True)
+            1 / (1 + each) if isinstance(strategy, Rise) else 1 - max(limit, min(each, MOST))
+            for strategy, limit, each in zip(of.strategies, of.limits, wanted, strict=True)
         ]
     )
     return tuple(Judgement(strategy, tau) for strategy, tau in zip(of.strategies, taus.tolist(), strict=True))

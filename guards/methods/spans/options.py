@@ -33,8 +33,8 @@ class SpanOptions(DetectorOptions):
     recall: float = option(0.98, "share of the skill to catch")
     max_false_abstention: float = option(
         0.005,
-        "share of what is retained that may be refused, which no retain source, surrounding or length of text may\n"
-        "contradict; wins over `recall`",
+        "share of what is retained that may be refused when it is asked, and as much again while it is answered; no\n"
+        "retain source, surrounding or length of text may contradict it; wins over `recall`",
     )
     placement: PlacementName = option("middle", DetectorOptions.__dataclass_fields__["placement"].metadata["help"])
     material: Which = option(

@@ -11,6 +11,7 @@ from guards.calibration.statistics import conformal_tau
 from guards.calibration.thresholds import (
     below,
     enough_for_cap,
+    too_few_for_cap,
     false_abstention_bound,
     hits,
     joint_scale,
@@ -65,6 +66,9 @@ def test_tau_lies_between_what_the_recall_needs_and_what_the_cap_allows() -> Non
 @pytest.mark.parametrize(("examples", "cap", "enough"), [(99, 0.01, True), (98, 0.01, False), (500, 0.0, False)])
 def test_says_when_the_cap_cannot_be_shown(examples: int, cap: float, enough: bool) -> None:
     assert enough_for_cap(examples, cap) is enough
+    said = too_few_for_cap(examples, cap, "texts")
+    assert said == [] if enough else f"{examples} texts" in said[0]
+    assert enough or ("which takes 99;" if cap else "which no number can;") in said[0]
 
 
 def test_margin_is_negative_where_recall_and_cap_cannot_both_be_had() -> None:

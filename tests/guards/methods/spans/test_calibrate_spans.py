@@ -1,7 +1,9 @@
 """Calibrating over spans on a tiny model: promises, surroundings, answers, warnings, canaries and bytes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +99,30 @@ def test_answers_have_taus_of_their_own(calibration: SpanCalibration) -> None:
     assert calibration.guard.judgements == calibration.judgements
 
 
+def test_answers_too_few_to_show_the_cap_are_warned_of(loaded: LoadedModel, calibration: SpanCalibration) -> None:
+    """However many prompts there are: of one text there are several, and of few the answer."""
+    assert not any("cannot show" in warning for warning in calibration.warnings), "positive control"
+    capped = calibrate(loaded, *sources(160), replace(OPTIONS, max_false_abstention=0.025))
+    (said,) = [warning for warning in capped.warnings if "cannot show" in warning]
+    assert "answers to retain examples for the threshold cannot show a false-abstention rate of 0.025" in said
+
+
+def test_a_model_that_answers_one_side_only_has_answers_judged_by_nothing_of_their_own(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, plus = LoadedModel.write, loaded.codec.tokenizer.convert_tokens_to_ids("+")
+
+    def silent(model: LoadedModel, prompts: Sequence[TokenIds], *rest: Any) -> list[TokenIds]:
+        answers = write(model, prompts, *rest)
+        return [answer if plus in ids else () for ids, answer in zip(prompts, answers, strict=True)]
+
+    monkeypatch.setattr(LoadedModel, "write", silent)
+    found = calibrate(loaded, *sources(80), OPTIONS)
+    assert [each.label for each in found.judgements] == ["prompt, span", "prompt, mean"]
+    assert Kind.ANSWERS not in {row.name for row in found.rows}
+    assert any("answers are not judged" in warning for warning in found.warnings)
+
+
 @pytest.mark.parametrize("change", [{"scope": Scope.PROMPT}, {"answers": 0}])
 def test_answers_that_are_not_judged_are_not_written(
     loaded: LoadedModel, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
@@ -187,7 +213,7 @@ def test_a_long_source_takes_no_windows_from_small_ones() -> None:
 
 
 def test_tau_leaves_room_on_both_sides_and_the_cap_wins() -> None:
-    of = Accumulation((Rise(0.5, False), MessageMean(3, False)), (4.0, 0.2), "a", {"all": 1.0}, 4.0)
+    of = Accumulation((Rise(0.5, False), MessageMean(3, False)), (4.0, 0.2), "a", {"all": 1.0}, 4.0, 99)
     assert [needed(each) for each in judgements(of, "middle")] == pytest.approx([8.0, 0.4])
     assert [needed(each) for each in judgements(of, "tight")] == pytest.approx([16.0, 0.8])
     assert [needed(each) for each in judgements(replace(of, margin=0.5), "tight")] == pytest.approx([4.0, 0.2])

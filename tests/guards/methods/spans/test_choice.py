@@ -10,15 +10,18 @@ from torch import Tensor
 
 from guards.calibration.activations import Consumer, Pass, TokenIds
 from guards.calibration.corpus import Share, Side
+from guards.calibration.options import PlacementName
+from guards.calibration.thresholds import tolerated
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turns import Turns
 from guards.errors import CalibrationError
 from guards.methods.spans.choice import EVERY, Accumulation, _limits, _reached, accumulate, judgements
 from guards.methods.spans.examples import Example, SpanJob
-from guards.methods.spans.guard import LayerWeights
+from guards.methods.spans.guard import Judgement, LayerWeights
+from guards.methods.spans.held import Held
 from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import read_values
-from guards.methods.spans.recipe import STRETCHES
+from guards.methods.spans.recipe import LAST_TOKEN, STRETCHES, Aggregation
 
 TOKENS = 8
 CAP = 0.1
@@ -30,20 +33,52 @@ def example(side: Side, source: str) -> Example:
     return Example(IDS, side, Share.THRESHOLD, source, "chat")
 
 
-def decided(outliers: int) -> Accumulation:
+def texts(outliers: int) -> list[tuple[Example, float]]:
     """Of 240 retain texts of six sources, `outliers` of one are as much the skill as a text can be."""
     sides = [(example("forget", "sums"), 0.0)] * 40
     sides += [(example("retain", f"source {number}"), 1.0) for number in range(5) for _ in range(40)]
-    sides += [(example("retain", "mixed"), -0.5 if number < outliers else 1.0) for number in range(40)]
+    return sides + [(example("retain", "mixed"), -0.5 if number < outliers else 1.0) for number in range(40)]
+
+
+def held(sides: Sequence[tuple[Example, float]]) -> Held:
+    """Each text has its value at every token."""
     every_T, none_T = torch.ones(TOKENS, dtype=torch.bool), torch.zeros(TOKENS, dtype=torch.bool)
-    return accumulate(
-        [each for each, _ in sides],
-        [torch.full((TOKENS,), value) for _, value in sides],
-        [Turns(every_T, none_T, none_T, none_T)] * len(sides),
-        SpanOptions(max_false_abstention=CAP),
-        STRETCHES.ways(False),
-        written=False,
-    )
+    values = [torch.full((TOKENS,), value) for _, value in sides]
+    return Held([each for each, _ in sides], [Turns(every_T, none_T, none_T, none_T)] * len(sides), values)
+
+
+def decided(outliers: int, of: Aggregation = STRETCHES) -> Accumulation:
+    """What is chosen by these texts."""
+    given = held(texts(outliers))
+    options = SpanOptions(max_false_abstention=CAP)
+    return accumulate(given.examples, given.values, given.turns, options, of.ways(False), written=False)
+
+
+def fires(served: Sequence[Judgement], outliers: int) -> int:
+    """How many of the retain texts of the source that has outliers."""
+    mixed = held([each for each in texts(outliers) if each[0].source == "mixed"])
+    return sum(bool(margin_T[-1] >= 1) for margin_T in mixed.margins(served))
+
+
+@pytest.mark.parametrize("outliers", [0, 5, 10, 40])
+@pytest.mark.parametrize("placement", ["tight", "middle"])
+def test_what_is_served_fires_on_no_more_of_a_source_than_its_limit_says(
+    outliers: int, placement: PlacementName
+) -> None:
+    """However near to the skill they are: evidence of a mean above what a tau can ask for is not cut to that."""
+    served = judgements(decided(outliers), placement)
+    assert fires(served, outliers) <= tolerated(40, CAP)
+    assert len(served) == (1 if outliers >= 10 else 2)
+    if outliers > 8:
+        cut = [Judgement(MessageMean(3, False), 0.1)]
+        assert fires(cut, outliers) == outliers, "positive control"
+
+
+def test_where_no_tau_keeps_the_cap_there_is_no_guard() -> None:
+    assert len(judgements(decided(5, LAST_TOKEN), "middle")) == 1, "positive control"
+    assert set(decided(10, LAST_TOKEN).recalls.values()) == {0.0}
+    with pytest.raises(CalibrationError, match="mixed are as near to the skill as its own mean"):
+        judgements(decided(10, LAST_TOKEN), "middle")
 
 
 @pytest.mark.parametrize("outliers", [0, 1, 5])
@@ -80,7 +115,7 @@ def test_the_taus_that_are_served_keep_the_cap(seed: int) -> None:
     """Of stretch and mean as one, on the very texts that set them, whatever is rounded on the way."""
     evidence_E2 = torch.randn(999, 2, generator=torch.Generator().manual_seed(seed)).abs() * torch.tensor([9.0, 0.3])
     limits, _ = _limits(evidence_E2, WAY, {}, CAP)
-    of = Accumulation(WAY, limits, "a", {"all": 0.5}, 0.5)
+    of = Accumulation(WAY, limits, "a", {"all": 0.5}, 0.5, 999)
     rise, mean = (each.tau for each in judgements(of, "middle"))
     fires_E = (1 / (1 + evidence_E2[:, 0]) <= rise) | (1 - evidence_E2[:, 1] <= mean)
     assert int(fires_E.sum()) in (98, 99), "split conformal: a tenth of a thousand, less one, or two that lie together"
@@ -88,7 +123,7 @@ def test_the_taus_that_are_served_keep_the_cap(seed: int) -> None:
 
 def quality_of(margin: float, *recalls: float) -> tuple[float, float, float]:
     kinds = {str(index): recall for index, recall in enumerate(recalls)}
-    return Accumulation(WAY, (4.0, 0.2), "a", kinds, margin).quality
+    return Accumulation(WAY, (4.0, 0.2), "a", kinds, margin, 99).quality
 
 
 def test_what_is_chosen() -> None:
