@@ -21,7 +21,7 @@ class KeyChanges:
 
     def begin(self) -> None:
         """Begins to record what is not recorded yet."""
-        if self._file is None or not self._file.changes or self._recording is not None:
+        if self._file is None or not self._file.changes or not (self._recording is None or self._recording.done()):
             return
         self._know_tenants(self._file.tenants)
         self._recording = asyncio.create_task(self._record(self._file))
@@ -30,8 +30,9 @@ class KeyChanges:
     async def recorded(self) -> None:
         """Returns once every change is. Raises AuditError where one cannot be; the next to ask tries it again."""
         self.begin()
-        if self._recording is not None:
+        while self._recording is not None and not self._recording.done():
             await asyncio.shield(self._recording)
+            self.begin()  # what was taken in while the last change was recorded
 
     async def _record(self, file: KeysFile) -> None:
         while file.changes:
@@ -40,6 +41,7 @@ class KeyChanges:
             del file.changes[0]
 
     def _recorded(self, task: asyncio.Task[None]) -> None:
-        self._recording = None
+        if self._recording is task:
+            self._recording = None
         if not task.cancelled():
             task.exception()  # fetched, since nobody may wait for it

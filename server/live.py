@@ -60,7 +60,7 @@ class LiveChanges:
         """Changes mode and taus. Raises GuardNotFoundError, InvalidRequestError, NotReadyError or AuditError."""
         moved = change.taus is not None or change.tau_factor is not None
         what = [*(["mode"] if change.mode is not None else []), *(["taus"] if moved else [])]
-        async with self._readiness.changing:
+        async with self._readiness.judging:
             running = self._readiness.require_ready()
             guard = guard_of(running, name)
             with self._counted(name, what):
@@ -82,7 +82,7 @@ class LiveChanges:
         return await asyncio.shield(self._reloading)
 
     async def _reload(self, asked: Asked, name: str, source: ArtifactPath | None) -> tuple[GuardInfo, Running]:
-        async with self._readiness.changing:
+        async with self._readiness.changing, self._readiness.judging:
             running = self._readiness.require_ready()
             old, before = guard_of(running, name), running.policy.rules[name]
             with self._counted(name, ["artifact"]):

@@ -78,7 +78,9 @@ class Readiness:
         self._running: Running | None = None
         self.admission = Admission()
         self.changing = asyncio.Lock()
-        """Held by whoever changes guards or verifies them again."""
+        """Held by whoever exchanges a guard or verifies them again, which takes as long as its canaries."""
+        self.judging = asyncio.Lock()
+        """Held by whoever changes the policy, and behind `changing` by whoever exchanges a guard."""
         self.phase = Phase.STARTING
         self.reasons: dict[str, str] = {}
         """Guard name -> why it did not verify. For the operator."""

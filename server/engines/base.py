@@ -144,7 +144,8 @@ class EngineRequest:
     `policy` says how every guard judges it; a guard that is missing there is under its default rule.
     `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
     `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.
-    `queued_always`: it is let in though the queue is full. Of canaries, which no load may put off.
+    `proof`: it is a canary's. No load puts it off: it is let in though the queue is full, and before all that waits.
+    And it is computed anew, since what a guard once read is no proof of what it reads now.
     """
 
     request_id: str
@@ -153,7 +154,7 @@ class EngineRequest:
     policy: Policy = field(default_factory=Policy)
     special_tokens: bool = False
     keeps_places: bool = False
-    queued_always: bool = False
+    proof: bool = False
 
 
 @dataclass(frozen=True)

@@ -227,9 +227,9 @@ class GuardedEngine(ABC):
     ) -> Mapping[str, GuardReading]:
         """One forward pass over a prompt: every guard's reading at its last token, and the score of each part.
 
-        Not for callers: a full queue does not refuse it.
+        Not for callers: see `EngineRequest.proof`.
         """
-        answer = await self._probe(prompt_token_ids, request_id, policy, queued_always=True)
+        answer = await self._probe(prompt_token_ids, request_id, policy, proof=True)
         return {name: answer.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(
@@ -265,7 +265,7 @@ class GuardedEngine(ABC):
         policy: Policy = NO_RULES,
         *,
         keeps_places: bool = False,
-        queued_always: bool = False,
+        proof: bool = False,
     ) -> AnswerState:
         """One forward pass over a prompt under a policy's taus, in shadow mode; what it draws is thrown away."""
         rules = policy.over(self._rules).rules  # an intervention that is off stays so: the caller gets that model
@@ -276,9 +276,7 @@ class GuardedEngine(ABC):
         finish = None
         sampling = Sampling(max_tokens=1, temperature=0, prompt_logprobs=0 if keeps_places else None)
         stream = self.submit(
-            EngineRequest(
-                request_id, token_ids, sampling, shadow, keeps_places=keeps_places, queued_always=queued_always
-            )
+            EngineRequest(request_id, token_ids, sampling, shadow, keeps_places=keeps_places, proof=proof)
         )
         answer = stream.answer
         try:
@@ -399,7 +397,7 @@ class GuardedEngine(ABC):
                 f"got {prompt} prompt tokens and max_tokens {request.sampling.max_tokens}, together "
                 f"{prompt + request.sampling.max_tokens}; wanted at most {self._max_tokens}: shorten one of them"
             )
-        if len(self._streams) >= self._capacity and not request.queued_always:
+        if len(self._streams) >= self._capacity and not request.proof:
             raise EngineBusyError(f"got {self._capacity} requests already, the queue is full: try again")
         if request.request_id in self._streams:
             raise EngineError(f"request id {request.request_id!r} is in use")

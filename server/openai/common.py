@@ -19,6 +19,7 @@ MAX_LOGPROBS = 20
 MAX_BIAS = 100
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
+_MAX_STOP_IDS = 128
 _MAX_SEED = 2**63 - 1
 _TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
 
@@ -94,7 +95,7 @@ class SamplingBody(Body, ABC):
     bad_words: Listed[StopText] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)
     stop: Annotated[Stops | None, BeforeValidator(_stops, json_schema_input_type=StopText | Stops | None)] = None
-    stop_token_ids: Listed[TokenId] | None = None
+    stop_token_ids: Listed[TokenId] | None = Field(None, max_length=_MAX_STOP_IDS)
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -159,8 +160,12 @@ class SamplingBody(Body, ABC):
         """Whether every chunk of a stream says its choice's token counts so far."""
         return False
 
-    def sampling(self, max_tokens: int, answer: int, defaults: SamplingDefaults) -> Sampling:
-        """For the answer-th answer to one prompt. With a seed each of them draws from its own."""
+    def seed_of(self, answer: int) -> int | None:
+        """That of the answer-th answer to one prompt: with a seed each of them draws from its own."""
+        return None if self.seed in (None, -1) else (self.seed + answer) & _MAX_SEED
+
+    def sampling(self, max_tokens: int, grammar: Grammar | None, defaults: SamplingDefaults) -> Sampling:
+        """For the first answer to one prompt, which must match `grammar`."""
 
         def drawn(name: str) -> Any:
             asked = getattr(self, name)
@@ -170,7 +175,7 @@ class SamplingBody(Body, ABC):
             max_tokens=max_tokens,
             temperature=drawn("temperature"),
             top_p=drawn("top_p"),
-            seed=None if self.seed in (None, -1) else (self.seed + answer) & _MAX_SEED,
+            seed=self.seed_of(0),
             stop=self.stop or (),
             logprobs=self.logprob_count,
             prompt_logprobs=self.prompt_logprob_count,
@@ -186,7 +191,7 @@ class SamplingBody(Body, ABC):
             ignore_eos=bool(self.ignore_eos),
             stop_token_ids=tuple(dict.fromkeys(self.stop_token_ids or ())),
             include_stop=bool(self.include_stop_str_in_output),
-            grammar=self._grammar(),
+            grammar=grammar,
         )
 
     def require_honoured(self, sampling: Sampling, info: EngineInfo) -> None:
@@ -198,7 +203,8 @@ class SamplingBody(Body, ABC):
         names = {"include_stop": "include_stop_str_in_output", "grammar": self.form_field or self.format_field}
         return names.get(option, option)
 
-    def _grammar(self) -> Grammar | None:
+    def grammar(self) -> Grammar | None:
+        """What an answer must match."""
         return self.format_asked() if self.structured_outputs is None else self.structured_outputs.to_engine()
 
 

@@ -21,6 +21,9 @@ from server.openai.structure import object_text
 
 _WORDS = ("refusal", "thinking", "reasoning", "reasoning_content")
 """Where a message, or a part of one, holds text that LiteLLM leaves out of `texts`."""
+_SPOKEN = {"text", "input_text", "output_text", "refusal", "thinking", "reasoning"}
+"""Types of parts that are text and nothing else."""
+_SPOKEN_KEYS = {"type", "text", *_WORDS, "signature", "cache_control"}
 _CALL = {"id", "index", "type", "function"}
 _FUNCTION = {"name", "arguments"}
 
@@ -47,7 +50,7 @@ class GuardrailRequest(Body):
         if self.images:
             raise conflict("images", "'{field}' cannot be judged: only text can.")
         for part in self._parts:
-            if not any(isinstance(part.get(key), str) for key in ("text", *_WORDS)):
+            if not _is_text(part):
                 raise conflict("structured_messages", "'{field}' hold what cannot be judged: only text can.")
         object_text({"tools": self.tools})
         if len(self.judged) > MAX_TEXTS:
@@ -85,6 +88,15 @@ class GuardrailRequest(Body):
     def _older_calls(self) -> Listed[dict[str, Any]]:
         """Calls as they were before `tool_calls`."""
         return [{"function": call} for each in self._messages if isinstance(call := each.get("function_call"), dict)]
+
+
+def _is_text(part: Mapping[str, Any]) -> bool:
+    """Whether all that a model could take of it is judged: a file with a `text` beside it is a file."""
+    return (
+        str(part.get("type", "text")) in _SPOKEN
+        and any(isinstance(part.get(key), str) for key in ("text", *_WORDS))
+        and all(key in _SPOKEN_KEYS or not value for key, value in part.items())
+    )
 
 
 def _written(call: Mapping[str, Any]) -> str:

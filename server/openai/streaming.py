@@ -49,7 +49,9 @@ class StreamedResponse(Response):
         wire: Wire,
         hold_back_tokens: int,
         observe: Callable[[EngineRequest], Observer],
+        require_agreement: Callable[[], None],
     ) -> None:
+        """`require_agreement` raises where nothing more may go out, though it was drawn before."""
         # Not Response.__init__: it would promise an empty body.
         self.status_code = 200
         self.background = None
@@ -58,6 +60,7 @@ class StreamedResponse(Response):
         self._job = job
         self._wire = wire
         self._observe = observe
+        self._require_agreement = require_agreement
         self._choices = [_Choice(index, job, hold_back_tokens) for index in range(len(job.requests))]
         self._started = False
 
@@ -81,10 +84,12 @@ class StreamedResponse(Response):
         async with run_all(self._engine, self._job.requests, self._observe) as events:
             async for index, event in events:
                 choice = self._choices[index]
+                self._require_agreement()  # again: a slow reader gets later what was observed long before
                 chunks = [self._job.chunk(part, index, choice.sent_tokens) for part in choice.advance(event)]
                 await self._send(send, self._wire.chunks(chunks))
                 if isinstance(event, Finish):
                     finishes[index] = event
+        self._require_agreement()
         await self._send(send, self._wire.end([finishes[index] for index in sorted(finishes)]), last=True)
 
     async def _send(self, send: Send, body: bytes, last: bool = False) -> None:

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions, POST /v1/responses and POST /v1/completions."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from server.engines.base import Engine, EngineRequest, Event, Finish, ToolPlan
 from server.engines.errors import InvalidOptionError
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
-from server.generation import Observer, collect, while_connected
+from server.generation import Answer, Observer, collect, while_connected
 from server.limits import spending
 from server.openai import ChatRequest, CompletionRequest
 from server.openai.abstention import abstention_for
@@ -34,6 +35,8 @@ from server.routes.posted import PostedRoute
 router = APIRouter(route_class=PostedRoute)
 
 TokenIds = tuple[int, ...]
+MAX_TOLD = 1 << 18
+"""Log-probabilities of prompts in one request."""
 
 
 @router.post("/v1/chat/completions")
@@ -152,6 +155,20 @@ def _require_few(body: SamplingBody, prompts: int, services: Services) -> None:
         raise InvalidRequestError(f"'n' times the number of prompts: got {answers}, wanted at most {most}.", "n")
 
 
+def _require_tellable(body: SamplingBody, prompts: Sequence[TokenIds]) -> None:
+    """What is told of prompts is made and sent as a whole. Raises InvalidRequestError where it would be too much."""
+    if (alternatives := body.prompt_logprob_count) is None:
+        return
+    tokens, field = sum(map(len, prompts)) * body.answers_per_prompt, body.field_of("prompt_logprobs")
+    if tokens * (alternatives + 1) > MAX_TOLD:
+        raise InvalidRequestError(
+            f"'{field}': {tokens} tokens of prompts, with {alternatives} alternatives each, are "
+            f"{tokens * (alternatives + 1)} log-probabilities; wanted at most {MAX_TOLD}: ask for fewer alternatives, "
+            "answers or prompts at a time.",
+            field,
+        )
+
+
 def _job(
     body: SamplingBody,
     prompts: Sequence[TokenIds],
@@ -161,6 +178,7 @@ def _job(
     caller: Caller,
     plan: ToolPlan | None = None,
 ) -> AnswerJob:
+    _require_tellable(body, prompts)
     config = services.config
     defaults, least = running.info.defaults, body.min_tokens or 0
     limits = [body.token_limit or config.default_max_tokens or defaults.max_tokens, defaults.most_tokens]
@@ -171,19 +189,20 @@ def _job(
     job_id = shape.id_prefix + secrets.token_hex(16)
     policy = running.policy_for(caller)
     requests: list[EngineRequest] = []
+    asked = body.grammar()
+    form = asked if plan is None or plan.grammar is None else plan.grammar
     for prompt in prompts:
         room = running.info.max_model_tokens - len(prompt)
         if limit is not None and body.token_limit is not None:
             max_tokens = limit
         else:  # a prompt without room is left to the engine, whose error says how long it is
             max_tokens = max(1, least, room if limit is None else min(limit, room))
+        sampling = body.sampling(max_tokens, asked, defaults)
+        body.require_honoured(sampling, running.info)
+        special = plan is not None and plan.special_tokens
         for answer in range(body.answers_per_prompt):
-            sampling = body.sampling(max_tokens, answer, defaults)
-            body.require_honoured(sampling, running.info)
-            if plan is not None and plan.grammar is not None:
-                sampling = replace(sampling, grammar=plan.grammar)
-            special = plan is not None and plan.special_tokens
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, sampling, policy, special))
+            own = replace(sampling, grammar=form, seed=body.seed_of(answer))  # what `prepare` made is for all of them
+            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, own, policy, special))
     return AnswerJob(
         id=job_id,
         created=int(time.time()),
@@ -244,6 +263,19 @@ async def _respond(
 
     context.spend(sum(len(each.prompt_token_ids) for each in job.requests[:: job.answers_per_prompt]))
     if stream:
-        return StreamedResponse(services.engine, job, wire, hold_back_tokens, observer)
+        agree = services.readiness.require_agreement
+        return StreamedResponse(services.engine, job, wire, hold_back_tokens, observer, agree)
     answers = await while_connected(request.receive, collect(services.engine, job.requests, observer))
-    return JSONResponse(wire.whole(job.whole(answers)))
+    response = await _written(job, wire, answers)
+    services.readiness.require_agreement()
+    return response
+
+
+async def _written(job: AnswerJob, wire: Wire, answers: Sequence[Answer]) -> Response:
+    """The whole answer, beside the event loop where it tells much of prompts."""
+
+    def write() -> Response:
+        return JSONResponse(wire.whole(job.whole(answers)))
+
+    told = any(each.sampling.prompt_logprobs is not None for each in job.requests)
+    return await asyncio.to_thread(write) if told else write()

@@ -4,13 +4,16 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from server.audit.auditor import Auditor
 from server.auth import Role, new_key
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
+from server.key_changes import KeyChanges
 from server.keyring import KeysFile
 from tests.server.harness import CHAT, Served, chat, keys_file, serving, write_tenants
 
@@ -165,3 +168,22 @@ async def test_tenants_whose_guards_are_not_there_stop_the_start(tmp_path: Path)
         assert served.readiness.failure == (
             "keys file: guards of tenant 'team': no guard named 'a'; known: b. Correct the name, or load the artifact"
         )
+
+
+async def test_what_is_taken_in_at_the_end_of_a_record_is_recorded_too() -> None:
+    """A task that is over stays the one that records until the event loop's next turn."""
+    recorded: list[object] = []
+
+    async def record(what: str, before: object, after: object) -> None:
+        recorded.append(after)
+
+    file = cast(KeysFile, SimpleNamespace(changes=[SimpleNamespace(before=0, after=1)], tenants=()))
+    changes = KeyChanges(file, cast(Auditor, SimpleNamespace(changed=record)))
+    changes.begin()
+    over = changes._recording
+    assert over is not None
+    over.remove_done_callback(changes._recorded)  # which did not run yet
+    await over
+    file.changes.append(cast(Any, SimpleNamespace(before=1, after=2)))
+    await changes.recorded()
+    assert (recorded, file.changes) == ([1, 2], [])

@@ -314,6 +314,21 @@ class Failing(ScriptedEngine):
         return {each.name: "canary 0: off" if each.digest == self.bad else None for each in self.info.guards}
 
 
+async def test_a_mode_does_not_wait_for_canaries_on_schedule(tmp_path: Path) -> None:
+    """A full queue, that callers fill, may hold these up for long."""
+    engine = ScriptedEngine(guards=(guard(), ACTING))
+    async with administered(tmp_path, engine) as served:
+        engine.may_verify.clear()
+        checking = asyncio.create_task(served.readiness.check_again())
+        await asyncio.sleep(0)
+        assert (await patch(served, {"mode": "shadow"})).status_code == 200
+        assert (await rule_of_next(served)).mode is GuardMode.SHADOW
+        assert not checking.done(), "positive control"
+        engine.may_verify.set()
+        await checking
+        assert served.readiness.ready
+
+
 async def test_an_artifact_that_does_not_verify_is_put_out_again(tmp_path: Path) -> None:
     engine = Failing()
     async with administered(tmp_path, engine) as served:

@@ -178,3 +178,29 @@ async def test_a_stream_that_has_begun_ends_where_guards_no_longer_agree(agrees:
     assert ("eggs" in rest) is agrees
     assert ("[DONE]" in rest) is agrees
     assert ("guard_error" in rest) is not agrees
+
+
+@AGREES
+async def test_what_a_slow_reader_has_not_taken_yet_ends_there_too(agrees: bool) -> None:
+    """It was drawn and observed before: a caller who does not read would choose when it goes out."""
+    engine = ScriptedEngine([Script((Chunk("Take", 1), Chunk(" eggs", 1), WHOLE))])
+    async with serving(engine) as served:
+        exchange = Exchange.of(served.app, CHAT, chat(stream=True))
+        reads, sends = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            sends.set()
+            await reads.wait()
+
+        exchange.before_sending = wait
+        running = asyncio.create_task(exchange.run())
+        await sends.wait()
+        for _ in range(100):  # all of it is observed
+            await asyncio.sleep(0)
+        await _checked_again(served, agrees=agrees)
+        reads.set()
+        await running
+        rest = "".join(exchange.sent.get_nowait().get("body", b"").decode() for _ in range(exchange.sent.qsize()))
+    assert ("eggs" in rest) is agrees
+    assert ("[DONE]" in rest) is agrees
+    assert ("guard_error" in rest) is not agrees

@@ -99,6 +99,7 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(allowed_token_ids=[True]), "allowed_token_ids[0]", "valid integer; got true."),
     (CHAT, chat(stop_token_ids=["5"]), "stop_token_ids[0]", "valid integer; got the string '5'."),
     (CHAT, chat(stop_token_ids=[2**31]), "stop_token_ids[0]", "less than or equal to"),
+    (CHAT, chat(stop_token_ids=[1] * 129), "stop_token_ids", "at most 128 items"),
     (CHAT, chat(bad_words="no"), "bad_words", "valid list; got the string 'no'."),
     (CHAT, chat(bad_words=["no", ""]), "bad_words[1]", "at least 1 character"),
     (CHAT, chat(bad_words=["a" * 513]), "bad_words[0]", "at most 512 characters"),

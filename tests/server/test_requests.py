@@ -191,6 +191,24 @@ async def test_each_answer_has_its_own_seed_and_id() -> None:
         assert len({request.request_id for request in submitted}) == 8
 
 
+async def test_what_answers_must_match_is_prepared_for_all_of_them() -> None:
+    async with serving() as served:
+        await served.post(CHAT, chat(n=3, response_format={"type": "json_object"}))
+        first, *others = (request.sampling.grammar for request in served.engine.submitted)
+        assert first is not None
+        assert all(other is first for other in others)
+        assert len(others) == 2
+
+
+async def test_more_of_prompts_than_can_be_told_is_refused() -> None:
+    async with serving(ScriptedEngine(max_model_tokens=1 << 20)) as served:
+        for more in ({"prompt_logprobs": 20}, {"echo": True, "logprobs": 20}):
+            error = await served.error(COMPLETIONS, completion("x" * 2_000, n=8, **more))
+            assert error["param"] == next(iter(more))
+            assert "16000 tokens of prompts, with 20 alternatives each, are 336000" in error["message"]
+            assert (await served.post(COMPLETIONS, completion("x" * 2_000, n=2, **more))).status_code == 200
+
+
 async def test_the_policy_is_the_operators_and_whole() -> None:
     late = Rule(scope=Scope.GENERATION, taus=(0.25, 0.75))
     engine = ScriptedEngine(

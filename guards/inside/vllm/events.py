@@ -19,6 +19,8 @@ PROMPT_KEY = "skillguard_prompt"
 """Under which a PromptReport does."""
 POLICY = "skillguard_policy"
 """Key of `SamplingParams.extra_args`: the request's policy, as `Policy.text` writes it."""
+PROOF = "skillguard_proof"
+"""Another: the request is a canary's, which does not wait behind others."""
 
 
 class RowReport(NamedTuple):

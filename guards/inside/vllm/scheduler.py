@@ -16,7 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from guards.errors import GuardReadingError
-from guards.inside.vllm.events import EVENTS, STOP_REASON, StepReport
+from guards.inside.vllm.events import EVENTS, PROOF, STOP_REASON, StepReport
 
 _SECONDS_TO_END = 10
 """What vLLM gets to end by itself; its workers notice when this process is gone."""
@@ -44,6 +44,12 @@ class _Withholding:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _end_with_parent()
+
+    def _enqueue_waiting_request(self, request: Any) -> None:
+        super()._enqueue_waiting_request(request)  # type: ignore[misc]
+        if PROOF in (request.sampling_params.extra_args or {}):
+            self.waiting.remove_request(request)  # type: ignore[attr-defined]
+            self.waiting.prepend_request(request)  # type: ignore[attr-defined]
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         self._report = getattr(model_runner_output, EVENTS, _Withholding._report)

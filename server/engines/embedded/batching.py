@@ -23,13 +23,21 @@ _SCHEDULER = "skillguard"
 
 
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]
-    """First come, first served. `reads_prompt` names requests that may take nothing from the cache of prefixes.
+    """First come, first served, but for those that `goes_first` names. `reads_prompt` names requests that may take
+    nothing from the cache of prefixes.
 
     Under cache pressure the batcher stops admitting until some answer finishes. An answer that is cancelled instead, by
     its client or by a stop string, would leave it waiting for ever.
     """
 
     reads_prompt: Callable[[str], bool]
+    goes_first: Callable[[str], bool]
+
+    def add_waiting_request(self, state: Any) -> None:
+        super().add_waiting_request(state)
+        if self.goes_first(state.request_id):
+            self.waiting_requests_order.remove(state.request_id)
+            self.waiting_requests_order.appendleft(state.request_id)
 
     def _infer_request_tokens(self, state: Any, removed: set[str]) -> Any:
         shares = self.cache.use_prefix_sharing
@@ -97,8 +105,8 @@ def make_manager(
         raise UnsupportedModelError(
             "this transformers shares cached prefixes by other means: requests with other interventions would share"
         )
-    reads_prompt = {"reads_prompt": staticmethod(sampler.reads_prompt)}
-    SCHEDULER_MAPPING[_SCHEDULER] = type("_ReadingScheduler", (_Scheduler,), reads_prompt)
+    asked = {"reads_prompt": staticmethod(sampler.reads_prompt), "goes_first": staticmethod(sampler.goes_first)}
+    SCHEDULER_MAPPING[_SCHEDULER] = type("_AskingScheduler", (_Scheduler,), asked)
     manager = model.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(stop_ids)),
         continuous_batching_config=ContinuousBatchingConfig(

@@ -34,7 +34,8 @@ class Match:
     def __init__(self, matcher: Any, stops: Iterable[int], control: Iterable[int]) -> None:
         self._matcher = matcher
         self._stops = frozenset(stops)
-        self._stop_ids, self._control_ids = sorted(self._stops), sorted(control)
+        self._stop_ids = torch.tensor(sorted(self._stops), dtype=torch.int64)
+        self._control_ids = torch.tensor(sorted(control), dtype=torch.int64)
         self._ended = False
 
     def constrain(self, logits_V: Tensor) -> Tensor:

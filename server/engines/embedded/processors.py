@@ -34,13 +34,11 @@ class OccurrencePenalties(LogitsProcessor):  # type: ignore[misc]
 class AllowedTokens(LogitsProcessor):  # type: ignore[misc]
     """Nothing but some tokens. transformers' own of this kind makes tokens possible again that were ruled out."""
 
-    def __init__(self, allowed: Sequence[int]) -> None:
-        self._allowed = list(allowed)
+    def __init__(self, allowed: Sequence[int], device: torch.device) -> None:
+        self._ids = torch.tensor(allowed, dtype=torch.int64, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        only = torch.full_like(scores, -torch.inf)
-        only[:, self._allowed] = scores[:, self._allowed]
-        return only
+        return torch.full_like(scores, -torch.inf).index_copy_(1, self._ids, scores[:, self._ids])
 
 
 class TokenBiases(LogitsProcessor):  # type: ignore[misc]
@@ -164,7 +162,7 @@ def _processors(sampling: Sampling, bad_words: Sequence[Sequence[int]], device: 
     """Those that say which tokens may come, and how much likelier each is."""
     found: list[LogitsProcessor] = []
     if sampling.allowed_token_ids:
-        found.append(AllowedTokens(sampling.allowed_token_ids))
+        found.append(AllowedTokens(sampling.allowed_token_ids, device))
     if bad_words:
         found.append(BadWords(bad_words, device))
     if sampling.logit_bias:

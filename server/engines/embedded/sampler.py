@@ -72,7 +72,13 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         """Whether all of a request's prompt must be computed, and nothing of it taken from a cache."""
         with self._lock:
             answer = self._answers.get(request_id)
-        return answer is not None and answer.request.sampling.prompt_logprobs is not None
+        return answer is not None and (answer.request.proof or answer.request.sampling.prompt_logprobs is not None)
+
+    def goes_first(self, request_id: str) -> bool:
+        """Whether a request does not wait behind others."""
+        with self._lock:
+            answer = self._answers.get(request_id)
+        return answer is not None and answer.request.proof
 
     def salt(self, request_id: str) -> int | None:
         """What tells its cached prefixes from others': a number for each set of interventions that are off.

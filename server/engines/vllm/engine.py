@@ -270,7 +270,7 @@ class VllmEngine(GuardedEngine):
             prepared = llm.input_processor.process_inputs(
                 request.request_id,
                 tokens_input(list(request.prompt_token_ids), cache_salt=self._cache_salt(request.policy)),
-                sampling_params(request.sampling, request.policy),
+                sampling_params(request.sampling, request.policy, proof=request.proof),
                 self._tasks,
             )
         except (ValueError, VLLMClientError) as error:
@@ -295,7 +295,8 @@ class VllmEngine(GuardedEngine):
         """Hands on what vLLM draws. Cancelling it aborts the request in vLLM."""
         try:
             async for output in llm.generate(prepared, prepared.sampling_params, prepared.request_id):
-                prompt = self._prompt(stream.answer, output.prompt_logprobs)
+                found = output.prompt_logprobs
+                prompt = await asyncio.to_thread(self._prompt, stream.answer, found) if found else ()
                 stream.outputs.put_nowait(self._drawn(stream.answer, output.outputs[0], prompt))
         except EngineDeadError:
             stream.outputs.put_nowait(None)
@@ -306,7 +307,7 @@ class VllmEngine(GuardedEngine):
     def _prompt(self, answer: AnswerState, found: Any) -> tuple[PromptToken, ...]:
         """vLLM's list of a prompt, which comes once: nothing of the first token, then by token id. NaN is withheld."""
         prompt, count = answer.request.prompt_token_ids, answer.request.sampling.prompt_logprobs
-        if not found or count is None:
+        if count is None:
             return ()
         text, tokens = self._token_texts, []
         for token, of in zip(prompt, found, strict=True):

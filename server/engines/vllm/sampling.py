@@ -12,7 +12,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from guards.core.policy import Policy
-from guards.inside.vllm.events import POLICY
+from guards.inside.vllm.events import POLICY, PROOF
 from server.engines.base import ALL_OPTIONS, Grammar, GrammarKind, Sampling
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import Compiled
@@ -39,7 +39,7 @@ class Grammars:
         return parameters.structured_outputs
 
 
-def sampling_params(sampling: Sampling, policy: Policy) -> SamplingParams:
+def sampling_params(sampling: Sampling, policy: Policy, *, proof: bool = False) -> SamplingParams:
     """All but what `take_prepared` gives. Stop strings and text are ours, as on every engine; vLLM draws token ids."""
     return SamplingParams(
         max_tokens=sampling.max_tokens,
@@ -60,7 +60,8 @@ def sampling_params(sampling: Sampling, policy: Policy) -> SamplingParams:
         stop_token_ids=list(sampling.stop_token_ids) or None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        extra_args={POLICY: policy.text},
+        extra_args={POLICY: policy.text, **({PROOF: True} if proof else {})},
+        skip_reading_prefix_cache=True if proof else None,
         skip_clone=True,
     )
 

@@ -11,7 +11,6 @@ from guards.calibration.statistics import conformal_tau
 from guards.calibration.thresholds import (
     below,
     enough_for_cap,
-    too_few_for_cap,
     false_abstention_bound,
     hits,
     joint_scale,
@@ -19,6 +18,7 @@ from guards.calibration.thresholds import (
     place_tau,
     rate_of,
     tolerated,
+    too_few_for_cap,
 )
 
 TRIALS = 3000

@@ -66,6 +66,40 @@ def test_a_full_queue_and_impossible_requests_are_refused_at_once(served: Served
     run(guarded(served, max_running=1, max_waiting=1), work)
 
 
+def test_canaries_are_computed_anew(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where everybody else's prompts are taken from the cache: what a guard read once is no proof."""
+    prompt = tuple(2 + index % 40 for index in range(100))
+
+    async def work(engine: EmbeddedEngine) -> None:
+        passed: list[int] = []
+        prepare = engine._sampler.prepare_tensor_args
+
+        def counting(futures: list[Any], storage: Any) -> Any:
+            passed.append(sum(future.query_length for future in futures))
+            return prepare(futures, storage)
+
+        monkeypatch.setattr(engine._sampler, "prepare_tensor_args", counting)
+        for _ in range(2):
+            await engine.read(prompt, "canary")
+        assert passed == [100, 100]
+        await engine.check(prompt, "check")
+        assert passed[2] < 100, "positive control"
+
+    run(guarded(served), work)
+
+
+def test_canaries_go_first(served: Served) -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        long = Sampling(max_tokens=30, temperature=0, ignore_eos=True)
+        held = [engine.submit(EngineRequest(f"r{index}", retain_prompt(index), long)) for index in range(4)]
+        await engine.read(retain_prompt(4), "canary")
+        assert engine._answers["r3"].generated == 0, "they would have waited for all of these"
+        for stream in held:
+            assert [event async for event in stream]
+
+    run(guarded(served, max_running=1, max_waiting=4), work)
+
+
 def test_a_request_that_could_not_be_queued_leaves_nothing_behind(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.errors import GuardReadingError
-from guards.inside.vllm.events import EVENTS, STOP_REASON, Acted, RowReport, StepReport, load_acted, load_report
+from guards.inside.vllm.events import EVENTS, PROOF, STOP_REASON, Acted, RowReport, StepReport, load_acted, load_report
 
 
 class Base:
@@ -25,6 +25,9 @@ class Base:
     def _update_request_with_output(self, request: Any, tokens: list[int], is_stale: bool = False) -> Any:
         return tokens, False
 
+    def _enqueue_waiting_request(self, request: Any) -> None:
+        self.waiting.add_request(request)  # type: ignore[attr-defined]
+
 
 ACTED = Acted(3, (5.0,))
 
@@ -40,6 +43,25 @@ def updated(rows: dict[str, RowReport] | None, judged: str = "ab") -> Any:
     if rows is not None:
         setattr(output, EVENTS, StepReport(frozenset(judged), rows, {"b": ACTED}))
     return requests, Scheduler().update_from_output(requests, output)[0].outputs
+
+
+def test_canaries_go_first() -> None:
+    from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+    from vllm.v1.core.sched.scheduler import Scheduler as Whole
+
+    from guards.inside.vllm.scheduler import _Withholding
+
+    class Scheduler(_Withholding, Base):
+        def __init__(self) -> None:
+            self.waiting = FCFSRequestQueue()
+
+    assert hasattr(Whole, "_enqueue_waiting_request"), "or what is imitated here is not called"
+    scheduler = Scheduler()
+    for name, more in (("a", None), ("b", {}), ("canary", {PROOF: True}), ("c", {})):
+        scheduler._enqueue_waiting_request(
+            SimpleNamespace(request_id=name, sampling_params=SimpleNamespace(extra_args=more))
+        )
+    assert [each.request_id for each in scheduler.waiting] == ["canary", "a", "b", "c"]
 
 
 def test_a_withheld_token_is_dropped_and_ends_the_answer() -> None:

@@ -72,6 +72,18 @@ def test_a_prefix_that_one_step_both_computes_and_shares(spans: str, wanted: Wan
         assert cache_hits(running) > hits, "nothing was shared, so nothing is shown"
 
 
+def test_canaries_are_computed_anew(few_blocks: Live, wanted: Wanted) -> None:
+    """Where everybody else's prompts are taken from the cache: what a guard read once is no proof."""
+    prompt = wanted[0][0]
+    (found,) = verdicts(few_blocks, [prompt])
+    before = cache_hits(few_blocks)
+    read = few_blocks.wait(few_blocks.engine.read(prompt, "canary"))  # type: ignore[attr-defined]
+    assert cache_hits(few_blocks) == before
+    assert {name: reading for name, (reading, _) in read.items()} == {name: each[0] for name, each in found.items()}
+    verdicts(few_blocks, [prompt])
+    assert cache_hits(few_blocks) > before, "positive control"
+
+
 async def _beside_an_answer(running: Live, written: tuple[int, ...], asked: Sequence[tuple[int, ...]]) -> list[Any]:
     """Whether tokens were written while the others were read, and their readings."""
     engine, started, tokens = running.engine, asyncio.Event(), 0
