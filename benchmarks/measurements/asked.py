@@ -19,8 +19,9 @@ SHAPES = (
     "`before-X`, `after-X`, `after-3-X`: a task of X after it, one before it, three worked examples of X before it.",
     "`wrong-letters`: 5 % of the characters mistyped; `swapped-letters`: in every eighth word.",
     "`later-turn`: the next user turn after an unrelated exchange.",
-    "`conversation`: a question of the skill, ten harmless turns, and the skill again; `answered-later`: a question "
-    "that was put off is asked to be answered after another exchange.",
+    "`conversation`: a question of the skill, ten harmless turns, and the skill again; turns of one conversation are "
+    "not independent, as the interval of `between` takes them to be. `answered-later`: a question that was put off is "
+    "asked to be answered after another exchange.",
     "`written`: answers of 48 tokens; `missed` are prompts that were let through.",
     "`harmless`: written for this, numbers without mathematics, words of programming without code, everyday requests.",
 )

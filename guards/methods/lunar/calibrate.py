@@ -18,6 +18,7 @@ from torch import Tensor
 from guards.calibration.activations import Activations, Pass, Tokens
 from guards.calibration.corpus import SIDES, Share, Side, corpus_warnings
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.grids import at_edge
 from guards.calibration.having import candidate_layers, layers_having, require_site
 from guards.calibration.last_tokens import usual_length
 from guards.calibration.sides import progress_bar
@@ -182,6 +183,7 @@ def _notes(job: Job, chosen: Candidate, refusal: Refusal, candidates: Sequence[C
         f"which the layer was chosen: {tried}; reference answers themselves {refusal.own:.3f}",
         f"the same on the report part: {to.changed.alike:.3f}, {to.changed.kept:.3f}; without the change "
         f"{to.unchanged.alike:.3f}",
+        *(at_edge("ridge", chosen.ridge, RIDGES) if options.ridge is None else ()),
     ]
 
 

@@ -19,6 +19,7 @@ from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.corpus import SIDES, Share, Side, corpus_warnings
 from guards.calibration.detector_job import layers_text
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.grids import at_edge
 from guards.calibration.last_tokens import NOT_FINITE, LastTokens, evenly, share_moved, usual_length
 from guards.calibration.sides import progress_bar
 from guards.calibration.sources import Source
@@ -204,6 +205,7 @@ def calibrate(
             f"at the last block, report part: forget {reported.left:.3f} of the square distance left, "
             f"retain moved {reported.moved:.3f} of their variance",
             *unfit,
+            *at_edge("beta", best.beta, betas),
         ],
         warnings=warnings,
         probes=probes,

@@ -8,7 +8,7 @@ Suffixes: E examples, T tokens of an example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import FORGET_DEAL, SIDES, Share, Side
 from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
+from guards.calibration.grids import at_edge
 from guards.calibration.having import layers_having, require_site
 from guards.calibration.material import read_material
 from guards.calibration.sides import Advance, progress_bar
@@ -32,7 +33,7 @@ from guards.errors import CalibrationError
 from guards.methods.spans.choice import Accumulation, Candidate, accumulate, best, judgements
 from guards.methods.spans.directions import RECIPE
 from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, indices, with_answers
-from guards.methods.spans.guard import Judgement, SpanGuard, Windows
+from guards.methods.spans.guard import Judgement, SpanGuard, Strategy, Windows
 from guards.methods.spans.held import Held
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
 from guards.methods.spans.passes import read_values, read_windows
@@ -186,6 +187,16 @@ def _how(of: Accumulation) -> str:
     return ", ".join(f"{name} {each}" for name, each in of.numbers.items()) or "the last token"
 
 
+def _edges(of: Accumulation, ways: Sequence[tuple[Strategy, ...]], what: str) -> list[str]:
+    """Notes of numbers beyond which others might do better."""
+    tried = [asdict(each) for way in ways for each in way]
+    return [
+        note
+        for name, chosen in of.numbers.items()
+        for note in at_edge(f"{what}: {name}", chosen, sorted({each[name] for each in tried if name in each}))
+    ]
+
+
 def _notes(
     job: SpanJob, chosen: Candidate, answers: Accumulation | None, windows: Mapping[Side, int], fitted: str, made: str
 ) -> list[str]:
@@ -291,7 +302,11 @@ def calibrate_by(
         job.frames,
         corpora,
         clock,
-        notes=_notes(job, chosen, answers, count, tokens.fitted, directions.note(chosen.layers)),
+        notes=[
+            *_notes(job, chosen, answers, count, tokens.fitted, directions.note(chosen.layers)),
+            *_edges(chosen.accumulation, tokens.ways(False), "prompts"),
+            *(_edges(answers, tokens.ways(True), "answers") if answers is not None else ()),
+        ],
         warnings=warnings,
         rates=(
             min((row.recall for row in framed if row.recall), key=lambda rate: rate.rate),

@@ -27,6 +27,7 @@ from guards.methods.spans.directions import RECIPE, layer_sets
 from guards.methods.spans.guard import SpanGuard
 from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import kept_windows, windows_of
+from guards.methods.spans.recipe import KAPPAS, WEIGHTS
 from tests.guards.tiny import sources, sums, tiny_loaded, words
 from tests.guards.verified import disagreements
 
@@ -90,6 +91,14 @@ def test_the_table_has_the_standard_rows(calibration: SpanCalibration) -> None:
     table = SPANS.table(calibration)
     frames = ("chat", "bare", "Q: {text}\nA:")
     assert [row[0] for row in table.rows] == [repr(name) if name in frames else name for name in shown]
+
+
+def test_numbers_at_the_edge_of_what_was_tried_are_told(calibration: SpanCalibration) -> None:
+    numbers = calibration.chosen.accumulation.numbers
+    edges = {"kappa": (min(KAPPAS), max(KAPPAS)), "weight": (min(WEIGHTS), max(WEIGHTS))}
+    for name, tried in edges.items():
+        said = any(f"prompts: {name} {numbers[name]:g} is the" in note for note in calibration.record.notes)
+        assert said is (numbers[name] in tried)
 
 
 def test_answers_have_taus_of_their_own(calibration: SpanCalibration) -> None:
