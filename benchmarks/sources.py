@@ -24,8 +24,8 @@ A guard of mathematics, and one of code, of a real model:
       --retain DIR/languages/zh.jsonl --retain DIR/languages/hi.jsonl --retain DIR/languages/vi.jsonl \\
       --retain DIR/languages/ar.jsonl --output GUARDS/ksd-code
 
-The files of code are of the same tasks, so that a part of what a calibration reports was fitted in another form: its own
-recall is too good. What `benchmarks.asked` measures is of other tasks.
+The files of code are of the same tasks, so that a part of what a calibration reports was fitted in another form: its
+own recall is too good. What `benchmarks.asked` measures is of other tasks.
 
 A guard of a language forgets DIR/languages/XX.jsonl and retains the six others (`--material english` where the language
 is not English, `--material none` where it is). Every line is {"text": ...}. No text of the test side, which `python -m
