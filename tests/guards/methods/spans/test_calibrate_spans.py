@@ -21,6 +21,7 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.registry import SPANS, load_guard, method_of
+from guards.methods.spans import examples
 from guards.methods.spans.calibrate import SpanCalibration, calibrate
 from guards.methods.spans.choice import Accumulation, judgements, needed
 from guards.methods.spans.directions import RECIPE, layer_sets
@@ -108,12 +109,18 @@ def test_answers_have_taus_of_their_own(calibration: SpanCalibration) -> None:
     assert calibration.guard.judgements == calibration.judgements
 
 
-def test_answers_too_few_to_show_the_cap_are_warned_of(loaded: LoadedModel, calibration: SpanCalibration) -> None:
-    """However many prompts there are: of one text there are several, and of few the answer."""
-    assert not any("cannot show" in warning for warning in calibration.warnings), "positive control"
-    capped = calibrate(loaded, *sources(160), replace(OPTIONS, max_false_abstention=0.025))
-    (said,) = [warning for warning in capped.warnings if "cannot show" in warning]
-    assert "answers to retain examples for the threshold cannot show a false-abstention rate of 0.025" in said
+def test_answers_too_few_to_show_the_cap_are_warned_of(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many prompts there are: few are answered."""
+
+    def said() -> list[str]:
+        capped = calibrate(loaded, *sources(160), replace(OPTIONS, max_false_abstention=0.05))
+        return [warning for warning in capped.warnings if "cannot show" in warning]
+
+    assert said() == [], "positive control"
+    monkeypatch.setattr(examples, "ANSWERED", 8)
+    monkeypatch.setattr(examples, "ANSWERED_OF_A_SOURCE", 4)
+    (warning,) = said()
+    assert "answers to retain examples for the threshold cannot show a false-abstention rate of 0.05" in warning
 
 
 def test_a_model_that_answers_one_side_only_has_answers_judged_by_nothing_of_their_own(

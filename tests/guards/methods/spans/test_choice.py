@@ -37,7 +37,7 @@ def texts(outliers: int) -> list[tuple[Example, float]]:
     """Of 240 retain texts of six sources, `outliers` of one are as much the skill as a text can be."""
     sides = [(example("forget", "sums"), 0.0)] * 40
     sides += [(example("retain", f"source {number}"), 1.0) for number in range(5) for _ in range(40)]
-    return sides + [(example("retain", "mixed"), -0.5 if number < outliers else 1.0) for number in range(40)]
+    return sides + [(example("retain", "mixed"), -2.0 if number < outliers else 1.0) for number in range(40)]
 
 
 def held(sides: Sequence[tuple[Example, float]]) -> Held:

@@ -74,16 +74,17 @@ def test_canaries_are_computed_anew(served: Served, monkeypatch: pytest.MonkeyPa
         passed: list[int] = []
         prepare = engine._sampler.prepare_tensor_args
 
-        def counting(futures: list[Any], storage: Any) -> Any:
-            passed.append(sum(future.query_length for future in futures))
-            return prepare(futures, storage)
+        def counting(requests_in_batch: list[Any], arg_storage: Any) -> Any:
+            passed.append(sum(future.query_length for future in requests_in_batch))
+            return prepare(requests_in_batch, arg_storage)
 
         monkeypatch.setattr(engine._sampler, "prepare_tensor_args", counting)
         for _ in range(2):
-            await engine.read(prompt, "canary")
-        assert passed == [100, 100]
-        await engine.check(prompt, "check")
-        assert passed[2] < 100, "positive control"
+            await engine.check(prompt, "check")
+        assert passed[0] == 100
+        assert passed[1] < 100, "positive control"
+        await engine.read(prompt, "canary")
+        assert passed[2:] == [100]
 
     run(guarded(served), work)
 
