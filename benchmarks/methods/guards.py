@@ -20,11 +20,10 @@ from guards.methods.lunar.options import LunarOptions
 from guards.methods.neuron_adjust.options import NeuronAdjustOptions
 from guards.methods.probe.options import ProbeOptions
 from guards.methods.probe_project.options import ProjectOptions
-from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, PROBE_PROJECT, SELECTIVE_PRUNING, SPANS
+from guards.methods.registry import CUBE, LUNAR, NEURON_ADJUST, PROBE, PROBE_PROJECT, SELECTIVE_PRUNING
 from guards.methods.rmu.entry import VARIANTS
 from guards.methods.rmu.options import AdaptiveOptions, CosineOptions, RmuOptions
 from guards.methods.selective_pruning.options import PruningOptions
-from guards.methods.spans.options import SpanOptions
 
 CAP = 1.1
 """How many times the perplexity of what is kept may become, its columns' geometric mean, on validation texts."""
@@ -58,11 +57,6 @@ def _tried(
 
 _TRAINED = f"{TRAINED['steps']} steps at {TRAINED['rate']:g}, on {TRAINED['length']} tokens of a text"
 COMPARED: Mapping[str, Compared] = {
-    "spans": Compared(
-        SPANS,
-        (Candidate("", SpanOptions(**CHAT, answers=16, material="none", longest=512)),),
-        "`calibrate ksd --material none`, in chats: the method of `ksd`, on what the others here are fitted on",
-    ),
     "cube": Compared(CUBE, (Candidate("", CubeOptions(**CHAT)),), "`calibrate ksd --variant paper`, in chats"),
     "probe": Compared(
         PROBE,
