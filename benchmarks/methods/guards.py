@@ -61,7 +61,8 @@ COMPARED: Mapping[str, Compared] = {
     "probe": Compared(
         PROBE,
         (Candidate("", ProbeOptions(**CHAT, aggregation="last", answers=0, material="none", longest=512)),),
-        "`calibrate probe --aggregation last`, in chats, as in the paper: answers are not judged",
+        "`calibrate probe --aggregation last`, in chats, as in the paper: answers are not judged. Its figures are of a "
+        "tau that did not keep the cap, which is mended since: it would refuse less now, or not be written",
     ),
     "probe-project": Compared(
         PROBE_PROJECT,
