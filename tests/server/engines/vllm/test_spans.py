@@ -52,6 +52,26 @@ def test_preempted_answers_keep_their_states(few_blocks: Live, wanted: Wanted) -
     assert alone == together
 
 
+def test_canaries_are_computed_anew(few_blocks: Live, wanted: Wanted) -> None:
+    """Where everybody else's prompts are taken from the cache: what a guard read once is no proof.
+
+    Before another engine starts in this process, whose counters take the place of this one's.
+    """
+    prompt = wanted[0][0]
+
+    def hits() -> float:
+        verdicts(few_blocks, [prompt[:8]])  # vLLM counts a step when the next one is done; this one has no whole block
+        return cache_hits(few_blocks)
+
+    (found,) = verdicts(few_blocks, [prompt])
+    before = hits()
+    read = few_blocks.wait(few_blocks.engine.read(prompt, "canary"))  # type: ignore[attr-defined]
+    assert hits() == before
+    assert {name: reading for name, (reading, _) in read.items()} == {name: each[0] for name, each in found.items()}
+    verdicts(few_blocks, [prompt])
+    assert hits() > before, "positive control"
+
+
 def test_a_prefix_that_one_step_both_computes_and_shares(spans: str, wanted: Wanted) -> None:
     """Blocks are shared as soon as they are scheduled, and these were other prompts' before."""
     old = wanted[0]
@@ -70,23 +90,6 @@ def test_a_prefix_that_one_step_both_computes_and_shares(spans: str, wanted: Wan
             assert busy, "nothing was written meanwhile"
             same([{"ksd-spans": each["ksd-spans"]} for each in got], [there[index] for index in four])
         assert cache_hits(running) > hits, "nothing was shared, so nothing is shown"
-
-
-def test_canaries_are_computed_anew(few_blocks: Live, wanted: Wanted) -> None:
-    """Where everybody else's prompts are taken from the cache: what a guard read once is no proof."""
-    prompt = wanted[0][0]
-
-    def hits() -> float:
-        verdicts(few_blocks, [prompt[:8]])  # vLLM counts a step when the next one is done; this one has no whole block
-        return cache_hits(few_blocks)
-
-    (found,) = verdicts(few_blocks, [prompt])
-    before = hits()
-    read = few_blocks.wait(few_blocks.engine.read(prompt, "canary"))  # type: ignore[attr-defined]
-    assert hits() == before
-    assert {name: reading for name, (reading, _) in read.items()} == {name: each[0] for name, each in found.items()}
-    verdicts(few_blocks, [prompt])
-    assert hits() > before, "positive control"
 
 
 async def _beside_an_answer(running: Live, written: tuple[int, ...], asked: Sequence[tuple[int, ...]]) -> list[Any]:
