@@ -92,9 +92,11 @@ class GuardrailRequest(Body):
 
 def _is_text(part: Mapping[str, Any]) -> bool:
     """Whether all that a model could take of it is judged: a file with a `text` beside it is a file."""
+    said = [part[key] for key in ("text", *_WORDS) if part.get(key) is not None]
     return (
         str(part.get("type", "text")) in _SPOKEN
-        and any(isinstance(part.get(key), str) for key in ("text", *_WORDS))
+        and bool(said)
+        and all(isinstance(each, str) for each in said)
         and all(key in _SPOKEN_KEYS or not value for key, value in part.items())
     )
 

@@ -120,6 +120,7 @@ async def test_calls_and_definitions_of_tools_are_judged(more: dict[str, Any], w
             "structured_messages",
         ),
         ({"structured_messages": said({"type": ["text"], "text": "a"})}, "structured_messages"),
+        ({"structured_messages": said({"type": "text", "text": ["cook"], "refusal": ""})}, "structured_messages"),
         ({"structured_messages": said({"type": "redacted_thinking", "data": "cook"})}, "structured_messages"),
         ({"texts": ["a"] * 1000, "tool_calls": [call("{}")] * 25}, "texts"),
         ({"documents": ["cook"]}, "documents"),
