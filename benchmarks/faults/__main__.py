@@ -4,8 +4,9 @@
 
 Each fault has a server of its own. Callers ask before, while and after it is done; a token of an answer that must be
 withheld is a leak, 60 seconds without a word are a hang. The last line printed is one JSON object, as in
-benchmarks/results/faults.json, in which --only replaces the rows of what it runs. The exit status is 1 where something
-leaked, hung or was not as wanted. `clock-steps` needs libfaketime (Debian's package faketime).
+benchmarks/results/faults.json, in which --only replaces the rows of what it runs; a run that was stopped goes on with
+the same command. The exit status is 1 where something leaked, hung or was not as wanted. `clock-steps` needs
+libfaketime (Debian's package faketime).
 """
 
 import argparse
@@ -47,7 +48,7 @@ def run(fault: Fault) -> dict[str, Any]:
     }
 
 
-def kept() -> dict[str, dict[str, Any]]:
+def published() -> dict[str, dict[str, Any]]:
     """Rows of the result file, by fault."""
     path = report.RESULTS / f"{NAME}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
@@ -59,11 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=FAULTS, help=f"of {', '.join(FAULTS)}")
     args = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = {}
-    for name in args.only or FAULTS:
+    rows: dict[str, dict[str, Any]] = {} if args.only else {row["fault"]: row for row in report.kept(NAME)}
+    for name in [each for each in args.only or FAULTS if each not in rows]:
         rows[name] = run(FAULTS[name])
         print(json.dumps(rows[name], ensure_ascii=False), file=sys.stderr, flush=True)
-    rows = {**(kept() if args.only else {}), **rows}  # as they are now: another run may have ended meanwhile
+        if not args.only:
+            report.keep(NAME, list(rows.values()))
+    rows = {**(published() if args.only else {}), **rows}  # as they are now: another run may have ended meanwhile
     found = [rows[name] for name in FAULTS if name in rows]
     report.publish(NAME, found)
     sys.exit(0 if all(row["sound"] for row in found) else 1)

@@ -4,9 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.faults import scripts
 from benchmarks.faults.fault import Fault, Scene, Seen
@@ -16,12 +17,14 @@ from benchmarks.serving import ROOT
 _AUDIT_BYTES = 96 * 1024
 _VLLM = ("--engine", "vllm", "--max-model-len", "512", "--max-num-seqs", "16", "--enforce-eager")
 _TWO_RANKS = (*_VLLM, "--tensor-parallel-size", "2")
+_ANY_CORE = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""vLLM binds each rank to a NUMA node of its own otherwise, and does not start with fewer nodes than ranks."""
 
 
 def _plain(
-    *arguments: str, program: Sequence[str] = ("server.cli",)
+    *arguments: str, program: Sequence[str] = ("server.cli",), environment: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Path], AbstractContextManager[Served]]:
-    return lambda _: serve(*arguments, program=program)
+    return lambda _: serve(*arguments, program=program, environment={**os.environ, **environment})
 
 
 @contextmanager
@@ -130,7 +133,13 @@ _ALL = (
     _fault("vllm-vanish", "300 callers leave their streams", _GOES_ON, scripts.vanish, _plain(*_VLLM), "vllm"),
     _fault("vllm-core", "EngineCore is killed", _SAYS_SO, scripts.kill_core, _plain(*_VLLM), "vllm"),
     _fault(
-        "vllm-worker", "one of two workers is killed", _SAYS_SO, scripts.kill_worker, _plain(*_TWO_RANKS), "vllm", 2
+        "vllm-worker",
+        "one of two workers is killed",
+        _SAYS_SO,
+        scripts.kill_worker,
+        _plain(*_TWO_RANKS, environment=_ANY_CORE),
+        "vllm",
+        2,
     ),
     _fault("vllm-stop", "SIGTERM under load", _DRAINS, scripts.stop_under_load, _plain(*_VLLM), "vllm"),
 )
