@@ -15,7 +15,8 @@ from benchmarks.faults.served import Served, serve
 from benchmarks.serving import ROOT
 
 _AUDIT_BYTES = 96 * 1024
-_VLLM = ("--engine", "vllm", "--max-model-len", "512", "--max-num-seqs", "16", "--enforce-eager")
+_SMALL = ("--max-model-len", "512", "--max-num-seqs", "16", "--gpu-memory-utilization", "0.3")
+_VLLM = ("--engine", "vllm", *_SMALL, "--enforce-eager")
 _TWO_RANKS = (*_VLLM, "--tensor-parallel-size", "2")
 _ANY_CORE = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """vLLM binds each rank to a NUMA node of its own otherwise, and does not start with fewer nodes than ranks."""

@@ -49,9 +49,8 @@ class GuardrailRequest(Body):
     def _all_can_be_judged(self) -> Self:
         if self.images:
             raise conflict("images", "'{field}' cannot be judged: only text can.")
-        for part in self._parts:
-            if not _is_text(part):
-                raise conflict("structured_messages", "'{field}' hold what cannot be judged: only text can.")
+        if not _holds_messages(self.structured_messages) or not all(map(_is_text, self._parts)):
+            raise conflict("structured_messages", "'{field}' hold what cannot be judged: only text can.")
         object_text({"tools": self.tools})
         if len(self.judged) > MAX_TEXTS:
             raise conflict("texts", f"'{{field}}' and calls are {len(self.judged)} texts, wanted at most {MAX_TEXTS}.")
@@ -76,18 +75,31 @@ class GuardrailRequest(Body):
 
     @property
     def _messages(self) -> Listed[dict[str, Any]]:
-        messages = self.structured_messages
-        return [each for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
+        return list(self.structured_messages or ())
 
     @property
     def _parts(self) -> Listed[dict[str, Any]]:
         contents = [message.get("content") for message in self._messages]
-        return [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+        return [part for content in contents if isinstance(content, list) for part in content]
 
     @property
     def _older_calls(self) -> Listed[dict[str, Any]]:
         """Calls as they were before `tool_calls`."""
         return [{"function": call} for each in self._messages if isinstance(call := each.get("function_call"), dict)]
+
+
+def _holds_messages(sent: Any) -> bool:
+    """Whether these are messages whose content is a text or a list of parts: of another form, a model may take more."""
+    return sent is None or (
+        isinstance(sent, list)
+        and all(isinstance(message, dict) and _holds_parts(message.get("content")) for message in sent)
+    )
+
+
+def _holds_parts(content: Any) -> bool:
+    if isinstance(content, list):
+        return all(isinstance(part, dict) for part in content)
+    return content is None or isinstance(content, str)
 
 
 def _is_text(part: Mapping[str, Any]) -> bool:

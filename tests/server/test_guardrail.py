@@ -44,7 +44,7 @@ def call(arguments: str, name: str = "act") -> dict[str, object]:
     return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def said(*parts: dict[str, object]) -> list[dict[str, object]]:
+def said(*parts: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": [{"type": "text", "text": "a"}, *parts]}]
 
 
@@ -92,7 +92,8 @@ async def test_a_guard_that_only_watches_lets_through() -> None:
         ({"structured_messages": said({"type": "thinking", "thinking": "cook", "signature": "s"})}, "BLOCKED"),
         ({"structured_messages": said({"type": "text", "text": "a"})}, "NONE"),
         ({"structured_messages": said({"type": "output_text", "text": "a", "annotations": []})}, "NONE"),
-        ({"structured_messages": {"odd": 1}}, "NONE"),
+        ({"structured_messages": None}, "NONE"),
+        ({"structured_messages": [{"role": "assistant", "content": None}]}, "NONE"),
         ({"texts": None}, "NONE"),
         ({"texts": [], "tool_calls": [], "tools": [], "images": []}, "NONE"),
     ],
@@ -122,6 +123,10 @@ async def test_calls_and_definitions_of_tools_are_judged(more: dict[str, Any], w
         ({"structured_messages": said({"type": ["text"], "text": "a"})}, "structured_messages"),
         ({"structured_messages": said({"type": "text", "text": ["cook"], "refusal": ""})}, "structured_messages"),
         ({"structured_messages": said({"type": "redacted_thinking", "data": "cook"})}, "structured_messages"),
+        ({"structured_messages": said("cook")}, "structured_messages"),
+        ({"structured_messages": [{"role": "user", "content": {"text": "cook"}}]}, "structured_messages"),
+        ({"structured_messages": ["cook"]}, "structured_messages"),
+        ({"structured_messages": {"role": "user", "content": "cook"}}, "structured_messages"),
         ({"texts": ["a"] * 1000, "tool_calls": [call("{}")] * 25}, "texts"),
         ({"documents": ["cook"]}, "documents"),
         ({"input_type": "reply"}, "input_type"),
