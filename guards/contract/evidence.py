@@ -86,12 +86,10 @@ def _stretch(
     most, current, start = 0.0, 0.0, 0
     found: tuple[int, int] | None = None
     own_T = (turns.written == rise.written).tolist()
-    marks = zip(own_T, turns.opens.tolist(), turns.changes.tolist(), evidence, score_T, strict=True)
-    for at, (own, opens, changes, each, score) in enumerate(marks):
+    marks = zip(own_T, turns.changes.tolist(), evidence, score_T, strict=True)
+    for at, (own, changes, each, score) in enumerate(marks):
         if own and changes:
-            most, found = 0.0, None
-        if own and opens:
-            current = 0.0
+            most, current, found = 0.0, 0.0, None
         if own and each is not None:
             if current == 0:
                 start = at

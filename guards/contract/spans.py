@@ -3,8 +3,9 @@
 Suffixes: T tokens of a forward pass, C columns, K numbers of a column's state, N any leading dimension.
 
 A token's value v is 0 at the skill's mean and 1 at the others'; its *evidence* is 1 - v. Tokens of the other side, and
-of the template, are passed over. A message starts from nothing, and so does all that is kept of a side when it has the
-word again: what was judged when it was new is not held against what follows.
+of the template, are passed over. What is kept of a side starts from nothing when it has the word again: what was judged
+when it was new is not held against what follows. Until then a sum goes on from message to message, so that a question
+cut into several is one.
 """
 
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ def _of_sides(written: bool | Tensor, of_WT: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rise(OverTokens):
-    """1 / (1 + m), with m the largest sum, over a stretch of a message, of evidence less `kappa` a token.
+    """1 / (1 + m), with m the largest sum, over a stretch of a turn, of evidence less `kappa` a token.
 
     1 where nothing speaks for the skill, towards 0 the more does (CUSUM, Page 1954). ``c = max(c + e, 0)`` and
-    ``m = max(m, c)``, with e the evidence less kappa; m is of all messages since the side had the word. Both are linear
+    ``m = max(m, c)``, with e the evidence less kappa, both since the side has the word. Both are linear
     in (m, c, 0) where + is max and * is +, so that a stretch of tokens is a matrix, here of five numbers: m's own m,
     m's c, m's constant, c's own c, c's constant.
     """
@@ -41,33 +42,32 @@ class Rise(OverTokens):
         e_TC = 1 - values_TC.double() - self.kappa
         own_TC = (turns.written[:, None] == self.written).expand_as(e_TC)
         counted_TC = own_TC & turns.counted[:, None]
-        opens_TC = own_TC & turns.opens[:, None]
-        anew_TC = torch.where(counted_TC | opens_TC, 0.0, -torch.inf).double()
+        begins_TC = own_TC & turns.changes[:, None]
+        anew_TC = torch.where(counted_TC | begins_TC, 0.0, -torch.inf).double()
         counts_TC = e_TC.masked_fill(~counted_TC, -torch.inf)
         own = (
-            torch.zeros_like(e_TC).masked_fill(own_TC & turns.changes[:, None], -torch.inf),
+            torch.zeros_like(e_TC).masked_fill(begins_TC, -torch.inf),
             counts_TC,
             anew_TC,
-            torch.where(counted_TC | opens_TC, counts_TC, 0.0),
+            torch.where(counted_TC | begins_TC, counts_TC, 0.0),
             anew_TC,
         )
         return torch.stack(own, dim=-1)
 
     def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
-        """Of sums S of evidence less kappa, c is S less the least S since the message began, and m the largest c.
+        """Of sums S of evidence less kappa, c is S less the least S since the turn began, and m the largest c.
 
         Since m >= c >= 0 at all times, an empty stretch may be taken to start from 0 too.
         """
         counted_CT = _of_sides(self.written, stretches.counted)
-        message_CT, word_CT = (_of_sides(self.written, each) for each in stretches.begins)
-        opened_CT, changed_CT = (_of_sides(self.written, each) for each in stretches.begun)
+        word_CT, changed_CT = (_of_sides(self.written, each) for each in (stretches.begins[1], stretches.begun[1]))
         e_CT = torch.where(counted_CT, (1 - values_TC.double() - self.kappa).T, 0.0)
         sum_CT = e_CT.cumsum(dim=-1)
         sum_CT = sum_CT - (sum_CT - e_CT).index_select(-1, stretches.start_T)
-        first_CT = sum_CT.masked_fill(opened_CT, -torch.inf)
-        start_CT = stretches.start_T.expand_as(message_CT)
-        less_CT, most_of_c_CT = running_max(torch.cat([-sum_CT, first_CT]), torch.cat([message_CT, start_CT])).chunk(2)
-        c_of_0_CT = sum_CT + torch.where(opened_CT, less_CT, less_CT.clamp_min(0))
+        first_CT = sum_CT.masked_fill(changed_CT, -torch.inf)
+        start_CT = stretches.start_T.expand_as(word_CT)
+        less_CT, most_of_c_CT = running_max(torch.cat([-sum_CT, first_CT]), torch.cat([word_CT, start_CT])).chunk(2)
+        c_of_0_CT = sum_CT + torch.where(changed_CT, less_CT, less_CT.clamp_min(0))
         own = (
             torch.zeros_like(sum_CT).masked_fill(changed_CT, -torch.inf),
             most_of_c_CT.clamp_min(0).masked_fill(changed_CT, -torch.inf),

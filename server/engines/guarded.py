@@ -56,7 +56,7 @@ from server.engines.grammars import KEPT, require_bounded
 from server.engines.options import EmbeddedOptions, VllmOptions
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
-from server.engines.text import TokenTexts
+from server.engines.text import OthersOpenings, TokenTexts
 from server.engines.tools import Tool, ToolUse
 
 MAX_BAD_WORDS = 128
@@ -114,6 +114,11 @@ class GuardedEngine(ABC):
     @cached_property
     def _token_texts(self) -> TokenTexts:
         return TokenTexts(self._codec.tokenizer)
+
+    @cached_property
+    def _others(self) -> OthersOpenings:
+        """What ends an answer that guards judge. Without any, it may go on, as with `ignore_eos`."""
+        return OthersOpenings(self._codec.openings if self._guards else ())
 
     @abstractmethod
     def healthy(self) -> bool:

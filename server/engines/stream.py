@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guards.core.verdict import Verdict
+from guards.model.openings import LONGEST
 from server.engines.answer_state import AnswerState
 from server.engines.base import (
     Acted,
@@ -18,7 +19,7 @@ from server.engines.base import (
     PromptToken,
     TokenLogprob,
 )
-from server.engines.text import Detokenizer, StopFinder
+from server.engines.text import Detokenizer, OthersOpenings, StopFinder
 
 _GIVEN_UP = {
     Verdict.ALLOW: FinishReason.GIVEN_UP,
@@ -52,8 +53,14 @@ class AnswerStream(EventStream):
     """
 
     def __init__(
-        self, answer: AnswerState, tokenizer: Any, stop_ids: frozenset[int], close: Callable[[bool], None]
+        self,
+        answer: AnswerState,
+        tokenizer: Any,
+        stop_ids: frozenset[int],
+        close: Callable[[bool], None],
+        others: OthersOpenings,
     ) -> None:
+        """`others`: where the answer opens one of these messages, it is over."""
         sampling = answer.request.sampling
         self.outputs: asyncio.Queue[Drawn | None] = asyncio.Queue()
         """None says that the engine stopped."""
@@ -61,6 +68,9 @@ class AnswerStream(EventStream):
         self._hidden = stop_ids if sampling.include_stop else stop_ids.union(sampling.stop_token_ids)
         self._text = Detokenizer(tokenizer, special_tokens=answer.request.special_tokens)
         self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
+        self._others = others
+        self._newest = list(answer.request.prompt_token_ids[-LONGEST:])
+        """Tokens, as many as an opening may have."""
         self._close: Callable[[bool], None] | None = close
         self._pending: list[Event] = []
         self._seen = 0
@@ -104,8 +114,11 @@ class AnswerStream(EventStream):
         tokens = drawn.tokens if allowed else drawn.tokens[: max(0, answer.generated - self._seen)]
         for index, token in enumerate(tokens):
             self._seen += 1
-            final = ended and index == len(tokens) - 1
-            if self._push(token, drawn.logprobs[index : index + 1], drawn.prompt, final=final):
+            self._newest = [*self._newest[1 - LONGEST :], token]
+            over = self._others.end(self._newest)
+            final = over or (ended and index == len(tokens) - 1)
+            hidden = over or token in self._hidden
+            if self._push(token, drawn.logprobs[index : index + 1], drawn.prompt, final=final, hidden=hidden) or over:
                 self._finish(FinishReason.STOP, self._seen, ended=ended)
                 return
         if not allowed and (ended or not answer.judged):
@@ -126,10 +139,16 @@ class AnswerStream(EventStream):
         return None
 
     def _push(
-        self, token: int, logprobs: tuple[TokenLogprob, ...], prompt: tuple[PromptToken, ...], *, final: bool
+        self,
+        token: int,
+        logprobs: tuple[TokenLogprob, ...],
+        prompt: tuple[PromptToken, ...],
+        *,
+        final: bool,
+        hidden: bool,
     ) -> bool:
         """Adds one drawn token; True when it completed a stop string."""
-        piece, stopped = "" if token in self._hidden else self._text.push(token), False
+        piece, stopped = "" if hidden else self._text.push(token), False
         if self._seen > self.answer.request.sampling.min_tokens:
             piece, stopped = self._stops.push(piece)
         if final and not stopped:

@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from guards.model.openings import Opening
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
@@ -53,6 +55,24 @@ class StopFinder:
         """What was held back, at the end of an answer."""
         held, self._held = self._held, ""
         return held
+
+
+class OthersOpenings:
+    """The openings by which a chat template begins a message that is not the model's.
+
+    A model that writes one has ended its own message. What it wrote behind it would count as somebody else's.
+    """
+
+    def __init__(self, openings: Iterable[Opening] = ()) -> None:
+        self._by_last: dict[int, list[tuple[int, ...]]] = {}
+        for opening in openings:
+            if not opening.written:
+                name = opening.tokens[: opening.named]
+                self._by_last.setdefault(name[-1], []).append(name)
+
+    def end(self, tokens: Sequence[int]) -> bool:
+        """Whether one is complete with the last of these tokens."""
+        return any(tuple(tokens[-len(name) :]) == name for name in self._by_last.get(tokens[-1], ()))
 
 
 class Detokenizer:

@@ -180,9 +180,8 @@ class EmbeddedEngine(GuardedEngine):
         answer = EmbeddedAnswerState(request, stops=self._stops(request), steering=self._steering(request))
         if request.sampling.seed is not None:
             answer.generator = torch.Generator(self._loaded.model.device).manual_seed(request.sampling.seed)
-        stream = AnswerStream(
-            answer, self._loaded.codec.tokenizer, self._stop_ids, partial(self._close, request.request_id)
-        )
+        close = partial(self._close, request.request_id)
+        stream = AnswerStream(answer, self._codec.tokenizer, self._stop_ids, close, self._others)
         self._streams[request.request_id] = stream
         self._answers[request.request_id] = answer
         self._sampler.add(answer)

@@ -278,7 +278,7 @@ class VllmEngine(GuardedEngine):
         words = self._bad_word_ids(request.sampling)
         take_prepared(prepared.sampling_params, request.sampling, words, self._grammars)
         close = partial(self._close, request.request_id)
-        stream = AnswerStream(AnswerState(request), self._codec.tokenizer, self._stop_ids, close)
+        stream = AnswerStream(AnswerState(request), self._codec.tokenizer, self._stop_ids, close, self._others)
         self._streams[request.request_id] = stream
         self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
         return stream

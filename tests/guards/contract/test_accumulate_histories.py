@@ -18,6 +18,7 @@ from guards.contract.slots import HISTORY, Sequences, link
 from guards.contract.spans import MessageMean, Rise
 from guards.contract.turn_finder import TurnFinder
 from guards.model.openings import Opening
+from tests.guards.contract.running import sequences
 from tests.guards.contract.strategies import LEAST, MEAN, Cusum
 
 Text = tuple[int, ...]
@@ -64,11 +65,9 @@ def rise_or_mean(strategy: Rise | MessageMean, text: Text, values: list[float]) 
     messages = messages_of(text, values, written=strategy.written)
     if isinstance(strategy, MessageMean):
         return 1 - sum(messages[-1]) / (len(messages[-1]) + strategy.weight)
+    turn = [each for message in messages for each in message]
     stretches = [
-        sum(message[i:j]) - (j - i) * strategy.kappa
-        for message in messages
-        for i in range(len(message))
-        for j in range(i + 1, len(message) + 1)
+        sum(turn[i:j]) - (j - i) * strategy.kappa for i in range(len(turn)) for j in range(i + 1, len(turn) + 1)
     ]
     return 1 / (1 + max([0.0, *stretches]))
 
@@ -160,7 +159,7 @@ class Engine:
 
 def asked(random: Random, count: int, longest: int) -> list[Request]:
     """Requests whose texts begin alike, and unlike those of other times."""
-    topic, ones = random.randint(2, 99), random.choice((0.05, 0.3))
+    topic, ones = random.randint(2, 99), random.choice((0.05, 0.3, 0.6))
     return [
         Request((topic, *[int(random.random() < ones) for _ in range(random.randint(0, longest - 1))]))
         for _ in range(count)
@@ -246,6 +245,25 @@ def test_every_token_reads_what_its_whole_text_says(random: Random, blocks: int,
             waiting += asked(random, random.randint(1, 5), longest)
         got, wanted = step(engine, waiting, store)
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_a_question_cut_into_messages_is_one() -> None:
+    """Of one side, until the other has had the word; a mean is of the newest message alone."""
+    opened, half = [1, 1], [9] * 3
+    whole = [9, *opened, *half, *half]
+    cut, answered = [9, *opened, *half, *opened, *half], [9, *opened, *half, 1, 0, 5, *opened, *half]
+    strategies = (Rise(0.5, written=False), MessageMean(2, written=False))
+
+    def last(ids: list[int]) -> list[float]:
+        values = [[0.0 if token == 9 else 1.0] * 2 for token in ids]
+        links = link(torch.arange(len(ids)), sequences([0, len(ids)], range(len(ids)), [-1]), looks=True)
+        turns = TurnFinder(OPENINGS, CPU).find(torch.tensor(ids), links)
+        found: list[float] = RunningStates(strategies, CPU).extend(torch.tensor(values), links, turns)[-1].tolist()
+        return found
+
+    assert last(cut)[0] == last(whole)[0] == 1 / (1 + 6 * 0.5)
+    assert last(answered)[0] == 1 / (1 + 3 * 0.5)
+    assert last(cut)[1] == last(answered)[1] > last(whole)[1]
 
 
 def test_the_imitated_engine_shares_and_evicts() -> None:

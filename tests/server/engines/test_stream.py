@@ -12,15 +12,18 @@ from transformers import PreTrainedTokenizerFast
 from guards.contract.guard import NEURONS, Health, Part
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading
+from guards.model.openings import Opening
 from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Hit, Sampling
 from server.engines.stream import AnswerStream, Drawn
+from server.engines.text import OthersOpenings
 from server.errors import UnverifiedError
 from server.generation import require_sound
 
 PROMPT = (4, 5, 6)
 EOS = 2
 FACTS = {"sums": GuardFacts("sums", "ksd", (Part("bare", (0,)),), None, "0" * 64)}
+OTHERS = OthersOpenings([Opening((30, 31, 32), 2, written=False), Opening((30, 33), 2, written=True)])
 OUTSIDE, INSIDE = (Reading.OUTSIDE, (9.0,)), (Reading.INSIDE, (1.0,))
 
 
@@ -43,7 +46,7 @@ def answer(mode: GuardMode = GuardMode.ENFORCE, **sampling: Any) -> AnswerState:
 def events(of: AnswerState, *drawn: Drawn | None) -> tuple[int, Finish, list[bool]]:
     """(tokens passed on, how it ended, what was said about that to the engine)."""
     closed: list[bool] = []
-    stream = AnswerStream(of, tokenizer(), frozenset({EOS}), closed.append)
+    stream = AnswerStream(of, tokenizer(), frozenset({EOS}), closed.append, OTHERS)
 
     async def read() -> list[Event]:
         for each in drawn:
@@ -186,9 +189,38 @@ def test_min_tokens_holds_a_stop_string_back() -> None:
     assert events(of, Drawn((10, 11, 12, 13)), Drawn((11,)), STOPPED)[0] == 5
 
 
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        (Drawn((10, 30, 31, 11, 12)), STOPPED),
+        (Drawn((10,)), Drawn((30,)), Drawn((31,)), Drawn((11,))),
+        (Drawn((10, 30)), Drawn((31,), ended=FinishReason.LENGTH)),
+    ],
+)
+def test_an_answer_ends_where_it_opens_somebody_elses_message(drawn: tuple[Drawn, ...]) -> None:
+    """Whatever ends it else: what it went on with would be judged as that one's words."""
+    of = answer(ignore_eos=True, stop=("w12",), min_tokens=9)
+    judge(of, 0, OUTSIDE)
+    passed_on, finish, closed = events(of, *drawn)
+    assert (passed_on, finish.reason, finish.completion_tokens, finish.verified) == (3, FinishReason.STOP, 3, True)
+    assert closed == [drawn[-1].ended is FinishReason.LENGTH]
+
+
+def test_an_answer_may_open_its_own_message_and_name_what_opens_others() -> None:
+    of = answer()
+    judge(of, 0, OUTSIDE)
+    assert events(of, Drawn((31, 30, 33, 31, 30, 12)), STOPPED)[0] == 6
+
+
+def test_an_opening_may_begin_in_the_prompt() -> None:
+    of = AnswerState(EngineRequest("r", (4, 30), Sampling(max_tokens=20), answer().request.policy))
+    judge(of, 0, OUTSIDE)
+    assert events(of, Drawn((31, 10)), STOPPED)[0] == 1
+
+
 def given_up(of: AnswerState, *drawn: Drawn, read: int) -> Finish | None:
     """What is known of an answer of which some events were read before it was given up."""
-    stream = AnswerStream(of, tokenizer(), frozenset({EOS}), lambda finished: None)
+    stream = AnswerStream(of, tokenizer(), frozenset({EOS}), lambda finished: None, OTHERS)
 
     async def work() -> Finish | None:
         for each in drawn:

@@ -18,6 +18,7 @@ from server.engines.answer_state import AnswerState, GuardFacts
 from server.engines.base import EngineRequest, Finish, FinishReason, Sampling
 from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream
+from server.engines.text import OthersOpenings
 from server.errors import UnverifiedError, reply_of
 from server.generation import require_sound
 from server.metrics import Metrics
@@ -53,7 +54,7 @@ def finish_of(front: Any, params: Any, *, tokens: tuple[int, ...] = (), withheld
     )
 
     async def read() -> Finish:
-        stream = AnswerStream(answer, front._codec.tokenizer, frozenset({2}), lambda finished: None)
+        stream = AnswerStream(answer, front._codec.tokenizer, frozenset({2}), lambda finished: None, OthersOpenings())
         stream.outputs.put_nowait(front._drawn(answer, output, ()))
         async for event in stream:
             if isinstance(event, Finish):
