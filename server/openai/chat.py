@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 
 from server.engines.base import EngineInfo, Message
 from server.engines.tools import ToolChoice, ToolUse
-from server.openai.body import MAX_INT, Listed
+from server.openai.body import MAX_INT
 from server.openai.calling import Calling
 from server.openai.common import MAX_LOGPROBS, CompletionBody
-from server.openai.history import ChatMessage, require_shown
+from server.openai.history import ChatMessage, Messages, require_shown
 from server.openai.invalid import conflict
 from server.openai.moderation import Moderated
 from server.openai.template import Effort, Variables, template_variables
@@ -23,7 +23,7 @@ class ChatRequest(CompletionBody):
 
     not_honoured: ClassVar[Neutral] = IN_CHAT
 
-    messages: Listed[ChatMessage] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
-from server.openai.body import Body, Listed, Text
+from server.openai.body import Body, Text
 from server.openai.completions import AsksPrompt, Prompt, to_prompt
-from server.openai.history import ChatMessage
+from server.openai.history import Messages
 from server.openai.invalid import conflict
 from server.openai.template import Variables
 
@@ -20,7 +20,7 @@ class CheckRequest(Body):
 
     model: Text | None = None
     prompt: Annotated[Prompt | None, BeforeValidator(_prompt, json_schema_input_type=AsksPrompt | None)] = None
-    messages: Listed[ChatMessage] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     chat_template_kwargs: Variables = None
 
     @model_validator(mode="after")

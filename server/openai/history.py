@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.engines.base import EngineInfo, Message
@@ -245,6 +245,11 @@ class ChatMessage(HistoryBody):
         if not self.refusal or text.endswith(self.refusal):
             return text
         return f"{text}\n\n{self.refusal}" if text else self.refusal
+
+
+MAX_MESSAGES = 2048
+Messages = Annotated[Listed[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+"""A conversation, of which no more is read than any may have."""
 
 
 def require_shown(messages: Sequence[ChatMessage], info: EngineInfo) -> None:

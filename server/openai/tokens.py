@@ -1,11 +1,11 @@
 """POST /tokenize and POST /detokenize, in vLLM's shapes: what a prompt is to the model, and how long."""
 
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from server.openai.body import Body, Listed, Text, TokenId
-from server.openai.history import ChatMessage
+from server.openai.history import Messages
 from server.openai.invalid import conflict
 from server.openai.template import Variables
 from server.openai.tools import Tools
@@ -23,7 +23,7 @@ class TokenizeRequest(Body):
 
     model: Text | None = None
     prompt: Text | None = None
-    messages: Annotated[Listed[ChatMessage], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     tools: Tools | None = None
     chat_template_kwargs: Variables = None
     add_special_tokens: bool | None = None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from server.engines.scripted.engine import ScriptedEngine
 from server.errors import InvalidRequestError
 from server.routes.posted import each_once
 from tests.server.harness import ATTRIBUTIONS, CHAT, CHECKS, COMPLETIONS, GUARDRAIL, MODERATIONS, RESPONSES, serving
@@ -64,3 +65,28 @@ async def test_what_is_no_json_is_still_said_so() -> None:
             response = await served.client.post(COMPLETIONS, content=body, headers=headers)
             assert response.status_code == 400
             assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": ""}] * 2049}, "2048"),
+        (RESPONSES, {"input": [{"role": "user", "content": "a"}] * 2049}, "2048"),
+        (CHECKS, {"messages": [{"role": "user", "content": "a"}] * 2049}, "2048"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}] * 2049}, "2048"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 10_000}]}, "10000 objects"),
+        (GUARDRAIL, {"input_type": "request", "texts": ["a"], "tools": [{"a": {}}] * 5_000}, "10000 objects"),
+    ],
+)
+async def test_more_objects_than_anybody_has_are_not_looked_at(path: str, body: dict[str, object], says: str) -> None:
+    async with serving(anonymous_role="operator") as served:
+        error = await served.error(path, body)
+        assert error["status"] == 400
+        assert says in error["message"]
+        assert served.engine.submitted == []
+
+
+async def test_as_many_messages_as_there_may_be_are_taken() -> None:
+    async with serving(ScriptedEngine(max_model_tokens=1 << 15)) as served:
+        response = await served.post(CHAT, {"messages": [{"role": "user", "content": ""}] * 2048, "max_tokens": 1})
+        assert response.status_code == 200, response.text

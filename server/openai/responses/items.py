@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from server.engines.base import EngineInfo, Message
 from server.engines.errors import UnsupportedOptionError
 from server.openai.body import Listed, NonEmptyText, Text, encodable
-from server.openai.history import CalledFunction, ChatMessage, HistoryBody, Part, as_parts
+from server.openai.history import MAX_MESSAGES, CalledFunction, ChatMessage, HistoryBody, Part, as_parts
 from server.openai.invalid import conflict
 
 
@@ -79,7 +79,11 @@ def _items(given: object) -> object:
 
 
 Item = Annotated[HistoryBody, PlainValidator(_item, json_schema_input_type=dict[str, Any])]
-Items = Annotated[Listed[Item], BeforeValidator(_items, json_schema_input_type=str | list[dict[str, Any]])]
+Items = Annotated[
+    Listed[Item],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    BeforeValidator(_items, json_schema_input_type=str | list[dict[str, Any]]),
+]
 
 
 def conversation(items: Sequence[HistoryBody], instructions: str | None) -> list[Message]:

@@ -45,7 +45,7 @@ class ResponsesRequest(SamplingBody):
     not_honoured: ClassVar[Neutral] = IN_RESPONSES
     format_field = "text.format"
 
-    input: Items = Field(min_length=1)
+    input: Items
     instructions: Text | None = None
     max_output_tokens: TokenLimit | None = None
     text: TextOptions | None = None

@@ -25,8 +25,8 @@ from tests.server.engines.embedded.tiny_engine import Answer, ask, run, watching
 LAYERS = (1, 2)
 NAME = "tens"
 TURNED = (
-    "{{ bos_token }} {% for m in messages %}<eos> {{ 'w5' if m.role == 'assistant' else 'w4' }} {{ m.content }} "
-    "{% endfor %}<eos> w5"
+    "{{ bos_token }} {% for m in messages %}<eos> {{ {'assistant': 'w5', 'user': 'w4', 'system': 'w6'}[m.role] }} "
+    "{{ m.content }} {% endfor %}<eos> w5"
 )
 SKILL, HARMLESS = "w10 w11 w12 " * 6, "w30 w41 w35 w22 w47"
 Ids = tuple[int, ...]
@@ -188,21 +188,35 @@ def test_a_whole_conversation_is_judged_where_that_is_asked_for(served: tuple[Pa
     assert FinishReason.ABSTAIN not in run(options(served), talk), "positive control: by turns neither is refused"
 
 
+def refuses(served: tuple[Path, Path], *conversations: Sequence[tuple[str, str]]) -> list[bool]:
+    """Whether an answer to each of them is withheld. They are roles and texts."""
+
+    async def talk(engine: EmbeddedEngine) -> list[bool]:
+        asked = [engine.encode_chat([Message(*each) for each in said]) for said in conversations]
+        answers = [await ask(engine, ids, f"r{i}", max_tokens=1) for i, ids in enumerate(asked)]
+        return [each.finish.reason is FinishReason.ABSTAIN for each in answers]
+
+    return run(options(served), talk)
+
+
 def test_messages_asked_one_after_another_are_judged_together(served: tuple[Path, Path]) -> None:
     """So is a question before the message that says to answer it."""
+    asked = [("user", SKILL), ("user", HARMLESS)], [("system", HARMLESS), ("user", SKILL)]
+    assert refuses(served, *asked, [("system", HARMLESS), ("user", HARMLESS)]) == [True, True, False]
 
-    async def talk(engine: EmbeddedEngine) -> list[FinishReason]:
-        orders = (
-            [Message("user", SKILL), Message("user", HARMLESS)],
-            [Message("system", HARMLESS), Message("user", SKILL)],
-            [Message("system", HARMLESS), Message("user", HARMLESS)],
-        )
-        asked = [engine.encode_chat(order) for order in orders]
-        return [(await ask(engine, ids, f"r{i}", max_tokens=1)).finish.reason for i, ids in enumerate(asked)]
 
-    refused, abstain, answered = run(options(served), talk)
-    assert (refused, abstain) == (FinishReason.ABSTAIN, FinishReason.ABSTAIN)
-    assert answered is not FinishReason.ABSTAIN
+def test_a_question_is_refused_whoever_asks_wherever_the_message_stands(served: tuple[Path, Path]) -> None:
+    """No example of the template's that begins with a system's message shows what opens a later one."""
+    before = [("user", HARMLESS), ("assistant", "w33")]
+    asked = [[*before, (role, SKILL)] for role in ("user", "system")]
+    assert refuses(served, *asked, [*before, ("assistant", SKILL), ("user", HARMLESS)]) == [True, True, False]
+
+
+def test_a_question_in_pieces_is_refused(served: tuple[Path, Path]) -> None:
+    piece, half, begun = "w10 w11 w12", " ".join(["w10 w11 w12"] * 2), " ".join(["w10 w11 w12"] * 3)
+    assert refuses(served, [("user", piece)] * 6, [("system", begun), ("user", half)]) == [True, True]
+    alone = [("user", piece)], [("user", half)], [("system", begun)], [("system", begun), ("user", HARMLESS)]
+    assert refuses(served, *alone) == [False] * 4, "positive control: no piece is refused by itself"
 
 
 def test_an_answer_is_judged_by_its_own_tokens(served: tuple[Path, Path], tmp_path: Path) -> None:
