@@ -115,7 +115,7 @@ class ServerConfig(BaseModel):
     api_keys_file: Path | None = Field(
         None,
         description="JSON file of tenants and their hashed API keys, which `skillguard key` writes. A change counts "
-        "from the next request on. Without a file every route is open.",
+        "from the next request on. Without a file nobody needs a key, and callers are what anonymous_role says.",
     )
     anonymous_role: Literal["user", "operator"] = Field(
         "user",

@@ -61,7 +61,7 @@ class _Read:
 def inspect_start(settings: Effective) -> Preflight:
     """Reads keys, artifacts and the model's folder, looks for the audit log's, and parses the engine's flags.
 
-    Loads no weights, and writes nothing.
+    Loads no weights, and writes nothing but the digest of the weights' files, for later starts; with `rehash` not that.
     """
     found, options = Preflight(), settings.options
     tenants = None

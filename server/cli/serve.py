@@ -8,14 +8,16 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from server.cli.engine import add_arguments, effective_settings
 from server.cli.fields import add_fields
-from server.config import ServerConfig
+from server.config import AuditFailure, ServerConfig
 from server.create import create_engine
+from server.engines.options import EmbeddedOptions, VllmOptions
 from server.refused_names import CONFIG_VARIABLE
-from server.settings import environment_name
+from server.settings import Effective, environment_name
 
 if TYPE_CHECKING:
     from server.edge.serving import EdgeServer
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     server = make_server(app, config, stopping=lambda: _end_within(config.stop_timeout_seconds + _LAST_SECONDS))
     # uvicorn raises the signal again once it has stopped, which would make a stop as asked look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    return uvloop.run(_serve(server, app.state.services.readiness, config))
+    return uvloop.run(_serve(server, app.state.services.readiness, settings))
 
 
 def _end_within(seconds: float) -> None:
@@ -91,8 +93,8 @@ def _end_within(seconds: float) -> None:
     timer.start()
 
 
-async def _serve(server: "EdgeServer", readiness: "Readiness", config: ServerConfig) -> int:
-    announced = asyncio.create_task(_announce(server, readiness, config))
+async def _serve(server: "EdgeServer", readiness: "Readiness", settings: Effective) -> int:
+    announced = asyncio.create_task(_announce(server, readiness, settings))
     try:
         await server.serve()
     finally:
@@ -100,7 +102,7 @@ async def _serve(server: "EdgeServer", readiness: "Readiness", config: ServerCon
     return 1 if readiness.failure is not None else 0
 
 
-async def _announce(server: "EdgeServer", readiness: "Readiness", config: ServerConfig) -> None:
+async def _announce(server: "EdgeServer", readiness: "Readiness", settings: Effective) -> None:
     """Prints the banner once the guards are verified; ends the process when the engine could not start at all.
 
     A guard that fails its canaries keeps the process up and not ready, so that /ready can say which it is.
@@ -112,12 +114,25 @@ async def _announce(server: "EdgeServer", readiness: "Readiness", config: Server
         return
     await server.listening.wait()  # an engine may be ready before the socket is
     port = server.servers[0].sockets[0].getsockname()[1]
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    print(banner(readiness, f"http://{host}:{port}", config), flush=True)
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    print(banner(readiness, f"http://{host}:{port}", settings.server, settings.options), flush=True)
 
 
-def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
-    """What runs, what is not covered, and a line to paste."""
+def _opened(config: ServerConfig, options: EmbeddedOptions | VllmOptions) -> Iterator[str]:
+    """One sentence for each of the operator's choices that opens something, and is of no guard."""
+    if isinstance(options, VllmOptions) and options.allow_untested_runner:
+        yield (
+            "a model runner that guards were not tested with is taken (--allow-untested-runner): canaries alone stand "
+            "for them"
+        )
+    if config.audit_failure is AuditFailure.ANSWER:
+        yield "what cannot be recorded is answered all the same (--audit-failure answer)"
+    if config.api_keys_file is None and (config.anonymous_role == "operator" or not config.listens_on_loopback):
+        yield f"no keys: whoever can connect to {config.host} is a {config.anonymous_role}"
+
+
+def banner(readiness: "Readiness", url: str, config: ServerConfig, options: EmbeddedOptions | VllmOptions) -> str:
+    """What runs, what is not covered, what was opened by choice, and a line to paste."""
     from guards.artifact.pins import vouched
     from guards.core.version import tool_name
     from server.combinations import combined
@@ -138,9 +153,8 @@ def banner(readiness: "Readiness", url: str, config: ServerConfig) -> str:
         lines.append("  guard  NONE: every skill is served (--unguarded)")
     if defaults := shown(info.defaults):
         lines.append(f"  draws  {defaults}, where a request does not say (--generation-config vllm leaves this out)")
-    lines += [f"  note   {sentence}" for sentence in [*accepted(info), *uncovered(info), *combined(info.beside)]]
-    if config.api_keys_file is None and (config.anonymous_role == "operator" or not config.listens_on_loopback):
-        lines.append(f"  note   no keys: whoever can connect to {config.host} is a {config.anonymous_role}")
+    notes = [*accepted(info), *uncovered(info), *combined(info.beside), *_opened(config, options)]
+    lines += [f"  note   {sentence}" for sentence in notes]
     if not readiness.ready:
         return "\n".join([*lines, f"  NOT READY: nothing is generated. {url}/ready says why."])
     body = json.dumps({"model": info.model, "messages": [{"role": "user", "content": "What is 23 plus 58?"}]})

@@ -28,8 +28,10 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "penalties": {"frequency_penalty": 2, "presence_penalty": -2, "repetition_penalty": 2},
     "bias": {"logit_bias": {5: 100.0}},
     "allowed tokens": {"allowed_token_ids": (5, 6, 7)},
+    "bad words": {"bad_words": ("a", "1")},
     "no early end": {"min_tokens": 8, "ignore_eos": True},
     "stop string": {"stop": ("a", "e"), "include_stop": True},
+    "stop token": {"stop_token_ids": (5,), "include_stop": True},
     "grammar": {"grammar": Grammar(GrammarKind.REGEX, "[0-9]+")},
     "choice": {"grammar": Grammar(GrammarKind.CHOICE, '["yes", "no"]')},
 }

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from server.create import create_engine
 from server.demo import DEMO
 from server.doctor.examination import examine
 from server.doctor.findings import Finding, Outcome, Report
+from server.doctor.properties import OPTIONS
 from server.engines import answer_state
+from server.engines.base import Sampling
 from server.engines.options import EmbeddedOptions
 
 GUARD = DEMO / "guards" / "ksd-mathematics"
@@ -89,6 +92,11 @@ def test_an_engine_that_lets_tokens_out_is_refuted(monkeypatch: pytest.MonkeyPat
     report = examined()
     assert "refused under greedy" in refuted(report)
     assert f"canaries of {GUARD.name}" not in refuted(report)
+
+
+def test_a_question_is_refused_under_every_option() -> None:
+    tried = {name for options in OPTIONS.values() for name in options}
+    assert {field.name for field in fields(Sampling)} - tried == {"max_tokens"}, "which each of them gives"
 
 
 def test_nothing_proved_is_not_sound() -> None:

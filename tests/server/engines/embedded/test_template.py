@@ -152,7 +152,8 @@ async def test_an_operator_may_take_it_and_everybody_sees_that(
             assert await served.metric(f'skillguard_guard_template_accepted{{guard="{name}"}}') == 1
             (said,) = (record.getMessage() for record in caplog.records if "--accept-template" in record.getMessage())
             assert said.startswith(f"guard {name} was calibrated with another chat template or tokenizer")
-            assert f"  note   {said}\n" in banner(served.readiness, "http://test", ServerConfig())
+            settings = (ServerConfig(), EmbeddedOptions(model="model"))
+            assert f"  note   {said}\n" in banner(served.readiness, "http://test", *settings)
 
 
 async def test_token_ids_are_still_verified_under_the_operators_flag(folder: Path) -> None:
