@@ -147,7 +147,9 @@ class Board:
         self.books.forget()
 
     def surround(self, model: nn.Module) -> None:
-        """Hooks the whole model, outside of what is compiled."""
+        """Hooks the whole model, outside of what is compiled, where any guard reads it."""
+        if not len(self.columns):
+            return
         model.register_forward_pre_hook(self._begin, with_kwargs=True)
         model.register_forward_hook(self._end, with_kwargs=True)
 
@@ -215,6 +217,8 @@ class Board:
 
     def split(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the columns off selected rows: hidden states [R, d_model], and rows [R, X] of all ranks."""
+        if not self.columns.width:
+            return hidden, torch.empty(len(hidden), 0, dtype=torch.float32, device=hidden.device)
         width = hidden.shape[-1] - self.columns.width * self._bits
         entries = hidden[:, width:].contiguous()
         return hidden[:, :width].contiguous(), self.books.join(entries.view(torch.float32))

@@ -119,16 +119,13 @@ class WithholdingSampler(nn.Module):
             )
         rows = batch.num_reqs
         generated_R = batch.num_tokens_no_spec[:rows] - batch.num_prompt_tokens[:rows]
-        enforced_RG, tau_RP = self.rules_of(batch.req_ids[:rows], generated_R.tolist())
-        part_RP = self._columns.parts(rows_RX)
-        code_RG = self._columns.read(part_RP, tau_RP.to(part_RP.device, non_blocking=True))
-        withheld_R = withheld(code_RG, enforced_RG.to(code_RG.device, non_blocking=True))
-        output.sampled_token_ids = torch.where(withheld_R[:, None], self._sentinel, sampled)
-        if output.logprobs_tensors is not None:
-            output.logprobs_tensors.logprobs.masked_fill_(withheld_R[:, None], -torch.inf)
-            output.logprobs_tensors.logprob_token_ids.masked_fill_(withheld_R[:, None], self._sentinel)
-            output.logprobs_tensors.selected_token_ranks.masked_fill_(withheld_R, 0)
-        acted_RP = part_RP[:, self._columns.health_parts]
+        code_RG, withheld_R, acted_RP = self._judge(rows_RX, batch.req_ids[:rows], generated_R.tolist())
+        if self._columns.guards:
+            output.sampled_token_ids = torch.where(withheld_R[:, None], self._sentinel, sampled)
+            if output.logprobs_tensors is not None:
+                output.logprobs_tensors.logprobs.masked_fill_(withheld_R[:, None], -torch.inf)
+                output.logprobs_tensors.logprob_token_ids.masked_fill_(withheld_R[:, None], self._sentinel)
+                output.logprobs_tensors.selected_token_ranks.masked_fill_(withheld_R, 0)
         on_host = [x.to("cpu", non_blocking=True) for x in (rows_RX, code_RG, withheld_R, acted_RP)]
         ready = None
         if rows_RX.device.type == "cuda":
@@ -145,6 +142,19 @@ class WithholdingSampler(nn.Module):
             ready=ready,
         )
         return output
+
+    def _judge(
+        self, rows_RX: Tensor, request_ids: Sequence[str], generated: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What each guard reads, int8 [R, G], where no token goes out, bool [R], and what interventions did, [R, P]."""
+        if not self._columns.guards:  # a dozen operations on nothing are a twentieth of a small model's step
+            nothing_R0 = rows_RX.new_empty(len(rows_RX), 0)
+            return nothing_R0.to(torch.int8), rows_RX.new_zeros(len(rows_RX), dtype=torch.bool), nothing_R0
+        enforced_RG, tau_RP = self.rules_of(request_ids, generated)
+        part_RP = self._columns.parts(rows_RX)
+        code_RG = self._columns.read(part_RP, tau_RP.to(part_RP.device, non_blocking=True))
+        withheld_R = withheld(code_RG, enforced_RG.to(code_RG.device, non_blocking=True))
+        return code_RG, withheld_R, part_RP[:, self._columns.health_parts]
 
     def rules_of(self, request_ids: Sequence[str], generated: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Where a hit is enforced, bool [R, G], and taus, float32 [R, P], by what each request brought."""
