@@ -202,7 +202,8 @@ def _job(
         special = plan is not None and plan.special_tokens
         for answer in range(body.answers_per_prompt):
             own = replace(sampling, grammar=form, seed=body.seed_of(answer))  # what `prepare` made is for all of them
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, own, policy, special))
+            engine_id = f"{job_id}-{len(requests)}"
+            requests.append(EngineRequest(engine_id, prompt, own, policy, special, tenant=caller.tenant))
     return AnswerJob(
         id=job_id,
         created=int(time.time()),
