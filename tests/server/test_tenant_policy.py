@@ -7,7 +7,7 @@ import pytest
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardKind, GuardMode, Reading
-from server.auth import Role, new_key
+from server.auth import DEFAULT_TENANT, Role, new_key
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, guard, hit, score
 from server.policies import default_policy, shadowed
@@ -56,7 +56,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         name: tenant(name, guards={each: {"mode": mode} for each, mode in modes.items()})
         for name, modes in MODES.items()
     }
-    file = write_tenants(tmp_path / "keys.json", {**tenants, "watcher": tenant("watcher")})
+    file = write_tenants(tmp_path / "keys.json", {**tenants, DEFAULT_TENANT: tenant("watcher")})
     return {"api_keys_file": file, "shadow": ("c",)}
 
 
