@@ -50,7 +50,7 @@ from server.routes import (
     tokens,
 )
 from server.tracing import make_tracer
-from server.workers import Workers
+from server.workers import SharedWorkers
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
@@ -72,7 +72,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         engine=engine,
         config=config,
         encoder=Encoder(engine),
-        compilers=Workers("grammars and tools to be compiled", at_a_time=2, most_waiting=64),
+        compilers=SharedWorkers("grammars and tools to be compiled", each_at_a_time=2, each_waiting=64),
         readiness=readiness,
         metrics=metrics,
         audit=auditor,

@@ -21,6 +21,9 @@ ANONYMOUS = "anonymous"
 ADMINS = "admins"
 """Whose keys of the role admin are: no tenant's, and none may be called so."""
 
+DEFAULT_TENANT = "default"
+"""Of keys that are given no other: the operator's own, who may know of all tenants what belongs to none of them."""
+
 NAME_PATTERN = rf"^(?!(?:{ANONYMOUS}|{ADMINS})\Z)[A-Za-z0-9_.-]{{1,64}}\Z"
 """Fit for a log line and a label. pydantic's own engine has no look-ahead, so whoever uses it says python-re."""
 
@@ -87,6 +90,9 @@ class Caller(BaseModel):
     role: Role
     tenant: str = ANONYMOUS
     policy: TenantPolicy = TenantPolicy()
+    sees_server: bool = False
+    """Whether what is of all tenants together may be shown, by a role that is shown it at all: metrics, how much stands
+    in the audit log, what is wrong with the keys file."""
 
     @property
     def is_operator(self) -> bool:

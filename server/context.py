@@ -22,7 +22,7 @@ from server.metrics import Metrics
 from server.readiness import Readiness
 from server.recent import RecentAnswers
 from server.tracing import Trace, Untraced
-from server.workers import Workers
+from server.workers import SharedWorkers
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Services:
     engine: Engine
     config: ServerConfig
     encoder: Encoder
-    compilers: Workers
+    compilers: SharedWorkers
     """For grammars and tools, which may take long to compile."""
     readiness: Readiness
     metrics: Metrics

@@ -71,6 +71,8 @@ class Judge:
     observe: Callable[[EngineRequest], Observer]
     spend: Spend
     """Told the tokens of each text that is judged."""
+    tenant: str
+    """The caller's."""
 
     async def texts(self, texts: Sequence[str]) -> list[tuple[Judged, ...]]:
         """The verdicts on each text, in order; equal texts are judged once.
@@ -104,6 +106,6 @@ class Judge:
             prompt = await self.encoder.chat([Message("user", text)])
         sampling = Sampling(max_tokens=1, temperature=0)
         self.spend(len(prompt))
-        request = EngineRequest(f"judge-{secrets.token_hex(16)}", prompt, sampling, self.policy)
+        request = EngineRequest(f"judge-{secrets.token_hex(16)}", prompt, sampling, self.policy, tenant=self.tenant)
         (answer,) = await collect(self.engine, [request], self.observe)
         return judged(self.engine.info.guards, answer.finish.prompt_scores, self.policy)

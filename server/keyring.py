@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.auth import ADMINS, ANONYMOUS, Caller, Role, TenantPolicy, key_digest
+from server.auth import ADMINS, ANONYMOUS, DEFAULT_TENANT, Caller, KeyEntry, Role, TenantPolicy, key_digest
 from server.errors import ConfigError, ForbiddenError, InvalidKeyError, NotReadyError
 from server.tenants import Tenants, parse_tenants, read_tenants
 
@@ -69,6 +69,8 @@ class KeysFile:
         self._told: tuple[str | None, Mapping[str, object]] | None = None
         self.changes: list[Change] = []
         """Those that nobody has recorded yet, the oldest first."""
+        self._ever: frozenset[str] = frozenset()
+        """The tenants so far. Of one that is gone, counters tell to the end."""
         self._take(read_tenants(path))
         self.refresh()
 
@@ -128,13 +130,17 @@ class KeysFile:
     def _take(self, tenants: Tenants) -> None:
         self._tenants = tenants
         policy_of: Mapping[str, TenantPolicy] = tenants.tenants
+        self._ever |= policy_of.keys()
         self._callers: Sequence[tuple[str, Caller]] = [
-            (key.sha256, Caller(name=key.name, role=key.role, tenant=name, policy=policy_of.get(name, TenantPolicy())))
-            for name, key in tenants.keys
+            (key.sha256, self._caller(name, key, policy_of.get(name, TenantPolicy()))) for name, key in tenants.keys
         ]
         self.trouble: str | None = None
         """Why the file as it is now cannot be used. For the operator."""
         self._note()
+
+    def _caller(self, tenant: str, key: KeyEntry, policy: TenantPolicy) -> Caller:
+        of_all = tenant in (ADMINS, DEFAULT_TENANT) or len(self._ever) == 1
+        return Caller(name=key.name, role=key.role, tenant=tenant, policy=policy, sees_server=of_all)
 
     def _keep(self, callers: Sequence[tuple[str, Caller]], trouble: str) -> None:
         if trouble != self.trouble:
@@ -154,7 +160,8 @@ class KeyRing:
     def __init__(self, file: KeysFile | None, anonymous: Role) -> None:
         """`anonymous`: what callers are where there is no file."""
         self.file = file
-        self._anonymous = Caller(name=ANONYMOUS, role=anonymous if file is None else Role.USER)
+        role = anonymous if file is None else Role.USER
+        self._anonymous = Caller(name=ANONYMOUS, role=role, sees_server=file is None)
 
     def admit(self, path: str, authorizations: Sequence[bytes], api_keys: Sequence[bytes] = ()) -> Caller:
         """The caller behind the headers of KEY_HEADERS, if this path is theirs.
@@ -162,7 +169,8 @@ class KeyRing:
         Raises InvalidKeyError or ForbiddenError; NotReadyError where the key may be one of a file that cannot be used.
         """
         if self.file is None:
-            _require_admin(path, self._anonymous)
+            if is_admin_path(path):
+                require_admin(self._anonymous)
             return self._anonymous
         self.file.refresh()
         try:
@@ -181,7 +189,8 @@ class KeyRing:
             raise ForbiddenError("A key of role user cannot read /metrics; use one of role metrics or operator.")
         if path != METRICS_PATH and caller.role is Role.METRICS:
             raise ForbiddenError("A key of role metrics can only read /metrics; use one of role user or operator.")
-        _require_admin(path, caller)
+        if is_admin_path(path):
+            require_admin(caller)
         return caller
 
 
@@ -195,8 +204,9 @@ def is_admin_path(path: str) -> bool:
     return path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")
 
 
-def _require_admin(path: str, caller: Caller) -> None:
-    if is_admin_path(path) and caller.role is not Role.ADMIN:
+def require_admin(caller: Caller) -> None:
+    """Raises ForbiddenError."""
+    if caller.role is not Role.ADMIN:
         raise ForbiddenError(
             f"{ADMIN_PATH} takes keys of the role admin only, which `skillguard key add --role admin` makes."
         )

@@ -130,6 +130,10 @@ class Metrics:
         """All series in Prometheus' format, those of scores only if they may be told."""
         return generate_latest(self.registry if scores else _WithoutScores(self.registry))
 
+    def text_of(self, tenant: str) -> bytes:
+        """One tenant's own series: any other counts for all of them, so that the rest of it would be the others'."""
+        return generate_latest(_OfTenant(tenant, (self._tenant_answers, self._tenant_abstentions)))
+
     def know(self, guards: Iterable[GuardInfo]) -> None:
         """Every labelled series of these guards is there from now on, with 0: a rate misses an event that makes one.
 
@@ -270,6 +274,20 @@ class _WithoutScores(CollectorRegistry):
 
     def collect(self) -> Iterator[Metric]:
         return (metric for metric in self._all.collect() if metric.name not in _SCORES)
+
+
+class _OfTenant(CollectorRegistry):
+    def __init__(self, tenant: str, counters: Iterable[Counter]) -> None:
+        super().__init__()
+        self._tenant, self._counters = tenant, counters
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in (each for counter in self._counters for each in counter.collect()):
+            own = Metric(metric.name, metric.documentation, metric.type)
+            own.samples = [
+                each for each in metric.samples if each.labels["tenant"] == self._tenant and self._tenant != OTHER
+            ]
+            yield own
 
 
 def _verdicts(finish: Finish, guard: str) -> Iterator[tuple[Stage, Verdict]]:

@@ -31,9 +31,10 @@ _CLIENT_GONE_STATUS = reply_of(ClientGoneError("")).status
 
 
 def route_path(scope: Scope) -> str:
-    """The path as the routes know it, without the prefix of an app that this one is mounted in."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    """The path as the routes know it: without the prefix of an app that this one is mounted in, of whole segments."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    rest = path.removeprefix(prefix)
+    return rest if rest == "" or rest.startswith("/") else path
 
 
 class RequestMiddleware:
@@ -137,7 +138,8 @@ class LimitMiddleware:
 class BodyMiddleware:
     """Reads the body up to the limit and hands it on whole, so that a larger one never fills the memory.
 
-    It also means that a route sees either the complete body or, through `receive`, the disconnect.
+    It also means that a route sees either the complete body or, through `receive`, the disconnect. A body that nobody
+    asks for, such as a probe's, is not read at all: it would be held for whoever has no key.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -145,7 +147,7 @@ class BodyMiddleware:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not _is_asked(scope):
             await self._app(scope, receive, send)
             return
         if Headers(scope=scope).get("content-encoding", "").strip().lower() not in ("", "identity"):

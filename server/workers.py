@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
@@ -29,6 +30,12 @@ class Workers:
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What the work gives or raises. Raises EngineBusyError where too much is queued."""
+        future = self.begin(work, *args, **kwargs)
+        del work, args, kwargs
+        return await asyncio.wrap_future(future)
+
+    def begin(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queues the work; the future is done once nothing of it runs. Raises EngineBusyError."""
         with self._lock:
             if self._taken >= self._most:
                 raise EngineBusyError(f"too many requests wait for {self._name}: try again")
@@ -43,7 +50,7 @@ class Workers:
             raise
         future.add_done_callback(lambda _: held.clear())
         future.add_done_callback(self._done)
-        return await asyncio.wrap_future(future)
+        return future
 
     @property
     def waiting(self) -> int:
@@ -58,3 +65,62 @@ class Workers:
     def _done(self, _: Future[Any] | None = None) -> None:
         with self._lock:
             self._taken -= 1
+
+
+class _Share:
+    def __init__(self, at_a_time: int) -> None:
+        self.places = asyncio.Semaphore(at_a_time)
+        self.held = 0
+        """By those that wait and those that run."""
+
+
+class SharedWorkers:
+    """Workers for several tenants, none of which can take all threads: each has all but one, and a queue of its own.
+
+    What was begun for a caller who has hung up holds its tenant's place to its end.
+    """
+
+    def __init__(self, name: str, *, each_at_a_time: int, each_waiting: int) -> None:
+        self._name = name
+        self._each, self._most = each_at_a_time, each_at_a_time + each_waiting
+        self._workers = Workers(name, at_a_time=each_at_a_time + 1, most_waiting=each_waiting)
+        self._shares: dict[str, _Share] = {}
+
+    async def run(self, tenant: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the work gives or raises. Raises EngineBusyError where too much of this tenant's is queued."""
+        share = self._shares.setdefault(tenant, _Share(self._each))
+        if share.held >= self._most:
+            raise EngineBusyError(f"too many requests wait for {self._name}: try again")
+        share.held += 1
+        try:
+            await share.places.acquire()
+        except asyncio.CancelledError:
+            self._forget(tenant, share)
+            raise
+        try:
+            future = self._workers.begin(work, *args, **kwargs)
+        except BaseException:
+            self._free(tenant, share)
+            raise
+        del work, args, kwargs
+        loop = asyncio.get_running_loop()
+
+        def done(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits
+                loop.call_soon_threadsafe(self._free, tenant, share)
+
+        future.add_done_callback(done)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Begins nothing more. What runs goes on to its end."""
+        self._workers.close()
+
+    def _free(self, tenant: str, share: _Share) -> None:
+        share.places.release()
+        self._forget(tenant, share)
+
+    def _forget(self, tenant: str, share: _Share) -> None:
+        share.held -= 1
+        if not share.held:
+            del self._shares[tenant]

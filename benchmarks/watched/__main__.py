@@ -39,7 +39,7 @@ from benchmarks.watched.run import GONE, Series, lint, usual_then_spike, watchin
 from guards.artifact.store import read_artifact, write_artifact
 from guards.inside.transformers.loading import load_model
 from guards.methods.spans.calibrate import calibrate
-from server.auth import Role, new_key
+from server.auth import DEFAULT_TENANT, Role, new_key
 from server.tenants import Tenant, Tenants
 
 NAME = "watched"
@@ -85,11 +85,11 @@ class Keys:
 
 def new_keys(folder: Path) -> Keys:
     """Keys of TENANTS, and of Prometheus."""
-    roles = {**dict.fromkeys(TENANTS, Role.USER), "monitoring": Role.METRICS}
+    roles = {**dict.fromkeys(TENANTS, Role.USER), DEFAULT_TENANT: Role.METRICS}
     made = {name: new_key(name, role) for name, role in roles.items()}
     tenants = Tenants(tenants={name: Tenant(keys=(entry,)) for name, (_, entry) in made.items()})
     (file := folder / "keys.json").write_text(tenants.model_dump_json(), encoding="utf-8")
-    metrics = made["monitoring"][0]
+    metrics = made[DEFAULT_TENANT][0]
     (metrics_file := folder / "metrics.key").write_text(metrics, encoding="utf-8")
     return Keys(file, metrics, metrics_file, [made[name][0] for name in TENANTS])
 

@@ -41,13 +41,13 @@ def add_parser(subparsers: Any) -> None:
 
 def add_key(args: argparse.Namespace) -> int:
     """Prints the new key; says on stderr where it is of a new tenant."""
-    from server.auth import Role, new_key
+    from server.auth import DEFAULT_TENANT, Role, new_key
     from server.errors import ConfigError
     from server.tenants import Tenant, changing
 
     if args.role == Role.ADMIN and args.tenant is not None:
         raise ConfigError("--tenant: a key of the role admin is of no tenant; leave it out")
-    name = args.tenant or "default"
+    name = args.tenant or DEFAULT_TENANT
     key, entry = new_key(args.name, Role(args.role))
     with changing(args.file) as held:
         tenants = held[0]

@@ -146,6 +146,8 @@ class EngineRequest:
     `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.
     `proof`: it is a canary's. No load puts it off: it is let in though the queue is full, and before all that waits.
     And it is computed anew, since what a guard once read is no proof of what it reads now.
+    `tenant`: whose it is. Prefixes are cached for each tenant apart, since how soon a prompt is read would tell one
+    tenant what another has sent. Empty of what no caller asks for.
     """
 
     request_id: str
@@ -155,6 +157,7 @@ class EngineRequest:
     special_tokens: bool = False
     keeps_places: bool = False
     proof: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -563,16 +566,17 @@ class Engine(Protocol):
         ...
 
     async def check(
-        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, tenant: str = ""
     ) -> tuple[GuardScore, ...]:
         """One forward pass over a prompt: every guard's reading at its last token, under this policy's taus.
 
-        Raises like `submit`; GuardReadingError where a guard gave no valid reading, EngineError where the pass failed.
+        `tenant` as `EngineRequest` has it. Raises like `submit`; GuardReadingError where a guard gave no valid reading,
+        EngineError where the pass failed.
         """
         ...
 
     async def trace(
-        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, tenant: str = ""
     ) -> tuple[GuardTrace, ...]:
         """One forward pass over a prompt: what every detector reads at each token, as if the prompt ended there.
 

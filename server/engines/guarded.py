@@ -238,19 +238,19 @@ class GuardedEngine(ABC):
         return {name: answer.prompt_parts.get(name, (Reading.MISSING, ())) for name in self._guards}
 
     async def check(
-        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, tenant: str = ""
     ) -> tuple[GuardScore, ...]:
-        answer = await self._probe(prompt_token_ids, request_id, policy)
+        answer = await self._probe(prompt_token_ids, request_id, policy, tenant=tenant)
         _require_read(answer)
         return answer.prompt_scores
 
     async def trace(
-        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, tenant: str = ""
     ) -> tuple[GuardTrace, ...]:
         rules, detecting = policy.over(self._rules).rules, [n for n, fact in self._facts.items() if fact.unit is None]
         # vLLM's worker tells of places where something fires: under this tau, of all.
         telling = Policy({n: replace(rule, taus=(LARGEST,) * len(rule.taus)) for n, rule in rules.items()})
-        answer = await self._probe(prompt_token_ids, request_id, telling, keeps_places=True)
+        answer = await self._probe(prompt_token_ids, request_id, telling, tenant=tenant, keeps_places=True)
         _require_read(answer)
         places = [*(answer.places.get(at, {}) for at in range(len(prompt_token_ids) - 1)), answer.prompt_parts]
         if any(name not in each for each in places for name in detecting):
@@ -269,6 +269,7 @@ class GuardedEngine(ABC):
         request_id: str,
         policy: Policy = NO_RULES,
         *,
+        tenant: str = "",
         keeps_places: bool = False,
         proof: bool = False,
     ) -> AnswerState:
@@ -281,7 +282,9 @@ class GuardedEngine(ABC):
         finish = None
         sampling = Sampling(max_tokens=1, temperature=0, prompt_logprobs=0 if keeps_places else None)
         stream = self.submit(
-            EngineRequest(request_id, token_ids, sampling, shadow, keeps_places=keeps_places, proof=proof)
+            EngineRequest(
+                request_id, token_ids, sampling, shadow, keeps_places=keeps_places, proof=proof, tenant=tenant
+            )
         )
         answer = stream.answer
         try:

@@ -20,6 +20,8 @@ MAX_BIAS = 100
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 512
 _MAX_STOP_IDS = 128
+_MAX_BIASES = 1024
+"""vLLM goes over all of them in Python whenever its batch changes."""
 _MAX_SEED = 2**63 - 1
 _TOKEN_KEY = re.compile("0|[1-9][0-9]{0,9}")
 
@@ -56,6 +58,8 @@ Stops = Annotated[tuple[StopText, ...], Field(fail_fast=True), Field(max_length=
 
 Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenKey = Annotated[str, Field(pattern=f"^({_TOKEN_KEY.pattern})$")]
+Biases = Annotated[dict[int, Bias], Field(max_length=_MAX_BIASES)]
+NamedBiases = Annotated[dict[TokenKey, Bias], Field(max_length=_MAX_BIASES)]
 
 
 class StreamOptions(Body):
@@ -88,9 +92,7 @@ class SamplingBody(Body, ABC):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: Annotated[
-        dict[int, Bias] | None, BeforeValidator(_biases, json_schema_input_type=dict[TokenKey, Bias] | None)
-    ] = None
+    logit_bias: Annotated[Biases | None, BeforeValidator(_biases, json_schema_input_type=NamedBiases | None)] = None
     allowed_token_ids: Listed[TokenId] | None = Field(None, min_length=1)
     bad_words: Listed[StopText] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=_MAX_SEED)

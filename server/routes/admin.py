@@ -1,19 +1,20 @@
 """/admin/guards: how guards judge and which artifacts they are, shown and changed, for keys of the role admin.
 
-Others never get here (`server/keyring.py`).
+Others never get here (`server/keyring.py`), and are refused once more where they do.
 """
 
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import Field, model_validator
 
 from guards.artifact.pins import ArtifactPath
 from guards.core.verdict import GuardMode
 from server.auth import LEAST_FACTOR, MOST_FACTOR
-from server.context import ContextDep, Services, ServicesDep
+from server.context import CallerDep, ContextDep, Services, ServicesDep
 from server.engines.base import GuardInfo
 from server.errors import InvalidRequestError
+from server.keyring import require_admin
 from server.live import Judging
 from server.openai.body import Body, Listed, NonEmptyText
 from server.openai.invalid import conflict
@@ -21,7 +22,12 @@ from server.readiness import Running
 from server.routes.posted import PostedRoute
 from server.routes.reading import reads
 
-router = APIRouter(route_class=PostedRoute)
+
+async def _admins_only(caller: CallerDep) -> None:
+    require_admin(caller)
+
+
+router = APIRouter(route_class=PostedRoute, dependencies=[Depends(_admins_only)])
 
 NOTICE = (
     "Holds until the server restarts. To keep it, put it where the server starts from: the settings' artifacts and "

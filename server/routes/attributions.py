@@ -37,7 +37,7 @@ async def attributions(
     context.spend(2 * len(prompt))
     found = await checked(prompt, request, services, context, caller, running)
     policy = running.policy_for(caller)
-    tracing = engine.trace(prompt, f"trace-{secrets.token_hex(16)}", policy)
+    tracing = engine.trace(prompt, f"trace-{secrets.token_hex(16)}", policy, tenant=caller.tenant)
     traces = {each.guard: each.parts for each in await while_connected(request.receive, tracing)}
     services.readiness.require_agreement()
     return {

@@ -63,7 +63,7 @@ async def checked(
 ) -> tuple[Judged, ...]:
     """Every guard's verdict under the caller's policy, which is recorded. Raises AuditError where it cannot be."""
     policy = running.policy_for(caller)
-    check = services.engine.check(prompt, f"check-{secrets.token_hex(16)}", policy)
+    check = services.engine.check(prompt, f"check-{secrets.token_hex(16)}", policy, tenant=caller.tenant)
     scores = await while_connected(request.receive, check)
     services.readiness.require_agreement()
     found = judged(running.info.guards, scores, policy)

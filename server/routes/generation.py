@@ -136,7 +136,7 @@ async def _converse(
     log_dropped(body.history, context.request_id)
     use = body.tool_use(running.info)
     _require_few(body, 1, services)
-    plan = None if use is None else await services.compilers.run(services.engine.plan_tools, use)
+    plan = None if use is None else await services.compilers.run(caller.tenant, services.engine.plan_tools, use)
     tools = () if use is None else use.tools
     variables = body.template_variables(running.info)
     prompt = await services.encoder.chat(body.to_engine(), tools, variables)
@@ -202,7 +202,8 @@ def _job(
         special = plan is not None and plan.special_tokens
         for answer in range(body.answers_per_prompt):
             own = replace(sampling, grammar=form, seed=body.seed_of(answer))  # what `prepare` made is for all of them
-            requests.append(EngineRequest(f"{job_id}-{len(requests)}", prompt, own, policy, special))
+            engine_id = f"{job_id}-{len(requests)}"
+            requests.append(EngineRequest(engine_id, prompt, own, policy, special, tenant=caller.tenant))
     return AnswerJob(
         id=job_id,
         created=int(time.time()),
@@ -226,7 +227,7 @@ async def _prepare(job: AnswerJob, body: SamplingBody, services: Services, plan:
         if sampling.grammar is None and not sampling.bad_words:  # done before another thread would have begun
             services.engine.prepare(sampling)
         else:
-            await services.compilers.run(services.engine.prepare, sampling)
+            await services.compilers.run(job.requests[0].tenant, services.engine.prepare, sampling)
     except InvalidOptionError as error:
         of_tools = error.param == "grammar" and plan is not None and plan.grammar is not None
         field = "tools" if of_tools else body.field_of(error.param)

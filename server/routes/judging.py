@@ -70,7 +70,8 @@ async def _judged(
         return observe
 
     policy = running.policy_for(caller)
-    judge = Judge(services.engine, services.encoder, policy, services.config.max_answers, observer, context.spend)
+    most, tenant = services.config.max_answers, caller.tenant
+    judge = Judge(services.engine, services.encoder, policy, most, observer, context.spend, tenant)
     found = await while_connected(request.receive, judge.texts(texts))
     places: dict[str, list[int]] = {}
     for at, text in enumerate(texts):

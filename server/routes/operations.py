@@ -29,7 +29,8 @@ async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     Where there are keys, only operators are told which guards there are: a name may tell a skill.
 
     A keys file that cannot be used takes no server out, since the keys that it still holds go on, and nor does an audit
-    log that is not written, since an answer that needs no record goes out. Operators are told of both.
+    log that is not written, since an answer that needs no record goes out. Operators are told of both, of the former
+    unless they are one tenant's among several: it names others.
     """
     readiness, keys = services.readiness, services.keys.file
     running = readiness.running
@@ -37,7 +38,7 @@ async def ready(services: ServicesDep, caller: CallerDep) -> JSONResponse:
     body: dict[str, object] = {"status": _status(readiness)}
     if keys is None or caller.is_operator:
         body["guards"] = {name: readiness.is_verified(name) for name in names}
-    if keys is not None and caller.is_operator:
+    if keys is not None and caller.is_operator and caller.sees_server:
         body["keys_file"] = {"valid": keys.trouble is None, "reason": keys.trouble}
     if (log := services.audit.log) is not None and caller.is_operator:
         body["audit"] = "ok" if log.failing is None else "failing"
@@ -91,6 +92,10 @@ async def ping(services: ServicesDep) -> Response:
 
 @reads(router, "/metrics")
 async def metrics(services: ServicesDep, caller: CallerDep) -> Response:
-    """Prometheus' text format. Users are told no scores here either; they get here where there are no keys."""
-    text = services.metrics.text(scores=caller.role is not Role.USER)
+    """Prometheus' text format. Users are told no scores here either; they get here where there are no keys.
+
+    A key of one tenant among several is told of that tenant alone.
+    """
+    metrics = services.metrics
+    text = metrics.text(scores=caller.role is not Role.USER) if caller.sees_server else metrics.text_of(caller.tenant)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

@@ -155,6 +155,7 @@ class Exchange:
     complete: bool = True
     """Whether the body ends with its parts, or the app waits for more of it."""
     headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+    method: str = "POST"
     sent: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     hang_up: asyncio.Event = field(default_factory=asyncio.Event)
     before_sending: Callable[[], Awaitable[object]] | None = None
@@ -170,7 +171,7 @@ class Exchange:
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": self.method,
             "path": self.path,
             "raw_path": self.path.encode(),
             "root_path": "",

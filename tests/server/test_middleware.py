@@ -4,14 +4,19 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
+from starlette._utils import get_route_path
 
+from server import keyring
 from server.app import create_app
+from server.auth import Role, new_key
 from server.config import ServerConfig
 from server.engines.scripted.engine import ScriptedEngine
-from tests.server.harness import CHAT, COMPLETIONS, Exchange, chat, completion, serving
+from server.middleware import route_path
+from tests.server.harness import CHAT, COMPLETIONS, Exchange, chat, completion, keys_file, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +76,24 @@ async def test_large_body_is_refused_by_its_declared_length() -> None:
         assert json.loads(rest["body"])["error"]["code"] == "body_too_large"
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/nothing", "/health"])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/ping", 200),
+        ("POST", "/health", 405),
+        ("POST", "/ui/x", 405),
+        ("GET", "/v1/models", 200),
+        ("GET", "/ui/x", 404),
+    ],
+)
+async def test_a_body_that_nobody_asks_for_is_not_read(method: str, path: str, status: int) -> None:
+    async with serving() as served:
+        exchange = Exchange(served.app, path, parts=[b" " * 1024] * 8, method=method)
+        await exchange.run()
+        assert ((await exchange.sent.get())["status"], len(exchange.parts)) == (status, 8)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/nothing"])
 async def test_large_chunked_body_is_refused_while_it_arrives(path: str) -> None:
     async with serving() as served:
         piece = 64 * 1024
@@ -145,3 +167,37 @@ async def test_app_can_be_made_without_being_started() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
         assert (await client.get("/health")).status_code == 200
         assert (await client.post(CHAT, json=chat())).status_code == 503
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "/a", "/m", "/m/", "/admin", "/ui", "/admin/guards", "m"])
+@pytest.mark.parametrize(
+    "path", ["/admin/guards", "/m/admin/guards", "/madmin/guards", "/a/m", "/ui/x", "/m", "m/ui", "//a"]
+)
+def test_keys_are_checked_for_the_path_that_the_routes_see(prefix: str, path: str) -> None:
+    scope = {"type": "http", "path": path, "root_path": prefix}
+    assert route_path(scope) == get_route_path(scope)
+
+
+@pytest.mark.parametrize("prefix", ["/", "/a", "/m", "/admin"])
+@pytest.mark.parametrize("asked", ["/admin/guards", "/admin/admin/guards", "/m/admin/guards"])
+async def test_no_prefix_lets_anybody_change_guards(tmp_path: Path, prefix: str, asked: str) -> None:
+    key, entry = new_key("ann", Role.OPERATOR)
+    app = create_app(ScriptedEngine(), ServerConfig(api_keys_file=keys_file(tmp_path, entry)))
+    transport = httpx.ASGITransport(app=app, root_path=prefix)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        response = await client.get(asked, headers={"authorization": f"Bearer {key}"})
+        assert response.status_code in (403, 404), "503 would be of the route itself"
+
+
+async def test_admin_routes_look_at_the_role_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "is_admin_path", lambda path: False)
+    key, entry = new_key("ann", Role.OPERATOR)
+    async with serving(api_keys_file=keys_file(tmp_path, entry)) as served:
+        headers = {"authorization": f"Bearer {key}"}
+        for method, path, body in (
+            ("GET", "/admin/guards", None),
+            ("PATCH", "/admin/guards/demo", {"mode": "shadow"}),
+            ("POST", "/admin/guards/demo/reload", {}),
+        ):
+            response = await served.client.request(method, path, json=body, headers=headers)
+            assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_permissions")

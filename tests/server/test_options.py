@@ -30,6 +30,7 @@ OPTIONS: list[tuple[str, object, dict[str, Any]]] = [
     ("repetition_penalty", 0.5, {"repetition_penalty": 0.5}),
     ("repetition_penalty", 3, {"repetition_penalty": 3.0}),
     ("logit_bias", {"0": -100, "5": 100, "2147483647": 0.5}, {"logit_bias": {0: -100.0, 5: 100.0, 2147483647: 0.5}}),
+    ("logit_bias", {str(token): 1 for token in range(1024)}, {"logit_bias": dict.fromkeys(range(1024), 1.0)}),
     ("allowed_token_ids", [5, 0], {"allowed_token_ids": (5, 0)}),
     ("bad_words", ["no", "never"], {"bad_words": ("no", "never")}),
     ("min_tokens", 512, {"min_tokens": 512}),

@@ -100,6 +100,7 @@ INVALID: list[tuple[str, dict[str, object], str | None, str]] = [
     (CHAT, chat(stop_token_ids=["5"]), "stop_token_ids[0]", "valid integer; got the string '5'."),
     (CHAT, chat(stop_token_ids=[2**31]), "stop_token_ids[0]", "less than or equal to"),
     (CHAT, chat(stop_token_ids=[1] * 129), "stop_token_ids", "at most 128 items"),
+    (CHAT, chat(logit_bias={str(token): 1 for token in range(1025)}), "logit_bias", "at most 1024 items"),
     (CHAT, chat(bad_words="no"), "bad_words", "valid list; got the string 'no'."),
     (CHAT, chat(bad_words=["no", ""]), "bad_words[1]", "at least 1 character"),
     (CHAT, chat(bad_words=["a" * 513]), "bad_words[0]", "at most 512 characters"),

@@ -7,11 +7,27 @@ import pytest
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardKind, GuardMode, Reading
-from server.auth import Role, new_key
+from server.auth import DEFAULT_TENANT, Role, new_key
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, guard, hit, score
 from server.policies import default_policy, shadowed
-from tests.server.harness import CHAT, CHECKS, COMPLETIONS, Served, chat, completion, keys_file, serving, write_tenants
+from tests.server.harness import (
+    ATTRIBUTIONS,
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODERATIONS,
+    RESPONSES,
+    Served,
+    chat,
+    completion,
+    keys_file,
+    responses,
+    serving,
+    write_tenants,
+)
+from tests.server.judging import cook
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +56,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         name: tenant(name, guards={each: {"mode": mode} for each, mode in modes.items()})
         for name, modes in MODES.items()
     }
-    file = write_tenants(tmp_path / "keys.json", {**tenants, "watcher": tenant("watcher")})
+    file = write_tenants(tmp_path / "keys.json", {**tenants, DEFAULT_TENANT: tenant("watcher")})
     return {"api_keys_file": file, "shadow": ("c",)}
 
 
@@ -63,6 +79,27 @@ async def test_requests_carry_their_tenants_policy(settings: dict[str, Any], nam
         policies = [request.policy for request in served.engine.submitted]
         assert [modes_of(policy) for policy in policies] == [WANTED[name]] * 6
         assert len({policy.version for policy in policies}) == 1
+
+
+async def test_the_engine_is_told_whose_each_prompt_is(tmp_path: Path) -> None:
+    engine, file = cook(), keys_file(tmp_path, KEYS["watcher"][1], tenant="watcher")
+    async with serving(engine, api_keys_file=file) as served:
+        for path, body in (
+            (CHAT, chat()),
+            (RESPONSES, responses()),
+            (COMPLETIONS, completion()),
+            (CHECKS, completion()),
+            (MODERATIONS, {"input": "a"}),
+            (GUARDRAIL, {"input_type": "request", "texts": ["a"]}),
+            (ATTRIBUTIONS, completion()),
+        ):
+            response = await served.post(path, body, **authorization("watcher"))
+            assert response.status_code == 200, response.text
+    assert [request.tenant for request in engine.submitted] == ["watcher"] * 5
+    assert engine.looked_at_for == ["watcher"] * 3, "attributions check, and trace"
+    async with serving(unnamed := ScriptedEngine()) as served:
+        await served.post(CHAT, chat())
+        assert [request.tenant for request in unnamed.submitted] == ["anonymous"]
 
 
 async def test_one_tenants_policy_is_not_the_nexts(settings: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from server.engines.base import Message
 from server.engines.errors import EngineBusyError, PromptTooLongError
 from server.engines.guarded import MAX_BAD_WORDS
 from server.engines.scripted.engine import ScriptedEngine
-from server.workers import Workers
+from server.workers import SharedWorkers, Workers
 from tests.server.harness import (
     ATTRIBUTIONS,
     CHAT,
@@ -161,6 +161,42 @@ async def test_a_full_queue_is_said() -> None:
     go.set()
     assert list(await asyncio.gather(first, third)) == ["first", "third"], "who left made room"
     assert seen == ["first", "third"]
+    workers.close()
+
+
+async def test_one_tenant_leaves_a_thread_to_the_others() -> None:
+    workers = SharedWorkers("texts", each_at_a_time=2, each_waiting=1)
+    go, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(name: str) -> str:
+        begun.release()
+        assert go.wait(30)
+        return name
+
+    asked = [asyncio.create_task(workers.run("a", slow, name)) for name in ("first", "second", "third")]
+    for _ in range(2):
+        assert await asyncio.to_thread(begun.acquire, timeout=30)
+    with pytest.raises(EngineBusyError, match="too many requests wait for texts: try again"):
+        await workers.run("a", len, (1,))
+    assert await workers.run("b", len, (1,)) == 1
+    for task in asked[:2]:
+        task.cancel()
+    await asyncio.gather(*asked[:2], return_exceptions=True)
+    assert await workers.run("b", len, (1,)) == 1
+    assert not begun.acquire(blocking=False), "who hangs up does not get the thread that still works for them"
+    go.set()
+    assert await asked[2] == "third"
+    assert await workers.run("a", len, (1,)) == 1
+    workers.close()
+
+
+async def test_a_tenant_that_asks_for_nothing_is_forgotten() -> None:
+    workers = SharedWorkers("texts", each_at_a_time=1, each_waiting=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="1"):
+            await workers.run("a", _raise, (1,))
+    while workers._shares:
+        await asyncio.sleep(0)
     workers.close()
 
 

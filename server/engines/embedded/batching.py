@@ -20,6 +20,8 @@ from server.engines.options import EmbeddedOptions
 
 PAGE_TOKENS = 32
 _SCHEDULER = "skillguard"
+_LEAST_HASHED = -(2**31)
+"""transformers hashes tokens as C's int."""
 
 
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]
@@ -134,8 +136,9 @@ def _keep_apart(cache: Any, salt: Callable[[str], int | None], vocabulary: int) 
     """Has requests share cached prefixes only with those of the same salt; one without a salt shares none.
 
     Blocks are known by a hash of their tokens and of those before them. A salted prompt is hashed with another first
-    token, which no model has.
+    token, which no model has. Those of salts for which there is no such token left share none.
     """
+    most = -_LEAST_HASHED // vocabulary - 1
 
     def salted(tokens: list[int], own: int) -> list[int]:
         return tokens if own == 0 else [-(own * vocabulary + tokens[0]), *tokens[1:]]
@@ -144,12 +147,12 @@ def _keep_apart(cache: Any, salt: Callable[[str], int | None], vocabulary: int) 
 
     def search_own(request_id: str, prompt_ids: list[int]) -> int:
         own = salt(request_id)
-        return 0 if own is None else int(search(request_id, salted(prompt_ids, own)))
+        return 0 if own is None or own > most else int(search(request_id, salted(prompt_ids, own)))
 
     def marking(mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
         def mark_own(request_id: str, token_ids: list[int], blocks: int) -> None:
             own = salt(request_id)
-            if own is not None:
+            if own is not None and own <= most:
                 mark(request_id, salted(token_ids, own), blocks)
 
         return mark_own

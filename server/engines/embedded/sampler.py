@@ -57,7 +57,7 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         self._sentinel = sentinel
         self._mask_sentinel = sentinel not in stop_ids
         self._answers: dict[str, EmbeddedAnswerState] = {}
-        self._salts: dict[frozenset[str], int] = {frozenset(): 0}
+        self._salts: dict[tuple[str, frozenset[str]], int] = {("", frozenset()): 0}
         self._lock = threading.Lock()
         self._batch: list[EmbeddedAnswerState | None] = []
         self._states: list[Any] = []
@@ -81,13 +81,15 @@ class JudgingSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[mis
         return answer is not None and answer.request.proof
 
     def salt(self, request_id: str) -> int | None:
-        """What tells its cached prefixes from others': a number for each set of interventions that are off.
+        """What tells its cached prefixes from others': a number for each tenant and set of interventions that are off.
 
         None for a request that is not known any more, whose last tokens may be computed otherwise than those before.
         """
         with self._lock:
             answer = self._answers.get(request_id)
-            return None if answer is None else self._salts.setdefault(self._off(answer), len(self._salts))
+            if answer is None:
+                return None
+            return self._salts.setdefault((answer.request.tenant, self._off(answer)), len(self._salts))
 
     def _off(self, answer: EmbeddedAnswerState | None) -> frozenset[str]:
         return frozenset() if answer is None else self._columns.switched_off(answer.request.policy)

@@ -60,6 +60,8 @@ class ScriptedEngine:
         self.submitted: list[EngineRequest] = []
         self.checked: list[str] = []
         self.traced: list[str] = []
+        self.looked_at_for: list[str] = []
+        """The tenants whose prompts were checked or traced."""
         self.cancelled: list[str] = []
         """Ids of requests whose events were closed before their Finish."""
         self.scores: tuple[GuardScore, ...] = tuple(score(of) for of in guards)
@@ -189,10 +191,11 @@ class ScriptedEngine:
         return _Played(script, len(request.prompt_token_ids), lambda: self.cancelled.append(request.request_id))
 
     async def check(
-        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, tenant: str = ""
     ) -> tuple[GuardScore, ...]:
         self._admit(prompt_token_ids, answer_tokens=0)
         self.checked.append(request_id)
+        self.looked_at_for.append(tenant)
         try:
             await self.may_check.wait()
         except asyncio.CancelledError:
@@ -201,10 +204,11 @@ class ScriptedEngine:
         return self.scores
 
     async def trace(
-        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES
+        self, prompt_token_ids: tuple[int, ...], request_id: str, policy: Policy = NO_RULES, *, tenant: str = ""
     ) -> tuple[GuardTrace, ...]:
         self._admit(prompt_token_ids, answer_tokens=1)
         self.traced.append(request_id)
+        self.looked_at_for.append(tenant)
         return self.traces
 
     def metrics(self) -> Iterable[Metric]:

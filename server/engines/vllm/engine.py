@@ -7,7 +7,6 @@ readings contradict the worker, and an answer's stream refuses tokens as long as
 """
 
 import asyncio
-import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -26,7 +25,6 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 from guards.artifact.identity import refuse_mismatch
 from guards.artifact.manifest import ModelIdentity
 from guards.contract.columns import Columns
-from guards.core.policy import Policy
 from guards.core.verdict import Verdict
 from guards.errors import AttachError, UnsupportedModelError
 from guards.inside.vllm.events import STOP_REASON, PromptReport, load_acted, load_prompt, load_report
@@ -55,7 +53,7 @@ from server.engines.stream import AnswerStream, Drawn
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.launch import launch, live_identity, make_config
-from server.engines.vllm.sampling import Grammars, refused, sampling_params, take_prepared
+from server.engines.vllm.sampling import Grammars, cache_salt, refused, sampling_params, take_prepared
 from server.engines.vllm.tools import VllmTools
 
 _WORKER = "guards.inside.vllm.worker.GuardedWorker"
@@ -266,10 +264,11 @@ class VllmEngine(GuardedEngine):
         llm = self._llm
         request = self._admit(request)
         assert llm is not None
+        salt = cache_salt(request.tenant, self._columns.switched_off(request.policy))
         try:
             prepared = llm.input_processor.process_inputs(
                 request.request_id,
-                tokens_input(list(request.prompt_token_ids), cache_salt=self._cache_salt(request.policy)),
+                tokens_input(list(request.prompt_token_ids), cache_salt=salt),
                 sampling_params(request.sampling, request.policy, proof=request.proof),
                 self._tasks,
             )
@@ -282,10 +281,6 @@ class VllmEngine(GuardedEngine):
         self._streams[request.request_id] = stream
         self._pumps[request.request_id] = asyncio.create_task(self._pump(llm, prepared, stream))
         return stream
-
-    def _cache_salt(self, policy: Policy) -> str | None:
-        """What keeps cached prefixes of a request apart on which not every intervention acts."""
-        return json.dumps(sorted(off)) if (off := self._columns.switched_off(policy)) else None
 
     def _require_grammar(self, sampling: Sampling) -> None:
         assert sampling.grammar is not None

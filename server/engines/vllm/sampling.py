@@ -5,7 +5,7 @@ are done once, by `Engine.prepare` and beside the event loop; answers are given 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
@@ -64,6 +64,11 @@ def sampling_params(sampling: Sampling, policy: Policy, *, proof: bool = False) 
         skip_reading_prefix_cache=True if proof else None,
         skip_clone=True,
     )
+
+
+def cache_salt(tenant: str, off: Collection[str]) -> str | None:
+    """What keeps cached prefixes of tenants apart, and of requests for which other interventions are `off`."""
+    return json.dumps([tenant, sorted(off)]) if tenant or off else None
 
 
 def take_prepared(

@@ -132,7 +132,7 @@ async def test_a_probe_is_enough_for_a_change_to_be_recorded(file: Path, folder:
 
 async def test_a_tenant_that_came_later_has_series_of_its_own(file: Path) -> None:
     async with serving(api_keys_file=file) as served:
-        write_tenants(file, {"team": tenant(OLGA), "late": tenant(BOB)})
+        write_tenants(file, {"default": tenant(OLGA), "late": tenant(BOB)})
         assert await status(served, BOB) == 200
         text = (await served.client.get("/metrics", headers=bearer(OLGA))).text
         answered = 'skillguard_tenant_answers_total{{outcome="answered",tenant="{}"}} {}'

@@ -45,7 +45,7 @@ def test_texts_of_the_skill_are_told_from_others(served: Served, tmp_path: Path,
         assert (engine.info.template_sha256 is None) == (not template)
         policies = (default_policy(engine.info.guards), watching(engine))
         return [
-            await Judge(engine, Encoder(engine), policy, 4, seeing(seen), spent.append).texts(texts)
+            await Judge(engine, Encoder(engine), policy, 4, seeing(seen), spent.append, "").texts(texts)
             for policy in policies
         ]
 
@@ -60,7 +60,8 @@ def test_texts_of_the_skill_are_told_from_others(served: Served, tmp_path: Path,
 
 def test_a_text_that_does_not_fit_ends_the_judgement_of_the_others(served: Served) -> None:
     async def work(engine: EmbeddedEngine) -> None:
-        judge = Judge(engine, Encoder(engine), default_policy(engine.info.guards), 4, seeing([]), lambda tokens: None)
+        policy = default_policy(engine.info.guards)
+        judge = Judge(engine, Encoder(engine), policy, 4, seeing([]), lambda tokens: None, "")
         with pytest.raises(PromptTooLongError):
             await judge.texts(["w6", "w7 " * CONTEXT, "w8"])
         assert len(await judge.texts(["w6", "w8"])) == 2

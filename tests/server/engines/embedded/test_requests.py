@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -66,26 +67,58 @@ def test_a_full_queue_and_impossible_requests_are_refused_at_once(served: Served
     run(guarded(served, max_running=1, max_waiting=1), work)
 
 
+PROMPT = tuple(2 + index % 40 for index in range(100))
+"""Longer than three pages of the cache."""
+
+
+def counted(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each pass from now on: those of a prompt that come out of the cache are not passed."""
+    passed: list[int] = []
+    prepare = engine._sampler.prepare_tensor_args
+
+    def counting(requests_in_batch: list[Any], arg_storage: Any) -> Any:
+        passed.append(sum(future.query_length for future in requests_in_batch))
+        return prepare(requests_in_batch, arg_storage)
+
+    monkeypatch.setattr(engine._sampler, "prepare_tensor_args", counting)
+    return passed
+
+
 def test_canaries_are_computed_anew(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where everybody else's prompts are taken from the cache: what a guard read once is no proof."""
-    prompt = tuple(2 + index % 40 for index in range(100))
 
     async def work(engine: EmbeddedEngine) -> None:
-        passed: list[int] = []
-        prepare = engine._sampler.prepare_tensor_args
-
-        def counting(requests_in_batch: list[Any], arg_storage: Any) -> Any:
-            passed.append(sum(future.query_length for future in requests_in_batch))
-            return prepare(requests_in_batch, arg_storage)
-
-        monkeypatch.setattr(engine._sampler, "prepare_tensor_args", counting)
-        await ask(engine, prompt, max_tokens=4)
+        passed = counted(engine, monkeypatch)
+        await ask(engine, PROMPT, max_tokens=4)
         passed.clear()
-        await engine.check(prompt, "check")
+        await engine.check(PROMPT, "check")
         assert passed[0] < 100, "positive control"
         passed.clear()
-        await engine.read(prompt, "canary")
+        await engine.read(PROMPT, "canary")
         assert passed == [100]
+
+    run(guarded(served), work)
+
+
+def test_nobody_finds_in_the_cache_what_another_tenant_asked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How soon the first token comes would tell of each page of a guessed prompt whether it was sent before."""
+
+    async def work(engine: EmbeddedEngine) -> None:
+        passed = counted(engine, monkeypatch)
+
+        async def computed(asking: Awaitable[object]) -> int:
+            passed.clear()
+            await asking
+            return passed[0]
+
+        assert await computed(ask(engine, PROMPT, tenant="a", max_tokens=4)) == 100
+        assert await computed(ask(engine, PROMPT, tenant="a", max_tokens=1)) < 100, "a tenant's own are found"
+        assert await computed(engine.check(PROMPT, "c", tenant="a")) < 100
+        assert await computed(engine.check(PROMPT, "c", tenant="b")) == 100
+        assert await computed(ask(engine, PROMPT, tenant="b", max_tokens=1)) == 100
+        assert await computed(ask(engine, PROMPT, max_tokens=4)) == 100
+        assert await computed(ask(engine, PROMPT, tenant="b", max_tokens=4)) == 100
+        assert await computed(ask(engine, PROMPT, tenant="b", max_tokens=1)) < 100
 
     run(guarded(served), work)
 

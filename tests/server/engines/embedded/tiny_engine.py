@@ -40,11 +40,11 @@ def run(options: EmbeddedOptions, work: Callable[[EmbeddedEngine], Awaitable[T]]
 
 
 async def ask(engine: EmbeddedEngine, prompt: tuple[int, ...], name: str = "r", **sampling: Any) -> Answer:
-    policy = sampling.pop("policy", Policy())
+    policy, tenant = sampling.pop("policy", Policy()), sampling.pop("tenant", "")
     settings = {"max_tokens": 8, "temperature": 0.0, **sampling}
     text, finish = "", None
     logprobs: tuple[TokenLogprob, ...] = ()
-    async for event in engine.submit(EngineRequest(name, prompt, Sampling(**settings), policy)):
+    async for event in engine.submit(EngineRequest(name, prompt, Sampling(**settings), policy, tenant=tenant)):
         assert finish is None, "nothing follows a Finish"
         if isinstance(event, Chunk):
             text, logprobs = text + event.text, (*logprobs, *event.logprobs)

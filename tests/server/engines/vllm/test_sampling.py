@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guards.core.policy import Policy
-from server.engines.base import Grammar, GrammarKind
+from server.engines.base import EngineRequest, Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import KEPT
 from server.engines.options import VllmOptions
@@ -107,6 +107,35 @@ def test_vllm_is_given_what_it_would_have_made(reader: Reader, compiled: list[An
     direct.structured_outputs = StructuredOutputsParams(choice=["a", "b"]) if "grammar" in asked else None
     assert ours == reader.read(direct)
     assert compiled or "grammar" not in asked, "positive control"
+
+
+def test_tenants_share_no_cached_prefix(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    from server.engines.vllm.sampling import cache_salt
+
+    salts: list[str | None] = []
+
+    class Asked:
+        errored = False
+
+        @property
+        def input_processor(self) -> Any:
+            return self
+
+        def process_inputs(self, request_id: str, prompt: Any, *_: Any) -> Any:
+            salts.append(prompt.get("cache_salt"))
+            raise ValueError("that is all that is asked here")
+
+    engine = reader.engine
+    engine._bind({})
+    engine._tasks = ("generate",)
+    monkeypatch.setattr(engine, "_llm", Asked())
+    for tenant in ("", "a", "b", "a"):
+        with pytest.raises(InvalidOptionError, match="all that is asked"):
+            engine.submit(EngineRequest("r", (1, 2, 3), greedy(max_tokens=1), tenant=tenant))
+    none, first, other, again = salts
+    assert none is None
+    assert first == again != other
+    assert len({cache_salt(tenant, off) for tenant in ("", "a", '["a"]') for off in ((), ("a",), ("a", "b"))}) == 9
 
 
 def test_what_vllm_does_not_take_is_refused_each_time(reader: Reader) -> None:
