@@ -219,6 +219,19 @@ def test_a_question_in_pieces_is_refused(served: tuple[Path, Path]) -> None:
     assert refuses(served, *alone) == [False] * 4, "positive control: no piece is refused by itself"
 
 
+def test_no_option_has_an_answer_go_on_as_somebody_else(served: tuple[Path, Path]) -> None:
+    """Token 2 and token 4 open a user's message, and 2 and 5 an answer: evidence would begin anew with each."""
+    turning = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0, "seed": 1, "allowed_token_ids": (2, 4, 5)}
+
+    async def draw(engine: EmbeddedEngine) -> Answer:
+        return await ask(engine, engine.encode_chat(chat(HARMLESS)), **turning)
+
+    for guards, ended in ((served[1:], True), ((), False)):  # positive control: without guards it goes on to its length
+        answer = run(EmbeddedOptions(model=str(served[0]), artifacts=guards), draw)
+        assert answer.finish.reason is (FinishReason.STOP if ended else FinishReason.LENGTH)
+        assert (answer.finish.completion_tokens < 60) is ended
+
+
 def test_an_answer_is_judged_by_its_own_tokens(served: tuple[Path, Path], tmp_path: Path) -> None:
     """The score at a written token is that of a conversation which holds the answer up to it."""
     loaded = load_model(served[0], "cpu")
