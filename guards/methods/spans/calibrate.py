@@ -216,14 +216,15 @@ def _notes(
 
 def fit_windows(
     job: SpanJob, recipe: Recipe, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance
-) -> tuple[Mapping[Side, Windows], Fitted]:
-    """Both sides' windows of the fit part, and what was fitted to them. Raises CalibrationError."""
-    windows = {}
+) -> tuple[Mapping[Side, int], Fitted]:
+    """How many windows of each side's fit part were fitted, and what. Raises CalibrationError."""
+    windows: dict[Side, Windows] = {}
     for side in SIDES:
         own = indices(examples, side, Share.FIT)
         of_side = [examples[i] for i in own], [turns[i] for i in own]
         windows[side] = read_windows(job, *of_side, recipe.aggregation.windows, advance)
-    return windows, recipe.fit(windows["forget"], windows["retain"], job.layers)
+    fitted = recipe.fit(windows["forget"], windows["retain"], job.layers)
+    return {side: len(each.weight_N) for side, each in windows.items()}, fitted
 
 
 def read_held(
@@ -286,9 +287,8 @@ def calibrate_by(
     innocent = asked.of(lambda each: each.side == "retain")
     reported_examples = [*asked.examples, *written.examples]
     rows = _rows(reported_examples, margin_E)
-    count = {side: len(each.weight_N) for side, each in windows.items()}
     corpora = job.corpora["forget"], job.corpora["retain"]
-    warnings = [*_warnings(job, chosen.accumulation, answers, rows, count["forget"]), *recipe.warnings(corpora)]
+    warnings = [*_warnings(job, chosen.accumulation, answers, rows, windows["forget"]), *recipe.warnings(corpora)]
     side_margins: dict[Side, Tensor] = {
         side: margin_E[[i for i, each in enumerate(reported_examples) if each.side == side]] for side in SIDES
     }
@@ -303,7 +303,7 @@ def calibrate_by(
         corpora,
         clock,
         notes=[
-            *_notes(job, chosen, answers, count, tokens.fitted, directions.note(chosen.layers)),
+            *_notes(job, chosen, answers, windows, tokens.fitted, directions.note(chosen.layers)),
             *_edges(chosen.accumulation, tokens.ways(False), "prompts"),
             *(_edges(answers, tokens.ways(True), "answers") if answers is not None else ()),
         ],
@@ -320,7 +320,7 @@ def calibrate_by(
         chosen=chosen,
         answers=answers,
         judgements=(*of_prompts, *of_answers),
-        windows=count,
+        windows=windows,
         auroc=auroc(-side_margins["forget"], -side_margins["retain"]),
         margins_E=side_margins,
         out_E=_tokens_out(written, answer_margins),

@@ -1,5 +1,6 @@
 """What a calibration over spans makes of its options and examples, on a tiny model."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 
 from guards.artifact.canaries import CANARY_DATE, encode_source
 from guards.calibration.accumulated import read_texts, turns_of
-from guards.calibration.corpus import encode_corpora
+from guards.calibration.corpus import SIDES, encode_corpora
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError, DataError
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.spans import passes
+from guards.methods.spans import calibrate as calibrating
+from guards.methods.spans import directions, passes
 from guards.methods.spans.calibrate import SpanCalibration, calibrate
-from guards.methods.spans.guard import SpanGuard
+from guards.methods.spans.guard import DirectionFitter, SpanGuard, Windows
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
+from guards.model.sites import Site
 from tests.guards.attached import keys
 from tests.guards.tiny import DATED_TEMPLATE, sources, sums, tiny_loaded, words
 
@@ -80,6 +83,49 @@ def test_at_most_so_many_windows_a_side_are_fitted(loaded: LoadedModel, monkeypa
     thinned = calibrate(loaded, *sources(), options)
     assert thinned.windows == {"forget": 100, "retain": 100}
     assert any("100 forget and 100 retain windows" in note for note in thinned.record.notes)
+
+
+def test_windows_are_bounded_by_their_bytes_too(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(OPTIONS, frames=("chat",), layer=1)
+    assert all(count > 100 for count in calibrate(loaded, *sources(), options).windows.values()), "positive control"
+    monkeypatch.setattr(passes, "FIT_BYTES", 2 * 4 * loaded.width(Site.KEY) * 100)
+    assert calibrate(loaded, *sources(), options).windows == {"forget": 100, "retain": 100}
+
+
+@pytest.mark.parametrize(("width", "layers"), [(1536, 12), (4864, 12), (8192, 6)])
+def test_the_bound_by_bytes_is_none_for_models_of_up_to_a_billion_parameters(width: int, layers: int) -> None:
+    """SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B."""
+    assert passes.most_windows(layers, width) == passes.FIT_WINDOWS
+    llama = passes.most_windows(6, 14336)
+    assert 0.99 * passes.FIT_BYTES < 2 * 6 * 14336 * 4 * llama <= passes.FIT_BYTES
+
+
+def test_what_was_fitted_on_is_kept_no_longer(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, and the fitter's scaled ones, are some GB of a large model, and only counts of them are needed."""
+    made: list[weakref.ref[Any]] = []
+
+    def windows(*args: Any) -> Windows:
+        found = read_windows(*args)
+        made.extend(weakref.ref(each) for each in (found, *found.key_NF.values()))
+        return found
+
+    def fitter(*args: Any) -> DirectionFitter:
+        found = DirectionFitter(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    def read(*args: Any) -> Any:
+        alive.append(sum(each() is not None for each in made))
+        return read_values(*args)
+
+    alive: list[int] = []
+    read_windows, read_values = passes.read_windows, passes.read_values
+    monkeypatch.setattr(calibrating, "read_windows", windows)
+    monkeypatch.setattr(calibrating, "read_values", read)
+    monkeypatch.setattr(directions, "DirectionFitter", fitter)
+    calibrate(loaded, *sources(80), replace(LOOSE, frames=("chat",)))
+    assert len(made) > 2 * len(SIDES)
+    assert alive == [0]
 
 
 def test_canaries_are_not_of_the_day_on_which_they_were_read() -> None:
