@@ -199,8 +199,8 @@ def calibrate(
         clock,
         notes=[
             job.dealt(),
-            f"{layers_text(guard.layers)}, beta {best.beta:g}; {windows['forget']} forget and {windows['retain']} retain "
-            f"{fitting.aggregation.fitted} were fitted, {probes.note(guard.layers)}",
+            f"{layers_text(guard.layers)}, beta {best.beta:g}; {windows['forget']} forget and {windows['retain']} "
+            f"retain {fitting.aggregation.fitted} were fitted, {probes.note(guard.layers)}",
             f"at the last block, report part: forget {reported.left:.3f} of the square distance left, "
             f"retain moved {reported.moved:.3f} of their variance",
             *unfit,

@@ -14,7 +14,7 @@ has more evidence, 1 - v, than other text gathers (`guards.contract.spans.Rise`)
 Short texts gather too little, so the mean of a message is judged as well (`MessageMean`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -254,9 +254,9 @@ class DirectionFitter:
 
     L2-regularised logistic regression of the side (Hastie, Tibshirani and Friedman 2009, 4.4), whose loss is that of
     the windows near the other side: what a threshold is decided by. Windows are weighed within their text by the
-    direction itself, in rounds: a near miss differs from the skill in one window of several. It takes the vectors out of
-    the windows given, and keeps them scaled. Raises CalibrationError below two windows of a side, on one that is not
-    finite, and where no direction tells the sides apart.
+    direction itself, in rounds: a near miss differs from the skill in one window of several. Vectors are taken out of
+    the windows given, and kept scaled. Raises CalibrationError below two windows of a side, on one that is not finite,
+    and where no direction tells the sides apart.
     """
 
     def __init__(self, forget: Windows, retain: Windows) -> None:
