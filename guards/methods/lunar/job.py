@@ -44,7 +44,8 @@ class Job:
     def tokens(self, candidates: int, gatherings: int) -> int:
         """What all passes run over, and answers: of reference prompts, and of others without a change and with each.
 
-        `gatherings`: passes over the fit part. Prompts that are answered under a change are run over once more before: is the model finite?
+        `gatherings`: passes over the fit part. Prompts that are answered under a change are run over once more before:
+        is the model finite?
         """
         keys = [
             passes * _count(self.of(side, share))
@@ -118,7 +119,7 @@ def _count(examples: Iterable[TokenIds]) -> int:
 
 def prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: LunarOptions) -> Job:
     """Encodes and deals both sides. Raises DataError or CalibrationError."""
-    frames = resolve_frames(options.frames, model.codec)
+    frames = resolve_frames(options, model.codec)
     retained = [*retain, *read_material(options.material).sources]
     corpora = encode_corpora(forget, retained, frames, model.codec, model.max_tokens)
     if min(len(corpus.texts) for corpus in corpora) < len(FORGET_DEAL):
