@@ -239,7 +239,7 @@ def _takes(options: CommonOptions, name: str, value: object) -> bool:
         replace(options, **{name: value})  # type: ignore[arg-type]
     except (TypeError, CalibrationError):
         return False
-    return getattr(options, name) != value
+    return bool(getattr(options, name) != value)
 
 
 def _out_of_memory(error: Exception, options: CommonOptions, engine: str) -> str:

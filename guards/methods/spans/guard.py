@@ -213,7 +213,9 @@ def _prepare(sides: Sequence[tuple[Tensor, Tensor]]) -> _Layer:
     scale_F, floored = floor_sigma(torch.cat([deviation for _, deviation in found]))
     scaled_NF = sides[0][0].new_empty(count, width)
     for chunk in chunks:
-        for (key_NF, _), into_NF in zip(sides, scaled_NF.split([len(key_NF) for key_NF, _ in sides]), strict=True):
+        for (key_NF, _), into_NF in zip(
+            sides, torch.split(scaled_NF, [len(key_NF) for key_NF, _ in sides]), strict=True
+        ):
             into_NF[:, chunk] = (key_NF[:, chunk].double() - middle_F[chunk]) / scale_F[chunk]
     return _Layer(scaled_NF, middle_F, scale_F, floored)
 

@@ -37,7 +37,8 @@ def _little(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, room: int) -> 
 
 
 def test_where_the_memory_is_too_little_fewer_are_answered_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, done = tiny_loaded(), []
+    loaded = tiny_loaded()
+    done: list[int] = []
     wanted = loaded.write(PROMPTS, ANSWER)
     little = _little(monkeypatch, loaded, 40)
     assert loaded.write(PROMPTS, ANSWER, done.append) == wanted
