@@ -78,9 +78,9 @@ def test_frames_and_a_layer_that_are_given_are_all(loaded: LoadedModel) -> None:
 
 
 def test_at_most_so_many_windows_a_side_are_fitted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = replace(OPTIONS, frames=("chat",))
+    options = replace(OPTIONS, frames=("chat",), layer=1)
     assert all(count > 100 for count in calibrate(loaded, *sources(), options).windows.values()), "positive control"
-    bounds = {"FIT_WINDOWS": 100, "FIT_BYTES": 100 * len(SIDES) * LAYERS * loaded.width(Site.KEY) * 4}
+    bounds = {"FIT_WINDOWS": 100, "FIT_BYTES": 100 * len(SIDES) * loaded.width(Site.KEY) * 4}
     for name, value in bounds.items():
         with monkeypatch.context() as patched:
             patched.setattr(passes, name, value)

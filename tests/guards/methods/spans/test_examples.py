@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from guards.calibration.corpus import Share, Side
+from guards.methods.spans import calibrate as calibrating
 from guards.methods.spans.examples import (
     ANSWERED,
     ANSWERED_OF_A_SOURCE,
@@ -67,3 +68,6 @@ def test_prompts_without_room_for_an_answer_are_not_answered() -> None:
     in_frame = sum(each.row == FRAME for each in long)
     assert (without_room(_job(30), [*long, *fitting]), without_room(_job(31), [*long, *fitting])) == (in_frame, 0)
     assert without_room(_job(), long) == 0
+    (said,) = calibrating._unanswered(_job(30), in_frame)
+    assert said.startswith(f"{in_frame} prompt(s) were not answered: an answer of 10 tokens behind them")
+    assert calibrating._unanswered(_job(31), 0) == []
