@@ -8,7 +8,8 @@ from typing import Literal
 from guards.artifact.canaries import CANARY_DATE
 from guards.artifact.manifest import SourceRecord
 from guards.calibration.activations import Activations, TokenIds
-from guards.calibration.sources import Source, refuse_overlap, seeded_rank
+from guards.calibration.options import CommonOptions
+from guards.calibration.sources import Source, compared, refuse_overlap, seeded_rank
 from guards.errors import CalibrationError
 from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
 
@@ -79,12 +80,16 @@ class Corpus:
         return {share: sorted(members) for share, members in parts.items()}
 
 
-def resolve_frames(frames: Sequence[str], codec: TextCodec) -> tuple[str, ...]:
-    """The frames asked for, or the model's natural one. Raises DataError on a frame the model cannot have."""
-    wanted = frames or ((CHAT_FRAME,) if codec.has_chat_template else (BARE_FRAME,))
+def resolve_frames(options: CommonOptions, codec: TextCodec) -> tuple[str, ...]:
+    """The frames asked for, or the model's natural one and what the method has beside it.
+
+    Raises DataError on a frame the model cannot have.
+    """
+    natural = CHAT_FRAME if codec.has_chat_template else BARE_FRAME
+    wanted = options.frames or tuple(dict.fromkeys((natural, *options.further_frames)))
     for frame in wanted:
         codec.encode_frame(check_frame(frame), "text")
-    return tuple(wanted)
+    return wanted
 
 
 def _encode(
@@ -97,9 +102,9 @@ def _encode(
     left_out = 0
     for index, source in enumerate(sources):
         for text in source.texts:
-            if text in seen:
+            if compared(text) in seen:
                 continue
-            seen.add(text)
+            seen.add(compared(text))
             ids = [codec.encode_frame(frame, text) for frame in frames]
             if any(not one or (max_tokens is not None and len(one) > max_tokens) for one in ids):
                 left_out += 1
@@ -121,7 +126,8 @@ def encode_corpora(
     codec: TextCodec,
     max_tokens: int | None,
 ) -> tuple[Corpus, Corpus]:
-    """Both sides, encoded as the server encodes on CANARY_DATE. A text given twice on one side counts once.
+    """Both sides, encoded as the server encodes on CANARY_DATE. A text given twice on one side counts once, but
+    for blanks around it.
 
     Raises DataError when a text is on both sides, CalibrationError when a side is empty.
     """

@@ -3,29 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import Activations
+from guards.calibration.corpus import resolve_frames
 from guards.calibration.options import CommonOptions
-from guards.calibration.sources import Source
+from guards.calibration.sources import Source, distinct
 from guards.errors import CalibrationError
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec
+from guards.model.encoding import TextCodec
 
 
 def cut_sources(sources: Sequence[Source], model: Activations, options: CommonOptions) -> list[Source]:
-    """The sources with what fits of each text, in every frame that `options` name or the model has.
+    """The sources with what fits of each text, in every frame that a calibration by `options` reads it in.
 
-    Raises CalibrationError for a model that does not say how many tokens it takes.
+    Raises CalibrationError for a model that does not say how many tokens it takes, DataError for a frame that it cannot
+    have.
     """
     limit = model.max_tokens
     if limit is None:
         raise CalibrationError("`cut`: the model does not say how many tokens it takes; cut the texts yourself")
-    usual = (CHAT_FRAME, BARE_FRAME) if model.codec.has_chat_template else (BARE_FRAME,)
-    return [_cut(source, model.codec, options.frames or usual, limit) for source in sources]
+    frames, dated = resolve_frames(options, model.codec), model.codec.on_day(CANARY_DATE)
+    return [_cut(source, dated, frames, limit) for source in sources]
 
 
 def _cut(source: Source, codec: TextCodec, frames: Sequence[str], limit: int) -> Source:
     kept = {text: fitting(text, codec, frames, limit) for text in source.texts}
     cut = sum(text != fits for text, fits in kept.items())
-    return replace(source, texts=tuple(dict.fromkeys(kept.values())), cut=cut)
+    return replace(source, texts=distinct(kept.values()), cut=cut)
 
 
 def fitting(text: str, codec: TextCodec, frames: Sequence[str], limit: int) -> str:

@@ -73,7 +73,7 @@ def prepare(
 
     Raises CalibrationError or DataError.
     """
-    frames = resolve_frames(options.frames, model.codec)
+    frames = resolve_frames(options, model.codec)
     count = model.identity.layers
     if options.layer is not None and not 0 <= options.layer < count:
         raise CalibrationError(f"got `layer` {options.layer}, wanted 0 to {count - 1}")

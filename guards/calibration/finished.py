@@ -40,7 +40,9 @@ class Calibration:
     canaries: tuple[Canary, ...]
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time per step; never in the artifact, whose bytes depend on the input alone."""
+    """Time per step; never in the artifact. On a CPU its bytes depend on the input and the number of threads alone; on
+    CUDA sums add up in any order, so that last digits, and with them the digest, may differ from run to run.
+    """
 
     def save(self, folder: Path, skill: str) -> str:
         """Writes the artifact and returns its digest. Raises ArtifactError when the folder is something else."""

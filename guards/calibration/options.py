@@ -30,6 +30,8 @@ class CommonOptions:
 
     usual_frames: ClassVar[str] = "chat where the model has a chat template, else bare"
     """The frames where none is given, in words."""
+    further_frames: ClassVar[tuple[str, ...]] = ()
+    """Frames where none is given, after the model's natural one: "chat" where it has a chat template, else "bare"."""
 
     frames: tuple[str, ...] = ()
     seed: int = 0

@@ -11,7 +11,8 @@ A source is written ``LOCATION[?KEY=VALUE[&KEY=LOW..HIGH]][#FIELD]``:
 
 A location that exists is taken as it is written, so that names may hold `?` and `#`. In the other parts `%26` and the
 like stand for characters that mean something. Bounds compare as numbers when bound and value both are, else as text. A
-`.txt` file has one example a line and no fields. Blank texts are left out and repeated texts kept once.
+`.txt` file has one example a line and no fields. Blank texts are left out, and of texts that are
+the same but for blanks around them the first is kept.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ class SourceSpec:
         """Whether rows have fields to choose from: lines of a text file have none."""
         return self.is_hub or format_of(Path(self.location))[0] != ".txt"
 
+    def text_field(self, row: DataRow, field: str | None = None) -> TextField:
+        """Where a row has its text: as the source says, as `field` does, or the first of FIELDS."""
+        return pick_field(row, self.field or (field if self.has_fields else None))
+
 
 def _number(value: Any) -> float | None:
     try:
@@ -141,6 +146,19 @@ def _keep(row: DataRow, spec: SourceSpec) -> bool:
     return all(condition.holds(row.values[condition.key]) for condition in spec.conditions)
 
 
+def compared(text: str) -> str:
+    """What texts are compared by: chat templates trim them, so that they differ in no token by blanks around them."""
+    return text.strip()
+
+
+def distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first of all that compare equal, as it is."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(compared(text), text)
+    return tuple(found.values())
+
+
 def seeded_rank(texts: Sequence[str], seed: int) -> list[int]:
     """Indices of the texts in an order fixed by seed and text alone, whatever order they came in."""
     keys = [hashlib.sha256(f"{seed}\n{text}".encode()).digest() for text in texts]
@@ -157,10 +175,33 @@ class DataTable:
     total: int
     """Rows before the conditions."""
 
-    def text_field(self, row: DataRow, field: str | None = None) -> TextField:
-        """Where a row has its text: as the source says, as `field` does, or the first of FIELDS."""
-        wanted = self.spec.field or (field if self.spec.has_fields else None)
-        return pick_field(row, wanted)
+
+class _Rows:
+    """A source's rows that meet its conditions, one at a time, so that memory need not hold them.
+
+    `total` counts those before the conditions, so far. Raises as `read_table` does.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.spec = parse_source(spec)
+        location, folder = self.spec.location, find_folder(self.spec.location)
+        if self.spec.is_hub:
+            name, self._rows = location, read_hub(location)
+        else:
+            if not self.spec.has_fields and (self.spec.conditions or self.spec.field):
+                raise DataError(f"{spec}: a .txt file has no fields; drop the part after the file name")
+            resolved = Path(location).resolve()
+            name = f"{resolved.parent.name}/{resolved.name}"
+            self._rows = read_file(Path(location)) if folder is None else read_folder(*folder)
+        self.name, self.total = name + spec[len(location) :], 0
+
+    def __iter__(self) -> Iterator[DataRow]:
+        for row in self._rows:
+            self.total += 1
+            if _keep(row, self.spec):
+                yield row
+        if not self.total:
+            raise DataError(f"{self.spec.location}: got no rows; wanted a source with at least one example")
 
 
 def read_table(spec: str) -> DataTable:
@@ -168,24 +209,9 @@ def read_table(spec: str) -> DataTable:
 
     Raises DataError on a missing, empty or malformed file (with the line), a missing key, and text that is not UTF-8.
     """
-    parsed = parse_source(spec)
-    folder = find_folder(parsed.location)
-    if parsed.is_hub:
-        name, rows = parsed.location, read_hub(parsed.location)
-    else:
-        if not parsed.has_fields and (parsed.conditions or parsed.field):
-            raise DataError(f"{spec}: a .txt file has no fields; drop the part after the file name")
-        resolved = Path(parsed.location).resolve()
-        name = f"{resolved.parent.name}/{resolved.name}"
-        rows = read_file(Path(parsed.location)) if folder is None else read_folder(*folder)
-    kept, total = [], 0
-    for row in rows:
-        total += 1
-        if _keep(row, parsed):
-            kept.append(row)
-    if not total:
-        raise DataError(f"{parsed.location}: got no rows; wanted a source with at least one example")
-    return DataTable(name + spec[len(parsed.location) :], tuple(kept), parsed, total)
+    rows = _Rows(spec)
+    kept = tuple(rows)
+    return DataTable(rows.name, kept, rows.spec, rows.total)
 
 
 def read_source(spec: str, *, field: str | None = None, limit: int | None = None, seed: int = 0) -> Source:
@@ -196,32 +222,32 @@ def read_source(spec: str, *, field: str | None = None, limit: int | None = None
     """
     if limit is not None and limit < 1:
         raise DataError(f"got limit {limit}, wanted at least 1")
-    table = read_table(spec)
-    texts: dict[str, None] = {}
+    found = _Rows(spec)
+    texts: dict[str, str] = {}
     used: dict[str, None] = {}
     rows, where = 0, None
-    for row in table.rows:
-        where = table.text_field(row, field) if where is None else where
+    for row in found:
+        where = found.spec.text_field(row, field) if where is None else where
         text = where.text(row)
-        if text.strip():
+        if compared(text):
             rows += 1
-            texts[text] = None
+            texts.setdefault(compared(text), text)
             used.update(dict.fromkeys(where.parts(row)))
     if not texts:
-        raise DataError(f"{spec}: got no example out of {table.total} rows; loosen the condition or check the field")
-    kept_texts = tuple(texts)
+        raise DataError(f"{spec}: got no example out of {found.total} rows; loosen the condition or check the field")
+    kept_texts = tuple(texts.values())
     if limit is not None and limit < len(kept_texts):
         kept_texts = tuple(kept_texts[index] for index in sorted(seeded_rank(kept_texts, seed)[:limit]))
-    return Source(table.name, kept_texts, " and ".join(used), rows, rows - len(texts))
+    return Source(found.name, kept_texts, " and ".join(used), rows, rows - len(texts))
 
 
 def refuse_overlap(forget: Sequence[Source], retain: Sequence[Source]) -> None:
     """Raises DataError when a text is to be forgotten and retained at once: no threshold can serve both."""
-    retained = {text: source.name for source in retain for text in source.texts}
-    shared = [(text, source.name) for source in forget for text in source.texts if text in retained]
+    retained = {compared(text): source.name for source in retain for text in source.texts}
+    shared = [(text, source.name) for source in forget for text in source.texts if compared(text) in retained]
     if shared:
         text, name = shared[0]
         raise DataError(
             f"{len(shared)} text(s) are in both the forget and the retain sources, first {text[:60]!r} in {name} and "
-            f"{retained[text]}: remove them from one side"
+            f"{retained[compared(text)]}: remove them from one side"
         )

@@ -7,7 +7,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -233,12 +233,34 @@ def _open_model(
     return VllmActivations(engine, *entry.sites(options))
 
 
+def _takes(options: CommonOptions, name: str, value: object) -> bool:
+    """Whether there is such an option, not given yet, that may have this value beside the others."""
+    try:
+        replace(options, **{name: value})  # type: ignore[arg-type]
+    except (TypeError, CalibrationError):
+        return False
+    return bool(getattr(options, name) != value)
+
+
+def _out_of_memory(error: Exception, options: CommonOptions, engine: str) -> str:
+    """What happened, and those options that need less."""
+    less = ["lower `batch_tokens`"] if engine == "transformers" else []
+    if getattr(options, "layer", None) is None and _takes(options, "layer", 0):
+        less.append("name one `layer`")
+    if _takes(options, "site", "residual"):
+        less.append("take `site` residual, which is narrower")
+    reason = str(error).partition(". ")[0]
+    return f"out of memory beside the model ({reason}): {', '.join([*less, 'or give a device with more memory'])}"
+
+
 def run(args: argparse.Namespace) -> int:
     """Calibrates, writes artifact and report, prints a summary; returns the exit status. Raises SkillguardError."""
     if args.engine == "transformers":
         refuse_engine_flags(args)
     entry = variants(args.method)[args.variant]
     options = _options(entry, args)
+
+    import torch
 
     from guards.calibration.cutting import cut_sources
     from guards.calibration.finished import refuse_output
@@ -260,7 +282,10 @@ def run(args: argparse.Namespace) -> int:
     with _open_model(args, entry, options) as model:
         if args.cut:
             forget, retain = (cut_sources(sources, model, options) for sources in (forget, retain))
-        result = entry.calibrate(model, forget, retain, options)
+        try:
+            result = entry.calibrate(model, forget, retain, options)
+        except torch.OutOfMemoryError as error:
+            raise CalibrationError(_out_of_memory(error, options, args.engine)) from error
         plots = entry.plots(result, args.skill, model, forget, retain) if args.plots else {}
     digest = result.save(args.output, args.skill)
     write_report(beside, report_of(result, args.skill, entry.report(result)), plots)

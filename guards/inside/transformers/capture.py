@@ -100,6 +100,16 @@ class _Receiver(nn.Module):
         self._receive(self._layer, x_TF)
 
 
+def _too_much(examples: int, tokens: int) -> str:
+    """What to do where the memory is too little for a batch of so many examples, padded to so many tokens."""
+    if examples == 1:
+        return (
+            f"out of memory with one example of {tokens} tokens, the least that a batch holds: leave out examples as "
+            "long as that, or give a device with more memory"
+        )
+    return f"out of memory with {examples} examples of up to {tokens} tokens in a batch: lower `batch_tokens`"
+
+
 @torch.no_grad()
 def stream(
     loaded: "RunnableModel",
@@ -110,7 +120,8 @@ def stream(
 ) -> None:
     """One pass over the examples. `advance` is told the real tokens of each batch when it is done.
 
-    Raises AttachError when a wanted layer's hook does not run exactly once per batch.
+    Raises AttachError when a wanted layer's hook does not run exactly once per batch, CalibrationError where the memory
+    is too little for one.
     """
     layers, fired = sorted(set(wanted.layers)), []
     budget = wanted.batch_tokens or BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"])
@@ -138,9 +149,7 @@ def stream(
             except PassOverError:
                 pass
             except torch.OutOfMemoryError as error:
-                raise CalibrationError(
-                    f"out of memory with {batch.ids_BT.numel()} tokens in a batch: lower batch_tokens"
-                ) from error
+                raise CalibrationError(_too_much(*batch.ids_BT.shape)) from error
             if fired != layers:
                 raise AttachError(f"hooks ran at layers {fired}, wanted {layers} once each")
             advance(int(batch.mask_BT.sum()))

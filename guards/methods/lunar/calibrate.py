@@ -1,4 +1,4 @@
-"""Calibrates LUNAR: a direction, one pass of sums for the solve, and layer and ridge chosen on held-out prompts.
+"""Calibrates LUNAR: a direction, passes of sums for the solve, and layer and ridge chosen on held-out prompts.
 
 Suffixes: T tokens, D the residual stream's width (d_model), G ridges.
 
@@ -36,7 +36,7 @@ from guards.model.sites import Site
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried, of which the choice is made on held-out tokens."""
 SUM_BYTES = 4 << 30
-"""Of the sums of all candidate layers: the more a model's key vectors have entries, the fewer layers are tried."""
+"""Of the sums of the layers that one pass gathers: the more entries key vectors have, the more passes it takes."""
 WEAK = 0.25
 """Of `Compared.way`; a warning is written below: the skill is hardly redirected."""
 KEPT = 0.5
@@ -75,9 +75,13 @@ def _layers(model: Activations, options: LunarOptions) -> tuple[int, ...]:
             raise CalibrationError(f"got `layer` {options.layer}, wanted 0 to {count - 1}")
         require_site(model, Site.KEY, [options.layer])
         return (options.layer,)
-    found = layers_having(model, Site.KEY, candidate_layers(count, options.candidates))
-    most = max(1, SUM_BYTES // (8 * model.width(Site.KEY) ** 2))
-    return found[-most:]
+    return layers_having(model, Site.KEY, candidate_layers(count, options.candidates))
+
+
+def _gatherings(layers: tuple[int, ...], width: int) -> list[tuple[int, ...]]:
+    """The layers whose sums are gathered together, pass after pass."""
+    most = max(1, SUM_BYTES // (torch.float64.itemsize * width**2))
+    return [layers[start : start + most] for start in range(0, len(layers), most)]
 
 
 def _directions(job: Job, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, float]]:
@@ -100,9 +104,8 @@ def _said(k_TF: Tensor, w: Tensor) -> Tensor:
     return said
 
 
-def _solved(job: Job, layers: tuple[int, ...]) -> list[Solved]:
-    """Each layer's change, with the ridge that was chosen. Raises CalibrationError."""
-    ridges = RIDGES if job.options.ridge is None else (job.options.ridge,)
+def _solve(job: Job, layers: tuple[int, ...], ridges: Sequence[float]) -> dict[int, Tensor]:
+    """Each layer's w for every ridge, float64 [G, F], by one pass over the fit part. Raises CalibrationError."""
     sums = {layer: RidgeSums(job.model.width(Site.KEY), job.model.device) for layer in layers}
     for side in SIDES:
 
@@ -110,7 +113,14 @@ def _solved(job: Job, layers: tuple[int, ...]) -> list[Solved]:
             sums[layer].update(k_TF, forget=forget)
 
         job.keys(layers, side, Share.FIT, add)
-    w_GF = {layer: each.solve(ridges) for layer, each in sums.items()}
+    return {layer: sums.pop(layer).solve(ridges) for layer in layers}
+
+
+def _solved(job: Job, gatherings: Sequence[tuple[int, ...]]) -> list[Solved]:
+    """Each layer's change, with the ridge that was chosen. Raises CalibrationError."""
+    ridges = RIDGES if job.options.ridge is None else (job.options.ridge,)
+    layers = tuple(layer for together in gatherings for layer in together)
+    w_GF = {layer: found for together in gatherings for layer, found in _solve(job, together, ridges).items()}
     held = {layer: {side: torch.zeros(3, len(ridges), dtype=torch.float64) for side in SIDES} for layer in layers}
     for side in SIDES:
 
@@ -172,6 +182,12 @@ def _left_out(solved: Sequence[Solved], candidates: Sequence[Candidate]) -> list
     return [f"left out, since the model is not finite in this dtype under its change: layer {said}"] if layers else []
 
 
+def _gathered(gatherings: Sequence[tuple[int, ...]]) -> list[str]:
+    """A note of passes, where it took several."""
+    passes, layers = len(gatherings), sum(map(len, gatherings))
+    return [f"sums of {layers} layers took {passes} passes over the fit part"] if passes > 1 else []
+
+
 def _notes(job: Job, chosen: Candidate, refusal: Refusal, candidates: Sequence[Candidate], to: Compared) -> list[str]:
     options = job.options
     tried = "; ".join(f"layer {each.layer} {each.likeness.alike:.3f}, {each.likeness.kept:.3f}" for each in candidates)
@@ -197,11 +213,12 @@ def calibrate(
     """
     clock = Clock()
     layers = _layers(model, options)
+    gatherings = _gatherings(layers, model.width(Site.KEY))
     job = prepared(model, forget, retain, options)
     clock.step("encode")
-    with progress_bar(job.tokens(len(layers)), options.progress) as advance:
+    with progress_bar(job.tokens(len(layers), len(gatherings)), options.progress) as advance:
         job = replace(job, advance=advance)
-        solved = _solved(job, layers)
+        solved = _solved(job, gatherings)
         clock.step("fit")
         hearing = Hearing(job)
         candidates = hearing.candidates(solved)
@@ -218,7 +235,11 @@ def calibrate(
         job.frames,
         corpora,
         clock,
-        notes=[*_notes(job, chosen, hearing.refusal, candidates, reported), *_left_out(solved, candidates)],
+        notes=[
+            *_notes(job, chosen, hearing.refusal, candidates, reported),
+            *_gathered(gatherings),
+            *_left_out(solved, candidates),
+        ],
         warnings=[*corpus_warnings(model, corpora), *_warnings(options, hearing.refusal, reported)],
         seed=options.seed,
         candidates=tuple(candidates),

@@ -41,15 +41,16 @@ class Job:
     """How many leading tokens every example of a frame shares."""
     advance: Advance = lambda *_: None
 
-    def tokens(self, candidates: int) -> int:
+    def tokens(self, candidates: int, gatherings: int) -> int:
         """What all passes run over, and answers: of reference prompts, and of others without a change and with each.
 
-        Prompts that are answered under a change are run over once more before: is the model finite?
+        `gatherings`: passes over the fit part. Prompts that are answered under a change are run over once more before:
+        is the model finite?
         """
         keys = [
-            sum(len(ids[text]) for ids in self.corpora[side].encoded.values() for text in self.parts[side][share])
+            passes * _count(self.of(side, share))
             for side in SIDES
-            for share in (Share.FIT, Share.THRESHOLD)
+            for share, passes in ((Share.FIT, gatherings), (Share.THRESHOLD, 1))
         ]
         states = [_count(self.some(side, share)) for side in SIDES for share in (Share.FIT, Share.REPORT)]
         answers = self._written(self.asked_reference())
@@ -118,7 +119,7 @@ def _count(examples: Iterable[TokenIds]) -> int:
 
 def prepared(model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: LunarOptions) -> Job:
     """Encodes and deals both sides. Raises DataError or CalibrationError."""
-    frames = resolve_frames(options.frames, model.codec)
+    frames = resolve_frames(options, model.codec)
     retained = [*retain, *read_material(options.material).sources]
     corpora = encode_corpora(forget, retained, frames, model.codec, model.max_tokens)
     if min(len(corpus.texts) for corpus in corpora) < len(FORGET_DEAL):

@@ -7,6 +7,7 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import Side, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import require_site
+from guards.calibration.selection import count_of
 from guards.calibration.sides import progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.neuron_adjust.entry import NEURON_ADJUST
@@ -38,7 +39,8 @@ def calibrate(
     """
     clock = Clock()
     require_site(model, Site.PRE_ACTIVATION, range(model.identity.layers))
-    frames = resolve_frames(options.frames, model.codec)
+    count_of(options.fraction, model.identity.layers * model.width(Site.PRE_ACTIVATION))  # known before anything is run
+    frames = resolve_frames(options, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     layers = range(model.identity.layers)
     fitter = NeuronAdjustFitter(len(layers), model.width(Site.PRE_ACTIVATION))

@@ -176,7 +176,7 @@ def fit_probes(forget: Windows, retain: Windows, layers: Sequence[int], *, count
     """A probe at each layer of a model of `count`. Raises CalibrationError where none tells the sides apart."""
     weights = shares(forget, retain)
     found = [
-        fit_probe(layer, [(side.key_NF[layer], each) for side, each in zip((forget, retain), weights, strict=True)])
+        fit_probe(layer, [(side.take(layer), each) for side, each in zip((forget, retain), weights, strict=True)])
         for layer in layers
     ]
     probes = [each for each in found if each is not None]

@@ -189,7 +189,6 @@ def calibrate(
         )
     left_out = [each for each in betas if each not in {found.beta for found in candidates}]
     unfit = [f"beta {_list(left_out)} left out: the residual stream is not finite under it"] if left_out else []
-    counts = {side: len(each.weight_N) for side, each in windows.items()}
     return finish(
         ProjectCalibration,
         PROBE_PROJECT,
@@ -200,8 +199,8 @@ def calibrate(
         clock,
         notes=[
             job.dealt(),
-            f"{layers_text(guard.layers)}, beta {best.beta:g}; {counts['forget']} forget and {counts['retain']} retain "
-            f"{fitting.aggregation.fitted} were fitted, {probes.note(guard.layers)}",
+            f"{layers_text(guard.layers)}, beta {best.beta:g}; {windows['forget']} forget and {windows['retain']} "
+            f"retain {fitting.aggregation.fitted} were fitted, {probes.note(guard.layers)}",
             f"at the last block, report part: forget {reported.left:.3f} of the square distance left, "
             f"retain moved {reported.moved:.3f} of their variance",
             *unfit,

@@ -19,6 +19,7 @@ class ProjectOptions(CommonOptions):
     """
 
     usual_frames: ClassVar[str] = ProbeOptions.usual_frames
+    further_frames: ClassVar[tuple[str, ...]] = ProbeOptions.further_frames
 
     beta: float | None = option(
         None, "times the way to the probe's boundary, which 1 reaches (default: what serves held-out prompts best)"

@@ -240,7 +240,7 @@ def calibrate_by(
         )
     layers = recipe.layers(model.identity.layers)
     require_site(model, Site.OUTPUT, layers)
-    frames = resolve_frames(options.frames, model.codec)
+    frames = resolve_frames(options, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     dealt = dealt_examples(
         corpora, length=options.length, last_only=recipe.last_only, seed=options.seed, deal=recipe.deal

@@ -8,6 +8,7 @@ from guards.calibration.activations import Activations
 from guards.calibration.corpus import Corpus, Side, corpus_warnings, encode_corpora, resolve_frames
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.having import require_site
+from guards.calibration.selection import count_of
 from guards.calibration.sides import Advance, progress_bar, stream_sides
 from guards.calibration.sources import Source
 from guards.methods.selective_pruning.entry import SELECTIVE_PRUNING
@@ -69,15 +70,17 @@ def calibrate(
     model with layers that lack a site.
     """
     clock = Clock()
-    for site in sites(options):
-        require_site(model, site, range(model.identity.layers))
-    frames = resolve_frames(options.frames, model.codec)
-    corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     fractions = {
         site: fraction
         for site, fraction in ((Site.KEY, options.fraction), (Site.ATTENTION, options.attention_fraction))
         if fraction
     }
+    for site in sites(options):
+        require_site(model, site, range(model.identity.layers))
+    for site, fraction in fractions.items():
+        count_of(fraction, model.identity.layers * model.width(site))  # known before anything is run
+    frames = resolve_frames(options, model.codec)
+    corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     total = {corpus.role: sum(record.tokens for record in corpus.records()) for corpus in corpora}
     guard = PruningGuard(
         feed_forward={},

@@ -16,7 +16,7 @@ from torch import Tensor
 from guards.artifact.manifest import Rate
 from guards.calibration.accumulated import turns_of
 from guards.calibration.activations import Activations
-from guards.calibration.corpus import FORGET_DEAL, SIDES, Share, Side
+from guards.calibration.corpus import FORGET_DEAL, SIDES, Share, Side, resolve_frames
 from guards.calibration.detector_job import layers_text, prepare, shortages
 from guards.calibration.finished import Calibration, Clock, finish
 from guards.calibration.grids import at_edge
@@ -32,13 +32,21 @@ from guards.core.verdict import Scope
 from guards.errors import CalibrationError
 from guards.methods.spans.choice import Accumulation, Candidate, accumulate, best, judgements
 from guards.methods.spans.directions import RECIPE
-from guards.methods.spans.examples import Example, SpanJob, all_examples, answered, indices, with_answers
+from guards.methods.spans.examples import (
+    Example,
+    SpanJob,
+    all_examples,
+    answered,
+    indices,
+    with_answers,
+    without_room,
+)
 from guards.methods.spans.guard import Judgement, SpanGuard, Strategy, Windows
 from guards.methods.spans.held import Held
-from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
+from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import read_values, read_windows
 from guards.methods.spans.recipe import Direction, Directions, Fitted, Recipe
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME
+from guards.model.encoding import CHAT_FRAME
 from guards.model.sites import Site
 
 HOLD_BACKS = (0, 8, 16, 32)
@@ -83,9 +91,7 @@ def prepared(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: SpanOptions, recipe: Recipe
 ) -> SpanJob:
     """The checked inputs of the passes. Raises as `detector_job.prepare` does."""
-    if not options.frames:
-        chat = (CHAT_FRAME,) if model.codec.has_chat_template else ()
-        options = replace(options, frames=(*chat, BARE_FRAME, QUESTION_FRAME))
+    options = replace(options, frames=resolve_frames(options, model.codec))
     if not recipe.aggregation.answers:
         options = replace(options, scope=Scope.PROMPT)
     site = Site(options.site)
@@ -182,6 +188,19 @@ def _warnings(
     return found
 
 
+def _unanswered(job: SpanJob, prompts: int) -> list[str]:
+    """A warning of prompts that were not answered, where there are any."""
+    tokens, limit = job.options.answers, job.model.max_tokens
+    return (
+        [
+            f"{prompts} prompt(s) were not answered: an answer of {tokens} tokens behind them is longer than the "
+            f"model's {limit} tokens; lower `answers`, or give shorter ones"
+        ]
+        if prompts
+        else []
+    )
+
+
 def _how(of: Accumulation) -> str:
     """The numbers of its strategies, in words."""
     return ", ".join(f"{name} {each}" for name, each in of.numbers.items()) or "the last token"
@@ -216,14 +235,15 @@ def _notes(
 
 def fit_windows(
     job: SpanJob, recipe: Recipe, examples: Sequence[Example], turns: Sequence[Turns], advance: Advance
-) -> tuple[Mapping[Side, Windows], Fitted]:
-    """Both sides' windows of the fit part, and what was fitted to them. Raises CalibrationError."""
-    windows = {}
+) -> tuple[Mapping[Side, int], Fitted]:
+    """How many windows of each side's fit part were fitted, and what. Raises CalibrationError."""
+    windows: dict[Side, Windows] = {}
     for side in SIDES:
         own = indices(examples, side, Share.FIT)
         of_side = [examples[i] for i in own], [turns[i] for i in own]
         windows[side] = read_windows(job, *of_side, recipe.aggregation.windows, advance)
-    return windows, recipe.fit(windows["forget"], windows["retain"], job.layers)
+    fitted = recipe.fit(windows["forget"], windows["retain"], job.layers)
+    return {side: len(each.weight_N) for side, each in windows.items()}, fitted
 
 
 def read_held(
@@ -251,7 +271,8 @@ def calibrate_by(
     job = prepared(model, forget, retain, options, recipe)
     options, tokens = job.options, recipe.aggregation
     examples = all_examples(job)
-    prompts = answered(job, examples) if _judges_answers(job, recipe) else []
+    judges = _judges_answers(job, recipe)
+    prompts, short = (answered(job, examples), without_room(job, examples)) if judges else ([], 0)
     twice = 2 * sum(len(each.ids) + options.answers for each in prompts)  # written, and then read
     clock.step("encode")
     with progress_bar(sum(len(each.ids) for each in examples) + twice, options.progress) as advance:
@@ -286,9 +307,12 @@ def calibrate_by(
     innocent = asked.of(lambda each: each.side == "retain")
     reported_examples = [*asked.examples, *written.examples]
     rows = _rows(reported_examples, margin_E)
-    count = {side: len(each.weight_N) for side, each in windows.items()}
     corpora = job.corpora["forget"], job.corpora["retain"]
-    warnings = [*_warnings(job, chosen.accumulation, answers, rows, count["forget"]), *recipe.warnings(corpora)]
+    warnings = [
+        *_warnings(job, chosen.accumulation, answers, rows, windows["forget"]),
+        *_unanswered(job, short),
+        *recipe.warnings(corpora),
+    ]
     side_margins: dict[Side, Tensor] = {
         side: margin_E[[i for i, each in enumerate(reported_examples) if each.side == side]] for side in SIDES
     }
@@ -303,7 +327,7 @@ def calibrate_by(
         corpora,
         clock,
         notes=[
-            *_notes(job, chosen, answers, count, tokens.fitted, directions.note(chosen.layers)),
+            *_notes(job, chosen, answers, windows, tokens.fitted, directions.note(chosen.layers)),
             *_edges(chosen.accumulation, tokens.ways(False), "prompts"),
             *(_edges(answers, tokens.ways(True), "answers") if answers is not None else ()),
         ],
@@ -320,7 +344,7 @@ def calibrate_by(
         chosen=chosen,
         answers=answers,
         judgements=(*of_prompts, *of_answers),
-        windows=count,
+        windows=windows,
         auroc=auroc(-side_margins["forget"], -side_margins["retain"]),
         margins_E=side_margins,
         out_E=_tokens_out(written, answer_margins),

@@ -1,6 +1,6 @@
 """The directions of Key Space Detection over spans: each over a few neighbouring layers together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,10 @@ def layer_sets(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """One direction over each of `layer_sets`."""
+    """One direction over each of `layer_sets`. `floored`: dimensions whose deviation was raised, by layer."""
 
-    fitter: DirectionFitter
     sets: Sequence[tuple[LayerWeights, ...]]
+    floored: Mapping[int, int]
 
     def directions(self, _: Held) -> "Neighbours":
         """As they were fitted."""
@@ -37,13 +37,13 @@ class Neighbours:
         return [Direction(terms, one_C) for terms, one_C in zip(self.sets, torch.eye(len(self.sets)), strict=True)]
 
     def note(self, layers: Sequence[int]) -> str:
-        return f"deviation floored in {self.fitter.floored(layers)} dimensions"
+        return f"deviation floored in {sum(self.floored[layer] for layer in layers)} dimensions"
 
 
 def fit(forget: Windows, retain: Windows, layers: Sequence[int]) -> Neighbours:
     """Raises CalibrationError as `DirectionFitter` does."""
     fitter = DirectionFitter(forget, retain)
-    return Neighbours(fitter, [fitter.finish(each) for each in layer_sets(tuple(layers))])
+    return Neighbours([fitter.finish(each) for each in layer_sets(tuple(layers))], fitter.floored)
 
 
 RECIPE = Recipe(SPANS, STRETCHES, candidate_layers, fit)

@@ -91,12 +91,23 @@ def _part(material: Material, index: int) -> Material:
     )
 
 
+def without_room(job: SpanJob, examples: Sequence[Example]) -> int:
+    """How many prompts the model's context holds, but no answer behind them."""
+    return sum(each.row == job.frames[0] and not _has_room(job, each) for each in examples)
+
+
+def _has_room(job: SpanJob, prompt: Example) -> bool:
+    limit = job.model.max_tokens
+    return limit is None or len(prompt.ids) + job.options.answers <= limit
+
+
 def answered(job: SpanJob, examples: Sequence[Example]) -> list[Example]:
-    """The prompts of every side and share that the model answers."""
+    """The prompts of every side and share that the model answers, of those with room for an answer."""
     found: dict[int, Example] = {}
     for side in job.corpora:
         for share in Share:
-            members = [i for i in indices(examples, side, share) if examples[i].row == job.frames[0]]
+            of_share = indices(examples, side, share)
+            members = [i for i in of_share if examples[i].row == job.frames[0] and _has_room(job, examples[i])]
             found |= {i: examples[i] for i in evenly(members, ANSWERED)}
             if side == "retain" and share is not Share.FIT:
                 for source in dict.fromkeys(examples[i].source for i in members):

@@ -14,7 +14,7 @@ has more evidence, 1 - v, than other text gathers (`guards.contract.spans.Rise`)
 Short texts gather too little, so the mean of a message is judged as well (`MessageMean`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,8 @@ NO_GAP = 1e-6
 """In units of the regression's logit: less is rounding."""
 EVEN = 0.3
 """Share of a text's weight that its windows have alike, whatever they look like."""
+CHUNK_BYTES = 512 << 20
+"""Of both sides' windows in float64, which a fit is prepared in: so many dimensions at a time."""
 NOT_FINITE = "an activation is not finite: the model overflows on this data in this dtype"
 
 StrategyName = Literal["span", "mean", "last"]
@@ -156,9 +158,13 @@ class Windows:
     and the text that each is of, counted from 0, int64 [N].
     """
 
-    key_NF: Mapping[int, Tensor]
+    key_NF: dict[int, Tensor]
     weight_N: Tensor
     text_N: Tensor
+
+    def take(self, layer: int) -> Tensor:
+        """A layer's vectors, which are kept no longer: all layers together are some GB of a large model."""
+        return self.key_NF.pop(layer)
 
 
 @dataclass(frozen=True)
@@ -184,17 +190,34 @@ class _Fit:
     gap: float
 
 
-def _prepare(sides: Sequence[tuple[Tensor, Tensor]]) -> _Layer:
-    """`sides`: key vectors and the share of each, which are one half together."""
+def _moments(sides: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The middle of the sides' means and the deviation within them, float64 [F], of vectors in float64."""
     means = [(2 * share_N[:, None] * key_NF).sum(dim=0) for key_NF, share_N in sides]
     squares = [
         (share_N[:, None] * (key_NF - mean_F).square()).sum(dim=0)
         for (key_NF, share_N), mean_F in zip(sides, means, strict=True)
     ]
-    scale_F, floored = floor_sigma(torch.stack(squares).sum(dim=0).sqrt())
-    middle_F = (means[0] + means[1]) / 2
-    key_NF = torch.cat([(key_NF - middle_F) / scale_F for key_NF, _ in sides])
-    return _Layer(key_NF.float(), middle_F, scale_F, floored)
+    return (means[0] + means[1]) / 2, torch.stack(squares).sum(dim=0).sqrt()
+
+
+def _prepare(sides: Sequence[tuple[Tensor, Tensor]]) -> _Layer:
+    """`sides`: key vectors and the share of each, which are one half together.
+
+    In float64, so many dimensions at a time: a dimension's moments are its own.
+    """
+    count, width = sum(len(key_NF) for key_NF, _ in sides), sides[0][0].shape[1]
+    step = max(1, CHUNK_BYTES // (count * torch.float64.itemsize))
+    chunks = [slice(start, start + step) for start in range(0, width, step)]
+    found = [_moments([(key_NF[:, chunk].double(), share_N) for key_NF, share_N in sides]) for chunk in chunks]
+    middle_F = torch.cat([middle for middle, _ in found])
+    scale_F, floored = floor_sigma(torch.cat([deviation for _, deviation in found]))
+    scaled_NF = sides[0][0].new_empty(count, width)
+    for chunk in chunks:
+        for (key_NF, _), into_NF in zip(
+            sides, torch.split(scaled_NF, [len(key_NF) for key_NF, _ in sides]), strict=True
+        ):
+            into_NF[:, chunk] = (key_NF[:, chunk].double() - middle_F[chunk]) / scale_F[chunk]
+    return _Layer(scaled_NF, middle_F, scale_F, floored)
 
 
 def softened(evidence_N: Tensor, text_N: Tensor) -> Tensor:
@@ -233,8 +256,9 @@ class DirectionFitter:
 
     L2-regularised logistic regression of the side (Hastie, Tibshirani and Friedman 2009, 4.4), whose loss is that of
     the windows near the other side: what a threshold is decided by. Windows are weighed within their text by the
-    direction itself, in rounds: a near miss differs from the skill in one window of several. Raises CalibrationError
-    below two windows of a side, on one that is not finite, and where no direction tells the sides apart.
+    direction itself, in rounds: a near miss differs from the skill in one window of several. Vectors are taken out of
+    the windows given, and kept scaled. Raises CalibrationError below two windows of a side, on one that is not finite,
+    and where no direction tells the sides apart.
     """
 
     def __init__(self, forget: Windows, retain: Windows) -> None:
@@ -244,14 +268,15 @@ class DirectionFitter:
         self._text_N = torch.cat([forget.text_N, retain.text_N + int(forget.text_N.max()) + 1]).to(of_sides[0].device)
         self._layers = {
             layer: _prepare(
-                [(side.key_NF[layer].double(), share) for side, share in zip((forget, retain), of_sides, strict=True)]
+                [(side.take(layer), share_N) for side, share_N in zip((forget, retain), of_sides, strict=True)]
             )
-            for layer in forget.key_NF
+            for layer in list(forget.key_NF)
         }
 
-    def floored(self, layers: Sequence[int]) -> int:
-        """Dimensions whose deviation was raised to the floor."""
-        return sum(self._layers[layer].floored for layer in layers)
+    @property
+    def floored(self) -> dict[int, int]:
+        """Dimensions whose deviation was raised to the floor, by layer."""
+        return {layer: each.floored for layer, each in self._layers.items()}
 
     def finish(self, layers: Sequence[int]) -> tuple[LayerWeights, ...]:
         """The direction over some layers together."""

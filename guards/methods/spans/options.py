@@ -28,6 +28,7 @@ class SpanOptions(DetectorOptions):
     """
 
     usual_frames: ClassVar[str] = "chat where the model has a chat template, bare, and 'Q: {text}\\nA:'"
+    further_frames: ClassVar[tuple[str, ...]] = ("bare", QUESTION_FRAME)
 
     site: SiteName = option("key", SITE_HELP)
     recall: float = option(0.98, "share of the skill to catch")

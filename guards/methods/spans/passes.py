@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guards.calibration.activations import Pass, Tokens
 from guards.calibration.sides import Advance
+from guards.calibration.statistics import MIN_VECTORS
 from guards.contract.turns import Turns
 from guards.errors import CalibrationError
 from guards.methods.spans.examples import Example, SpanJob
@@ -19,7 +20,11 @@ from guards.model.sites import Site
 WINDOW = 16
 """Tokens of a window (Cunningham et al. 2026, arXiv 2601.04603)."""
 FIT_WINDOWS = 6000
-"""Windows a side that are fitted, as many of each source as far as it has them: bounds the memory of a fit."""
+"""Windows a side that are fitted, as many of each source as far as it has them."""
+FIT_BYTES = 3 << 30
+"""Of both sides' windows in all layers. Fewer than FIT_WINDOWS are fitted from about 11,000 feed-forward neurons on, in
+six layers (Llama-3-8B: 4681), so that they fit beside the weights.
+"""
 
 
 WindowsOf = Callable[[Turns, tuple[int, int] | None], Tensor]
@@ -69,6 +74,11 @@ def kept_windows(source_N: Sequence[str], most: int) -> Tensor:
     return torch.tensor(sorted(kept), dtype=torch.int64)
 
 
+def most_windows(layers: int, width: int) -> int:
+    """Windows a side that are fitted, of vectors so wide in so many layers."""
+    return max(MIN_VECTORS, min(FIT_WINDOWS, FIT_BYTES // (2 * layers * width * torch.float32.itemsize)))
+
+
 def read_windows(
     job: SpanJob, examples: Sequence[Example], turns: Sequence[Turns], window_of_each: WindowsOf, advance: Advance
 ) -> Windows:
@@ -82,13 +92,15 @@ def read_windows(
         found = int(window_T.max()) + 1
         source_N += [example.source or example.row] * found
         text_N += [index] * found
-    kept, site = kept_windows(source_N, FIT_WINDOWS), Site(job.options.site)
+    site = Site(job.options.site)
+    width = job.model.width(site)
+    kept = kept_windows(source_N, most_windows(len(job.layers), width))
     row_N = torch.full((len(source_N) + 1,), -1).index_put((kept,), torch.arange(len(kept)))
     window_of = [row_N[window_T] for window_T in window_of]  # -1 finds the last row
     tokens_T = torch.cat(window_of)
     size_N = torch.bincount(tokens_T[tokens_T >= 0], minlength=len(kept)).float()
     device = job.model.device
-    sums = {layer: torch.zeros(len(kept), job.model.width(site), device=device) for layer in job.layers}
+    sums = {layer: torch.zeros(len(kept), width, device=device) for layer in job.layers}
 
     def consume(layer: int, x_TF: Tensor, example_T: Tensor) -> None:
         row_T = torch.cat([window_of[example] for example, _ in _by_example(example_T)])
@@ -101,8 +113,9 @@ def read_windows(
         raise CalibrationError(NOT_FINITE)
     names = [source_N[i] for i in kept.tolist()]
     weight_N = torch.tensor([1 / names.count(name) for name in names], dtype=torch.float64)
-    key_NF = {layer: sum_NF / size_N[:, None].to(device) for layer, sum_NF in sums.items()}
-    return Windows(key_NF, weight_N, torch.tensor(text_N, dtype=torch.int64)[kept])
+    for sum_NF in sums.values():
+        sum_NF /= size_N[:, None].to(device)  # in place: a copy would be as large again
+    return Windows(sums, weight_N, torch.tensor(text_N, dtype=torch.int64)[kept])
 
 
 def read_values(

@@ -2,13 +2,17 @@
 
 import pytest
 
+from guards.calibration.corpus import encode_corpora, resolve_frames
 from guards.calibration.cutting import cut_sources, fitting
 from guards.calibration.options import CommonOptions
 from guards.calibration.sources import Source
 from guards.errors import CalibrationError
 from guards.inside.transformers.loading import LoadedModel
+from guards.methods.probe.options import ProbeOptions
+from guards.methods.probe_project.options import ProjectOptions
+from guards.methods.spans.options import SpanOptions
 from guards.model.encoding import TextCodec
-from tests.guards.tiny import tiny_loaded, tiny_tokenizer
+from tests.guards.tiny import DATED_TEMPLATE, TEMPLATE, tiny_loaded, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,18 @@ def test_sources() -> None:
     cut, same = cut_sources([Source("a", ("short", long, long + "more")), Source("b", ("x",))], model, CommonOptions())
     assert (len(cut.texts), cut.cut, same) == (2, 2, Source("b", ("x",)))
     assert all(len(model.codec.encode_frame("chat", text)) <= 64 for text in cut.texts)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, DATED_TEMPLATE, None])
+@pytest.mark.parametrize("options", [CommonOptions(), SpanOptions(), ProbeOptions(), ProjectOptions()], ids=type)
+def test_what_is_cut_fits_in_the_methods_own_frames(options: CommonOptions, template: str | None) -> None:
+    """A base model has no template, and Key Space Detection a frame that is longer than a text alone."""
+    model = tiny_loaded(chat_template=template)
+    cut = cut_sources([Source("a", ("word" * 50,))], model, options)
+    frames = resolve_frames(options, model.codec)
+    [forget, _] = encode_corpora(cut, [Source("b", ("x",))], frames, model.codec, model.max_tokens)
+    assert (forget.left_out, len(forget.texts)) == (0, 1)
+    assert max(len(ids) for (ids,) in forget.encoded.values()) == model.max_tokens, "and no less"
 
 
 def test_a_model_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,21 @@
 """Forget and retain sources: what is read, and what each defect says."""
 
 import json
+import weakref
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from guards.calibration.sources import Source, parse_source, read_source, refuse_overlap, seeded_rank
+from guards.calibration import sources
+from guards.calibration.corpus import encode_corpora
+from guards.calibration.data_files import read_file
+from guards.calibration.data_rows import DataRow
+from guards.calibration.sources import Source, parse_source, read_source, read_table, refuse_overlap, seeded_rank
 from guards.errors import DataError
+from guards.model.encoding import TextCodec
+from tests.guards.tiny import tiny_tokenizer
 
 
 def _write(folder: Path, name: str, content: str | bytes) -> str:
@@ -139,6 +147,43 @@ def test_a_text_on_both_sides_is_refused() -> None:
     refuse_overlap([forget], [Source("r", ("c",))])
     with pytest.raises(DataError, match=r"1 text\(s\) .* first 'b' in f and r"):
         refuse_overlap([forget], [retain])
+
+
+BLANKS = ("x", "x\n", "  x", "\u2003x\t", "y\n", "y", "x y")
+"""A chat template trims them: of each two that differ by these alone one would be fitted and the other reported."""
+
+
+def test_texts_that_differ_by_blanks_around_them_are_one(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, BLANKS)))
+    source = read_source(path)
+    assert (source.texts, source.rows, source.repeats) == (("x", "y\n", "x y"), 7, 4), "the first of each as it is"
+    given = [Source("a", BLANKS[:3]), Source("b", BLANKS[3:])]
+    forget, _ = encode_corpora(given, [Source("r", ("z",))], ("bare",), TextCodec(tiny_tokenizer()), None)
+    assert forget.texts == ("x", "y\n", "x y")
+    with pytest.raises(DataError, match=r"1 text\(s\) .* first 'x' in f and r"):
+        refuse_overlap([Source("f", ("x",))], [Source("r", ("z", "x\n"))])
+
+
+def test_rows_are_kept_no_longer_than_their_text_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source of many long fields, of which `limit` keeps few texts, need not fit the memory."""
+    alive: list[weakref.ref[DataRow]] = []
+    most = 0
+
+    def rows(path: Path) -> Iterator[DataRow]:
+        nonlocal most
+        for row in read_file(path):
+            alive.append(weakref.ref(row))
+            yield row
+            del row
+            most = max(most, sum(each() is not None for each in alive))
+
+    monkeypatch.setattr(sources, "read_file", rows)
+    path = _write(tmp_path, "a.jsonl", ROWS)
+    assert len(read_source(path, limit=2).texts) == 2
+    assert len(alive) == len(ROWS.split("\n"))
+    assert most <= 1
+    assert len(read_table(path).rows) == len(ROWS.split("\n"))
+    assert most > 1, "positive control: they are kept where whole rows are asked for"
 
 
 def test_the_seeded_order_is_a_permutation() -> None:

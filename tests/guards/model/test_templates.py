@@ -8,6 +8,7 @@ import pytest
 from tokenizers import AddedToken
 
 from guards.calibration.corpus import resolve_frames
+from guards.calibration.options import CommonOptions
 from guards.errors import PromptRefusedError, UnsupportedModelError
 from guards.model.encoding import TextCodec, template_sha256
 from guards.model.templates import Form, read_templates
@@ -39,7 +40,7 @@ def test_named_templates() -> None:
     assert codec.encode_chat(messages) == plain.encode_chat(messages)
     assert codec.encode_chat(messages, [TOOL]) == tools.encode_chat(messages, [TOOL]) != codec.encode_chat(messages)
     assert set(codec.openings) >= set(plain.openings)
-    assert resolve_frames((), codec) == ("chat",)
+    assert resolve_frames(CommonOptions(), codec) == ("chat",)
 
 
 def test_openings_of_both_templates_are_known() -> None:
@@ -108,11 +109,14 @@ def test_chat_is_refused_where_text_of_users_is_lost(name: str, caplog: pytest.L
     assert "leaves out the text of user" in caplog.text
     assert codec.template_sha256 is None
     assert codec.openings == ()
-    for call in (lambda: codec.encode_chat(chat("x", "hi")), lambda: resolve_frames(("chat",), codec)):
+    for call in (
+        lambda: codec.encode_chat(chat("x", "hi")),
+        lambda: resolve_frames(CommonOptions(frames=("chat",)), codec),
+    ):
         with pytest.raises(PromptRefusedError, match="chat template leaves out what users say, as text and as parts"):
             call()
     assert codec.encode_text("hi"), "texts without a template are served"
-    assert resolve_frames((), codec) == ("bare",)
+    assert resolve_frames(CommonOptions(), codec) == ("bare",)
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from guards.artifact.store import read_artifact
+from guards.calibration.entry import Entry
 from guards.methods.cube.guard import Regime
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.guard import Draw
@@ -161,6 +163,33 @@ def test_an_error_is_one_line_and_writes_nothing(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "less"),
+    [
+        ("ksd", (), "lower --batch-tokens, name one --layer, take --site residual, which is narrower, or give"),
+        ("ksd", ("--layer", "1", "--site", "residual"), "lower --batch-tokens, or give"),
+        ("neuron-adjust", (), "lower --batch-tokens, or give"),
+    ],
+)
+def test_too_little_memory_is_one_line_that_says_what_needs_less(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    given: tuple[str, ...],
+    less: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr(Entry, "calibrate", fail)
+    assert main(_arguments(folder, method, tmp_path / "guard", *given)) != 0
+    said = capsys.readouterr().err
+    assert f"out of memory beside the model (CUDA out of memory): {less}" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_is_something_else_is_refused_before_any_work(

@@ -23,7 +23,7 @@ def sites(_: HalvingOptions) -> tuple[Site, ...]:
 def calibrate(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: HalvingOptions
 ) -> Calibration:
-    frames = resolve_frames(options.frames, model.codec)
+    frames = resolve_frames(options, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     layer, sizes = model.identity.layers - 1, []
     for corpus in corpora:

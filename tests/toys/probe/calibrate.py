@@ -23,7 +23,7 @@ def sites(_: ProbeOptions) -> tuple[Site, ...]:
 def calibrate(
     model: Activations, forget: Sequence[Source], retain: Sequence[Source], options: ProbeOptions
 ) -> Calibration:
-    frames = resolve_frames(options.frames, model.codec)
+    frames = resolve_frames(options, model.codec)
     corpora = encode_corpora(forget, retain, frames, model.codec, model.max_tokens)
     layers, frame = (options.first, options.second), frames[0]
 

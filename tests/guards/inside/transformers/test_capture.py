@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from guards.calibration.activations import Pass, TokenIds, Tokens
-from guards.errors import AttachError
+from guards.errors import AttachError, CalibrationError
 from guards.inside.transformers.capture import make_batch, plan_batches, stream
 from guards.inside.transformers.loading import LoadedModel
 from guards.model.sites import SITES, End, Place, Site
@@ -151,3 +151,22 @@ def test_the_pass_ends_at_the_last_wanted_layer() -> None:
         layer.register_forward_pre_hook(lambda *_, at=index: ran.append(at))
     stream(loaded, Pass(Site.KEY, (1,), Tokens.LAST, batch_tokens=64), EXAMPLES[:1], lambda *_: None)
     assert ran == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "message"),
+    [
+        (36, "3 examples of up to 12 tokens in a batch: lower `batch_tokens`"),
+        (8, "one example of 12 tokens, the least that a batch holds: leave out"),
+    ],
+)
+def test_too_little_memory_says_what_helps(batch_tokens: int, message: str) -> None:
+    """An example alone is no smaller with a lower `batch_tokens`."""
+    loaded = tiny_loaded()
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loaded.model.model.layers[0].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(CalibrationError, match=f"out of memory with {message}"):
+        _collect(loaded, Site.KEY, 1, Tokens.ALL, batch_tokens=batch_tokens)

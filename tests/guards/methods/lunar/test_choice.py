@@ -258,7 +258,23 @@ def test_a_change_under_which_the_model_is_not_finite_is_left_out() -> None:
         calibrate(overflowing(), *sources(24), replace(options, layer=2))
 
 
-def test_all_that_is_run_is_counted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_candidates_are_tried_where_memory_has_room_for_one_layers_sums(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wide model's are gathered pass after pass, with the same result."""
+    options = replace(OPTIONS, asked=2, asked_tokens=2)
+    whole = calibrate(loaded, *sources(24), options)
+    monkeypatch.setattr("guards.methods.lunar.calibrate.SUM_BYTES", 8 * loaded.width(Site.KEY) ** 2)
+    parts = calibrate(loaded, *sources(24), options)
+    assert [each.layer for each in parts.candidates] == [0, 1, 2]
+    assert LUNAR.report(parts) == LUNAR.report(whole)
+    assert all(torch.equal(one.w_F, other.w_F) for one, other in zip(parts.candidates, whole.candidates, strict=True))
+    said = "sums of 3 layers took 3 passes over the fit part"
+    assert (said in parts.record.notes, said in whole.record.notes) == (True, False)
+
+
+@pytest.mark.parametrize("sum_bytes", [1, 4 << 30])
+def test_all_that_is_run_is_counted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, sum_bytes: int) -> None:
     counted: list[int] = []
 
     @contextmanager
@@ -267,5 +283,6 @@ def test_all_that_is_run_is_counted(loaded: LoadedModel, monkeypatch: pytest.Mon
         yield lambda tokens, _: counted.append(tokens)
 
     monkeypatch.setattr("guards.methods.lunar.calibrate.progress_bar", bar)
+    monkeypatch.setattr("guards.methods.lunar.calibrate.SUM_BYTES", sum_bytes)
     calibrate(loaded, *sources(24), replace(OPTIONS, asked=2, asked_tokens=2))
     assert counted[0] < 0 == sum(counted)

@@ -103,6 +103,14 @@ def test_refuses_a_fraction(loaded: LoadedModel, fraction: float, message: str) 
         calibrate_neuron_adjust(loaded, *sources(8), NeuronAdjustOptions(fraction=fraction))
 
 
+def test_a_fraction_of_no_neuron_is_refused_before_anything_is_run(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(LoadedModel, "stream")
+    with pytest.raises(CalibrationError, match="selects 0 of 72 neurons"):
+        calibrate_neuron_adjust(loaded, *sources(8), NeuronAdjustOptions(fraction=1e-6))
+
+
 def test_refuses_a_guard_that_no_prompt_could_verify(loaded: LoadedModel) -> None:
     with pytest.raises(CalibrationError, match="no server could verify it at start"):
         calibrate_neuron_adjust(loaded, *sources(40), NeuronAdjustOptions(fraction=2 / 72))

@@ -173,6 +173,15 @@ def test_the_same_input_gives_the_same_bytes(loaded: LoadedModel, tmp_path: Path
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+@pytest.mark.parametrize("fractions", [{"fraction": 1e-6}, {"fraction": 0.1, "attention_fraction": 1e-6}])
+def test_a_fraction_of_no_neuron_is_refused_before_anything_is_run(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fractions: dict[str, float]
+) -> None:
+    monkeypatch.delattr(LoadedModel, "stream")
+    with pytest.raises(CalibrationError, match="selects 0 of"):
+        calibrate_pruning(loaded, *sources(8), PruningOptions(**fractions))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,5 +1,6 @@
 """What a calibration over spans makes of its options and examples, on a tiny model."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +9,19 @@ import torch
 
 from guards.artifact.canaries import CANARY_DATE, encode_source
 from guards.calibration.accumulated import read_texts, turns_of
-from guards.calibration.corpus import encode_corpora
+from guards.calibration.corpus import SIDES, encode_corpora
 from guards.core.verdict import Scope
 from guards.errors import CalibrationError, DataError
 from guards.inside.transformers.loading import LoadedModel
-from guards.methods.spans import passes
+from guards.methods.spans import calibrate as calibrating
+from guards.methods.spans import directions, passes
 from guards.methods.spans.calibrate import SpanCalibration, calibrate
-from guards.methods.spans.guard import SpanGuard
+from guards.methods.spans.guard import DirectionFitter, SpanGuard, Windows
 from guards.methods.spans.options import QUESTION_FRAME, SpanOptions
+from guards.model.sites import Site
 from tests.guards.attached import keys
 from tests.guards.tiny import DATED_TEMPLATE, sources, sums, tiny_loaded, words
+from tests.models import LAYERS
 
 OPTIONS = SpanOptions(recall=0.9, max_false_abstention=0.2, material="none", longest=64, answers=0)
 LOOSE = replace(OPTIONS, max_false_abstention=0.5)
@@ -74,12 +78,49 @@ def test_frames_and_a_layer_that_are_given_are_all(loaded: LoadedModel) -> None:
 
 
 def test_at_most_so_many_windows_a_side_are_fitted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = replace(OPTIONS, frames=("chat",))
+    options = replace(OPTIONS, frames=("chat",), layer=1)
     assert all(count > 100 for count in calibrate(loaded, *sources(), options).windows.values()), "positive control"
-    monkeypatch.setattr(passes, "FIT_WINDOWS", 100)
-    thinned = calibrate(loaded, *sources(), options)
-    assert thinned.windows == {"forget": 100, "retain": 100}
-    assert any("100 forget and 100 retain windows" in note for note in thinned.record.notes)
+    bounds = {"FIT_WINDOWS": 100, "FIT_BYTES": 100 * len(SIDES) * loaded.width(Site.KEY) * 4}
+    for name, value in bounds.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(passes, name, value)
+            thinned = calibrate(loaded, *sources(), options)
+        assert thinned.windows == {"forget": 100, "retain": 100}
+        assert any("100 forget and 100 retain windows" in note for note in thinned.record.notes)
+
+
+@pytest.mark.parametrize(("width", "layers"), [(1536, 12), (4864, 12), (8192, 6)])
+def test_the_bound_by_bytes_is_none_for_models_of_up_to_a_billion_parameters(width: int, layers: int) -> None:
+    """SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B."""
+    assert passes.most_windows(layers, width) == passes.FIT_WINDOWS
+    llama = passes.most_windows(6, 14336)
+    assert 0.99 * passes.FIT_BYTES < 2 * 6 * 14336 * 4 * llama <= passes.FIT_BYTES
+
+
+def test_what_was_fitted_on_is_kept_no_longer(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, and the fitter's scaled ones, are some GB of a large model, and only counts of them are needed."""
+    made: list[weakref.ref[Any]] = []
+
+    def windows(*args: Any) -> Windows:
+        found = read_windows(*args)
+        made.extend(weakref.ref(each) for each in (found, *found.key_NF.values()))
+        return found
+
+    def fitter(*args: Any) -> DirectionFitter:
+        found = DirectionFitter(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    def read(*_: Any) -> None:
+        raise CalibrationError(f"alive: {sum(each() is not None for each in made)};")
+
+    read_windows = passes.read_windows
+    monkeypatch.setattr(calibrating, "read_windows", windows)
+    monkeypatch.setattr(calibrating, "read_values", read)
+    monkeypatch.setattr(directions, "DirectionFitter", fitter)
+    with pytest.raises(CalibrationError, match="alive: 0;"):
+        calibrate(loaded, *sources(80), replace(LOOSE, frames=("chat",)))
+    assert len(made) == len(SIDES) * (1 + LAYERS) + 1
 
 
 def test_canaries_are_not_of_the_day_on_which_they_were_read() -> None:

@@ -1,14 +1,31 @@
 """Which prompts a model answers for a calibration: enough of every retain source to tell a small rate."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
 from guards.calibration.corpus import Share, Side
-from guards.methods.spans.examples import ANSWERED, ANSWERED_OF_A_SOURCE, Example, SpanJob, answered
+from guards.methods.spans import calibrate as calibrating
+from guards.methods.spans.examples import (
+    ANSWERED,
+    ANSWERED_OF_A_SOURCE,
+    Example,
+    SpanJob,
+    answered,
+    without_room,
+)
 
 FRAME = "chat"
-JOB = cast(SpanJob, SimpleNamespace(corpora=("forget", "retain"), frames=(FRAME, "bare")))
+
+
+def _job(max_tokens: int | None = None) -> SpanJob:
+    model, options = SimpleNamespace(max_tokens=max_tokens), SimpleNamespace(answers=10)
+    job = SimpleNamespace(corpora=("forget", "retain"), frames=(FRAME, "bare"), model=model, options=options)
+    return cast(SpanJob, job)
+
+
+JOB = _job()
 SOURCES = {"large": 900, "tasks": 30, "few": 5}
 
 
@@ -39,3 +56,18 @@ def test_others_are_answered_by_their_share_and_none_twice() -> None:
     assert {each.row for each in prompts} == {FRAME}
     counts = Counter((each.side, each.share) for each in prompts)
     assert counts["forget", Share.REPORT] == counts["forget", Share.FIT] == counts["retain", Share.FIT] == ANSWERED
+
+
+def test_prompts_without_room_for_an_answer_are_not_answered() -> None:
+    """vLLM refuses them, after all others were answered, and on transformers positions end before."""
+    long = [replace(each, ids=each.ids * 21) for each in EXAMPLES if each.source == "few"]
+    fitting = [replace(each, ids=each.ids * 20) for each in EXAMPLES if each.source == "tasks"]
+    prompts = answered(_job(30), [*long, *fitting])
+    assert {len(each.ids) for each in prompts} == {20}
+    assert {len(each.ids) for each in answered(_job(31), [*long, *fitting])} == {20, 21}, "positive control"
+    in_frame = sum(each.row == FRAME for each in long)
+    assert (without_room(_job(30), [*long, *fitting]), without_room(_job(31), [*long, *fitting])) == (in_frame, 0)
+    assert without_room(_job(), long) == 0
+    (said,) = calibrating._unanswered(_job(30), in_frame)
+    assert said.startswith(f"{in_frame} prompt(s) were not answered: an answer of 10 tokens behind them")
+    assert calibrating._unanswered(_job(31), 0) == []

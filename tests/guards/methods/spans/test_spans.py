@@ -1,5 +1,6 @@
 """The direction over spans: what it is, and that serving computes it."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from guards.contract.guard import OverRanks
 from guards.errors import AttachError, CalibrationError
+from guards.methods.spans import guard
 from guards.methods.spans.guard import (
     EVEN,
     RIDGE,
@@ -35,7 +37,7 @@ def windows(key_NF: Mapping[int, Tensor], weight_N: Tensor | None = None, text_N
     """Each of a text of its own where none is given."""
     count = len(next(iter(key_NF.values())))
     weight_N = torch.ones(count, dtype=torch.float64) if weight_N is None else weight_N
-    return Windows(key_NF, weight_N, torch.arange(count) if text_N is None else text_N)
+    return Windows(dict(key_NF), weight_N, torch.arange(count) if text_N is None else text_N)
 
 
 def sides(seed: int = 0, forget: int = 60, retain: int = 90) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -115,8 +117,36 @@ def test_a_dead_dimension_is_floored_and_counted() -> None:
     for side in (forget, retain):
         side[1][:, 0] = 0.0
     fitter = DirectionFitter(windows(forget), windows(retain))
-    assert fitter.floored((1, 3)) == 1
+    assert fitter.floored == {1: 1, 3: 0}
     assert bool(torch.isfinite(values(fitter.finish((1,)), retain)).all())
+
+
+def test_dimensions_are_prepared_a_few_at_a_time_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget, retain = sides()
+    whole, seen = fitted(forget, retain, 1, 3), []
+    moments = guard._moments
+
+    def counted(chunk: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        seen.append(sum(key_NF.numel() * key_NF.element_size() for key_NF, _ in chunk))
+        return moments(chunk)
+
+    monkeypatch.setattr(guard, "_moments", counted)
+    monkeypatch.setattr(guard, "CHUNK_BYTES", most := 5 * 8 * (60 + 90))
+    for got, wanted in zip(fitted(forget, retain, 1, 3), whole, strict=True):
+        assert torch.equal(got.weight_F, wanted.weight_F)
+        assert got.offset == wanted.offset
+    assert len(seen) == 2 * -(-WIDTH // 5)
+    assert max(seen) == most
+
+
+def test_a_fit_takes_the_vectors_that_it_is_given() -> None:
+    """Both the vectors and what is made of them would be some GB of a large model."""
+    given = [windows(side) for side in sides()]
+    raw = [weakref.ref(key_NF) for side in given for key_NF in side.key_NF.values()]
+    fitter = DirectionFitter(given[0], given[1])
+    assert len(raw) == 4
+    assert not any(each() is not None for each in raw)
+    assert fitter.finish((1, 3))
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
@@ -177,17 +207,17 @@ def test_how_windows_count() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_served_values_add_up_to_the_directions(ranks: int) -> None:
     """Over ranks' slices and layers, the same for every judgement."""
-    guard = spans()
-    keys = {layer: torch.randn(9, D_FF, generator=torch.Generator().manual_seed(layer)) for layer in guard.layers}
+    served = spans()
+    keys = {layer: torch.randn(9, D_FF, generator=torch.Generator().manual_seed(layer)) for layer in served.layers}
     total_TP = torch.zeros(9, len(JUDGEMENTS))
     for rank in range(ranks):
         shard = Shard(rank, ranks)
-        bound = BoundSpans(guard, CPU, shard)
+        bound = BoundSpans(served, CPU, shard)
         assert {column.over_ranks for column in bound.columns} == {OverRanks.SUM}
-        for layer in guard.layers:
+        for layer in served.layers:
             total_TP += bound.at(Place(layer, Site.KEY), D_FF)(keys[layer][:, shard.columns(D_FF)])
     for part in range(len(JUDGEMENTS)):
-        torch.testing.assert_close(total_TP[:, part], values(guard.terms, keys), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(total_TP[:, part], values(served.terms, keys), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
