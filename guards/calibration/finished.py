@@ -1,7 +1,10 @@
 """A finished calibration, what its artifact records of it, and where it may be written."""
 
+import fcntl
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +28,7 @@ from guards.contract.guard import Guard
 from guards.contract.method import Method
 from guards.core.quantiles import quantile_table
 from guards.core.version import tool_name
-from guards.errors import CalibrationError
+from guards.errors import ArtifactError, CalibrationError
 from guards.model.encoding import CHAT_FRAME
 
 
@@ -76,6 +79,34 @@ def refuse_output(folder: Path, skill: str) -> None:
             f"got skill name {skill!r}, wanted 1 to 64 of A-Z a-z 0-9 _ . - starting with a letter or digit"
         ) from error
     refuse_folder(folder)
+
+
+@contextmanager
+def held_output(folder: Path) -> Iterator[None]:
+    """Makes the folder one calibration's, until its artifact and report lie there, by a lock file beside it.
+
+    Raises ArtifactError where another one has it, or none can be written there.
+    """
+    folder = folder.resolve()
+    lock = folder.with_name(f".{folder.name}-lock")
+    with ExitStack() as stack:
+        held = False
+        while not held:
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(lock.open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            except FileNotFoundError:  # another one has just ended, and removed the file that was opened here
+                continue
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"{folder}: another calibration is writing there; wait for it, or choose another output folder"
+                ) from error
+            except OSError as error:
+                raise ArtifactError(f"{lock}: cannot be written ({error.strerror}); choose another output") from error
+        stack.callback(lock.unlink, missing_ok=True)  # before it is let go
+        yield
 
 
 def make_record(

@@ -38,9 +38,10 @@ def _plots_in(folder: Path) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def report_of(calibration: Calibration, skill: str, details: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON-able report; `details` are the method's own."""
+def report_of(calibration: Calibration, skill: str, digest: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON-able report; `digest` is of the artifact that it belongs to, and `details` are the method's own."""
     return {
+        "digest": digest,
         "skill": skill,
         "method": calibration.method.name,
         "model": calibration.identity.model_dump(),

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from scipy.stats import binom
@@ -54,22 +55,26 @@ class Proposal:
 
 
 def read_readings(records: Iterable[Mapping[str, Any]], guard: str) -> Readings:
-    """The readings under the artifact and taus that held last. Raises AuditFilesError where there are none."""
-    found: list[tuple[str, str, float, float]] = []
+    """The readings under the artifact and taus that held last, by their times: records may be of several servers, one
+    server's after another's. Raises AuditFilesError where there are none.
+    """
+    found: list[tuple[str, str, str, float, float]] = []
     answers = 0
     for each in records:
         if each.get("guard") != guard:
             continue
         if each["kind"] == Kind.SCORE and each["score"] is not None and each["tau"]:
-            found.append((str(each["digest"]), str(each["part"]), float(each["score"]), float(each["tau"])))
+            time, of, part = (str(each[name]) for name in ("time", "digest", "part"))
+            found.append((time, of, part, float(each["score"]), float(each["tau"])))
         answers += each["kind"] in (Kind.SHADOW_HIT, Kind.ABSTENTION) and each["stage"] == "generation"
     if not found:
         raise AuditFilesError(
             f"no readings of guard {guard!r}: serve with `audit_scores` {guard}, which records each prompt's score"
         )
-    digest = found[-1][0]
-    taus = {part: tau for of, part, _, tau in found if of == digest}  # the last of each
-    held = [score / tau for of, part, score, tau in found if of == digest and taus[part] == tau]
+    found.sort(key=itemgetter(0))  # of the form that `server.audit.records.now` writes, so as text too
+    digest = found[-1][1]
+    taus = {part: tau for _, of, part, _, tau in found if of == digest}  # the last of each
+    held = [score / tau for _, of, part, score, tau in found if of == digest and taus[part] == tau]
     return Readings(guard, digest, taus, sorted(held), len(found) - len(held), answers)
 
 

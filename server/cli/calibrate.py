@@ -5,6 +5,7 @@ Nothing heavy is imported before `run`, so that `--help` is instant.
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields, replace
@@ -260,25 +261,34 @@ def run(args: argparse.Namespace) -> int:
     entry = variants(args.method)[args.variant]
     options = _options(entry, args)
 
-    import torch
-
-    from guards.calibration.cutting import cut_sources
-    from guards.calibration.finished import refuse_output
-    from guards.calibration.report import refuse_report_folder, report_folder, report_of, write_report
-    from guards.calibration.sources import read_source
-    from server.cli.calibration_summary import print_summary
+    from guards.calibration.finished import held_output, refuse_output
+    from guards.calibration.report import refuse_report_folder, report_folder
 
     refuse_output(args.output, args.skill)
-    beside = report_folder(args.output)
-    refuse_report_folder(beside)
+    refuse_report_folder(report_folder(args.output))
     if args.plots:
         from guards.calibration.drawing import require_matplotlib
 
         require_matplotlib()
+    with held_output(args.output):
+        _calibrate(args, entry, options)
+    return 0
+
+
+def _calibrate(args: argparse.Namespace, entry: Entry, options: CommonOptions) -> None:
+    """All of `run` that takes time. What was calibrated is written before anything is drawn of it."""
+    import torch
+
+    from guards.calibration.cutting import cut_sources
+    from guards.calibration.report import report_folder, report_of, write_report
+    from guards.calibration.sources import read_source
+    from server.cli.calibration_summary import print_summary
+
     forget, retain = (
         [read_source(spec, field=args.field, limit=args.limit, seed=args.seed) for spec in specs]
         for specs in (args.forget, args.retain)
     )
+    beside = report_folder(args.output)
     with _open_model(args, entry, options) as model:
         if args.cut:
             forget, retain = (cut_sources(sources, model, options) for sources in (forget, retain))
@@ -286,9 +296,15 @@ def run(args: argparse.Namespace) -> int:
             result = entry.calibrate(model, forget, retain, options)
         except torch.OutOfMemoryError as error:
             raise CalibrationError(_out_of_memory(error, options, args.engine)) from error
-        plots = entry.plots(result, args.skill, model, forget, retain) if args.plots else {}
-    digest = result.save(args.output, args.skill)
-    write_report(beside, report_of(result, args.skill, entry.report(result)), plots)
+        digest = result.save(args.output, args.skill)
+        report = report_of(result, args.skill, digest, entry.report(result))
+        write_report(beside, report, {})
+        if args.plots:
+            try:
+                write_report(beside, report, entry.plots(result, args.skill, model, forget, retain))
+            except Exception as error:  # whatever it is, hours of work are written
+                why = f"{type(error).__name__}: {error}"
+                print(f"warning: no plots ({why}); artifact and report are written", file=sys.stderr)
     engine = ("--engine", "vllm", *vllm_options(args).flags) if args.engine == "vllm" else ()
     given = args.chat_template_kwargs
     variables = ("--chat-template-kwargs", json.dumps(given)) if given else ()
@@ -302,4 +318,3 @@ def run(args: argparse.Namespace) -> int:
         digest=digest,
         flags=(*engine, *variables),
     )
-    return 0

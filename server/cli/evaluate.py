@@ -20,6 +20,11 @@ from server.settings import Choice
 if TYPE_CHECKING:
     from server.evaluation.arms import Arm
 
+DECIDING = {
+    *("device", "dtype", "flags", "max_model_tokens", "generation_config"),
+    *("judge", "chat_template_kwargs", "accept_template"),
+}
+"""Options of either engine that may change an answer; of generation_config its end tokens do."""
 EPILOG = """\
 KIND[:LABEL]=SRC is one column of the table; SRC is a file or hub data set as `calibrate` takes it.
   gsm8k       number after "The answer is"; 8 shots where --shots names the training split
@@ -128,8 +133,8 @@ def demo_suites() -> list[str]:
 
 
 def engine_settings(name: str, options: EmbeddedOptions | VllmOptions) -> dict[str, Any]:
-    """What of the engine's options may change an answer."""
-    return {"name": name, **options.model_dump(mode="json", include={"device", "dtype", "flags"})}
+    """The engine's part of a run's settings."""
+    return {"name": name, **options.model_dump(mode="json", include=DECIDING)}
 
 
 def refuse_mixture(args: argparse.Namespace) -> bool:

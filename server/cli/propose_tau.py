@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guards.methods.loaded import LoadedGuard
     from server.audit.proposal import Proposal
 
 
@@ -40,7 +43,12 @@ def add_parser(subparsers: Any) -> None:
         help="in the place of audit files: a Prometheus server, or a file of what /metrics said",
     )
     parser.add_argument("--window", default="7d", help="of a Prometheus server's data (default: %(default)s)")
-    parser.add_argument("--artifact", type=Path, help="the guard's artifact, by whose quantiles a histogram is read")
+    parser.add_argument(
+        "--artifact",
+        type=Path,
+        help="the guard's artifact, by whose quantiles a histogram is read; with audit files, to be told the command "
+        "that takes the proposal over",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -60,26 +68,72 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name}: got {getattr(args, name)}, wanted a number between 0 and 1")
     if bool(args.paths) == bool(args.prometheus):
         raise ConfigError("name audit files or folders, or --prometheus: one of the two")
-    if bool(args.prometheus) != bool(args.artifact):
-        raise ConfigError("--prometheus and --artifact go together: a histogram is read by the artifact's quantiles")
-    proposal, taus, notes = _of_prometheus(args) if args.prometheus else _of_files(args)
+    if args.prometheus and not args.artifact:
+        raise ConfigError("--prometheus: got no --artifact, by whose quantiles a histogram is read; name the guard's")
+    artifact = _read_artifact(args.artifact) if args.artifact else None
+    found = _of_prometheus(args, artifact) if artifact and args.prometheus else _of_files(args, artifact)
     if args.json:
-        print(json.dumps(shown(proposal, taus, notes, args.guard), indent=1))
+        print(json.dumps(shown(found, args.guard), indent=1))
     else:
-        print(text(proposal, taus, notes, args))
+        print(text(found, args))
     return 0
 
 
-def _of_files(args: argparse.Namespace) -> "tuple[Proposal, Mapping[str, float], list[str]]":
+@dataclass(frozen=True)
+class Found:
+    """A proposal. `taus` by part, those that hold of parts which read prompts; `every`: the proposed ones of all parts
+    in their order, None where no artifact says which there are.
+    """
+
+    proposal: "Proposal"
+    taus: Mapping[str, float]
+    every: Sequence[float] | None
+    notes: Sequence[str]
+
+    def command(self, guard: str) -> str | None:
+        """What takes the proposal over on a server."""
+        taus = map(repr, self.every or ())
+        return None if self.every is None else shlex.join(["skillguard", "guards", "set-tau", guard, "--taus", *taus])
+
+
+def _read_artifact(folder: Path) -> "LoadedGuard":
+    from guards.methods.loaded import read_guards
+
+    (loaded,) = read_guards([folder], verifiable=False).values()
+    return loaded
+
+
+def _found(
+    proposal: "Proposal", held: Mapping[str, float], artifact: "LoadedGuard | None", notes: Sequence[str]
+) -> Found:
+    """With what holds of each part: as it was read, or else the artifact's own. Those of answers stay as they are."""
+    from guards.core.verdict import Stage
+
+    if artifact is None:
+        return Found(proposal, held, None, [*notes, "--artifact FOLDER prints the command that takes this over"])
+    pairs = [*zip(artifact.bound.parts, artifact.bound.taus, strict=True)]
+    now = {part.label: held.get(part.label, own) for part, own in pairs}
+    asking = {part.label for part, _ in pairs if part.reads(Stage.PROMPT)}
+    every = [tau * proposal.factor if label in asking else tau for label, tau in now.items()]
+    return Found(proposal, {label: tau for label, tau in now.items() if label in asking}, every, notes)
+
+
+def _of_files(args: argparse.Namespace, artifact: "LoadedGuard | None") -> Found:
     from server.audit.proposal import propose, read_readings
+    from server.errors import AuditFilesError
 
     readings = read_readings(_records(args.paths, args.since), args.guard)
+    if artifact is not None and artifact.artifact.digest != readings.digest:
+        raise AuditFilesError(
+            f"{args.artifact}: is artifact {artifact.artifact.digest[:24]}, and the last readings are of "
+            f"{readings.digest[:24]}; name the one that was served"
+        )
     notes = [f"readings are of artifact {readings.digest[:24]}"]
     if readings.other:
         notes.append(f"{readings.other} readings were left out: another artifact or other taus held")
     if readings.answers:
         notes.append(f"{readings.answers} answers fired while they were written; taus of answers are not proposed")
-    return propose(readings.over_tau, args.share, args.confidence), readings.taus, notes
+    return _found(propose(readings.over_tau, args.share, args.confidence), readings.taus, artifact, notes)
 
 
 def _records(paths: Sequence[Path], since: datetime | None) -> Iterator[Mapping[str, Any]]:
@@ -95,40 +149,40 @@ def _records(paths: Sequence[Path], since: datetime | None) -> Iterator[Mapping[
                 yield line.fields
 
 
-def _of_prometheus(args: argparse.Namespace) -> "tuple[Proposal, Mapping[str, float], list[str]]":
-    from guards.methods.loaded import read_guards
+def _of_prometheus(args: argparse.Namespace, artifact: "LoadedGuard") -> Found:
     from server.audit.prometheus import read_counts
     from server.audit.proposal import propose_by_quantiles
     from server.errors import AuditFilesError
 
-    (loaded,) = read_guards([args.artifact], verifiable=False).values()
-    quantiles = loaded.artifact.manifest.calibration.quantiles
+    quantiles = artifact.artifact.manifest.calibration.quantiles
     if quantiles is None:
         raise AuditFilesError(f"{args.artifact}: holds no quantiles of scores; calibrate it again, or read audit files")
     counts = read_counts(args.prometheus, args.guard, args.window)
     notes = ["only the histogram's own levels can be proposed; readings in audit files are finer"]
-    taus = dict(zip((part.label for part in loaded.bound.parts), loaded.bound.taus, strict=True))
-    return propose_by_quantiles(counts, quantiles, args.share, args.confidence), taus, notes
+    return _found(propose_by_quantiles(counts, quantiles, args.share, args.confidence), {}, artifact, notes)
 
 
-def shown(proposal: "Proposal", taus: Mapping[str, float], notes: Sequence[str], guard: str) -> dict[str, object]:
+def shown(found: Found, guard: str) -> dict[str, object]:
     """As JSON."""
+    proposal = found.proposal
     return {
         "guard": guard,
         "factor": proposal.factor,
         "factor_interval": [proposal.low, proposal.high],
-        "taus": {part: {"now": tau, "proposed": tau * proposal.factor} for part, tau in taus.items()},
+        "taus": {part: {"now": tau, "proposed": tau * proposal.factor} for part, tau in found.taus.items()},
+        "command": found.command(guard),
         "prompts": proposal.total,
         "fire_now": proposal.before,
         "would_fire": proposal.hits,
         "share": proposal.hits / proposal.total,
         "share_interval": list(proposal.share),
-        "notes": list(notes),
+        "notes": list(found.notes),
     }
 
 
-def text(proposal: "Proposal", taus: Mapping[str, float], notes: Sequence[str], args: argparse.Namespace) -> str:
+def text(found: Found, args: argparse.Namespace) -> str:
     """For a person."""
+    proposal = found.proposal
     low, high = ("no bound" if bound is None else f"{bound:.4g}" for bound in (proposal.low, proposal.high))
     certain = f"{args.confidence:.0%}"
     lines = [
@@ -140,7 +194,9 @@ def text(proposal: "Proposal", taus: Mapping[str, float], notes: Sequence[str], 
     ]
     lines += [
         f"  tau        {part or 'the only part'}: {tau:.6g} now, {tau * proposal.factor:.6g} proposed"
-        for part, tau in taus.items()
+        for part, tau in found.taus.items()
     ]
-    lines += [f"  note       {note}" for note in notes]
+    lines += [f"  note       {note}" for note in found.notes]
+    if (command := found.command(args.guard)) is not None:
+        lines.append(f"  take over  {command}")
     return "\n".join([*lines, "  note       all of these prompts counted as innocent; nothing was changed"])

@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from guards.core.verdict import GuardMode, Reading
-from guards.errors import SkillguardError
-from guards.inside.transformers.loading import load_model
 from guards.methods.loaded import LoadedGuard, read_guards
 from server.doctor import machine, properties
-from server.doctor.findings import Finding, Outcome, Report
+from server.doctor.findings import Finding, Outcome, Report, reason
+from server.doctor.plain import read_plainly
 from server.doctor.properties import Known
 from server.engines.base import Engine, EngineRequest, Finish, Sampling
 from server.engines.guarded import GuardedEngine
@@ -26,8 +25,8 @@ async def examine(options: Options, create: Create) -> Report:
     guards = read_guards(options.artifacts)
     try:
         await _examine(options, guards, create, findings.append)
-    except SkillguardError as error:
-        findings.append(Finding("the engine", Outcome.REFUTED, f"{error}"))
+    except Exception as error:  # of any kind: an accelerator that is out of memory raises its own
+        findings.append(Finding("the engine", Outcome.REFUTED, reason(error)))
     findings.append(machine.memory())
     return Report("vllm" if isinstance(options, VllmOptions) else "embedded", findings)
 
@@ -36,11 +35,31 @@ async def _examine(
     options: Options, guards: Mapping[str, LoadedGuard], create: Create, tell: Callable[[Finding], object]
 ) -> None:
     of = properties.known(guards)
-    plain = await asyncio.to_thread(_plainly, options, guards, of)
-    engine = _made(create, options)
-    began = time.monotonic()
-    await engine.start()
+    plain = await read_plainly(options)
+    guarded = await _guarded(_made(create, options), of, plain, tell)
+    tell(await _compared(guarded, _made(create, options.model_copy(update={"artifacts": ()})), of))
+
+
+async def _compared(guarded: float, bare: GuardedEngine, of: Sequence[Known]) -> Finding:
+    """The speed with guards over that without. What ails an engine without guards says nothing about them."""
     try:
+        await bare.start()
+        unguarded = await _speed(bare, of)
+    except Exception as error:
+        return Finding("speed", Outcome.SKIPPED, f"not compared, without guards: {reason(error)}")
+    finally:
+        await bare.stop()
+    ratio = f"{guarded / unguarded:.2f} of the speed without guards ({guarded:.0f} and {unguarded:.0f} tokens a second)"
+    return Finding("speed", Outcome.TOLD, ratio)
+
+
+async def _guarded(
+    engine: GuardedEngine, of: Sequence[Known], plain: Mapping[str, Reading] | str, tell: Callable[[Finding], object]
+) -> float:
+    """All that is told of an engine with guards; its speed in tokens a second."""
+    began = time.monotonic()
+    try:
+        await engine.start()
         info = engine.info
         started = f"{info.engine} {info.engine_version}, {info.architecture} on {info.device} in {info.dtype}"
         tell(
@@ -59,35 +78,15 @@ async def _examine(
         quiet = [each for each in of if not each.canary.fires]
         if quiet:
             tell(await properties.host_synchronisations(engine, quiet[0]))
-        guarded = await _speed(engine, of)
+        return await _speed(engine, of)
     finally:
         await engine.stop()
-    bare = _made(create, options.model_copy(update={"artifacts": ()}))
-    await bare.start()
-    try:
-        unguarded = await _speed(bare, of)
-    finally:
-        await bare.stop()
-    ratio = f"{guarded / unguarded:.2f} of the speed without guards ({guarded:.0f} and {unguarded:.0f} tokens a second)"
-    tell(Finding("speed", Outcome.TOLD, ratio))
 
 
 def _made(create: Create, options: Options) -> GuardedEngine:
     engine = create(options)
     assert isinstance(engine, GuardedEngine), "both engines that serve models are"
     return engine
-
-
-def _plainly(options: Options, guards: Mapping[str, LoadedGuard], of: Sequence[Known]) -> dict[str, Reading]:
-    """What each guard reads of its canaries in a pass of transformers, alone and without any engine."""
-    given = options if isinstance(options, EmbeddedOptions) else None
-    dtype = next(iter(guards.values())).artifact.manifest.model.dtype
-    loaded = load_model(options.model, given.device if given else None, dtype)
-    read: dict[str, Reading] = {}
-    for name, entry in guards.items():
-        with loaded.reading(entry.method, entry.guard) as reader:
-            read |= {each.name: reader(each.canary.token_ids)[0] for each in of if each.guard == name}
-    return read
 
 
 async def _speed(engine: GuardedEngine, of: Sequence[Known]) -> float:

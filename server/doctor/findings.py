@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import PurePath
+from traceback import extract_tb
 
 from guards.core.version import version
+from guards.errors import SkillguardError
 
 
 class Outcome(StrEnum):
@@ -24,6 +27,14 @@ class Finding:
     name: str
     outcome: Outcome
     detail: str
+
+
+def reason(error: Exception) -> str:
+    """What an error says, and of one that is none of ours its class and where it was raised too."""
+    frames = extract_tb(error.__traceback__)
+    if isinstance(error, SkillguardError) or not frames:
+        return str(error)
+    return f"{type(error).__name__} in {PurePath(frames[-1].filename).name}, line {frames[-1].lineno}: {error}"
 
 
 @dataclass(frozen=True)

@@ -107,12 +107,15 @@ async def crowd(engine: GuardedEngine, of: Sequence[Known], before: Mapping[str,
     return _finding("verdicts, batched, chunked and cached", wrong, f"{len(many)} prompts as one at a time")
 
 
-def plain_pass(before: Mapping[str, Reading], plain: Mapping[str, Reading]) -> Finding:
-    """A pass of transformers without an engine, over each canary, against the engine's verdicts."""
+def plain_pass(before: Mapping[str, Reading], plain: Mapping[str, Reading] | str) -> Finding:
+    """A pass of transformers without an engine, over each canary, against the engine's verdicts; or why not."""
+    name = "verdicts, against a plain pass"
+    if isinstance(plain, str):
+        return Finding(name, Outcome.SKIPPED, f"not examined: {plain}")
     wrong = [
-        f"{name} reads {before[name].name}, plainly {plain[name].name}" for name in plain if plain[name] != before[name]
+        f"{each} reads {before[each].name}, plainly {plain[each].name}" for each in plain if plain[each] != before[each]
     ]
-    return _finding("verdicts, against a plain pass", wrong, f"{len(plain)} prompts as in the engine")
+    return _finding(name, wrong, f"{len(plain)} prompts as in the engine")
 
 
 async def _reading(engine: GuardedEngine, each: Known) -> Reading:

@@ -5,7 +5,7 @@ network. Remote arms are servers that somebody started; the guards of each are a
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +26,25 @@ Connect = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 @dataclass(frozen=True)
 class ArmGuard:
-    """One guard of an arm. `digest` is the artifact's, None where the server does not tell it."""
+    """One guard of an arm, and how it judges there.
+
+    `digest` is the artifact's. It and the taus are None where the server does not tell them, as to a user's key.
+    """
 
     name: str
     skill: str
     method: str
     kind: str
     digest: str | None
+    scope: str
+    taus: tuple[float, ...] | None
+    """Those that hold for the caller: the artifact's own, times a factor, or what an admin set."""
+    artifact_taus: tuple[float, ...] | None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether nobody here can tell this guard from another one of its name."""
+        return self.digest is None or self.taus is None
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,28 @@ def engine_arms(options: EngineOptions, together: bool) -> list[Arm]:
 
 
 def _arm_guard(loaded: LoadedGuard) -> ArmGuard:
-    artifact, method = loaded.artifact, loaded.method
-    return ArmGuard(artifact.name, artifact.manifest.skill, method.name, method.kind.value, artifact.digest)
+    artifact, method, taus = loaded.artifact, loaded.method, loaded.bound.taus
+    return ArmGuard(
+        name=artifact.name,
+        skill=artifact.manifest.skill,
+        method=method.name,
+        kind=method.kind.value,
+        digest=artifact.digest,
+        scope=loaded.guard.scope.value,
+        taus=taus,
+        artifact_taus=taus,
+    )
+
+
+def _told_guard(row: Mapping[str, Any]) -> ArmGuard:
+    """Of a row of /v1/guards."""
+    held, own = (tuple(row[name]) if name in row else None for name in ("taus", "artifact_taus"))
+    return ArmGuard(
+        **{name: row[name] for name in ("name", "skill", "method", "kind", "scope")},
+        digest=row.get("digest"),
+        taus=held,
+        artifact_taus=own,
+    )
 
 
 @asynccontextmanager
@@ -134,7 +166,7 @@ def _describe(url: str, key: str | None) -> Arm:
     if not found["ready"]:
         raise EvaluationError(f"{url}: got a server that is not ready ({found['state']}); its log says why")
     rows: list[dict[str, Any]] = [row for row in found["guards"] if row["mode"] == "enforce"]
-    guards = tuple(ArmGuard(row["name"], row["skill"], row["method"], row["kind"], row.get("digest")) for row in rows)
+    guards = tuple(map(_told_guard, rows))
     return Arm(
         name="+".join(guard.name for guard in guards) or BASELINE,
         model=found["models"][0]["id"],

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from guards.artifact.exchange import replace_file
 from guards.core.version import tool_name
+from server.errors import EvaluationError
 from server.evaluation.arms import Arm
 from server.evaluation.figures import figures, require_matplotlib
 from server.evaluation.folder import RunFolder
@@ -62,15 +64,27 @@ def evaluate(evaluation: Evaluation, output: Path, *, plots: bool, quiet: bool =
         require_matplotlib()
     arms, suites, options = evaluation.arms, evaluation.suites, evaluation.options
     own = own_suites(arms, suites, evaluation.own)
-    settings = evaluation.settings()
-    with RunFolder(output, settings) as folder:
+    with RunFolder(output, evaluation.settings()) as folder:
+        _refuse_hidden(arms, folder)
         timings = asyncio.run(run_arms(arms, suites, options, folder, quiet=quiet))
         if evaluation.scorer is not None:
             score_answers(arms, suites, options, folder, evaluation.scorer, quiet=quiet)
-        results = results_of(settings, arms, suites, options, own, folder.records, timings, evaluation.scorer)
+        results = results_of(folder.settings, arms, suites, options, own, folder.records, timings, evaluation.scorer)
         text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-        (output / "results.json").write_text(text + "\n", encoding="utf-8")
-        (output / "results.md").write_text(markdown(results), encoding="utf-8")
-        for name, png in (figures(results) if plots else {}).items():
-            (output / name).write_bytes(png)
+        written = {"results.json": f"{text}\n".encode(), "results.md": markdown(results).encode()}
+        for name, data in (written | (figures(results) if plots else {})).items():
+            replace_file(output / name, data)
     return results
+
+
+def _refuse_hidden(arms: Sequence[Arm], folder: RunFolder) -> None:
+    """Raises EvaluationError where the folder holds answers under a guard that may be another one by now."""
+    answered = {record.get("arm") for record in folder.records.values()}
+    for arm in arms:
+        hidden = [guard.name for guard in arm.guards if guard.hidden]
+        if hidden and arm.name in answered:
+            raise EvaluationError(
+                f"{folder.path}: holds answers under {hidden[0]}, of which this key is shown neither artifact nor "
+                "taus, so it may be another guard by now; choose another --output, and give an operator's key to be "
+                "able to go on with that"
+            )

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from guards.artifact.exchange import replace_file
 from server.errors import EvaluationError
 
 SETTINGS, ITEMS = "settings.json", "items.jsonl"
@@ -26,14 +27,14 @@ def key_of(**parts: Any) -> str:
 
 
 class RunFolder:
-    """Opened by one process at a time. `records` are the finished items by key."""
+    """Opened by one process at a time. `records` are the finished items by key, `settings` those given, as JSON."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         """Raises EvaluationError where the folder is another run's, in use, or damaged."""
         self.path = path
-        settings = json.loads(json.dumps(settings))
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         held = path / SETTINGS
-        if path.exists() and not held.is_file() and any(path.iterdir()):
+        if path.exists() and not held.is_file() and not _just_begun(path):
             raise EvaluationError(f"{path}: holds no {SETTINGS}, so it is no run folder; choose another --output")
         path.mkdir(parents=True, exist_ok=True)
         self._file = open(path / ITEMS, "a+b")  # noqa: SIM115 - closed by __exit__
@@ -44,9 +45,9 @@ class RunFolder:
             raise EvaluationError(f"{path}: another evaluation is writing there; wait for it") from error
         try:
             if held.is_file():
-                _refuse_other(path, json.loads(held.read_text(encoding="utf-8")), settings)
+                _refuse_other(path, _settings_in(held), self.settings)
             else:
-                held.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                replace_file(held, (json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n").encode())
             self.records = self._read()
         except BaseException:
             self._file.close()
@@ -84,6 +85,25 @@ class RunFolder:
         return records
 
 
+def _just_begun(path: Path) -> bool:
+    """Whether a folder without settings is empty, or a run that ended before it had any."""
+    scratch = f".{SETTINGS}-"
+    return all(
+        each.name.startswith(scratch) or (each.name == ITEMS and not each.stat().st_size) for each in path.iterdir()
+    )
+
+
+def _settings_in(held: Path) -> Any:
+    """Raises EvaluationError for a file that is damaged."""
+    try:
+        return json.loads(held.read_bytes())
+    except ValueError as error:
+        raise EvaluationError(
+            f"{held}: got no JSON ({error}), wanted the settings of a run, without which nobody knows what its items "
+            "are answers to; put the file back, or choose another --output"
+        ) from error
+
+
 def _refuse_other(path: Path, held: Any, wanted: Any) -> None:
     """Raises EvaluationError naming the first setting that differs."""
     difference = _difference(held, wanted, "")
@@ -102,6 +122,11 @@ def _difference(held: Any, wanted: Any, where: str) -> tuple[str, Any, Any] | No
             if name not in held or name not in wanted:
                 return inner, held.get(name), wanted.get(name)
             if found := _difference(held[name], wanted[name], inner):
+                return found
+        return None
+    if isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
+        for index, pair in enumerate(zip(held, wanted, strict=True)):
+            if found := _difference(*pair, f"{where}[{index}]"):
                 return found
         return None
     return None if held == wanted else (where, held, wanted)

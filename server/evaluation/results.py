@@ -10,7 +10,7 @@ from guards.artifact.manifest import Rate
 from guards.calibration.statistics import auroc
 from guards.errors import DataError
 from server.errors import EvaluationError
-from server.evaluation.arms import BASELINE, Arm
+from server.evaluation.arms import BASELINE, Arm, ArmGuard
 from server.evaluation.folder import Record
 from server.evaluation.measures import Toxicity, above_chance, deviation_score, rate_of, relative, s_unlearning
 from server.evaluation.options import EvaluationOptions
@@ -83,7 +83,6 @@ def results_of(
     baseline = found[BASELINE]
     guarded = [arm for arm in arms if arm.name != BASELINE]
     results = {
-        "settings": dict(settings),
         "scorer": None if scorer is None else dict(scorer.described),
         "suites": [_suite(suite, baseline) for suite in suites],
         "guards": [_arm(arm, suites, options.seed, own[arm.name], baseline, found[arm.name]) for arm in guarded],
@@ -91,8 +90,7 @@ def results_of(
             name: {"seconds": round(timing.seconds, 1), "items": timing.asked} for name, timing in timings.items()
         },
     }
-    rounded: dict[str, Any] = _rounded(results)
-    return rounded
+    return {"settings": dict(settings), **_rounded(results)}
 
 
 def _found(
@@ -182,6 +180,7 @@ def _arm(
         notes.append("it changes answers and withholds none, so it has no recall, false abstention and AUROC")
     elif not arm.scores:
         notes.append("no AUROC: the server shows scores to operators only")
+    notes += [note for guard in arm.guards if (note := _moved(guard)) is not None]
     if not own:
         notes.append("no suite measures its skill")
     elif scores["guard"]["s_unlearning"] is None:
@@ -201,6 +200,17 @@ def _arm(
         "suites": by_suite,
         "notes": notes,
     }
+
+
+def _moved(guard: ArmGuard) -> str | None:
+    """What is to be said of a guard that may judge by others than its artifact's taus."""
+    if guard.hidden:
+        return f"the artifact and the taus of {guard.name} are not known: the server shows them to operators only"
+    assert guard.taus is not None
+    if guard.taus == guard.artifact_taus:
+        return None
+    held, own = (", ".join(f"{tau:.6g}" for tau in taus) for taus in (guard.taus, guard.artifact_taus or ()))
+    return f"{guard.name} judged by taus {held}, where the artifact has {own}"
 
 
 def _scores(suites: Sequence[Suite], found: _Found, own: Sequence[str], seed: str) -> dict[str, Any]:

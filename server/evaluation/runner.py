@@ -84,7 +84,7 @@ def item_key(arm: Arm, suite: Suite, item: Item, options: EvaluationOptions, sam
     return key_of(
         suite=suite.label,
         item=item.digest,
-        guards=[[guard.name, guard.digest] for guard in arm.guards],
+        guards=[[guard.name, guard.digest, guard.scope, guard.taus] for guard in arm.guards],
         frame=options.frame,
         sampling=sampling_of(suite, item, options, sample),
     )

@@ -71,6 +71,8 @@ def _guard(guard: GuardInfo, rule: Rule, services: Services, for_operator: bool)
     }
     if for_operator:
         row |= {
+            "taus": list(rule.taus),
+            "artifact_taus": list(guard.rule.taus),
             "layers": list(guard.layers),
             "digest": guard.digest,
             "pinned": guard.pinned,

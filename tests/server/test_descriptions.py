@@ -52,6 +52,8 @@ async def test_guards_for_operators() -> None:
         assert rows[0] == {
             **FOR_USERS,
             "mode": "shadow",
+            "taus": [0.5],
+            "artifact_taus": [0.5],
             "layers": [1, 2],
             "digest": "0" * 64,
             "pinned": False,

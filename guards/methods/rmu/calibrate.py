@@ -154,7 +154,7 @@ def _train(
     training = Training(tuned, objective, sides, _schedule(options))
     file = options.checkpoint
     bound = binding(model.identity, tuple(tuned.deltas), sides, options, files)
-    if file is not None and (state := kept(file, bound)) is not None:
+    if file is not None and (state := kept(file, bound, options.steps)) is not None:
         training.restore(state)
 
     def save() -> None:

@@ -21,7 +21,7 @@ from guards.methods.rmu.training import Sides, Step, TrainingState
 
 _FORMAT = "skillguard-training-1"
 _FREE = frozenset({"steps", "max_rank", "kept", "checkpoint", "checkpoint_every", "batch_tokens", "progress", "frames"})
-"""Options that no step so far depends on, files beside; frames are in the examples' digest."""
+"""Options that no step so far depends on, files beside; frames are in the examples' digest, and `kept` bounds steps."""
 
 
 def binding(
@@ -55,10 +55,10 @@ def keep(file: Path, state: TrainingState, bound: Mapping[str, str]) -> None:
         raise DataError(f"{file}: the training's state cannot be written ({error.strerror})") from error
 
 
-def kept(file: Path, bound: Mapping[str, str]) -> TrainingState | None:
-    """The state that a file holds, None where there is no file.
+def kept(file: Path, bound: Mapping[str, str], steps: int) -> TrainingState | None:
+    """The state that a file holds of a training of so many `steps`, None where there is no file.
 
-    Raises DataError for a file that is no training's state, or that of another training.
+    Raises DataError for a file that is no training's state, that of another training, or one that went further.
     """
     if not file.exists():
         return None
@@ -75,6 +75,11 @@ def kept(file: Path, bound: Mapping[str, str]) -> TrainingState | None:
         got, wanted = record["bound"].get(name), bound.get(name)
         if got != wanted:
             raise DataError(f"{file}: the state of another training: got {name} {got}, wanted {wanted}; {_ELSE}")
+    if (made := len(record["history"])) > steps:
+        raise DataError(
+            f"{file}: got a state of {made} steps, wanted at most the {steps} of `steps`: a training does not go back; "
+            f"give `steps` {made} or more, or {_ELSE}"
+        )
     return TrainingState(tuple(Step(*step) for step in record["history"]), AlphaPolicy(**record["policy"]), tensors)
 
 

@@ -5,6 +5,7 @@ recorded once and skipped afterwards.
 """
 
 import asyncio
+import gc
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -53,7 +54,9 @@ class EmbeddedEngine(GuardedEngine):
         self._options = options
         self._capacity = options.max_running + options.max_waiting
         self._stopped = False
-        self._loaded: LoadedModel
+        self._held: LoadedModel | None = None
+        self._attaching = asyncio.Lock()
+        """Nothing is let go while guards are being attached."""
         self._attachment: Attachment | None = None
         self._prompts: PromptRows | None = None
         self._answers: dict[str, EmbeddedAnswerState] = {}
@@ -61,7 +64,7 @@ class EmbeddedEngine(GuardedEngine):
 
     async def start(self) -> None:
         options, self._loop = self._options, asyncio.get_running_loop()
-        self._loaded = await asyncio.to_thread(
+        self._held = await asyncio.to_thread(
             load_model, options.model, options.device, options.dtype, options.chat_template_kwargs, self._digests
         )
         self._codec, self._identity = self._loaded.codec, self._loaded.identity
@@ -71,6 +74,13 @@ class EmbeddedEngine(GuardedEngine):
             refuse_mismatch(entry.artifact, self._identity)
         await asyncio.to_thread(self._attach, self._guards)
         self._info = await asyncio.to_thread(self._describe)
+
+    @property
+    def _loaded(self) -> LoadedModel:
+        """Raises EngineStoppedError where it was let go."""
+        if self._held is None:
+            raise EngineStoppedError("the engine has stopped")
+        return self._held
 
     def _attach(self, guards: Mapping[str, LoadedGuard]) -> None:
         """Puts these guards on the model and runs it, with nothing kept of texts from before. Raises AttachError."""
@@ -89,12 +99,10 @@ class EmbeddedEngine(GuardedEngine):
 
     async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
         """The batcher ends, and with it its cache and whatever guards kept there; a new one begins with new guards."""
-        if not self.healthy():
-            raise EngineStoppedError("the engine has stopped")
-        await asyncio.to_thread(self._reattach, guards)
-        if self._stopped:  # meanwhile
-            await asyncio.to_thread(self._end_batching)
-            raise EngineStoppedError("the engine has stopped")
+        async with self._attaching:
+            if not self.healthy():
+                raise EngineStoppedError("the engine has stopped")
+            await asyncio.to_thread(self._reattach, guards)
 
     def _reattach(self, guards: Mapping[str, LoadedGuard]) -> None:
         self._end_batching()
@@ -155,8 +163,17 @@ class EmbeddedEngine(GuardedEngine):
         if self._stopped:
             return
         self._stopped = True
-        await asyncio.to_thread(self._end_batching)
-        self._over()
+        async with self._attaching:
+            await asyncio.to_thread(self._end_batching)
+            self._over()
+            await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> None:
+        """Of the model and of the batcher's cache, whoever still holds this engine: another one may need the memory."""
+        self._held = self._attachment = self._prompts = None
+        gc.collect()  # the batcher and its cache refer to one another
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _over(self) -> None:
         """Nothing comes any more: whoever waits is told. Those whose end was dispatched before have it first."""
@@ -257,7 +274,7 @@ class EmbeddedEngine(GuardedEngine):
         self._streams.pop(request_id, None)
         self._answers.pop(request_id, None)
         self._sampler.discard(request_id)
-        if not finished:
+        if not finished and self._manager is not None:
             self._manager.cancel_request(request_id)
 
     def _describe(self) -> EngineInfo:

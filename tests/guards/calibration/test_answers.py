@@ -65,6 +65,41 @@ def test_what_was_written_before_a_stop_is_not_written_again(tmp_path: Path, mon
     assert not again.asked
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_more_than_64_answers_are_lost(tmp_path: Path, device: str) -> None:
+    asked = [(index, 7) for index in range(200)]
+    model = Backwards(broken=asked[-1])
+    model.device = torch.device(device)
+    with pytest.raises(KeyboardInterrupt):
+        write_answers(cast(Activations, model), asked, 8, tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes().count(b"\n") >= 200 - 64
+
+
+def test_a_file_is_one_calibrations_at_a_time(tmp_path: Path) -> None:
+    """Another one that starts meanwhile is told so, and what was kept is whole."""
+    refused: list[str] = []
+
+    class Interrupted(Backwards):
+        def write(self, *arguments: Any) -> list[TokenIds]:
+            with (tmp_path / "kept").open("ab") as opened:
+                opened.write(b'{"key": "on its w')
+            before = (tmp_path / "kept").read_bytes()
+            with pytest.raises(DataError) as error:
+                written(Backwards(), tmp_path / "kept")
+            assert (tmp_path / "kept").read_bytes() == before
+            refused.append(str(error.value))
+            (tmp_path / "kept").write_bytes(b"")
+            return super().write(*arguments)
+
+    assert written(Interrupted(), tmp_path / "kept") == WANTED
+    assert [text.partition(": ")[2] for text in refused] == [
+        "another calibration keeps its answers there now; wait for it, or name another file"
+    ]
+    after = Backwards()
+    assert written(after, tmp_path / "kept") == WANTED
+    assert not after.asked, "the positive control: it may be had again"
+
+
 @pytest.mark.parametrize("change", [{"weights_sha256": "2" * 64}, {"dtype": "bfloat16"}])
 def test_another_models_answers_are_not_taken(tmp_path: Path, change: dict[str, Any]) -> None:
     written(Backwards(), tmp_path / "kept")

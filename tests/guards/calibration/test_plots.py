@@ -59,7 +59,7 @@ def test_plots_of_a_detector_and_its_report(tmp_path: Path) -> None:
     plots = CUBE.plots(result, "sums", loaded, forget, retain)
     assert sorted(plots) == ["layers.png", "roc.png", "scores.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
-    report = report_of(result, "sums", CUBE.report(result))
+    report = report_of(result, "sums", "0" * 64, CUBE.report(result))
     folder = report_folder(tmp_path / "guard")
     for _ in range(2):
         write_report(folder, report, plots)
@@ -84,7 +84,7 @@ def test_plots_of_a_detector_over_spans_and_its_report() -> None:
     assert sorted(plots) == ["margins.png", "rows.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
     base: Calibration = result
-    report = json.loads(json.dumps(report_of(base, "sums", SPANS.report(base)), allow_nan=False))
+    report = json.loads(json.dumps(report_of(base, "sums", "0" * 64, SPANS.report(base)), allow_nan=False))
     assert report["layers"] == list(result.chosen.layers)
     assert report["taus"] == {each.label: each.tau for each in result.judgements}
     assert [row["name"] for row in report["rows"]][:2] == list(frames)
@@ -102,7 +102,7 @@ def test_plots_of_an_intervention() -> None:
     assert sorted(plots) == ["distributions.png", "neurons.png"]
     assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
     base: Calibration = result
-    report = json.loads(json.dumps(report_of(base, "sums", NEURON_ADJUST.report(base))))
+    report = json.loads(json.dumps(report_of(base, "sums", "0" * 64, NEURON_ADJUST.report(base))))
     assert report["neurons_by_layer"] == list(result.neurons_by_layer)
     assert report["tokens"] == result.tokens
 
@@ -116,7 +116,7 @@ def test_plots_of_a_pruning_show_attention_where_any_is_pruned() -> None:
         plots = SELECTIVE_PRUNING.plots(result, "sums", loaded, forget, retain)
         assert sorted(plots) == names
         assert all(width >= 800 and height >= 400 for width, height in map(_size, plots.values()))
-        report = json.loads(json.dumps(report_of(result, "sums", SELECTIVE_PRUNING.report(result))))
+        report = json.loads(json.dumps(report_of(result, "sums", "0" * 64, SELECTIVE_PRUNING.report(result))))
         assert report["feed_forward_by_layer"] == list(result.feed_forward_by_layer)
         assert report["attention_by_layer"] == list(result.attention_by_layer)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shlex
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,10 @@ import pytest
 
 from guards.artifact.manifest import ScoreQuantiles
 from guards.core.quantiles import quantile_table
-from guards.methods.registry import CUBE
+from guards.core.verdict import Stage
+from guards.methods.loaded import read_guards
+from guards.methods.registry import CUBE, SPANS
+from server.audit.chain import Link, sealed
 from server.audit.prometheus import read_counts
 from server.audit.proposal import propose, propose_by_quantiles, read_readings
 from server.cli import main
@@ -124,7 +128,8 @@ async def test_from_what_a_server_recorded(tmp_path: Path, capsys: pytest.Captur
 
 
 def reading(**changes: Any) -> dict[str, Any]:
-    return {"kind": "score", "guard": "a", "digest": "1", "part": "p", "score": 1.0, "tau": 0.5, **changes}
+    usual = {"kind": "score", "guard": "a", "digest": "1", "part": "p", "score": 1.0, "tau": 0.5, "time": "2026-11-01"}
+    return {**usual, **changes}
 
 
 def test_readings_of_other_artifacts_and_taus_are_left_out() -> None:
@@ -139,6 +144,17 @@ def test_readings_of_other_artifacts_and_taus_are_left_out() -> None:
     assert (found.digest, found.taus) == ("1", {"p": 0.5, "q": 2.0})
     assert list(found.over_tau) == [0.5, 2.0, 4.0]
     assert (found.other, found.answers) == (2, 1)
+
+
+def test_what_held_last_is_known_by_time() -> None:
+    """Of two pods, whose files come one after the other: the longer log's is not the later artifact."""
+    early, late = (
+        [reading(digest=digest, tau=tau, time=f"2026-11-0{day}T08:00:00.000000Z")] * 2
+        for digest, tau, day in (("old", 0.5, 1), ("new", 0.25, 2))
+    )
+    for records in (early + late, late + early):
+        found = read_readings(records, "a")
+        assert (found.digest, found.taus, found.other) == ("new", {"p": 0.25}, 2)
 
 
 @pytest.fixture
@@ -181,6 +197,52 @@ def test_counts_of_a_prometheus(answering: tuple[str, dict[str, Any], list[str]]
     body.clear()
     with pytest.raises(AuditFilesError, match="no answer of Prometheus"):
         read_counts(address, "a", "7d")
+
+
+def test_taus_of_answers_stay_and_the_command_says_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A guard over spans has parts for prompts and one for answers, and takes a tau for each."""
+    table = ScoreQuantiles(examples=999, over_tau=quantile_table([1 + i / 1000 for i in range(999)]))
+    folder = write(tmp_path / "spans", SPANS, calibration=CALIBRATION.model_copy(update={"quantiles": table}))
+    (loaded,) = read_guards([folder], verifiable=False).values()
+    parts, own = loaded.bound.parts, loaded.bound.taus
+    of_answers = [index for index, part in enumerate(parts) if not part.reads(Stage.PROMPT)]
+    assert 0 < len(of_answers) < len(parts), "the positive control"
+    text = tmp_path / "metrics.txt"
+    rows = [(level, int(level * 1000)) for level in QUANTILE_BUCKETS] + [("+Inf", 1000)]
+    text.write_text(
+        "# TYPE skillguard_score_quantile histogram\n"
+        + "".join(f'skillguard_score_quantile_bucket{{guard="s p",le="{le}"}} {count}\n' for le, count in rows)
+    )
+    command = ["propose-tau", "--guard", "s p", "--share", "0.05", "--prometheus", str(text)]
+    assert main([*command, "--artifact", str(folder), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown["taus"]) == [part.label for index, part in enumerate(parts) if index not in of_answers]
+    words = shlex.split(shown["command"])
+    assert words[:5] == ["skillguard", "guards", "set-tau", "s p", "--taus"]
+    wanted = [tau if index in of_answers else tau * shown["factor"] for index, tau in enumerate(own)]
+    assert [float(word) for word in words[5:]] == wanted
+    assert main([*command, "--artifact", str(folder)]) == 0
+    assert shown["command"] in capsys.readouterr().out
+
+    pod = tmp_path / "pod"
+    pod.mkdir()
+    first = next(part.label for index, part in enumerate(parts) if index not in of_answers)
+    digest, link = loaded.artifact.digest, Link()
+    with (pod / "audit-000000000000.jsonl").open("wb") as file:
+        for index in range(40):
+            read = reading(guard="s", digest=digest, part=first, tau=0.125, score=0.2 + index / 100)
+            line, link = sealed(link, read)
+            file.write(line)
+    files = ["propose-tau", str(pod), "--guard", "s", "--share", "0.05", "--json"]
+    assert main(files) == 0
+    assert json.loads(capsys.readouterr().out)["command"] is None
+    assert main([*files, "--artifact", str(folder)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    taus = [float(word) for word in shlex.split(shown["command"])[5:]]
+    assert taus[parts.index(next(part for part in parts if part.label == first))] == 0.125 * shown["factor"]
+    assert [taus[index] for index in of_answers] == [own[index] for index in of_answers]
+    assert main([*files, "--artifact", str(write(tmp_path / "other", CUBE))]) == 1
+    assert "name the one that was served" in capsys.readouterr().err
 
 
 def test_the_command_on_a_text_of_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from guards.artifact.store import read_artifact
 from guards.calibration.entry import Entry
+from guards.calibration.finished import held_output
+from guards.errors import ArtifactError
 from guards.methods.cube.guard import Regime
 from guards.methods.cube.options import CubeOptions
 from guards.methods.neuron_adjust.guard import Draw
@@ -70,6 +72,7 @@ def test_writes_an_artifact_and_a_report_and_says_what_next(
     manifest = read_artifact(output).manifest
     assert (manifest.method, manifest.skill) == (method, "sums")
     assert manifest.model.weights_sha256 is not None
+    assert json.loads((tmp_path / "guard-report" / "report.json").read_text())["digest"] == read_artifact(output).digest
     forget = next(source for source in manifest.calibration.sources if source.role == "forget")
     assert (forget.name, forget.examples) == (f"{folder.name}/sums.jsonl?id=..179#sum", 180)
     assert str(folder.parent) not in (output / "manifest.json").read_text(), "no path of this machine"
@@ -190,6 +193,40 @@ def test_too_little_memory_is_one_line_that_says_what_needs_less(
     said = capsys.readouterr().err
     assert f"out of memory beside the model (CUDA out of memory): {less}" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_plots_that_fail_cost_nothing_but_plots(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was calibrated is on disk before the first is drawn."""
+    found: list[bool] = []
+
+    def broken(*_: object) -> dict[str, bytes]:
+        found.extend((tmp_path / name).is_file() for name in ("guard/manifest.json", "guard-report/report.json"))
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(Entry, "plots", broken)
+    assert main(_arguments(folder, "neuron-adjust", tmp_path / "guard", "--plots", "--fraction", ".25")) == 0
+    assert found == [True, True]
+    printed = capsys.readouterr()
+    assert "warning: no plots (RuntimeError: no font); artifact and report are written" in printed.err
+    assert "skillguard serve" in printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guard", "guard-report"]
+
+
+def test_one_output_is_one_calibrations_at_a_time(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held_output(tmp_path / "guard"):
+        assert main(_arguments(folder, "neuron-adjust", tmp_path / "." / "guard")) == 1
+        assert "another calibration is writing there" in capsys.readouterr().err
+        with held_output(tmp_path / "other"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".guard-lock").touch()  # of one that was killed
+    with held_output(tmp_path / "guard"), pytest.raises(ArtifactError), held_output(tmp_path / "guard"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_is_something_else_is_refused_before_any_work(

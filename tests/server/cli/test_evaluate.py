@@ -1,11 +1,14 @@
 """`skillguard evaluate`: what it refuses before a model is loaded."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.cli.evaluate import DECIDING, engine_settings
 from server.cli.main import main
 from server.demo import DEMO
+from server.engines.options import EmbeddedOptions, VllmOptions
 
 SUITE = ("--suite", "gsm8k=test.jsonl")
 TOXICITY = ("--suite", f"toxicity={DEMO / 'data' / 'facts.test.jsonl'}")
@@ -48,3 +51,33 @@ def test_an_unreachable_server(tmp_path: Path, capsys: pytest.CaptureFixture[str
     servers = ["--url", "http://127.0.0.1:9", "--baseline-url", "http://127.0.0.1:9"]
     assert main(["evaluate", "--output", str(tmp_path / "run"), "--suite", f"prompts={suite}", *servers]) == 1
     assert "no skillguard server answers there" in capsys.readouterr().err
+
+
+INDIFFERENT = {
+    *("model", "served_name", "artifacts", "trusted_key_files"),  # of which name and digests are kept
+    *("rehash", "allow_untested_runner", "tool_call_parser"),
+    *("max_running", "max_waiting", "max_batch_tokens", "kv_cache_tokens"),  # how many at a time
+}
+"""Options of engines that decide no answer to a given prompt."""
+
+
+def test_every_option_of_an_engine_is_kept_or_decides_nothing() -> None:
+    known = EmbeddedOptions.model_fields.keys() | VllmOptions.model_fields.keys()
+    assert not DECIDING & INDIFFERENT
+    assert known == DECIDING | INDIFFERENT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"judge": "conversation"},
+        {"accept_template": True},
+        {"max_model_tokens": 64},
+        {"generation_config": "vllm"},
+        {"max_waiting": 9},
+    ],
+)
+def test_a_run_under_other_options_is_another_run(change: dict[str, Any]) -> None:
+    kept, changed = (engine_settings("embedded", EmbeddedOptions(model="m", **more)) for more in ({}, change))
+    assert (kept == changed) is (change == {"max_waiting": 9}), "the last is the negative control"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from guards.core.verdict import Verdict
 from server.cli.main import main
 from server.create import create_engine
 from server.demo import DEMO
+from server.doctor import examination
 from server.doctor.examination import examine
 from server.doctor.findings import Finding, Outcome, Report
+from server.doctor.plain import _readings
 from server.doctor.properties import OPTIONS
 from server.engines import answer_state
-from server.engines.base import Sampling
+from server.engines.base import Engine, Sampling
+from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
 
 GUARD = DEMO / "guards" / "ksd-mathematics"
@@ -38,7 +42,14 @@ def refuted(report: Report) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sound() -> Report:
-    return examined()
+    """Examined in a process that cannot make the plain pass itself, so that it keeps no memory of that."""
+
+    def here(*_: object) -> None:
+        raise AssertionError("the plain pass is another process's")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.doctor.plain.load_model", here)
+        return examined()
 
 
 @pytest.mark.real
@@ -65,8 +76,14 @@ def test_a_report_holds_no_text_and_no_path(sound: Report) -> None:
     assert str(DEMO) not in told
 
 
+async def unread(_: object) -> str:
+    """In the place of `read_plainly`."""
+    return "none was made"
+
+
 @pytest.mark.real
-def test_a_guard_whose_scores_are_others_is_refuted(tmp_path: Path) -> None:
+def test_a_guard_whose_scores_are_others_is_refuted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "read_plainly", unread)
     artifact = read_artifact(GUARD)
     moved = tuple(
         canary.model_copy(update={"scores": tuple(score * 0.9 for score in canary.scores)})
@@ -89,9 +106,48 @@ def test_an_engine_that_lets_tokens_out_is_refuted(monkeypatch: pytest.MonkeyPat
         return Verdict.SHADOW if verdict is Verdict.ABSTAIN else verdict
 
     monkeypatch.setattr(answer_state, "decide", lax)
+    monkeypatch.setattr(examination, "read_plainly", unread)
     report = examined()
     assert "refused under greedy" in refuted(report)
     assert f"canaries of {GUARD.name}" not in refuted(report)
+    assert Finding("verdicts, against a plain pass", Outcome.SKIPPED, "not examined: none was made") in report.findings
+
+
+def test_a_checkpoint_that_transformers_cannot_load_is_not_compared(tmp_path: Path) -> None:
+    """Such as a quantised one, which vLLM serves; the rest is examined."""
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    told = _readings(options().model_copy(update={"model": str(folder)}))
+    assert isinstance(told, str)
+    assert "quantised checkpoints are not supported here" in told
+
+
+class Full(EmbeddedEngine):
+    """As on a device whose memory is taken."""
+
+    async def start(self) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_error_of_any_kind_is_a_finding(guarded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the report is written."""
+
+    def create(given: EmbeddedOptions) -> Engine:
+        return Full(given) if bool(given.artifacts) is guarded else EmbeddedEngine(given)
+
+    monkeypatch.setattr(examination, "read_plainly", unread)
+    monkeypatch.setattr("server.create.create_engine", create)
+    arguments = ["--model", str(DEMO / "model"), "--artifacts", str(GUARD), "--device", "cpu"]
+    file = tmp_path / "report.json"
+    assert main(["doctor", "--report", str(file), *arguments]) == int(guarded)
+    findings = {finding["name"]: finding for finding in json.loads(file.read_text())["findings"]}
+    found = findings["the engine" if guarded else "speed"]
+    assert found["outcome"] == ("refuted" if guarded else "skipped")
+    assert "RuntimeError in test_doctor.py, line" in found["detail"]
+    assert "CUDA out of memory" in found["detail"]
 
 
 def test_a_question_is_refused_under_every_option() -> None:

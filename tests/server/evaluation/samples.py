@@ -51,9 +51,14 @@ def engine(*withheld: str, max_model_tokens: int = 4096) -> ScriptedEngine:
     return ScriptedEngine(scripts, guards=of, max_model_tokens=max_model_tokens)
 
 
+def _arm_guard(of: GuardInfo) -> ArmGuard:
+    facts = (of.name, of.skill, of.method, of.kind.value, of.digest)
+    return ArmGuard(*facts, of.rule.scope.value, of.rule.taus, of.rule.taus)
+
+
 def arm(played: ScriptedEngine, **settings: Any) -> Arm:
     """An arm whose server is the scripted engine behind the real app."""
-    guards = tuple(ArmGuard(of.name, of.skill, of.method, of.kind.value, of.digest) for of in played.info.guards)
+    guards = tuple(map(_arm_guard, played.info.guards))
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[httpx.AsyncClient]:

@@ -66,6 +66,31 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path, SETTINGS)
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"model": "m", "as', b"\xff"])
+def test_settings_that_were_torn_are_named(tmp_path: Path, torn: bytes) -> None:
+    with RunFolder(tmp_path, SETTINGS) as folder:
+        folder.append({"key": "a"})
+    (tmp_path / "settings.json").write_bytes(torn)
+    with pytest.raises(EvaluationError, match=r"settings.json: got no JSON .* choose another --output"):
+        RunFolder(tmp_path, SETTINGS)
+
+
+def test_a_run_that_dies_before_its_settings_are_whole_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            RunFolder(tmp_path / "run", SETTINGS)
+    assert not (tmp_path / "run" / "settings.json").exists()
+    (tmp_path / "run" / ".settings.json-killed").write_text("{")
+    with RunFolder(tmp_path / "run", SETTINGS) as folder:
+        assert folder.records == {}
+
+
 def test_keys_tell_everything_apart() -> None:
     assert key_of(suite="a", item="b") == key_of(item="b", suite="a")
     assert len({key_of(suite="a", item="b"), key_of(suite="ab", item=""), key_of(suite="a", item="b", frame=None)}) == 3

@@ -187,6 +187,8 @@ def test_a_stopped_calibration_goes_on_to_the_same_bytes(loaded: LoadedModel, tm
     resumed.save(tmp_path / "resumed", "sums")
     for name in ("manifest.json", "tensors.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+    with pytest.raises(DataError, match="got a state of 20 steps, wanted at most the 9 of `steps`"):
+        calibrate(loaded, *sources(40), AdaptiveOptions(steps=9, checkpoint=file, **options))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the state of another training: got examples"):
         calibrate(loaded, *sources(48), AdaptiveOptions(steps=20, checkpoint=file, **options))  # type: ignore[arg-type]
 

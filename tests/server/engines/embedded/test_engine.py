@@ -1,6 +1,7 @@
 """The embedded engine on a tiny random-weight model: it guards, and how requests are batched changes nothing."""
 
 import asyncio
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from guards.artifact.store import read_artifact, write_artifact
 from guards.core.verdict import GuardMode, Reading, Scope, Stage
 from guards.inside.transformers.loading import load_model
 from guards.methods.registry import CUBE
-from server.engines.base import FinishReason, Message
+from server.engines.base import EngineRequest, FinishReason, Message, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
-from server.engines.errors import PromptError
+from server.engines.errors import EngineStoppedError, PromptError
 from server.engines.options import EmbeddedOptions
 from tests.served import forget_prompt, ksd_guard, retain_prompt, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run, unguarded, watching
@@ -147,3 +148,24 @@ def test_chat_prompts_pass_through_the_template(served: Served) -> None:
             engine.encode_chat([Message("tool", "w10")])
 
     run(guarded(served), work)
+
+
+def test_a_stopped_engine_holds_no_model(served: Served) -> None:
+    """Whoever still holds the engine, or one of its streams: another one may need the memory."""
+
+    async def held() -> None:
+        engine = EmbeddedEngine(guarded(served))
+        await engine.start()
+        stream = engine.submit(EngineRequest("r", retain_prompt(0), Sampling(max_tokens=64, ignore_eos=True)))
+        await anext(stream)
+        model, cache = weakref.ref(engine._loaded.model), weakref.ref(engine._manager.batch_processor.cache)
+        assert model() is not None
+        assert cache() is not None
+        await engine.stop()
+        await stream.aclose()
+        assert model() is None
+        assert cache() is None
+        with pytest.raises(EngineStoppedError):
+            engine.submit(EngineRequest("s", retain_prompt(0), Sampling(max_tokens=1)))
+
+    asyncio.run(held())
