@@ -114,7 +114,7 @@ def test_a_killed_training_resumes_to_the_identical_result(loaded: LoadedModel, 
     file = tmp_path / "state"
     bound = binding(loaded.identity, LAYERS, SIDES, OPTIONS)
     whole, history, alpha = trained(loaded, COSINE, LEARNED)
-    assert kept(file, bound) is None
+    assert kept(file, bound, OPTIONS.steps) is None
     with loaded.tuned(LAYERS) as tuned:
         training = Training(tuned, COSINE, SIDES, LEARNED)
 
@@ -129,7 +129,7 @@ def test_a_killed_training_resumes_to_the_identical_result(loaded: LoadedModel, 
             training.run(keep=save_until_killed)
     with loaded.tuned(LAYERS) as tuned:
         training = Training(tuned, COSINE, SIDES, LEARNED)
-        state = kept(file, bound)
+        state = kept(file, bound, OPTIONS.steps)
         assert state is not None
         assert len(state.history) == 3
         training.restore(state)
@@ -154,7 +154,8 @@ def test_a_state_of_another_training_is_refused(loaded: LoadedModel, tmp_path: P
         training.run()
         keep(file, training.state(), bound)
     longer = CosineOptions(steps=80, rate=1e-2, batch=2, checkpoint=file, kept=0.5)
-    assert kept(file, binding(loaded.identity, LAYERS, SIDES, longer)) is not None, "more steps go on from it"
+    bound = binding(loaded.identity, LAYERS, SIDES, longer)
+    assert kept(file, bound, longer.steps) is not None, "more steps go on from it"
     others = {
         "option rate": binding(loaded.identity, LAYERS, SIDES, CosineOptions(steps=8, rate=2e-2, batch=2)),
         "layers": binding(loaded.identity, (1, 2), SIDES, OPTIONS),
@@ -163,14 +164,14 @@ def test_a_state_of_another_training_is_refused(loaded: LoadedModel, tmp_path: P
     }
     for name, other in others.items():
         with pytest.raises(DataError, match=f"the state of another training: got {name}"):
-            kept(file, other)
+            kept(file, other, OPTIONS.steps)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_file_that_is_no_state_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(content)
     with pytest.raises(DataError, match=r"name another `checkpoint`, or delete the file"):
-        kept(tmp_path / "state", {})
+        kept(tmp_path / "state", {}, OPTIONS.steps)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(loaded: LoadedModel) -> None:

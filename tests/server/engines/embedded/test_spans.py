@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -221,7 +222,13 @@ def test_a_question_in_pieces_is_refused(served: tuple[Path, Path]) -> None:
 
 def test_no_option_has_an_answer_go_on_as_somebody_else(served: tuple[Path, Path]) -> None:
     """Token 2 and token 4 open a user's message, and 2 and 5 an answer: evidence would begin anew with each."""
-    turning = {"max_tokens": 60, "ignore_eos": True, "temperature": 50.0, "seed": 1, "allowed_token_ids": (2, 4, 5)}
+    turning: dict[str, Any] = {
+        "max_tokens": 60,
+        "ignore_eos": True,
+        "temperature": 50.0,
+        "seed": 1,
+        "allowed_token_ids": (2, 4, 5),
+    }
 
     async def draw(engine: EmbeddedEngine) -> Answer:
         return await ask(engine, engine.encode_chat(chat(HARMLESS)), **turning)
