@@ -13,7 +13,7 @@ from guards.model.encoding import TextCodec
 
 
 def cut_sources(sources: Sequence[Source], model: Activations, options: CommonOptions) -> list[Source]:
-    """The sources with what fits of each text, in every frame that a calibration by `options` reads it in.
+    """The sources with what fits of each text in every frame that `options` read it in, with room for an answer.
 
     Raises CalibrationError for a model that does not say how many tokens it takes, DataError for a frame that it cannot
     have.
@@ -21,6 +21,7 @@ def cut_sources(sources: Sequence[Source], model: Activations, options: CommonOp
     limit = model.max_tokens
     if limit is None:
         raise CalibrationError("`cut`: the model does not say how many tokens it takes; cut the texts yourself")
+    limit -= options.answer_tokens
     frames, dated = resolve_frames(options, model.codec), model.codec.on_day(CANARY_DATE)
     return [_cut(source, dated, frames, limit) for source in sources]
 

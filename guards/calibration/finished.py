@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,9 +96,8 @@ def held_output(folder: Path) -> Iterator[None]:
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(lock.open("ab"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-            except FileNotFoundError:  # another one has just ended, and removed the file that was opened here
-                continue
+                with suppress(FileNotFoundError):  # another one has just ended, and removed the file that is open here
+                    held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
             except BlockingIOError as error:
                 raise ArtifactError(
                     f"{folder}: another calibration is writing there; wait for it, or choose another output folder"

@@ -33,6 +33,11 @@ class CommonOptions:
     further_frames: ClassVar[tuple[str, ...]] = ()
     """Frames where none is given, after the model's natural one: "chat" where it has a chat template, else "bare"."""
 
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens the model may write behind a prompt: room that a cut text leaves."""
+        return 0
+
     frames: tuple[str, ...] = ()
     seed: int = 0
     batch_tokens: int | None = None

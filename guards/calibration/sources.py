@@ -147,7 +147,7 @@ def _keep(row: DataRow, spec: SourceSpec) -> bool:
 
 
 def compared(text: str) -> str:
-    """What texts are compared by: chat templates trim them, so that they differ in no token by blanks around them."""
+    """What texts are compared by. Many chat templates trim them, so that blanks around them make no other text."""
     return text.strip()
 
 

@@ -244,14 +244,17 @@ def _takes(options: CommonOptions, name: str, value: object) -> bool:
 
 
 def _out_of_memory(error: Exception, options: CommonOptions, engine: str) -> str:
-    """What happened, and those options that need less."""
-    less = ["lower `batch_tokens`"] if engine == "transformers" else []
+    """What happened, and those options that need less. Passes of many tokens say so themselves, and what to lower."""
+    less: list[str] = []
     if getattr(options, "layer", None) is None and _takes(options, "layer", 0):
         less.append("name one `layer`")
     if _takes(options, "site", "residual"):
         less.append("take `site` residual, which is narrower")
     reason = str(error).partition(". ")[0]
-    return f"out of memory beside the model ({reason}): {', '.join([*less, 'or give a device with more memory'])}"
+    if engine == "transformers":
+        less.append("lower `batch_tokens`")
+    device = "give a device with more memory"
+    return f"out of memory ({reason}): {', '.join([*less, f'or {device}']) if less else device}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -289,22 +292,22 @@ def _calibrate(args: argparse.Namespace, entry: Entry, options: CommonOptions) -
         for specs in (args.forget, args.retain)
     )
     beside = report_folder(args.output)
-    with _open_model(args, entry, options) as model:
-        if args.cut:
-            forget, retain = (cut_sources(sources, model, options) for sources in (forget, retain))
-        try:
+    try:
+        with _open_model(args, entry, options) as model:
+            if args.cut:
+                forget, retain = (cut_sources(sources, model, options) for sources in (forget, retain))
             result = entry.calibrate(model, forget, retain, options)
-        except torch.OutOfMemoryError as error:
-            raise CalibrationError(_out_of_memory(error, options, args.engine)) from error
-        digest = result.save(args.output, args.skill)
-        report = report_of(result, args.skill, digest, entry.report(result))
-        write_report(beside, report, {})
-        if args.plots:
-            try:
-                write_report(beside, report, entry.plots(result, args.skill, model, forget, retain))
-            except Exception as error:  # whatever it is, hours of work are written
-                why = f"{type(error).__name__}: {error}"
-                print(f"warning: no plots ({why}); artifact and report are written", file=sys.stderr)
+            digest = result.save(args.output, args.skill)
+            report = report_of(result, args.skill, digest, entry.report(result))
+            write_report(beside, report, {})
+            if args.plots:
+                try:
+                    write_report(beside, report, entry.plots(result, args.skill, model, forget, retain))
+                except Exception as error:  # whatever it is, hours of work are written
+                    why = f"{type(error).__name__}: {error}"
+                    print(f"warning: no plots ({why}); artifact and report are written", file=sys.stderr)
+    except torch.OutOfMemoryError as error:
+        raise CalibrationError(_out_of_memory(error, options, args.engine)) from error
     engine = ("--engine", "vllm", *vllm_options(args).flags) if args.engine == "vllm" else ()
     given = args.chat_template_kwargs
     variables = ("--chat-template-kwargs", json.dumps(given)) if given else ()

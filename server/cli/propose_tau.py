@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,16 +107,23 @@ def _read_artifact(folder: Path) -> "LoadedGuard":
 def _found(
     proposal: "Proposal", held: Mapping[str, float], artifact: "LoadedGuard | None", notes: Sequence[str]
 ) -> Found:
-    """With what holds of each part: as it was read, or else the artifact's own. Those of answers stay as they are."""
+    """With what holds of each part: as it was read, or else the artifact's own.
+
+    A command would set all parts' taus for everybody. So there is none where readings are by other taus than the
+    artifact's: who moved them, and for whom, no reading tells.
+    """
     from guards.core.verdict import Stage
 
     if artifact is None:
         return Found(proposal, held, None, [*notes, "--artifact FOLDER prints the command that takes this over"])
     pairs = [*zip(artifact.bound.parts, artifact.bound.taus, strict=True)]
-    now = {part.label: held.get(part.label, own) for part, own in pairs}
-    asking = {part.label for part, _ in pairs if part.reads(Stage.PROMPT)}
-    every = [tau * proposal.factor if label in asking else tau for label, tau in now.items()]
-    return Found(proposal, {label: tau for label, tau in now.items() if label in asking}, every, notes)
+    asking = {part.label: own for part, own in pairs if part.reads(Stage.PROMPT)}
+    now = {label: held.get(label, own) for label, own in asking.items()}
+    if moved := [label for label, own in asking.items() if not math.isclose(now[label], own, rel_tol=1e-6)]:
+        why = f"readings are by other taus than the artifact's ({', '.join(moved)}): a tenant's, or moved ones"
+        return Found(proposal, held, None, [*notes, f"{why}; set by hand what is proposed"])
+    every = [own * proposal.factor if label in asking else own for label, own in ((p.label, own) for p, own in pairs)]
+    return Found(proposal, now, every, [*notes, "the command gives answers the artifact's taus"])
 
 
 def _of_files(args: argparse.Namespace, artifact: "LoadedGuard | None") -> Found:

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from guards.core.verdict import GuardMode, Reading
+from guards.core.verdict import GuardMode
 from guards.methods.loaded import LoadedGuard, read_guards
 from server.doctor import machine, properties
 from server.doctor.findings import Finding, Outcome, Report, reason
-from server.doctor.plain import read_plainly
+from server.doctor.plain import Plain, compared, read_plainly
 from server.doctor.properties import Known
 from server.engines.base import Engine, EngineRequest, Finish, Sampling
 from server.engines.guarded import GuardedEngine
@@ -54,7 +54,7 @@ async def _compared(guarded: float, bare: GuardedEngine, of: Sequence[Known]) ->
 
 
 async def _guarded(
-    engine: GuardedEngine, of: Sequence[Known], plain: Mapping[str, Reading] | str, tell: Callable[[Finding], object]
+    engine: GuardedEngine, of: Sequence[Known], plain: Plain, tell: Callable[[Finding], object]
 ) -> float:
     """All that is told of an engine with guards; its speed in tokens a second."""
     began = time.monotonic()
@@ -71,7 +71,7 @@ async def _guarded(
             tell(finding)
         finding, before = await properties.alone(engine, of)
         tell(finding)
-        tell(properties.plain_pass(before, plain))
+        tell(compared(before, plain))
         tell(await properties.crowd(engine, of, before))
         for finding in await properties.refusals(engine, of):
             tell(finding)

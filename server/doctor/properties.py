@@ -61,7 +61,7 @@ def known(guards: Mapping[str, LoadedGuard]) -> list[Known]:
     ]
 
 
-def _finding(name: str, wrong: Sequence[str], proved: str) -> Finding:
+def finding(name: str, wrong: Sequence[str], proved: str) -> Finding:
     if wrong:
         return Finding(name, Outcome.REFUTED, f"{len(wrong)} wrong, the first: {wrong[0]}")
     return Finding(name, Outcome.PROVED, proved)
@@ -86,7 +86,7 @@ async def alone(engine: GuardedEngine, of: Sequence[Known]) -> tuple[Finding, di
         f"{name} reads {got.name}, wanted {wanted[name].name}" for name, got in read.items() if got != wanted[name]
     ]
     fire = sum(each.canary.fires for each in of)
-    return _finding("verdicts, one at a time", wrong, f"{fire} prompts fire and {len(of) - fire} do not"), read
+    return finding("verdicts, one at a time", wrong, f"{fire} prompts fire and {len(of) - fire} do not"), read
 
 
 async def crowd(engine: GuardedEngine, of: Sequence[Known], before: Mapping[str, Reading]) -> Finding:
@@ -104,18 +104,7 @@ async def crowd(engine: GuardedEngine, of: Sequence[Known], before: Mapping[str,
         for each, got in zip(many, read, strict=True)
         if got != before[each.name]
     ]
-    return _finding("verdicts, batched, chunked and cached", wrong, f"{len(many)} prompts as one at a time")
-
-
-def plain_pass(before: Mapping[str, Reading], plain: Mapping[str, Reading] | str) -> Finding:
-    """A pass of transformers without an engine, over each canary, against the engine's verdicts; or why not."""
-    name = "verdicts, against a plain pass"
-    if isinstance(plain, str):
-        return Finding(name, Outcome.SKIPPED, f"not examined: {plain}")
-    wrong = [
-        f"{each} reads {before[each].name}, plainly {plain[each].name}" for each in plain if plain[each] != before[each]
-    ]
-    return _finding(name, wrong, f"{len(plain)} prompts as in the engine")
+    return finding("verdicts, batched, chunked and cached", wrong, f"{len(many)} prompts as one at a time")
 
 
 async def _reading(engine: GuardedEngine, each: Known) -> Reading:
@@ -133,7 +122,7 @@ async def refusals(engine: GuardedEngine, of: Sequence[Known]) -> Iterator[Findi
             continue
         told = await asyncio.gather(*(_refused(engine, each, options) for each in asked))
         wrong = [each for each in told if each is not None]
-        found.append(_finding(f"refused under {name}", wrong, f"{len(asked)} questions, no token"))
+        found.append(finding(f"refused under {name}", wrong, f"{len(asked)} questions, no token"))
     return iter(found)
 
 

@@ -57,6 +57,8 @@ class Arm:
     connect: Connect
     scores: bool
     """Whether the caller may see scores."""
+    guards_now: Callable[[], tuple[ArmGuard, ...]] | None = None
+    """Asks a server that others may change for its guards again."""
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -173,4 +175,5 @@ def _describe(url: str, key: str | None) -> Arm:
         guards=guards,
         connect=partial(_remote, address, key),
         scores=bool(rows) and all("digest" in row for row in rows),
+        guards_now=lambda: _describe(url, key).guards,
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 from guards.artifact.exchange import replace_file
 from guards.core.version import tool_name
-from server.errors import EvaluationError
 from server.evaluation.arms import Arm
 from server.evaluation.figures import figures, require_matplotlib
 from server.evaluation.folder import RunFolder
@@ -65,7 +64,6 @@ def evaluate(evaluation: Evaluation, output: Path, *, plots: bool, quiet: bool =
     arms, suites, options = evaluation.arms, evaluation.suites, evaluation.options
     own = own_suites(arms, suites, evaluation.own)
     with RunFolder(output, evaluation.settings()) as folder:
-        _refuse_hidden(arms, folder)
         timings = asyncio.run(run_arms(arms, suites, options, folder, quiet=quiet))
         if evaluation.scorer is not None:
             score_answers(arms, suites, options, folder, evaluation.scorer, quiet=quiet)
@@ -75,16 +73,3 @@ def evaluate(evaluation: Evaluation, output: Path, *, plots: bool, quiet: bool =
         for name, data in (written | (figures(results) if plots else {})).items():
             replace_file(output / name, data)
     return results
-
-
-def _refuse_hidden(arms: Sequence[Arm], folder: RunFolder) -> None:
-    """Raises EvaluationError where the folder holds answers under a guard that may be another one by now."""
-    answered = {record.get("arm") for record in folder.records.values()}
-    for arm in arms:
-        hidden = [guard.name for guard in arm.guards if guard.hidden]
-        if hidden and arm.name in answered:
-            raise EvaluationError(
-                f"{folder.path}: holds answers under {hidden[0]}, of which this key is shown neither artifact nor "
-                "taus, so it may be another guard by now; choose another --output, and give an operator's key to be "
-                "able to go on with that"
-            )

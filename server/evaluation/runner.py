@@ -90,6 +90,26 @@ def item_key(arm: Arm, suite: Suite, item: Item, options: EvaluationOptions, sam
     )
 
 
+def refuse_hidden(arm: Arm, folder: RunFolder) -> None:
+    """Raises EvaluationError where the folder holds answers under a guard that may be another one by now."""
+    hidden = [guard.name for guard in arm.guards if guard.hidden]
+    if hidden and any(record.get("arm") == arm.name for record in folder.records.values()):
+        raise EvaluationError(
+            f"{folder.path}: holds answers under {hidden[0]}, of which artifact or taus are not shown (to this key, or "
+            "by an older server), so it may be another guard by now; choose another --output, and give an operator's "
+            "key to be able to go on with that"
+        )
+
+
+async def _require_same(arm: Arm, folder: RunFolder) -> None:
+    """Raises EvaluationError where its guards are others than those that the answers are kept under."""
+    if arm.guards_now is not None and await asyncio.to_thread(arm.guards_now) != arm.guards:
+        raise EvaluationError(
+            f"{folder.path}: the guards of {arm.name}, or their taus, were changed while it was asked, so nobody can "
+            "tell which answers are under which; choose another --output"
+        )
+
+
 async def run_arms(
     arms: Sequence[Arm], suites: Sequence[Suite], options: EvaluationOptions, folder: RunFolder, *, quiet: bool = False
 ) -> dict[str, Timing]:
@@ -104,6 +124,7 @@ async def run_arms(
             for sample in range(suite.samples)
         ]
         todo = [(asked, key) for asked, key in every if key not in folder.records]
+        refuse_hidden(arm, folder)
         if not todo:
             continue
         started = time.monotonic()
@@ -118,12 +139,14 @@ async def run_arms(
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
+        await _require_same(arm, folder)
         timing.seconds, timing.asked = time.monotonic() - started, len(todo) - len(work.failures)
         failures += work.failures
     if failures:
         raise EvaluationError(
             f"{len(failures)} items have no answer, and an error is no wrong answer, so there are no results; first "
-            f"{failures[0]}; mend that and run the same command again: finished items are kept"
+            f"{failures[0]}; mend that and run the same command again: finished items are kept, "
+            "but for those under guards that a key is not shown"
         )
     return timings
 

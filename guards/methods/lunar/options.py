@@ -40,6 +40,10 @@ class LunarOptions(CommonOptions):
     ridge: float | None = option(None, "of the solve (default: what serves held-out prompts best)")
     material: Which = option("all", 'shipped texts that are retained too; "english" for a guard of another language')
 
+    @property
+    def answer_tokens(self) -> int:
+        return self.asked_tokens
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.strength <= 100:

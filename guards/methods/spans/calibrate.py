@@ -189,12 +189,12 @@ def _warnings(
 
 
 def _unanswered(job: SpanJob, prompts: int) -> list[str]:
-    """A warning of prompts that were not answered, where there are any."""
+    """A warning of prompts that leave no room for an answer, where there are any."""
     tokens, limit = job.options.answers, job.model.max_tokens
     return (
         [
-            f"{prompts} prompt(s) were not answered: an answer of {tokens} tokens behind them is longer than the "
-            f"model's {limit} tokens; lower `answers`, or give shorter ones"
+            f"{prompts} prompt(s) leave no room for an answer of {tokens} tokens in the model's {limit}, so those that "
+            "are answered are none of them; lower `answers`, or give shorter ones"
         ]
         if prompts
         else []

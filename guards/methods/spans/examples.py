@@ -92,7 +92,7 @@ def _part(material: Material, index: int) -> Material:
 
 
 def without_room(job: SpanJob, examples: Sequence[Example]) -> int:
-    """How many prompts the model's context holds, but no answer behind them."""
+    """How many prompts the model's context holds, but no answer behind them: those to answer are not chosen of them."""
     return sum(each.row == job.frames[0] and not _has_room(job, each) for each in examples)
 
 

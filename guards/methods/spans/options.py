@@ -52,6 +52,10 @@ class SpanOptions(DetectorOptions):
     )
     longest: int = option(2048, "tokens of the longest texts that are tried, or what the model takes if that is less")
 
+    @property
+    def answer_tokens(self) -> int:
+        return self.answers
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.answers < 0:

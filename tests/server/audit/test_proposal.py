@@ -224,25 +224,36 @@ def test_taus_of_answers_stay_and_the_command_says_all(tmp_path: Path, capsys: p
     assert main([*command, "--artifact", str(folder)]) == 0
     assert shown["command"] in capsys.readouterr().out
 
-    pod = tmp_path / "pod"
-    pod.mkdir()
-    first = next(part.label for index, part in enumerate(parts) if index not in of_answers)
-    digest, link = loaded.artifact.digest, Link()
-    with (pod / "audit-000000000000.jsonl").open("wb") as file:
-        for index in range(40):
-            read = reading(guard="s", digest=digest, part=first, tau=0.125, score=0.2 + index / 100)
-            line, link = sealed(link, read)
-            file.write(line)
-    files = ["propose-tau", str(pod), "--guard", "s", "--share", "0.05", "--json"]
+    first = next(index for index in range(len(parts)) if index not in of_answers)
+    digest = loaded.artifact.digest
+    files = ["propose-tau", str(audited(tmp_path / "own", digest, parts[first].label, own[first])), "--guard", "s"]
+    files += ["--share", "0.05", "--json"]
     assert main(files) == 0
     assert json.loads(capsys.readouterr().out)["command"] is None
     assert main([*files, "--artifact", str(folder)]) == 0
     shown = json.loads(capsys.readouterr().out)
     taus = [float(word) for word in shlex.split(shown["command"])[5:]]
-    assert taus[parts.index(next(part for part in parts if part.label == first))] == 0.125 * shown["factor"]
+    assert taus[first] == own[first] * shown["factor"]
     assert [taus[index] for index in of_answers] == [own[index] for index in of_answers]
     assert main([*files, "--artifact", str(write(tmp_path / "other", CUBE))]) == 1
     assert "name the one that was served" in capsys.readouterr().err
+    files[1] = str(audited(tmp_path / "moved", digest, parts[first].label, own[first] / 2))
+    assert main([*files, "--artifact", str(folder)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["command"] is None, "it would set everybody's taus by one tenant's"
+    assert shown["taus"] == {parts[first].label: {"now": own[first] / 2, "proposed": own[first] / 2 * shown["factor"]}}
+
+
+def audited(folder: Path, digest: str, part: str, tau: float) -> Path:
+    """Forty readings of a guard by one tau."""
+    folder.mkdir()
+    link = Link()
+    with (folder / "audit-000000000000.jsonl").open("wb") as file:
+        for index in range(40):
+            score = tau * (1.6 + index / 12)
+            line, link = sealed(link, reading(guard="s", digest=digest, part=part, tau=tau, score=score))
+            file.write(line)
+    return folder
 
 
 def test_the_command_on_a_text_of_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

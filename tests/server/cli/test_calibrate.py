@@ -171,7 +171,7 @@ def test_an_error_is_one_line_and_writes_nothing(
 @pytest.mark.parametrize(
     ("method", "given", "less"),
     [
-        ("ksd", (), "lower --batch-tokens, name one --layer, take --site residual, which is narrower, or give"),
+        ("ksd", (), "name one --layer, take --site residual, which is narrower, lower --batch-tokens, or give"),
         ("ksd", ("--layer", "1", "--site", "residual"), "lower --batch-tokens, or give"),
         ("neuron-adjust", (), "lower --batch-tokens, or give"),
     ],
@@ -191,7 +191,7 @@ def test_too_little_memory_is_one_line_that_says_what_needs_less(
     monkeypatch.setattr(Entry, "calibrate", fail)
     assert main(_arguments(folder, method, tmp_path / "guard", *given)) != 0
     said = capsys.readouterr().err
-    assert f"out of memory beside the model (CUDA out of memory): {less}" in said
+    assert f"out of memory (CUDA out of memory): {less}" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from server.demo import DEMO
 from server.doctor import examination
 from server.doctor.examination import examine
 from server.doctor.findings import Finding, Outcome, Report
-from server.doctor.plain import _readings
+from server.doctor.plain import Unread, _readings, compared
 from server.doctor.properties import OPTIONS
 from server.engines import answer_state
 from server.engines.base import Engine, Sampling
@@ -76,9 +76,9 @@ def test_a_report_holds_no_text_and_no_path(sound: Report) -> None:
     assert str(DEMO) not in told
 
 
-async def unread(_: object) -> str:
+async def unread(_: object) -> Unread:
     """In the place of `read_plainly`."""
-    return "none was made"
+    return Unread("none was made", refutes=False)
 
 
 @pytest.mark.real
@@ -120,8 +120,19 @@ def test_a_checkpoint_that_transformers_cannot_load_is_not_compared(tmp_path: Pa
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
     told = _readings(options().model_copy(update={"model": str(folder)}))
-    assert isinstance(told, str)
-    assert "quantised checkpoints are not supported here" in told
+    assert isinstance(told, Unread)
+    assert "quantised checkpoints are not supported here" in told.why
+    assert compared({}, told).outcome is Outcome.SKIPPED
+
+
+def test_a_plain_pass_that_fails_speaks_against_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("server.doctor.plain.known", broken)
+    found = compared({}, _readings(options()))
+    assert found.outcome is Outcome.REFUTED
+    assert "RuntimeError in test_doctor.py, line" in found.detail
 
 
 class Full(EmbeddedEngine):

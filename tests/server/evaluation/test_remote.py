@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,20 @@ async def test_with_a_users_key_no_answer_is_taken_for_another_guards(tmp_path: 
         assert any("not known" in note for note in told["guards"][0]["notes"])
     recalibrated = engine("1+1", "2+2")
     async with pair(tmp_path, recalibrated) as servers:
-        with pytest.raises(EvaluationError, match="ksd-sums, of which this key is shown neither artifact nor taus"):
+        with pytest.raises(EvaluationError, match="ksd-sums, of which artifact or taus are not shown"):
             await run(tmp_path, servers, Role.USER)
         assert recalibrated.submitted == []
+
+
+async def test_guards_that_change_while_they_are_asked_end_the_run(tmp_path: Path) -> None:
+    def whole(servers: dict[str, str]) -> None:
+        baseline, arm = remote_arms([servers["guarded"]], servers["baseline"], KEYS[Role.OPERATOR][0])
+        assert arm.guards_now is not None
+        assert arm.guards_now() == arm.guards, "the positive control"
+        moved = replace(arm, guards_now=lambda: tuple(replace(each, taus=(0.1,)) for each in arm.guards))
+        evaluation = Evaluation([baseline, moved], suites(tmp_path, OPTIONS), OPTIONS)
+        with pytest.raises(EvaluationError, match="changed while it was asked"):
+            evaluate(evaluation, tmp_path / "run", plots=False, quiet=True)
+
+    async with pair(tmp_path, engine("1+1")) as servers:
+        await asyncio.to_thread(whole, servers)

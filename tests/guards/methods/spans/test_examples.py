@@ -69,5 +69,5 @@ def test_prompts_without_room_for_an_answer_are_not_answered() -> None:
     assert (without_room(_job(30), [*long, *fitting]), without_room(_job(31), [*long, *fitting])) == (in_frame, 0)
     assert without_room(_job(), long) == 0
     (said,) = calibrating._unanswered(_job(30), in_frame)
-    assert said.startswith(f"{in_frame} prompt(s) were not answered: an answer of 10 tokens behind them")
+    assert said.startswith(f"{in_frame} prompt(s) leave no room for an answer of 10 tokens")
     assert calibrating._unanswered(_job(31), 0) == []
