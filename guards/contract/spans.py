@@ -97,9 +97,11 @@ class Rise(OverTokens):
 
 @dataclass(frozen=True)
 class MessageMean(OverTokens):
-    """The mean value of the newest message, drawn towards 1 as by `weight` tokens of no evidence.
+    """The mean value of the newest message that was asked, or of the answer, drawn towards 1 as by `weight` tokens of
+    no evidence.
 
-    For short texts, in which no sum becomes large. The state: whether what was before counts, evidence, tokens.
+    For short texts, in which no sum becomes large. An answer may open parts of its own, such as thoughts, and is one.
+    The state: whether what was before counts, evidence, tokens.
     """
 
     weight: float
@@ -110,14 +112,15 @@ class MessageMean(OverTokens):
     def lift(self, values_TC: Tensor, turns: Turns) -> Tensor:
         own_TC = (turns.written[:, None] == self.written).expand_as(values_TC)
         counted_TC = (own_TC & turns.counted[:, None]).double()
-        opens_TC = (own_TC & turns.opens[:, None]).double()
+        begins_T2 = torch.stack([turns.opens, turns.changes], dim=-1)
+        begins_TC = begins_T2.index_select(1, torch.as_tensor(self.written, device=own_TC.device).reshape(-1).long())
+        opens_TC = (own_TC & begins_TC).double()
         return torch.stack([1 - opens_TC, counted_TC * (1 - values_TC.double()), counted_TC], dim=-1)
 
     def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
         """Sums less what they were when the message began."""
         counted_CT = _of_sides(self.written, stretches.counted).double()
-        begin_CT = _of_sides(self.written, stretches.begins[0])
-        opened_CT = _of_sides(self.written, stretches.begun[0])
+        begin_CT, opened_CT = (_of_sides(self.written, each) for each in stretches.newest)
         of_CT = torch.stack([counted_CT * (1 - values_TC.double().T), counted_CT])
         sum_CT = of_CT.cumsum(dim=-1)
         evidence_CT, tokens_CT = sum_CT - (sum_CT - of_CT).gather(-1, begin_CT.expand_as(of_CT))

@@ -19,7 +19,7 @@ class Turns(NamedTuple):
     """Bool [T] each.
 
     `counted`: a token of somebody's text, not of the template's, and not the first of all, at which attention gathers.
-    `opens`: a message begins behind this token. `changes`: and it is not of the side of the message before.
+    `opens`: a message begins behind this token. `changes`: and it is not of the side that said something last.
     `written`: the token is of an answer, or opens one.
     """
 
@@ -73,6 +73,12 @@ class Stretches:
         """
         message_WT, word_WT = torch.maximum(self._last, self.start_T)
         return message_WT, word_WT
+
+    @cached_property
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """As `begins` and `begun`, of what is one text: of what is asked a message, of what is written an answer."""
+        (message_WT, word_WT), (opened_WT, changed_WT) = self.begins, self.begun
+        return torch.stack([message_WT[0], word_WT[1]]), torch.stack([opened_WT[0], changed_WT[1]])
 
     @cached_property
     def begun(self) -> tuple[Tensor, Tensor]:

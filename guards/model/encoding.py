@@ -25,7 +25,7 @@ from guards.core.text import is_encodable
 from guards.errors import DataError, PromptRefusedError, TemplateTimeError, UnsupportedModelError
 from guards.model.deadline import TimeUpError, ended_after
 from guards.model.marks import Marks, Piece, SpecialTexts
-from guards.model.openings import Opening, Rendered, find_openings, join_openings
+from guards.model.openings import Opening, Rendered, find_openings
 from guards.model.templates import Form, find_forms, in_form, read_templates
 
 logger = logging.getLogger("skillguard.guards")
@@ -149,8 +149,7 @@ class TextCodec:
         """How the chat template opens messages, see `guards.model.openings`."""
         if not self.has_chat_template:
             return ()
-        found = find_openings(self)
-        return join_openings(found, find_openings(_WithTools(self))) if self._templates.several else found
+        return find_openings(self, _WithTools(self)) if self._templates.several else find_openings(self)
 
     @cached_property
     def template_names(self) -> frozenset[str]:

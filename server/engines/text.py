@@ -67,8 +67,7 @@ class OthersOpenings:
         self._by_last: dict[int, list[tuple[int, ...]]] = {}
         for opening in openings:
             if not opening.written:
-                name = opening.tokens[: opening.named]
-                self._by_last.setdefault(name[-1], []).append(name)
+                self._by_last.setdefault(opening.name[-1], []).append(opening.name)
 
     def end(self, tokens: Sequence[int]) -> bool:
         """Whether one is complete with the last of these tokens."""

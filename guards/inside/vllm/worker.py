@@ -210,7 +210,8 @@ class GuardedWorker(SiteWorker):
             return tensors
 
         model.compute_logits = compute_guarded_logits
-        model.make_empty_intermediate_tensors = make_empty_with_cells
+        if len(board.columns):
+            model.make_empty_intermediate_tensors = make_empty_with_cells
 
     def _defaults(self) -> dict[str, Rule]:
         return default_rules(self._board.bound, {name: entry.guard.scope for name, entry in self._loaded.items()})

@@ -46,18 +46,23 @@ def opened_by(text: Text) -> Opening | None:
 
 
 def messages_of(text: Text, values: list[float], *, written: bool) -> list[list[float]]:
-    """Evidence of the tokens of one side's messages, since it had the word."""
+    """Evidence of the tokens of one side's messages, since it had the word. What is written is one message."""
     side: bool | None = None
+    spoken: bool | None = None
     messages: list[list[float]] = [[]]
     for at in range(len(text)):
         so_far = text[: at + 1]
         if opening := opened_by(so_far):
-            if opening.written == written:
-                messages = [*([] if opening.written != side else messages), []]
+            if opening.written == written and opening.written != spoken:
+                messages = [[]]
+            elif opening.written == written and not written:
+                messages = [*messages, []]
             side = opening.written
         of_template = any(so_far[-size:] == each.tokens[:size] for each in OPENINGS for size in range(1, 4))
-        if at and not of_template and bool(side) == written:
-            messages[-1].append(1 - values[at])
+        if at and not of_template:
+            spoken = bool(side)
+            if spoken == written:
+                messages[-1].append(1 - values[at])
     return messages
 
 

@@ -8,7 +8,7 @@ from guards.contract.accumulate import OverTokens, running_max, scan, together
 from guards.contract.running import RunningStates
 from guards.contract.slots import Sequences, link
 from guards.contract.spans import MessageMean, Rise
-from guards.contract.turn_finder import _Sides
+from guards.contract.turn_finder import _Side
 from guards.contract.turns import Stretches, Turns, one_message
 from tests.guards.contract.strategies import MEAN
 
@@ -41,7 +41,7 @@ def reached(strategy: OverTokens, values_TC: Tensor, of: Turns) -> Tensor:
     [
         [Rise(kappa, written) for kappa in (0.25, 0.5) for written in (False, True)],
         [MessageMean(weight, written) for weight in (1.0, 3.0) for written in (False, True)],
-        [_Sides()] * 4,
+        [_Side()] * 4,
     ],
     ids=["rise", "mean", "sides"],
 )
@@ -49,7 +49,7 @@ def test_a_closed_form_reads_as_joining_does(strategies: list[OverTokens], often
     """Bit for bit where values are whole eighths, whose sums are exact; after nothing and after another text."""
     generator = torch.Generator().manual_seed(7)
     values_TC, of = (torch.randn(TOKENS, 4, generator=generator) * 16).round() / 8, turns(generator, often)
-    if isinstance(strategies[0], _Sides):
+    if isinstance(strategies[0], _Side):
         values_TC = torch.where(of.opens, 1 + of.written.float(), 0)[:, None].expand(-1, 4)
     strategy = together(strategies, CPU)
     befores = [torch.tensor([strategy.neutral]).double().expand(1, 4, -1)]
@@ -61,7 +61,7 @@ def test_a_closed_form_reads_as_joining_does(strategies: list[OverTokens], often
         got, wanted = (strategy.read(values_TC, strategy.join(before_TCK, each)) for each in (within_TCK, joined_TCK))
         assert torch.equal(got, wanted)
     by_itself_TC = strategy.read(values_TC, strategy.lift(values_TC, of))
-    assert torch.equal(by_itself_TC, wanted) == (isinstance(strategy, _Sides) and not often), "positive control"
+    assert torch.equal(by_itself_TC, wanted) == (isinstance(strategy, _Side) and not often), "positive control"
 
 
 def test_columns_of_a_class_together_are_each_by_itself() -> None:

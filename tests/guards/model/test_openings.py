@@ -1,7 +1,12 @@
 """How templates open messages: found by rendering, told by special tokens, blank ends left open."""
 
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
 import pytest
 
+from guards.calibration.accumulated import turns_of
 from guards.model.encoding import TextCodec
 from guards.model.openings import LONGEST
 from tests.guards.model.test_encoding import TEMPLATES, TURNS, tokenizer
@@ -23,6 +28,18 @@ TOOLS = (
     "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 )
 """What a tool says opens by one token more, behind what opens a user's message."""
+QUOTED = LLAMA_3.replace("{{ m['content'] | trim }}", "{% if m['role'] == 'tool' %}{{ m['content'] | tojson }}"
+    "{% else %}{{ m['content'] | trim }}{% endif %}{% for call in m['tool_calls'] or [] %}"
+    "{{ call['function'] | tojson }}{% endfor %}")  # fmt: skip
+"""What a tool says begins with a quotation mark, as answers may."""
+NAMED = TOOLS.replace("<|end|>{{ m['content'] }}", "{{ m['tool_call_id'] }}: <|end|>{{ m['content'] }}")
+"""And by the call's id."""
+ALWAYS_ANSWERED = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}<|eos|>\n{% else %}"
+    "<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|eos|>\n<|turn|>assistant\n{% endif %}{% endfor %}"
+)
+"""An answer is opened behind every question, as in Phi-3's template."""
+CALLED = [{"id": "x", "type": "function", "function": {"name": "add", "arguments": {"a": "1", "b": "2"}}}]
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TURNS
 LONG = "{{ bos_token }}<|turn|>" + "a b c d e f g h " * 4 + "<|end|>" + TURNS
 
@@ -72,6 +89,46 @@ def test_ends_of_openings_count_but_for_those_of_both_sides() -> None:
 def test_what_a_tool_says_is_asked() -> None:
     found = opened(TOOLS)
     assert found["<|turn|>user\n<|end|>"] is False
+
+
+def spoken(template: str, messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    """A conversation's words that count, a stretch of one side each, and whether they are the model's."""
+    codec = TextCodec(tokenizer(template))
+    ids = codec.rendered(messages).ids
+    turns = turns_of(ids, codec.openings)
+    found = [(token, bool(of)) for token, counts, of in zip(ids, turns.counted, turns.written, strict=True) if counts]
+    sides = groupby(found, key=itemgetter(1))
+    return [(codec.tokenizer.decode([token for token, _ in each]).strip(), of) for of, each in sides]
+
+
+def said(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+@pytest.mark.parametrize("template", [TURNS, LLAMA_3, QUOTED, TOOLS, ALWAYS_ANSWERED])
+@pytest.mark.parametrize("answer", ['"So it is"', "# Title", "{}", "user", "1"])
+def test_no_answer_is_taken_for_somebody_elses_words(template: str, answer: str) -> None:
+    found = spoken(template, [said("user", "Mike"), said("assistant", answer), said("user", "Quebec")])
+    assert found == [("Mike", False), (answer, True), ("Quebec", False)]
+
+
+@pytest.mark.parametrize("template", [QUOTED, TOOLS, NAMED])
+@pytest.mark.parametrize("result", ["The sum", "3", "sum"])
+def test_what_a_tool_says_is_asked_whatever_it_is(template: str, result: str) -> None:
+    asked = [said("user", "Mike"), said("assistant", "", tool_calls=CALLED), said("tool", result, tool_call_id="abc")]
+    (first, _), (call, wrote), (last, written) = spoken(template, asked)
+    assert (first, wrote, written) == ("Mike", True, False)
+    assert "add" in call
+    assert result in last
+
+
+def test_an_answer_that_is_opened_and_not_given_takes_no_word() -> None:
+    codec = TextCodec(tokenizer(ALWAYS_ANSWERED))
+    asked = [said("user", "Mike"), said("user", "Oscar"), said("assistant", "yes"), said("user", "Quebec")]
+    changes = turns_of(codec.rendered(asked).ids, codec.openings).changes
+    wanted = turns_of(codec.rendered([*asked[:1], *asked[2:]]).ids, codec.openings).changes
+    assert int(changes.sum()) == int(wanted.sum()) + 1, "the answer's, which was opened; not the second question's"
+    assert spoken(ALWAYS_ANSWERED, asked) == [("MikeOscar", False), ("yes", True), ("Quebec", False)]
 
 
 def test_a_template_in_which_others_speak_as_the_model_does_tells_nobody_apart() -> None:
