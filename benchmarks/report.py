@@ -52,12 +52,13 @@ def kept(name: str) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 
-def publish(name: str, rows: list[dict[str, Any]], *, whole: bool = True, **more: Any) -> None:
-    """Writes `results/<name>.json` and prints the figures as one JSON line, the last.
+def publish(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Writes `results/<name>.json` and prints the figures as one JSON line, the last."""
+    amend(name, rows, **more)
+    (RESULTS / f"{name}.partial.json").unlink(missing_ok=True)
 
-    `whole`: they are all that a run would have kept, which is over.
-    """
+
+def amend(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """As `publish`, of a run of some rows alone: what another one kept stays."""
     _write(RESULTS / f"{name}.json", rows, more)
-    if whole:
-        (RESULTS / f"{name}.partial.json").unlink(missing_ok=True)
     print(json.dumps({"rows": rows, **more}, ensure_ascii=False))
