@@ -22,6 +22,7 @@ from server.engines.base import Engine
 from server.hosts import HostMiddleware, names_of
 from server.key_changes import KeyChanges
 from server.keyring import KeyRing, KeysFile
+from server.large_bodies import LargeBodies
 from server.limits import Limiter
 from server.live import LiveChanges
 from server.metrics import Metrics
@@ -73,6 +74,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         config=config,
         encoder=Encoder(engine),
         compilers=SharedWorkers("grammars and tools to be compiled", each_at_a_time=2, each_waiting=64),
+        large_bodies=LargeBodies(),
         readiness=readiness,
         metrics=metrics,
         audit=auditor,

@@ -16,6 +16,7 @@ from server.edge.connections import Connections
 from server.encoding import Encoder
 from server.engines.base import Engine
 from server.keyring import KeyRing
+from server.large_bodies import LargeBodies
 from server.limits import Limiter, Spend
 from server.live import LiveChanges
 from server.metrics import Metrics
@@ -69,6 +70,7 @@ class Services:
     encoder: Encoder
     compilers: SharedWorkers
     """For grammars and tools, which may take long to compile."""
+    large_bodies: LargeBodies
     readiness: Readiness
     metrics: Metrics
     audit: Auditor

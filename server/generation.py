@@ -188,6 +188,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+        del task, watcher  # an error's traceback holds this frame, and a task its error
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -76,6 +76,8 @@ class RequestMiddleware:
             await error_response(error, context)(scope, receive, send_with_id)
         finally:
             self._record(context, scope["method"], _CLIENT_GONE_STATUS if context.client_gone else status or 500)
+            context.error = None  # its traceback holds this context, and the body: together they would wait for the
+            # garbage collector, some hundred megabytes of them where many are refused
 
     def _record(self, context: RequestContext, method: str, status: int) -> None:
         seconds = time.monotonic() - context.started

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from server.context import Services
 from server.errors import InvalidRequestError
 
 MOST_OBJECTS = 10_000
@@ -29,8 +30,10 @@ def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 class _Posted(Request):
     async def json(self) -> Any:
-        """Raises InvalidRequestError for a key that is there twice, or for more than MOST_OBJECTS objects."""
-        count = 0
+        """Raises InvalidRequestError for a key that is there twice, or for more than MOST_OBJECTS objects, and what
+        `LargeBodies.read` does.
+        """
+        count, body = 0, await self.body()
 
         def counted(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             nonlocal count
@@ -39,7 +42,8 @@ class _Posted(Request):
                 raise InvalidRequestError(f"The body has more than {MOST_OBJECTS} objects; send fewer at a time.")
             return each_once(pairs)
 
-        return json.loads(await self.body(), object_pairs_hook=counted)
+        services: Services = self.app.state.services
+        return await services.large_bodies.read(len(body), lambda: json.loads(body, object_pairs_hook=counted))
 
 
 class PostedRoute(APIRoute):

@@ -1,11 +1,19 @@
 """A key of a request's JSON may be there once, at every depth: a gateway in front may have looked at the other."""
 
+import asyncio
+import gc
 import json
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from server.context import RequestContext
+from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.errors import InvalidRequestError
+from server.large_bodies import LARGE, MOST_WAITING, LargeBodies
 from server.routes.posted import each_once
 from tests.server.harness import ATTRIBUTIONS, CHAT, CHECKS, COMPLETIONS, GUARDRAIL, MODERATIONS, RESPONSES, serving
 
@@ -90,3 +98,73 @@ async def test_as_many_messages_as_there_may_be_are_taken() -> None:
     async with serving(ScriptedEngine(max_model_tokens=1 << 15)) as served:
         response = await served.post(CHAT, {"messages": [{"role": "user", "content": ""}] * 2048, "max_tokens": 1})
         assert response.status_code == 200, response.text
+
+
+async def test_large_bodies_take_turns_and_leave_the_event_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands but for what is read; the event loop's timers run at once and tell what they were set to."""
+    clock, rests, order = 0.0, list[float](), list[str]()
+    monkeypatch.setattr("server.large_bodies.time.perf_counter", lambda: clock)
+    loop = asyncio.get_running_loop()
+
+    def call_later(delay: float, callback: Callable[[], object]) -> asyncio.Handle:
+        rests.append(delay)
+        order.append("rest")
+        return loop.call_soon(callback)
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    bodies = LargeBodies()
+
+    def read(name: str, seconds: float) -> str:
+        nonlocal clock
+        clock += seconds
+        order.append(name)
+        return name
+
+    def broken() -> None:
+        read("broken", 4.0)
+        raise InvalidRequestError("odd")
+
+    async def fails() -> None:
+        with pytest.raises(InvalidRequestError):
+            await bodies.read(LARGE, broken)
+
+    first = bodies.read(LARGE, lambda: read("first", 2.0))
+    small = bodies.read(LARGE - 1, lambda: read("small", 1.0))
+    last = bodies.read(LARGE, lambda: read("last", 1.0))
+    await asyncio.gather(first, fails(), small, last)
+    await asyncio.sleep(0)
+    assert [name for name in order if name != "rest"] == ["first", "small", "broken", "last"]
+    assert order.index("rest") < order.index("broken"), "nothing large is read between a body and its rest"
+    assert rests == [9.0, 12.0, 3.0], "three times what was read before the event loop had a turn, others' too"
+
+
+async def test_too_many_large_bodies_are_told_to_come_later() -> None:
+    bodies = LargeBodies()
+    waiting = [asyncio.ensure_future(bodies.read(LARGE, lambda: None)) for _ in range(MOST_WAITING + 1)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError):
+        await bodies.read(LARGE, lambda: None)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_refused_body_is_gone_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[weakref.ref[RequestContext]] = []
+
+    class Watched(RequestContext):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            known.append(weakref.ref(self))
+
+    monkeypatch.setattr("server.middleware.RequestContext", Watched)
+    async with serving() as served:
+        gc.collect()
+        gc.disable()
+        try:
+            for body in ({"prompt": "a", "odd": 1}, {"prompt": 5}, {"prompt": "a", "n": 10_000}):
+                assert (await served.post(COMPLETIONS, body)).status_code == 400
+            await asyncio.sleep(0)
+            assert [each() for each in known] == [None] * 3
+        finally:
+            gc.enable()
