@@ -16,12 +16,18 @@ def told(answer: Answer) -> tuple[PromptToken, ...]:
     return answer.chunks[0].prompt
 
 
+def in_turns(live: Live) -> tuple[int, ...]:
+    """A question that is refused, and others behind it, each but the last with an answer."""
+    asked, answer = [SUMS[0], *OTHERS, *OTHERS], live.engine.encode_text("Yes.", opened=False)
+    return (*sum(((*live.chat(text), *answer) for text in asked[:-1]), ()), *live.chat(asked[-1]))
+
+
 def as_single_requests(live: Live) -> None:
     """Asserts that each token is told where, and as, a request that ends before it would be answered.
 
     Of several turns: in a text without any, what was refused once is refused to its end.
     """
-    ids = sum(map(live.chat, [SUMS[0], *OTHERS, *OTHERS]), ())
+    ids = in_turns(live)
     prefixes = [ids[:size] for size in range(1, len(ids))]
     singles = [live.draw([prefix], greedy(max_tokens=1, logprobs=3), [MATHEMATICS_ONLY])[0] for prefix in prefixes]
     (watched,) = live.draw([ids], ASKS, [WATCHED])

@@ -79,7 +79,7 @@ def test_a_report_that_leaves_a_place_out_is_an_error(engine: Live, monkeypatch:
 def test_no_report_is_an_error_where_anything_is_withheld(engine: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """The front does not hear which places are withheld: what the worker sends then contradicts it."""
     monkeypatch.setattr(engine.engine, "_take_prompt", lambda *_: None)
-    ids = sum(map(engine.chat, (SUMS[0], *OTHERS, *OTHERS)), ())
+    ids = insides.in_turns(engine)
     (answer,) = engine.draw([ids], insides.ASKS, [insides.MATHEMATICS_ONLY])
     assert (answer.finish.reason, answer.chunks) == (FinishReason.ERROR, ())
     assert engine.draw([ids], greedy(), [insides.MATHEMATICS_ONLY])[0].chunks

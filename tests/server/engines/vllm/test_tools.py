@@ -94,14 +94,14 @@ def test_a_guard_that_fires_within_a_call(engine: Live) -> None:
 def test_special_tokens_are_text_where_a_parser_reads_them(engine: Live) -> None:
     """Also then a stop token is none."""
     tokenizer = engine.engine._codec.tokenizer  # type: ignore[attr-defined]
-    (turn,) = tokenizer.encode("<|user|>", add_special_tokens=False)
-    drawn = Sampling(max_tokens=3, temperature=0, allowed_token_ids=(turn,))
+    (first,) = tokenizer.encode("<|bos|>", add_special_tokens=False)
+    drawn = Sampling(max_tokens=3, temperature=0, allowed_token_ids=(first,))
 
     async def text(special: bool) -> str:
         request = EngineRequest(f"special-{special}", engine.chat(OTHERS[0]), drawn, engine.policy(NOTHING), special)
         return "".join([event.text async for event in engine.engine.submit(request) if isinstance(event, Chunk)])
 
-    assert engine.wait(text(True)) == "<|user|>" * 3
+    assert engine.wait(text(True)) == "<|bos|>" * 3
     assert engine.wait(text(False)) == ""
 
 
