@@ -46,7 +46,11 @@ def test_sources() -> None:
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, DATED_TEMPLATE, None])
-@pytest.mark.parametrize("options", [CommonOptions(), SpanOptions(), ProbeOptions(), ProjectOptions()], ids=type)
+@pytest.mark.parametrize(
+    "options",
+    [CommonOptions(), SpanOptions(answers=8), SpanOptions(answers=0), ProbeOptions(answers=8), ProjectOptions()],
+    ids=type,
+)
 def test_what_is_cut_fits_in_the_methods_own_frames(options: CommonOptions, template: str | None) -> None:
     """A base model has no template, and Key Space Detection a frame that is longer than a text alone."""
     model = tiny_loaded(chat_template=template)
@@ -54,7 +58,9 @@ def test_what_is_cut_fits_in_the_methods_own_frames(options: CommonOptions, temp
     frames = resolve_frames(options, model.codec)
     [forget, _] = encode_corpora(cut, [Source("b", ("x",))], frames, model.codec, model.max_tokens)
     assert (forget.left_out, len(forget.texts)) == (0, 1)
-    assert max(len(ids) for (ids,) in forget.encoded.values()) == model.max_tokens, "and no less"
+    assert model.max_tokens is not None
+    most = model.max_tokens - options.answer_tokens
+    assert max(len(ids) for (ids,) in forget.encoded.values()) == most, "and no less, with room for an answer"
 
 
 def test_a_model_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
