@@ -93,6 +93,8 @@ def write_served(folder: Path, **changes: Any) -> Served:
 
 
 ADMIN, USER = new_key("ops", Role.ADMIN), new_key("ann", Role.USER)
+TENANT = "team"
+"""The user's: cached prefixes are a tenant's own."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Running:
 async def serving(engine: Any, folder: Path) -> AsyncIterator[Running]:
     """A server of this engine which records every reading."""
     (audit := folder / "audit").mkdir()
-    keys = keys_file(folder, ADMIN[1], USER[1])
+    keys = keys_file(folder, ADMIN[1], USER[1], tenant=TENANT)
     config = ServerConfig(api_keys_file=keys, audit_dir=audit, audit_scores=(NAME,), abstain_text="no")
     app = create_app(engine, config)
     transport = httpx.ASGITransport(app=app)

@@ -83,7 +83,9 @@ async def test_scores_are_those_of_the_new_guard_alone(served: Served, tmp_path:
     engine = engine_of(served, served.old)
     async with serving(engine, tmp_path) as running:
         await swap_under_load(running, engine, served.new)
-        got = {ids: (await engine.check(ids, f"c{i}"))[0].score for i, ids in enumerate(PROMPTS)}
+        got = {
+            ids: (await engine.check(ids, f"c{i}", tenant=exchanged.TENANT))[0].score for i, ids in enumerate(PROMPTS)
+        }
     assert list(got.values()) == pytest.approx(list(wanted[new].values()), abs=EXACT)
 
 
@@ -109,7 +111,9 @@ async def test_with_the_state_kept_scores_would_be_wrong(
         assert await engine.offer(NAME, ArtifactPath(served.new))
         monkeypatch.setattr(EmbeddedEngine, "_install", in_place)
         await engine.exchange()
-        got = {ids: (await engine.check(ids, f"c{i}"))[0].score for i, ids in enumerate(PROMPTS)}
+        got = {
+            ids: (await engine.check(ids, f"c{i}", tenant=exchanged.TENANT))[0].score for i, ids in enumerate(PROMPTS)
+        }
     wrong = [ids for ids in PROMPTS if got[ids] != pytest.approx(wanted[new][ids], abs=EXACT)]
     assert len(wrong) > len(PROMPTS) // 2
 
@@ -120,7 +124,9 @@ async def test_an_artifact_that_does_not_verify_is_put_out_again(served: Served,
     engine = engine_of(served, served.old)
     async with serving(engine, tmp_path) as running:
         swapped = await swap_under_load(running, engine, lie(served, tmp_path / "lying"))
-        got = {ids: (await engine.check(ids, f"c{i}"))[0].score for i, ids in enumerate(PROMPTS)}
+        got = {
+            ids: (await engine.check(ids, f"c{i}", tenant=exchanged.TENANT))[0].score for i, ids in enumerate(PROMPTS)
+        }
         ready = await running.client.get("/ready")
     assert (swapped.reply.status_code, swapped.reply.json()["error"]["code"]) == (409, "change_refused")
     assert "canary 0" in swapped.reply.json()["error"]["message"]

@@ -18,6 +18,7 @@ from tests.server.engines.exchanged import (
     FIFTIES,
     PROMPTS,
     ROUNDS,
+    TENANT,
     TENS,
     Served,
     lie,
@@ -73,7 +74,7 @@ async def test_no_answer_fails_and_each_is_judged_by_one_guard_alone(
     engine = VllmEngine(options)
 
     async def scores() -> list[float]:
-        return [(await engine.check(ids, f"c{i}"))[0].score for i, ids in enumerate(PROMPTS)]
+        return [(await engine.check(ids, f"c{i}", tenant=TENANT))[0].score for i, ids in enumerate(PROMPTS)]
 
     async with serving(engine, tmp_path) as running:
         refused = await running.reload(lie(served, tmp_path / "lying"))
@@ -118,8 +119,8 @@ async def _without_a_reset(engine: Any, prompts: Sequence[tuple[int, ...]]) -> N
         await engine.exchange()
         for ids in prompts:
             with pytest.raises(GuardReadingError):
-                await engine.check(ids, "stale")
+                await engine.check(ids, "stale", tenant=TENANT)
     finally:
         llm.reset_prefix_cache = reset
     await engine.exchange()
-    assert all([await engine.check(ids, "again") for ids in prompts])
+    assert all([await engine.check(ids, "again", tenant=TENANT) for ids in prompts])
