@@ -246,10 +246,10 @@ def test_a_prompt_that_is_withheld_shows_its_span(browser: Browser, url: str) ->
         assert first != second
         assert re.match(r"Token \d+, .*: .?\d+\.\d\s% of what it takes to fire\.", second)
         assert tokens.get_attribute("aria-activedescendant") is not None
-        page.get_by_role("radio", name="ksd-de").check(force=True)
+        page.locator("label", has_text="ksd-de").click()
         assert "reads the last token alone" in page.locator("#try-result").inner_text()
         assert judge(page, KEPT) == "Answered: no guard fires on this prompt."
-        page.get_by_role("radio", name="As bare text").check(force=True)
+        page.locator("label", has_text="As bare text").click()
         assert judge(page, f"Q: {QUESTION}\nA:") == f"Withheld by {GUARD}."
 
 
