@@ -83,7 +83,7 @@ def find_openings(*codecs: Renders) -> tuple[Opening, ...]:
     from others by a special token.
 
     A message may stand anywhere, and what ends the one before it depends on that. So an opening's end counts too, where
-    it begins with a special token and no message of the model's holds it.
+    it begins with a special token and the other side may not say it.
     """
     names: dict[tuple[int, ...], Opening] = {}
     own: list[tuple[int, ...]] = []
@@ -102,7 +102,8 @@ def find_openings(*codecs: Renders) -> tuple[Opening, ...]:
                 )
             return ()
         own += _own(codec)
-    return (*names.values(), *_ends(names, own, special))
+    sure = [each for each in names.values() if not _may_say(each, names.values(), own, special)]
+    return (*sure, *_ends(names, own, special))
 
 
 def _names(codec: Renders) -> tuple[list[Opening], bool]:
@@ -231,21 +232,20 @@ def _ends(
                 end = Opening(opening.tokens[start:], opening.named - start, opening.written)
                 ends.setdefault(end.name, []).append(end)
     for name, of in ends.items():
-        sides = {each.written for each in of}
-        if name not in names and len(sides) == 1 and (sides == {True} or not _may_write(name, names, own, special)):
+        of_both = len({each.written for each in of}) > 1
+        if name not in names and not of_both and not _may_say(of[0], names.values(), own, special):
             yield of[0]
 
 
-def _may_write(
-    name: tuple[int, ...],
-    names: Mapping[tuple[int, ...], Opening],
-    own: Sequence[tuple[int, ...]],
-    special: Collection[int],
+def _may_say(
+    end: Opening, names: Collection[Opening], own: Sequence[tuple[int, ...]], special: Collection[int]
 ) -> bool:
-    """Whether a message of the model's may hold what would name another's: in a call, or by how it begins."""
-    others = [each.name for each in names.values() if each.written]
-    tails = [other[at:] for other in others for at, token in enumerate(other) if token == name[0]]
-    return any(_undecided(name, tail, special) for tail in tails) or any(_holds(each, name) for each in own)
+    """Whether the other side may say what this is named by: as its text begins, or the model in a call."""
+    others = [each.name for each in names if each.written != end.written]
+    tails = [other[at:] for other in others for at, token in enumerate(other) if token == end.name[0]]
+    return any(_undecided(end.name, tail, special) for tail in tails) or (
+        not end.written and any(_holds(each, end.name) for each in own)
+    )
 
 
 def _holds(tokens: tuple[int, ...], name: tuple[int, ...]) -> bool:

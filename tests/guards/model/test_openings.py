@@ -39,6 +39,8 @@ ALWAYS_ANSWERED = (
     "<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|eos|>\n<|turn|>assistant\n{% endif %}{% endfor %}"
 )
 """An answer is opened behind every question, as in Phi-3's template."""
+THINKING = LLAMA_3.replace("assistant<|end|>\n\n{% endif %}", "assistant<|end|>\n\n[think]{% endif %}")
+"""An answer that is due begins with words of the template's, which a caller may write too."""
 CALLED = [{"id": "x", "type": "function", "function": {"name": "add", "arguments": {"a": "1", "b": "2"}}}]
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TURNS
 LONG = "{{ bos_token }}<|turn|>" + "a b c d e f g h " * 4 + "<|end|>" + TURNS
@@ -110,6 +112,12 @@ def said(role: str, content: str, **more: Any) -> dict[str, Any]:
 def test_no_answer_is_taken_for_somebody_elses_words(template: str, answer: str) -> None:
     found = spoken(template, [said("user", "Mike"), said("assistant", answer), said("user", "Quebec")])
     assert found == [("Mike", False), (answer, True), ("Quebec", False)]
+
+
+def test_no_question_is_taken_for_the_models_words() -> None:
+    asked = "[think] Mike"
+    assert spoken(THINKING, [said("user", asked)])[0] == (asked, False)
+    assert spoken(THINKING, [said("user", "a"), said("assistant", "b"), said("user", asked)])[2] == (asked, False)
 
 
 @pytest.mark.parametrize("template", [QUOTED, TOOLS, NAMED])
