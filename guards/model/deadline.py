@@ -1,6 +1,7 @@
 """An end to work that may not end by itself: the chat template of a model's folder is a program."""
 
 import ctypes
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ class _Watch:
     def __init__(self) -> None:
         self._lock, self._changed = threading.Lock(), threading.Event()
         self._ends: dict[int, float] = {}
+        self._wakes = math.inf
         self._thread: threading.Thread | None = None
 
     def begin(self, thread: int, seconds: float) -> None:
@@ -29,8 +31,9 @@ class _Watch:
             if self._thread is None or not self._thread.is_alive():  # a fork has no threads but its own
                 self._thread = threading.Thread(target=self._run, name="skillguard-deadlines", daemon=True)
                 self._thread.start()
-            self._ends[thread] = time.monotonic() + seconds
-            self._changed.set()  # under the lock: nothing is raised in a thread that holds it
+            end = self._ends[thread] = time.monotonic() + seconds
+            if end < self._wakes:  # else it looks by itself in time; to wake it costs more than a short rendering
+                self._changed.set()  # under the lock: nothing is raised in a thread that holds it
 
     def end(self, thread: int) -> None:
         """Nothing is raised in it from now on."""
@@ -46,8 +49,9 @@ class _Watch:
                 for thread in [thread for thread, end in self._ends.items() if end <= now]:
                     del self._ends[thread]
                     _raise_in(thread, TimeUpError)
-                next_end = min(self._ends.values(), default=None)
-            self._changed.wait(None if next_end is None else next_end - now)
+                self._wakes = min(self._ends.values(), default=math.inf)
+                wait = None if self._wakes == math.inf else self._wakes - now
+            self._changed.wait(wait)
 
 
 _WATCH = _Watch()

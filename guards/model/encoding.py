@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from inspect import signature
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +40,8 @@ _PROBE_TOOL: Mapping[str, Any] = {
 RENDER_SECONDS = 3.0
 """For one rendering of the chat template, which takes a thousandth of that."""
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+_NO_TOKEN = "\u2000\ue000\u2000"
+"""Stands for a text where the tokens around it are of interest: no special token's spelling, nor part of one."""
 
 
 def template_sha256(template: str | None) -> str | None:
@@ -89,6 +91,8 @@ class TextCodec:
             int(tokenizer.convert_tokens_to_ids(text)) for text in control if text != self._unknown
         )
         self._special_texts = SpecialTexts(control)
+        # Conversations of one shape differ in their texts alone.
+        self._specials_of = lru_cache(maxsize=128)(lambda text: tuple(self._specials(self._encode_trusted(text))))
 
     @cached_property
     def longest_token(self) -> int:
@@ -287,8 +291,8 @@ class TextCodec:
         if not spelled and not marks.any_inside:
             given = any(not callable(each) for each in variables.values())
             structured = bool(tools) or given or any(message.keys() - {"role", "content"} for message in messages)
-            safe = self._encode_pieces(pieces) if structured else self._encode_trusted(template)
-            if self._specials(ids) == self._specials(safe):
+            safe = self._specials(self._encode_pieces(pieces)) if structured else self._specials_around(pieces)
+            if self._specials(ids) == safe:
                 return ids
         if marks.any_inside:
             filled = "".join(text for text, _ in marks.pieces(render_marked(inner, marked_tools)))
@@ -323,6 +327,10 @@ class TextCodec:
 
     def _specials(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.special_ids]
+
+    def _specials_around(self, pieces: Sequence[Piece]) -> list[int]:
+        """Special tokens of a rendering whose texts hold none."""
+        return list(self._specials_of("".join(text if trusted else _NO_TOKEN for text, trusted in pieces)))
 
     def _render(
         self,
