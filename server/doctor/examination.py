@@ -9,7 +9,7 @@ from guards.methods.loaded import LoadedGuard, read_guards
 from server.doctor import machine, properties
 from server.doctor.findings import Finding, Outcome, Report, reason
 from server.doctor.plain import Plain, compared, read_plainly
-from server.doctor.properties import Known
+from server.doctor.properties import Known, in_time
 from server.engines.base import Engine, EngineRequest, Finish, Sampling
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions, VllmOptions
@@ -106,6 +106,6 @@ async def _speed(engine: GuardedEngine, of: Sequence[Known]) -> float:
     best = 0.0
     for round_ in range(_ROUNDS):
         began = time.perf_counter()
-        tokens = sum(await asyncio.gather(*(one(index, round_) for index in range(_AT_ONCE))))
+        tokens = sum(await in_time(asyncio.gather(*(one(index, round_) for index in range(_AT_ONCE)))))
         best = max(best, tokens / (time.perf_counter() - began))
     return best

@@ -2,9 +2,9 @@
 
 import asyncio
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,10 @@ from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Gram
 from server.engines.errors import EngineError
 from server.engines.guarded import GuardedEngine
 
+T = TypeVar("T")
+
+ANSWER_SECONDS = 300.0
+"""For what takes a second or two: of an engine that hangs, that is the finding."""
 _AT_A_TIME = 32
 _COPIES = 3
 """Of each canary at once: so batches are mixed, prompts are cut into chunks, and prefixes are found in the cache."""
@@ -67,9 +71,18 @@ def finding(name: str, wrong: Sequence[str], proved: str) -> Finding:
     return Finding(name, Outcome.PROVED, proved)
 
 
+async def in_time(work: Awaitable[T]) -> T:
+    """What comes of it. Raises TimeoutError where nothing does."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await work
+    except TimeoutError as error:
+        raise TimeoutError(f"the engine gave no answer within {ANSWER_SECONDS:g} seconds: it hangs") from error
+
+
 async def canaries(engine: GuardedEngine) -> Iterator[Finding]:
     """As at every start: each guard's own scores, out of the live engine."""
-    found = await engine.verify()
+    found = await in_time(engine.verify())
     return iter(
         Finding(f"canaries of {name}", Outcome.PROVED, "the scores are the calibrated ones")
         if reason is None
@@ -108,7 +121,7 @@ async def crowd(engine: GuardedEngine, of: Sequence[Known], before: Mapping[str,
 
 
 async def _reading(engine: GuardedEngine, each: Known) -> Reading:
-    return (await engine.read(each.canary.token_ids, f"doctor-{each.name}"))[each.guard][0]
+    return (await in_time(engine.read(each.canary.token_ids, f"doctor-{each.name}")))[each.guard][0]
 
 
 async def refusals(engine: GuardedEngine, of: Sequence[Known]) -> Iterator[Finding]:
@@ -120,16 +133,16 @@ async def refusals(engine: GuardedEngine, of: Sequence[Known]) -> Iterator[Findi
         if lacking := options.keys() - engine.info.options - {"temperature"}:
             found.append(Finding(f"refused under {name}", Outcome.SKIPPED, f"no {', '.join(sorted(lacking))} here"))
             continue
-        told = await asyncio.gather(*(_refused(engine, each, options) for each in asked))
+        told = await asyncio.gather(*(_refused(engine, each, name, options) for each in asked))
         wrong = [each for each in told if each is not None]
         found.append(finding(f"refused under {name}", wrong, f"{len(asked)} questions, no token"))
     return iter(found)
 
 
-async def _refused(engine: GuardedEngine, each: Known, options: Mapping[str, Any]) -> str | None:
+async def _refused(engine: GuardedEngine, each: Known, name: str, options: Mapping[str, Any]) -> str | None:
     """What is wrong with the answer to a question that must be refused."""
     try:
-        tokens, finish = await _answer(engine, each, Sampling(max_tokens=16, **options))
+        tokens, finish = await in_time(_answer(engine, each, name, Sampling(max_tokens=16, **options)))
     except EngineError as error:
         return f"{each.name}: {error}"
     if tokens or finish.reason is not FinishReason.ABSTAIN:
@@ -139,8 +152,8 @@ async def _refused(engine: GuardedEngine, each: Known, options: Mapping[str, Any
     return None
 
 
-async def _answer(engine: GuardedEngine, each: Known, sampling: Sampling) -> tuple[int, Finish]:
-    stream = engine.submit(EngineRequest(f"doctor-{each.name}", each.canary.token_ids, sampling))
+async def _answer(engine: GuardedEngine, each: Known, name: str, sampling: Sampling) -> tuple[int, Finish]:
+    stream = engine.submit(EngineRequest(f"doctor-{each.name}-{name}", each.canary.token_ids, sampling))
     tokens, finish = 0, None
     try:
         async for event in stream:
@@ -162,7 +175,8 @@ async def host_synchronisations(engine: GuardedEngine, each: Known) -> Finding:
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            tokens, _ = await _answer(engine, each, Sampling(max_tokens=16, temperature=0, ignore_eos=True))
+            sampling = Sampling(max_tokens=16, temperature=0, ignore_eos=True)
+            tokens, _ = await in_time(_answer(engine, each, "synchronisations", sampling))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     count = sum("synchron" in str(each.message) for each in told)

@@ -141,6 +141,7 @@ class ToolPlan:
 class EngineRequest:
     """One answer to draw for one prompt (`n` answers are `n` requests).
 
+    `request_id` was no other's before, ended ones included: what is given up is cancelled by its id, a little later.
     `policy` says how every guard judges it; a guard that is missing there is under its default rule.
     `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
     `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from guards.core.verdict import Verdict
 from server.cli.main import main
 from server.create import create_engine
 from server.demo import DEMO
-from server.doctor import examination
+from server.doctor import examination, properties
 from server.doctor.examination import examine
 from server.doctor.findings import Finding, Outcome, Report
 from server.doctor.plain import Unread, _readings, compared
 from server.doctor.properties import OPTIONS
 from server.engines import answer_state
-from server.engines.base import Engine, Sampling
+from server.engines.base import Engine, EngineRequest, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
+from server.engines.stream import AnswerStream
 
 GUARD = DEMO / "guards" / "ksd-mathematics"
 
 
-def options(artifact: Path = GUARD) -> EmbeddedOptions:
-    return EmbeddedOptions(model=str(DEMO / "model"), artifacts=(artifact,), device="cpu")
+def options(artifact: Path | None = GUARD) -> EmbeddedOptions:
+    artifacts = () if artifact is None else (artifact,)
+    return EmbeddedOptions(model=str(DEMO / "model"), artifacts=artifacts, device="cpu")
 
 
 def examined(artifact: Path = GUARD) -> Report:
@@ -113,6 +116,43 @@ def test_an_engine_that_lets_tokens_out_is_refuted(monkeypatch: pytest.MonkeyPat
     assert Finding("verdicts, against a plain pass", Outcome.SKIPPED, "not examined: none was made") in report.findings
 
 
+def given(*engines: Engine) -> Callable[[EmbeddedOptions], Engine]:
+    """These, in their order."""
+    left = iter(engines)
+    return lambda _: next(left)
+
+
+@pytest.mark.real
+def test_no_two_answers_have_one_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that was given up is cancelled by its id, and another one of that id would wait for ever."""
+    ids: list[str] = []
+
+    class Noting(EmbeddedEngine):
+        def submit(self, request: EngineRequest) -> AnswerStream:
+            ids.append(request.request_id)
+            return super().submit(request)
+
+    monkeypatch.setattr(examination, "read_plainly", unread)
+    report = asyncio.run(examine(options(), given(Noting(options()), EmbeddedEngine(options(None)))))
+    assert report.sound
+    assert len(ids) > len(OPTIONS)
+    assert len({*ids}) == len(ids)
+
+
+@pytest.mark.real
+def test_an_engine_that_hangs_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(EmbeddedEngine):
+        def _dispatch(self, outputs: list[Any]) -> None:
+            pass
+
+    monkeypatch.setattr(examination, "read_plainly", unread)
+    monkeypatch.setattr(properties, "ANSWER_SECONDS", 0.1)
+    report = asyncio.run(examine(options(), given(Silent(options()))))
+    assert refuted(report) == ["the engine"]
+    (found,) = [each.detail for each in report.findings if each.name == "the engine"]
+    assert "the engine gave no answer within 0.1 seconds" in found
+
+
 def test_a_checkpoint_that_transformers_cannot_load_is_not_compared(tmp_path: Path) -> None:
     """Such as a quantised one, which vLLM serves; the rest is examined."""
     folder = tmp_path / "model"
@@ -184,10 +224,10 @@ def test_the_exit_status_says_it(
     wrong = Report("embedded", [*sound.findings, Finding("one more", Outcome.REFUTED, "is not so")])
     for report, status in ((sound, 0), (wrong, 1)):
 
-        async def given(*_: object, report: Report = report) -> Report:
+        async def told(*_: object, report: Report = report) -> Report:
             return report
 
-        monkeypatch.setattr("server.doctor.examination.examine", given)
+        monkeypatch.setattr("server.doctor.examination.examine", told)
         file = tmp_path / "report.json"
         assert main(["doctor", "--report", str(file)]) == status
         assert json.loads(file.read_text()) == report.told()
