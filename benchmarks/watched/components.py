@@ -121,12 +121,14 @@ class Prometheus:
 @contextmanager
 def prometheus(config: Path, data: Path) -> Iterator[Prometheus]:
     """A running Prometheus."""
-    listening: list[str] = []
+    said: list[str] = []
 
     def address_in(line: str) -> str | None:
-        if (found := _LISTENING.search(line)) is not None:
-            listening.append(found[1])
-        return f"http://{listening[0]}" if _READY in line else None
+        """Once it has told its address and that it is ready, which it does in either order."""
+        said.append(line)
+        text = "".join(said)
+        found = _LISTENING.search(text)
+        return f"http://{found[1]}" if found is not None and _READY in text else None
 
     command = [program("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={data}"]
     with running([*command, "--web.listen-address=127.0.0.1:0"], address_in) as url:
