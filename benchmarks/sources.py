@@ -24,6 +24,9 @@ A guard of mathematics, and one of code, of a real model:
       --retain DIR/languages/zh.jsonl --retain DIR/languages/hi.jsonl --retain DIR/languages/vi.jsonl \\
       --retain DIR/languages/ar.jsonl --output GUARDS/ksd-code
 
+A model that speaks other languages calculates in them too: `--forget DIR/mathematics/word-problems.jsonl` adds word
+problems in six.
+
 The files of code are of the same tasks, so that a part of what a calibration reports was fitted in another form: its
 own recall is too good. What `benchmarks.asked` measures is of other tasks.
 
@@ -41,6 +44,7 @@ from pathlib import Path
 from benchmarks.prompts.materials import MATERIALS, MATHEMATICAL
 from benchmarks.prompts.sets import sample
 from benchmarks.prompts.splits import LANGUAGES, Split, data_folder
+from benchmarks.prompts.word_problems import TEMPLATES
 
 LIMIT = 160
 """Texts of most files."""
@@ -57,6 +61,7 @@ FILES: Mapping[str, Sequence[str]] = {
     "mathematics/mmlu": tuple(f"mmlu-{group}" for group in MATHEMATICAL),
     "mathematics/expressions": ("expressions",),
     "mathematics/equations": ("equations",),
+    "mathematics/word-problems": tuple(f"word-problems-{language}" for language in TEMPLATES),
     "code/mbpp": ("mbpp",),
     **{f"code/{kind}": (f"mbpp-{kind}",) for kind in ("signature", "partial", "fix", "explain")},
     **{f"languages/{language}": (f"xquad-{language}",) for language in LANGUAGES},

@@ -10,13 +10,21 @@ import pytest
 
 from benchmarks.prompts import code, mathematics, texts
 from benchmarks.prompts.formats import BARE, CHAT, FEW_SHOT, FORMATS, INSTRUCTED, QA
+from benchmarks.prompts.harmless import HARMLESS
 from benchmarks.prompts.items import Around, Item, Material, Role, role
 from benchmarks.prompts.materials import MATERIALS, SKILLS
 from benchmarks.prompts.paraphrase import question_first, with_synonyms, with_typos
 from benchmarks.prompts.sets import build, sample
 from benchmarks.prompts.splits import Split, normal_form
 from benchmarks.prompts.treatments import TREATMENTS
-from benchmarks.prompts.word_problems import ANSWERS, FILLINGS, TEMPLATES, word_problems
+from benchmarks.prompts.word_problems import (
+    ANSWERS,
+    FILLINGS,
+    TEMPLATES,
+    TRAIN_ANSWERS,
+    TRAIN_TEMPLATES,
+    word_problems,
+)
 from tests.guards.tiny import tiny_loaded
 
 TASK = {
@@ -138,8 +146,8 @@ def test_a_text_without_an_answer_is_no_worked_example(data: Path) -> None:
 
 
 def test_what_was_written_for_measuring_cannot_be_fitted(data: Path) -> None:
-    with pytest.raises(ValueError, match="word-problems-es has no train side"):
-        build(data, MATERIALS["word-problems-es"], QA, Split.TRAIN)
+    with pytest.raises(ValueError, match="harmless-numbers has no train side"):
+        build(data, HARMLESS["numbers"], QA, Split.TRAIN)
 
 
 def test_roles() -> None:
@@ -222,15 +230,22 @@ def test_equations_hold() -> None:
         assert int(factor) * int(solution) + int(rest.replace(" ", "")) == int(right)
 
 
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("language", TEMPLATES)
-def test_word_problems_have_whole_answers(language: str) -> None:
-    found = list(word_problems(language))
-    assert len(TEMPLATES[language]) == len(ANSWERS)
-    assert len(found) == len(ANSWERS) * FILLINGS
+def test_word_problems_have_whole_answers(language: str, train: bool) -> None:
+    templates, answers = (TRAIN_TEMPLATES, TRAIN_ANSWERS) if train else (TEMPLATES, ANSWERS)
+    found = list(word_problems(language, train=train))
+    assert len(templates[language]) == len(answers)
+    assert len(found) == len(answers) * FILLINGS
     assert all(int(answer) > 0 for _, answer in found)
     assert all("{" not in text for text, _ in found)
-    for template in TEMPLATES[language]:
+    for template in templates[language]:
         assert all(template.count(f"{{{name}}}") <= 1 for name in "abc")
+
+
+def test_word_problems_that_are_fitted_on_are_other_stories() -> None:
+    assert TEMPLATES.keys() == TRAIN_TEMPLATES.keys()
+    assert all({*TEMPLATES[language]}.isdisjoint(TRAIN_TEMPLATES[language]) for language in TEMPLATES)
 
 
 def test_hard_texts_are_told_apart() -> None:

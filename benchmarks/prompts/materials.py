@@ -117,15 +117,9 @@ def _wikitext(name: str, keep: Callable[[str], bool]) -> Material:
 
 def _written(language: str) -> Material:
     def make(data: Path, split: Split) -> Iterable[Item]:
-        return (Item(text, answer) for text, answer in word_problems(language))
+        return (Item(text, answer) for text, answer in word_problems(language, train=split is Split.TRAIN))
 
-    skills = MATHEMATICS | {f"language-{language}"}
-    return Material(
-        f"word-problems-{language}",
-        lambda data, split: _unique(make(data, split)),
-        skills=skills,
-        splits=frozenset({Split.TEST}),
-    )
+    return _material(f"word-problems-{language}", make, skills=MATHEMATICS | {f"language-{language}"})
 
 
 def _all() -> Iterable[Material]:
