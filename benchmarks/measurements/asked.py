@@ -89,7 +89,9 @@ def _model(found: Mapping[str, Any]) -> list[str]:
         f"`{guard['guard']}` ({guard['method']}, {guard['skill']}, digest `{guard['digest'][:12]}`)"
         for guard in found["guards"]
     )
-    parts = [f"### {found['model']}", measured(found, f"{sizes(rows, 'total')} prompts a cell; guards: {guards}")]
+    answered = f"answered at {', '.join(f'`{commit}`' for commit in found['commits'])}"
+    sample = f"{sizes(rows, 'total')} prompts a cell, {answered}; guards: {guards}"
+    parts = [f"### {found['model']}", measured(found, sample)]
     for skill in skills:
         if not skill.startswith(LANGUAGE):
             parts += _skill(matching(rows, skill=skill), skill)
@@ -107,7 +109,9 @@ def asked_section(results: Results) -> str:
             "`skillguard serve` with one guard at a time, asked on the test side as users ask. Refused is what came "
             'back with `finish_reason` "content_filter". Intervals are exact ones of 95 %. Most answers of Qwen and '
             "SmolLM2 were given on an H200, by torch 2.11, and so were those of ESU's table; the environments named "
-            "below are those of the machine that put them together."
+            "below are those of the machine that put them together. Guards of languages were calibrated again after "
+            "a first look at these tables: English texts that quote another language had cost a German guard its "
+            "threshold. A cell of 40 prompts without a hit leaves up to .09."
         ),
         bullets(SHAPES),
         *(part for found in files for part in _model(found)),

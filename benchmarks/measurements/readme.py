@@ -1,6 +1,6 @@
 """README's few figures, between two marks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from benchmarks.asked.cells import LONG_TOKENS, SHORT_TOKENS
 from benchmarks.detectors.rows import FITTED, HELD_OUT, POOL
@@ -15,12 +15,14 @@ DETECTOR = "spans"
 """The default variant, whose figures are shown."""
 BEGIN = "<!-- figures: written by `python -m benchmarks.measurements` -->"
 END = "<!-- end of figures -->"
+WRITTEN = "written/"
+"""Cells of answers to their end."""
 _ASKED = (
     "recall over HTTP",
     "plain",
     *(f"beside {tokens:,} tokens" for tokens in (SHORT_TOKENS, LONG_TOKENS)),
     "changed",
-    "other prompts refused",
+    "of others: prompts, answers refused",
 )
 
 
@@ -55,8 +57,8 @@ def _demo(results: Results) -> str:
 
 def _asked(results: Results, model: str) -> list[tuple[str, ...]]:
     """A line for each guard: what is refused of its own questions, in frames, beside other text and changed."""
-    rows = [row for row in results.read(f"asked.{model}")["rows"] if "while_written" not in row]
-    found = []
+    every: list[Row] = results.read(f"asked.{model}")["rows"]
+    rows, found = [row for row in every if "while_written" not in row], []
     for guard, skill in dict.fromkeys((row["guard"], row["skill"]) for row in rows if row["skill"] in OWN):
         own, asked = OWN[skill], matching(rows, guard=guard)
         shapes = {
@@ -71,14 +73,15 @@ def _asked(results: Results, model: str) -> list[tuple[str, ...]]:
         ]
         others = matching(asked, role="retain")
         if any(groups) and others:
-            refused = f"{sum(row['hits'] for row in others)} of {sum(map(_total, others)):,}"
+            answers = [row for row in matching(every, guard=guard, role="retain") if row["cell"].startswith(WRITTEN)]
+            refused = ", ".join(_refused(of) for of in (others, answers) if of)
             said = [span(rates, 2) if rates else "-" for rates in groups]
             found.append((f"{model}, `{guard}`", *said, refused))
     return found
 
 
-def _total(row: Row) -> int:
-    return int(row["total"])
+def _refused(rows: Sequence[Row]) -> str:
+    return f"{sum(row['hits'] for row in rows)} of {sum(row['total'] for row in rows):,}"
 
 
 def _beside(shapes: Iterable[str], tokens: int) -> list[str]:
@@ -121,6 +124,6 @@ def _vllm(results: Results) -> str:
     differ = sum(found["disagree"] + sum(row.get("flipped", 0) for row in found["rows"]) for found in files)
     slowest = min(row["ratio"] for row in results.read("overhead")["rows"])
     return (
-        f"vLLM on CPUs: on {asked:,} prompts {differ} verdicts differ from the embedded engine's; guards "
-        f"leave at least {share(slowest, 2)} of the speed."
+        f"vLLM on CPUs: of {asked:,} verdicts on {' and '.join(results.models('parity'))} {differ} differ from the "
+        f"embedded engine's; at least {share(slowest, 2)} of the speed is left."
     )

@@ -22,6 +22,12 @@ def _accuracy(row: Row) -> str:
     return f"{share(row['accuracy']['rate'], 2)} of {row['accuracy']['total']}"
 
 
+def _digests(found: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{each['name']} `{each['digest'][:12]}`" for guards in found["settings"]["guards"].values() for each in guards
+    )
+
+
 def unlearning_section(results: Results, model: str) -> str:
     """One model's table; a row for each guard."""
     found = results.read(f"unlearning.{model}")
@@ -41,6 +47,6 @@ def unlearning_section(results: Results, model: str) -> str:
             "reports for Llama-3-8B that GSM8K falls to .162 with MBPP at 1.00 and MMLU at .999, and MBPP to .008 with "
             "GSM8K at .957 and MMLU at .999. A column that the model mostly fails says little."
         ),
-        measured(found, "prompts of the test side, in chats"),
+        measured(found, f"prompts of the test side, in chats; guards calibrated for it, by digest: {_digests(found)}"),
         table(("guard", *columns), lines),
     )
