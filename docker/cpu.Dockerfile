@@ -2,7 +2,8 @@
 # skillguard on a CPU, with the demo in it. From the repository's root:
 #
 #   docker build -f docker/cpu.Dockerfile -t skillguard:cpu .
-#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 skillguard:cpu
+#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 skillguard:cpu \
+#     --allowed-hosts localhost
 #
 # What follows the image's name are flags of `skillguard serve`; models and keys are mounted.
 ARG BASE=debian:bookworm-slim

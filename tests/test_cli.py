@@ -1,5 +1,6 @@
 """The command line: instant help, clear refusals, one line per error."""
 
+import os
 import re
 import stat
 import subprocess
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.auth import key_digest
+from server.cli.doctor import _options as doctor_options
 from server.cli.engine import effective_settings, own_flags, split_flags
 from server.cli.main import build_parser, main, parse
 from server.config import ServerConfig
@@ -175,6 +177,17 @@ def test_no_flag_of_ours_reaches_the_engine(words: list[str]) -> None:
     assert all(word in rest for word in theirs), "in their order, and unchanged"
     names = {word: word.partition("=")[0].replace("_", "-") for word in theirs}
     assert not any(name in OWN and not word.startswith("--help=") for word, name in names.items())
+
+
+def test_the_doctor_asks_whatever_runner_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it was not tested is no answer: to find out is what it is for."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")  # so that it is what it was when the test ends
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    options = doctor_options(parse(["doctor", "--engine", "vllm"]))
+    assert isinstance(options, VllmOptions)
+    assert options.allow_untested_runner
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert isinstance(doctor_options(parse(["doctor"])), EmbeddedOptions)
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm"])

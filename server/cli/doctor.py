@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:
-    """Of the demo every detector, where no model was named."""
+    """Of the demo every detector, where no model was named. On vLLM with whatever runner: that is the question."""
     if not hasattr(args, "model") and not hasattr(args, "artifacts"):
         args.artifacts = tuple(sorted((DEMO / "guards").glob("ksd-*")))
-    return engine_options(args)
+    options = engine_options(args)
+    if isinstance(options, EmbeddedOptions):
+        return options
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the other one is refused in any case
+    return options.model_copy(update={"allow_untested_runner": True})
