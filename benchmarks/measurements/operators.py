@@ -16,7 +16,7 @@ def operators_section(results: Results) -> str:
     return section(
         "What operators cost",
         paragraph(
-            "Every method's operator at one place, against a copy of the vectors that it reads, in turns. Many guards "
+            "Every kind of operator at one place, against a copy of the vectors that it reads, in turns. Many guards "
             "at one place are one operator: guards over spans one matrix product. Below, the operations of one step of "
             "the embedded engine, views left out: on a GPU, where each is launched by itself, they are what a small "
             "model's step costs."

@@ -2,7 +2,7 @@
 
     python -m benchmarks.operators [--full] [--dtype bfloat16]
 
-Every method's operator at one place, eager and compiled as vLLM compiles it, for so many guards at that place; in turns
+Every kind of operator at one place, eager and compiled as vLLM compiles it, for so many guards at that place; in turns
 with a copy of the vectors that it reads, which is the least that reading them can cost. `times_copy` is the median over
 9 rounds of its seconds over the copy's. `--full` measures d_ff 1,408 to 28,672, 1 to 8,192 tokens and 1 to 256 guards.
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all widths, tokens and numbers of guards (hours on CPUs)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     args = parser.parse_args()
-    widths, tokens, guards = [2816], [8, 1024], [1, 16, MANY]
+    widths, tokens, guards = [1408, 14336], [1, 8, 1024], [1, 16, MANY]
     if args.full:
         widths = [1408, 2816, 5632, 8192, 14336, 28672]
         tokens, guards = [1, 8, 64, 512, 2048, 8192], [1, 4, 16, 64, MANY]
