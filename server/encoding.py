@@ -6,13 +6,15 @@ from typing import ParamSpec, TypeVar
 from server.engines.base import NO_VARIABLES, Engine, Message
 from server.engines.errors import PromptTooLongError
 from server.engines.tools import Tool
-from server.workers import Workers
+from server.workers import SharedWorkers
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 AT_A_TIME = 2
+"""Of one tenant. There is one thread more."""
 MOST_WAITING = 256
+"""Of one tenant."""
 LIKELY_CHARACTERS = 8
 """Of a token. A text of more for each token of the context is looked at by its beginning first: most do not fit."""
 _ROOM = 1.1
@@ -20,7 +22,7 @@ _ROOM = 1.1
 
 
 class Encoder:
-    """An engine's `encode_text` and `encode_chat`.
+    """An engine's `encode_text` and `encode_chat`, for a tenant, who has a queue and no more than some of the threads.
 
     Both raise PromptTooLongError without encoding more than a few times the model's context, however long the text,
     and EngineBusyError where too many are queued. To be awaited within `while_connected`.
@@ -28,15 +30,16 @@ class Encoder:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._workers = Workers("prompts to be encoded", at_a_time=AT_A_TIME, most_waiting=MOST_WAITING)
+        self._workers = SharedWorkers("prompts to be encoded", each_at_a_time=AT_A_TIME, each_waiting=MOST_WAITING)
 
-    async def text(self, text: str, *, opened: bool = True) -> tuple[int, ...]:
+    async def text(self, tenant: str, text: str, *, opened: bool = True) -> tuple[int, ...]:
         """The token ids of a bare text."""
         self._require_room((text,))
-        return await self._workers.run(self._text, text, opened)
+        return await self._workers.run(tenant, self._text, text, opened)
 
     async def chat(
         self,
+        tenant: str,
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         variables: Mapping[str, object] = NO_VARIABLES,
@@ -53,22 +56,22 @@ class Encoder:
         calls = [call.arguments for message in messages for call in message.tool_calls]
         shown = [(tool.name, tool.description, tool.parameters) for tool in tools]
         self._require_room([*said, *_texts([calls, shown, variables])])
-        return await self._workers.run(self._chat, messages, tools, variables, answered)
+        return await self._workers.run(tenant, self._chat, messages, tools, variables, answered)
 
-    async def read(self, token_ids: Sequence[int]) -> str:
+    async def read(self, tenant: str, token_ids: Sequence[int]) -> str:
         """The text of token ids. Raises PromptTooLongError for more than the context has, as no text of the model's."""
         most = self._engine.info.max_model_tokens
         if len(token_ids) > most:
             raise PromptTooLongError(f"got {len(token_ids)} tokens, wanted at most {most}: read them in parts")
-        return await self._workers.run(self._engine.decode, token_ids)
+        return await self._workers.run(tenant, self._engine.decode, token_ids)
 
-    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, tenant: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What else has to do with token ids and texts, on the same threads."""
-        return await self._workers.run(work, *args, **kwargs)
+        return await self._workers.run(tenant, work, *args, **kwargs)
 
     @property
     def waiting(self) -> int:
-        """How many prompts are queued behind those that are being encoded."""
+        """How many prompts are queued behind those that are being encoded, of all tenants."""
         return self._workers.waiting
 
     def close(self) -> None:

@@ -101,9 +101,9 @@ class Judge:
     async def _judge(self, text: str) -> tuple[Judged, ...]:
         """As the first token of an answer would be judged, which is thrown away."""
         if self.engine.info.template_sha256 is None:
-            prompt = await self.encoder.text(text)
+            prompt = await self.encoder.text(self.tenant, text)
         else:
-            prompt = await self.encoder.chat([Message("user", text)])
+            prompt = await self.encoder.chat(self.tenant, [Message("user", text)])
         sampling = Sampling(max_tokens=1, temperature=0)
         self.spend(len(prompt))
         request = EngineRequest(f"judge-{secrets.token_hex(16)}", prompt, sampling, self.policy, tenant=self.tenant)

@@ -16,29 +16,45 @@ second, in which nobody else is served.
 REST = 3.0
 """For how many times as long the next one waits."""
 MOST_WAITING = 64
+"""Of one tenant."""
+
+
+class _Line:
+    """Of one tenant: the first of it waits for a turn, the others behind."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Lock()
+        self.waiting = 0
 
 
 class LargeBodies:
-    """One at a time is read and checked, and then none for a while. Small ones never wait."""
+    """One at a time is read and checked, and then none for a while. Small ones never wait.
+
+    Tenants have turns one after another, whoever of them sends more.
+    """
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._lines: dict[str, _Line] = {}
 
-    async def read(self, size: int, read: Callable[[], T]) -> T:
+    async def read(self, tenant: str, size: int, read: Callable[[], T]) -> T:
         """What `read` makes of a body of so many bytes. Raises what it raises, and EngineBusyError where too many wait.
 
         What follows on it without a pause, which is where a body is checked, counts as well.
         """
         if size < LARGE:
             return read()
-        if self._waiting >= MOST_WAITING:
+        line = self._lines.setdefault(tenant, _Line())
+        if line.waiting >= MOST_WAITING:
             raise EngineBusyError("too many requests with large bodies wait to be read: try again")
-        self._waiting += 1
+        line.waiting += 1
         try:
-            await self._turn.acquire()
+            async with line.first:
+                await self._turn.acquire()
         finally:
-            self._waiting -= 1
+            line.waiting -= 1
+            if not line.waiting:
+                del self._lines[tenant]
         loop, began = asyncio.get_running_loop(), time.perf_counter()
         try:
             return read()

@@ -112,6 +112,11 @@ class SharedWorkers:
         future.add_done_callback(done)
         return await asyncio.wrap_future(future)
 
+    @property
+    def waiting(self) -> int:
+        """How many are queued, of all tenants."""
+        return sum(max(0, share.held - self._each) for share in self._shares.values()) + self._workers.waiting
+
     def close(self) -> None:
         """Begins nothing more. What runs goes on to its end."""
         self._workers.close()

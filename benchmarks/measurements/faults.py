@@ -96,5 +96,40 @@ def soak_section(results: Results) -> str:
                 for row in found["rows"]
             ],
         ),
-        bullets([f"Requests ended by: {_ended(requests)}. The audit log has {found['audit_mb']:g} MB."]),
+        bullets(
+            [
+                f"Requests ended by: {_ended(requests)}. The audit log has {found['audit_mb']:g} MB.",
+                f"Exit status at the SIGTERM behind it: {found['exit_status']}.",
+            ]
+        ),
+    )
+
+
+def fuzz_section(results: Results) -> str:
+    """Mutations by target; empty where there were none."""
+    files = [results.read(f"fuzz.{target}") for target in results.models("fuzz")]
+    if not files:
+        return ""
+    rows = [row for found in files for row in found["rows"]]
+    return section(
+        "Hostile input",
+        paragraph(
+            "Mutations that are handed in: artifacts, of which none may load that was not sealed anew; files to "
+            "import, of which nothing that a pickle names may run; requests, of which none may be a 500. What is "
+            "against this is a finding."
+        ),
+        *(measured(found, f"{found['rows'][0]['count']:,} mutations") for found in files),
+        table(
+            ("target", "mutations", "findings", "what became of them", "slowest, seconds"),
+            [
+                (
+                    row["target"],
+                    f"{row['count']:,}",
+                    str(row["outcomes"].get("finding", 0)),
+                    _ended(row["outcomes"]),
+                    f"{row['slowest'][0]:g}",
+                )
+                for row in rows
+            ],
+        ),
     )

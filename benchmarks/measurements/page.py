@@ -5,7 +5,7 @@ from benchmarks.measurements.attacks import attacks_section
 from benchmarks.measurements.calibration import calibration_section
 from benchmarks.measurements.clients import clients_section, conformance_section
 from benchmarks.measurements.demo import demo_section, figure4_section
-from benchmarks.measurements.faults import faults_section, soak_section
+from benchmarks.measurements.faults import faults_section, fuzz_section, soak_section
 from benchmarks.measurements.image import image_section
 from benchmarks.measurements.likelihoods import likelihoods_section
 from benchmarks.measurements.load import authors_section, load_section
@@ -60,6 +60,7 @@ def page(results: Results) -> str:
         *filter(None, [load_section(results), authors_section(results)]),
         *filter(None, [clients_section(results), conformance_section(results), likelihoods_section(results)]),
         *filter(None, [attacks_section(results), faults_section(results), soak_section(results)]),
+        *filter(None, [fuzz_section(results)]),
         *filter(None, [watched_section(results), image_section(results)]),
         methods_section(),
     ]

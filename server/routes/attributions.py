@@ -31,7 +31,7 @@ async def attributions(
         raise ForbiddenError("Attributions are for operators; use a key of role operator.")
     running = services.readiness.require_ready()
     engine = services.engine
-    prompt = await while_connected(request.receive, prompt_of(body, services, context, running))
+    prompt = await while_connected(request.receive, prompt_of(body, services, context, caller, running))
     if len(prompt) > MOST_TOKENS:
         raise PromptTooLongError(f"got {len(prompt)} prompt tokens, wanted at most {MOST_TOKENS}: shorten the prompt")
     context.spend(2 * len(prompt))

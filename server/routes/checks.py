@@ -25,7 +25,7 @@ async def checks(
 ) -> dict[str, object]:
     """The caller's own verdicts for everybody; scores, thresholds and places for operators."""
     running = services.readiness.require_ready()
-    prompt = await while_connected(request.receive, prompt_of(body, services, context, running))
+    prompt = await while_connected(request.receive, prompt_of(body, services, context, caller, running))
     context.spend(len(prompt))
     found = await checked(prompt, request, services, context, caller, running)
     return {
@@ -37,7 +37,7 @@ async def checks(
 
 
 async def prompt_of(
-    body: CheckRequest, services: Services, context: RequestContext, running: Running
+    body: CheckRequest, services: Services, context: RequestContext, caller: Caller, running: Running
 ) -> tuple[int, ...]:
     """The token ids that are asked about."""
     require_model(body.model or None, running)
@@ -46,9 +46,9 @@ async def prompt_of(
         log_dropped(body.messages, context.request_id)
         require_shown(body.messages, running.info)
         said = [message.to_engine() for message in body.messages]
-        return await encoder.chat(said, (), body.chat_template_kwargs or {})
+        return await encoder.chat(caller.tenant, said, (), body.chat_template_kwargs or {})
     if isinstance(body.prompt, str):
-        return await encoder.text(body.prompt)
+        return await encoder.text(caller.tenant, body.prompt)
     assert body.prompt is not None, "the protocol model holds one of the two"
     return body.prompt
 

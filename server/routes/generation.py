@@ -74,11 +74,13 @@ async def _continue(body: CompletionRequest, services: Services, caller: Caller)
     require_model(body.model or None, running)
     _require_few(body, len(body.prompt), services)
     encoder = services.encoder
-    prompts = [await encoder.text(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    prompts = [
+        await encoder.text(caller.tenant, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt
+    ]
     job = _job(body, prompts, CompletionShape(), services, running, caller)
     if body.echo:
         echoes = [
-            await encoder.run(_echo, services.engine, said, prompt, body.logprobs)
+            await encoder.run(caller.tenant, _echo, services.engine, said, prompt, body.logprobs)
             for said, prompt in zip(body.prompt, prompts, strict=True)
         ]
         echoes = [echo for echo in echoes for _ in range(body.answers_per_prompt)]
@@ -139,7 +141,7 @@ async def _converse(
     plan = None if use is None else await services.compilers.run(caller.tenant, services.engine.plan_tools, use)
     tools = () if use is None else use.tools
     variables = body.template_variables(running.info)
-    prompt = await services.encoder.chat(body.to_engine(), tools, variables)
+    prompt = await services.encoder.chat(caller.tenant, body.to_engine(), tools, variables)
     job = _job(body, [prompt], shape, services, running, caller, plan)
     if body.moderation is not None:
         require_model(body.moderation.model, running, "moderation.model")

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from server.context import ContextDep, ServicesDep
+from server.context import CallerDep, ContextDep, ServicesDep
 from server.generation import while_connected
 from server.openai import DetokenizeRequest, TokenizeRequest
 from server.openai.calling import require_tools
@@ -15,7 +15,7 @@ router = APIRouter(route_class=PostedRoute)
 
 @router.post("/tokenize")
 async def tokenize(
-    body: TokenizeRequest, request: Request, services: ServicesDep, context: ContextDep
+    body: TokenizeRequest, request: Request, services: ServicesDep, context: ContextDep, caller: CallerDep
 ) -> dict[str, object]:
     """The token ids that a request of this prompt would be judged and continued from."""
     running, encoder = services.readiness.require_running(), services.encoder
@@ -26,10 +26,10 @@ async def tokenize(
         said, shown = [each.to_engine() for each in body.messages], [each.to_engine() for each in body.tools or ()]
         require_tools(shown, running.info)
         answered = body.add_generation_prompt is not False
-        encoding = encoder.chat(said, shown, body.chat_template_kwargs or {}, answered=answered)
+        encoding = encoder.chat(caller.tenant, said, shown, body.chat_template_kwargs or {}, answered=answered)
     else:
         assert body.prompt is not None, "the protocol model holds one of the two"
-        encoding = encoder.text(body.prompt, opened=body.add_special_tokens is not False)
+        encoding = encoder.text(caller.tenant, body.prompt, opened=body.add_special_tokens is not False)
     tokens = await while_connected(request.receive, encoding)
     return {
         "count": len(tokens),
@@ -40,8 +40,11 @@ async def tokenize(
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, request: Request, services: ServicesDep) -> dict[str, object]:
+async def detokenize(
+    body: DetokenizeRequest, request: Request, services: ServicesDep, caller: CallerDep
+) -> dict[str, object]:
     """The text of token ids."""
     running = services.readiness.require_running()
     require_model(body.model or None, running)
-    return {"prompt": await while_connected(request.receive, services.encoder.read(body.tokens))}
+    reading = services.encoder.read(caller.tenant, body.tokens)
+    return {"prompt": await while_connected(request.receive, reading)}

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,18 @@ from server.engines.scripted.engine import ScriptedEngine
 from server.errors import InvalidRequestError
 from server.large_bodies import LARGE, MOST_WAITING, LargeBodies
 from server.routes.posted import each_once
-from tests.server.harness import ATTRIBUTIONS, CHAT, CHECKS, COMPLETIONS, GUARDRAIL, MODERATIONS, RESPONSES, serving
+from tests.server.harness import (
+    ATTRIBUTIONS,
+    CHAT,
+    CHECKS,
+    COMPLETIONS,
+    GUARDRAIL,
+    MODERATIONS,
+    RESPONSES,
+    Exchange,
+    completion,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -126,11 +137,11 @@ async def test_large_bodies_take_turns_and_leave_the_event_loop_to_others(monkey
 
     async def fails() -> None:
         with pytest.raises(InvalidRequestError):
-            await bodies.read(LARGE, broken)
+            await bodies.read("a", LARGE, broken)
 
-    first = bodies.read(LARGE, lambda: read("first", 2.0))
-    small = bodies.read(LARGE - 1, lambda: read("small", 1.0))
-    last = bodies.read(LARGE, lambda: read("last", 1.0))
+    first = bodies.read("a", LARGE, lambda: read("first", 2.0))
+    small = bodies.read("a", LARGE - 1, lambda: read("small", 1.0))
+    last = bodies.read("a", LARGE, lambda: read("last", 1.0))
     await asyncio.gather(first, fails(), small, last)
     await asyncio.sleep(0)
     assert [name for name in order if name != "rest"] == ["first", "small", "broken", "last"]
@@ -138,15 +149,59 @@ async def test_large_bodies_take_turns_and_leave_the_event_loop_to_others(monkey
     assert rests == [9.0, 12.0, 3.0], "three times what was read before the event loop had a turn, others' too"
 
 
+async def test_a_large_body_whose_sender_hung_up_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def looking(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        looked_at.append(len(pairs))
+        return dict(pairs)
+
+    monkeypatch.setattr("server.routes.posted.each_once", looking)
+    body = completion("a" * LARGE)
+    async with serving() as served:
+        turn = served.app.state.services.large_bodies._turn
+        await turn.acquire()
+        exchange = Exchange.of(served.app, COMPLETIONS, body)
+        running = asyncio.create_task(exchange.run())
+        while not served.app.state.services.large_bodies._lines:
+            await asyncio.sleep(0)
+        exchange.hang_up.set()
+        await running
+        turn.release()
+        assert not looked_at
+        assert not served.app.state.services.large_bodies._lines
+        await served.post(COMPLETIONS, body)
+        assert looked_at, "positive control"
+
+
 async def test_too_many_large_bodies_are_told_to_come_later() -> None:
     bodies = LargeBodies()
-    waiting = [asyncio.ensure_future(bodies.read(LARGE, lambda: None)) for _ in range(MOST_WAITING + 1)]
+    waiting = [asyncio.ensure_future(bodies.read("a", LARGE, lambda: None)) for _ in range(MOST_WAITING + 1)]
     await asyncio.sleep(0)
     with pytest.raises(EngineBusyError):
-        await bodies.read(LARGE, lambda: None)
+        await bodies.read("a", LARGE, lambda: None)
     for each in waiting:
         each.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_tenants_have_turns_one_after_another_whoever_sends_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda _, callback: loop.call_soon(callback))
+    bodies, order = LargeBodies(), list[str]()
+    waiting = [
+        asyncio.ensure_future(bodies.read(tenant, LARGE, lambda tenant=tenant: order.append(tenant)))  # type: ignore[misc]
+        for tenant in ("a",) * (MOST_WAITING + 1) + ("b",) * 2
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError):
+        await bodies.read("a", LARGE, lambda: None)
+    await asyncio.gather(*waiting)
+    first, second = (at for at, tenant in enumerate(order) if tenant == "b")
+    assert first <= 2
+    assert second <= 4
+    assert len(order) == MOST_WAITING + 3
+    assert not bodies._lines
 
 
 async def test_a_refused_body_is_gone_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,9 @@ async def test_of_a_text_that_may_fit_the_beginning_is_encoded_first(asked: str)
     engine = Counting(longest=1000)
     encoder, text = Encoder(engine), "a" * (CONTEXT * 900)
     with pytest.raises(PromptTooLongError, match="of which 512 are 512 tokens; wanted at most 64"):
-        await (encoder.text(text) if asked == "text" else encoder.chat([Message("user", text)]))
+        await (encoder.text("", text) if asked == "text" else encoder.chat("", [Message("user", text)]))
     assert [len(each) for each in engine.encoded] == [LIKELY_CHARACTERS * CONTEXT]
-    await encoder.text("a" * CONTEXT)
+    await encoder.text("", "a" * CONTEXT)
     assert engine.encoded[1:] == ["a" * CONTEXT], "positive control: a usual text is encoded once"
 
 
@@ -188,6 +188,25 @@ async def test_one_tenant_leaves_a_thread_to_the_others() -> None:
     assert await asked[2] == "third"
     assert await workers.run("a", len, (1,)) == 1
     workers.close()
+
+
+async def test_a_tenant_whose_prompts_wait_leaves_the_encoder_to_others() -> None:
+    engine = Counting()
+    encoder = Encoder(engine)
+    for each in "ab":
+        assert await encoder.text(each, each) == engine.encode_text(each), "positive control"
+    engine.may_encode.clear()
+    mine = [asyncio.create_task(encoder.text("a", "mine")) for _ in range(AT_A_TIME + MOST_WAITING)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError):
+        await encoder.text("a", "one more")
+    other = asyncio.create_task(encoder.text("b", "other"))
+    while "other" not in engine.encoded:
+        await asyncio.sleep(0)
+    assert engine.encoded.count("mine") <= AT_A_TIME
+    engine.may_encode.set()
+    await asyncio.gather(other, *mine)
+    encoder.close()
 
 
 async def test_a_tenant_that_asks_for_nothing_is_forgotten() -> None:
