@@ -116,7 +116,7 @@ def test_an_engine_that_lets_tokens_out_is_refuted(monkeypatch: pytest.MonkeyPat
     assert Finding("verdicts, against a plain pass", Outcome.SKIPPED, "not examined: none was made") in report.findings
 
 
-def given(*engines: Engine) -> Callable[[EmbeddedOptions], Engine]:
+def given(*engines: Engine) -> Callable[[object], Engine]:
     """These, in their order."""
     left = iter(engines)
     return lambda _: next(left)

@@ -14,6 +14,7 @@ from guards.artifact.store import read_artifact, write_artifact
 from guards.inside.transformers.loading import load_model
 from guards.methods.spans.calibrate import calibrate
 from guards.methods.spans.options import SpanOptions
+from guards.model import encoding
 from server.cli.serve import banner
 from server.config import ServerConfig
 from server.engines.embedded.engine import EmbeddedEngine
@@ -264,3 +265,20 @@ async def test_the_operators_variables_are_part_of_what_is_verified(folder: Path
         assert await asked(served, chat_template_kwargs=ON) == (400, "chat_template_kwargs")
     async with serving(thinking_engine(folder, "off"), anonymous_role="operator") as served:
         assert (await shown(served))[2] == "changed"
+
+
+async def test_a_template_that_does_not_end_is_a_400_and_others_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = 3 * "{% for number in range(99999) %}" + 3 * "{% endfor %}"
+    trapped = TEMPLATE + "{% if 'trap' in messages[-1].content %}" + trap + "{% endif %}"
+    (folder / "model" / "chat_template.jinja").write_text(trapped)
+    monkeypatch.setattr(encoding, "RENDER_SECONDS", 0.05)
+    engine = EmbeddedEngine(EmbeddedOptions(model=str(folder / "model"), artifacts=(), device="cpu"))
+    async with serving(engine) as served:  # type: ignore[arg-type]
+        response = await served.post(CHAT, {"messages": [{"role": "user", "content": "a trap"}]})
+        assert response.status_code == 400, response.text
+        assert "takes more than 0.05 seconds" in response.json()["error"]["message"]
+        said = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        assert (await served.post(CHAT, said)).status_code == 200
+        assert (await served.post(COMPLETIONS, {"prompt": "a trap", "max_tokens": 1})).status_code == 200
