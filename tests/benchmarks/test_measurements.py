@@ -150,7 +150,8 @@ def test_models_that_were_asked_have_a_chapter(repository: Path) -> None:
         path.unlink()
     results = repository / "benchmarks" / "results"
     guards = [{"guard": "m1", "skill": "mathematics", "method": "ksd", "digest": "ab" * 32}]
-    found = {"command": "python -m benchmarks.asked", "environment": {"commit": "c"}, "model": "tiny", "guards": guards}
+    found: dict[str, Any] = {"command": "python -m it", "environment": {"commit": "c"}, "model": "tiny"}
+    found |= {"guards": guards, "commits": ["c1", "c2"]}
     assert main([], repository) == 0
     without = (repository / PAGE).read_text(encoding="utf-8")
     assert "Real models, over HTTP" not in without
@@ -164,6 +165,7 @@ def test_models_that_were_asked_have_a_chapter(repository: Path) -> None:
     assert main([], repository) == 0
     lines = (repository / PAGE).read_text(encoding="utf-8").splitlines()
     assert "### tiny" in lines
+    assert any("answered at `c1`, `c2`" in line for line in lines)
     assert any(
         line.split("|")[1:4] == [" `gsm8k` ", " 0.25 [0.01, 0.81] of 4 ", " 0.50 [0.01, 0.81] of 4 "]
         for line in map(_squeezed, lines)
@@ -173,7 +175,7 @@ def test_models_that_were_asked_have_a_chapter(repository: Path) -> None:
     assert any(line.split("|")[1:4] == [" `es` ", " 0.00 ", " 1.00 "] for line in map(_squeezed, lines))
     assert before.partition("## vLLM")[2] in "\n".join([*lines, ""])
     readme = _squeezed((repository / README).read_text(encoding="utf-8"))
-    assert "| tiny, `m1` | 0.25 | 0.75 | - | 1.00 | 1 of 4 |" in readme
+    assert "| tiny, `m1` | 0.25 | 0.75 | - | 1.00 | 1 of 4, 1 of 4 |" in readme
     assert "tiny, `m2`" not in readme, "it was asked nothing else"
 
 
