@@ -46,7 +46,8 @@ def vanish(scene: Scene) -> Seen:
     left = until(lambda: _metric(scene, "skillguard_requests_waiting") == 0)
     scene.callers.await_replies(_BETWEEN)
     given_up = _metric(scene, 'skillguard_tenant_answers_total{outcome="given_up",tenant="anonymous"}')
-    return {"left": _VANISH, "answers given up": int(given_up), "queue empties": left, "sound": left and _ready(scene)}
+    sound = left and _ready(scene) and _others_as_usual(scene)
+    return {"left": _VANISH, "answers given up": int(given_up), "queue empties": left, "sound": sound}
 
 
 def slow_readers(scene: Scene) -> Seen:
@@ -58,7 +59,13 @@ def slow_readers(scene: Scene) -> Seen:
         ended = Counter("ends" if "[DONE]" in each.read().decode() else "cut" for each in waiting)
         for each in waiting:
             each.close()
-    return {"readers": _SLOW, "their streams": dict(ended), "sound": ended["ends"] == _SLOW and _ready(scene)}
+    sound = ended["ends"] == _SLOW and _ready(scene) and _others_as_usual(scene)
+    return {"readers": _SLOW, "their streams": dict(ended), "sound": sound}
+
+
+def _others_as_usual(scene: Scene) -> bool:
+    """Whether every answer to others ended as the model ended it."""
+    return bool(scene.callers.of_other) and scene.callers.of_other.keys() <= {"stop", "length"}
 
 
 def _stream_request(client: httpx.Client, text: str, max_tokens: int) -> httpx.Request:
@@ -134,7 +141,8 @@ def clock_steps(scene: Scene) -> Seen:
         (scene.folder / "clock").write_text(f"{step}\n")
         scene.callers.await_replies(_BETWEEN)
     refused = sum(count for ended, count in scene.callers.of_skill.items() if ended != "content_filter")
-    return {"steps": list(_DAYS), "requests not as usual": refused, "sound": refused == 0 and _ready(scene)}
+    sound = refused == 0 and _ready(scene) and _others_as_usual(scene)
+    return {"steps": list(_DAYS), "requests not as usual": refused, "sound": sound}
 
 
 def corrupt_reload(scene: Scene) -> Seen:
