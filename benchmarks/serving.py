@@ -4,12 +4,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _READY = "  ready  "
 _NOT_READY = "  NOT READY"
+_DRAIN_SECONDS = 30
 
 
 class ServerDidNotStartError(RuntimeError):
@@ -31,25 +32,27 @@ def running(command: Sequence[str], address_in: Callable[[str], str | None]) -> 
     Raises ServerDidNotStartError.
     """
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    reader = threading.Thread(target=drain, args=(process,), daemon=True)
     try:
         url = await_address(process, address_in)
-        threading.Thread(target=drain, args=(process,), daemon=True).start()
+        reader.start()
         yield url
     finally:
+        if reader.ident is None:
+            reader.start()
         process.terminate()
         try:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        reader.join(_DRAIN_SECONDS)  # not for ever: a process that it left behind may hold the pipe
 
 
 def drain(process: "subprocess.Popen[str]") -> None:
     """Reads on until the process ends: what it logs must be read, or the full pipe would stop it."""
     assert process.stdout is not None
-    with suppress(ValueError):  # closed in the middle of a read, at the end
+    with process.stdout:
         for _ in process.stdout:
             pass
 

@@ -178,7 +178,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     callers who leave while their request is queued.
     """
     task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(receive))
+    watcher = asyncio.ensure_future(disconnected(receive))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -191,6 +191,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         del task, watcher  # an error's traceback holds this frame, and a task its error
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Waits for the caller to hang up. The request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from server.engines.errors import EngineBusyError
+from server.errors import ClientGoneError
 
 T = TypeVar("T")
+Gone = Coroutine[Any, Any, object]
 
 LARGE = 1 << 16
 """Bytes. To read so much JSON and to check what it holds takes milliseconds, and of a megabyte up to a tenth of a
@@ -37,10 +40,12 @@ class LargeBodies:
         self._turn = asyncio.Lock()
         self._lines: dict[str, _Line] = {}
 
-    async def read(self, tenant: str, size: int, read: Callable[[], T]) -> T:
-        """What `read` makes of a body of so many bytes. Raises what it raises, and EngineBusyError where too many wait.
+    async def read(self, tenant: str, size: int, read: Callable[[], T], gone: Callable[[], Gone]) -> T:
+        """What `read` makes of a body of so many bytes. Raises what it raises, EngineBusyError where too many wait, and
+        ClientGoneError where `gone`, which waits for the caller to hang up, is over before the body's turn.
 
-        What follows on it without a pause, which is where a body is checked, counts as well.
+        What follows on it without a pause, which is where a body is checked, counts as well. So it is waited here, in
+        the request's own task, and not in one beside it.
         """
         if size < LARGE:
             return read()
@@ -49,7 +54,7 @@ class LargeBodies:
             raise EngineBusyError("too many requests with large bodies wait to be read: try again")
         line.waiting += 1
         try:
-            async with line.first:
+            async with _unless(gone()), line.first:
                 await self._turn.acquire()
         finally:
             line.waiting -= 1
@@ -60,3 +65,24 @@ class LargeBodies:
             return read()
         finally:
             loop.call_soon(lambda: loop.call_later(REST * (time.perf_counter() - began), self._turn.release))
+
+
+@asynccontextmanager
+async def _unless(gone: Gone) -> AsyncIterator[None]:
+    """Ends what is waited for inside by ClientGoneError once `gone` is over."""
+    loop, watcher = asyncio.get_running_loop(), asyncio.ensure_future(gone)
+    try:
+        async with asyncio.timeout(None) as limit:
+
+            def end(_: object) -> None:
+                limit.reschedule(loop.time())
+
+            watcher.add_done_callback(end)
+            try:
+                yield
+            finally:
+                watcher.remove_done_callback(end)
+    except TimeoutError as error:
+        raise ClientGoneError("The client disconnected.") from error
+    finally:
+        watcher.cancel()

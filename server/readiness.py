@@ -24,6 +24,10 @@ logger = logging.getLogger("skillguard.server")
 
 _RETRY_AFTER_SECONDS = 5
 """Loading and canaries take seconds to minutes; a client that asks this often costs nothing."""
+VERIFY_SECONDS = 3600.0
+"""For all canaries. A large model on a CPU, with many guards, may take minutes; one that hangs would hold reloads up
+for ever, and canaries on schedule would end without a word.
+"""
 
 
 class Phase(StrEnum):
@@ -107,7 +111,7 @@ class Readiness:
 
     async def _check_again(self) -> None:
         try:
-            reasons = unverified(await self._engine.verify(), info := self._engine.info)
+            reasons = unverified(await self._verified(), info := self._engine.info)
         except Exception as error:
             logger.exception("the guards could not be verified again")
             self._fail(f"{type(error).__name__}: {error}")
@@ -117,6 +121,16 @@ class Readiness:
             await self._audit.canaries(reasons, info.guards, "schedule")
         except AuditError as error:  # counted; the guards are as they were found, recorded or not
             logger.error("the guards were verified again, which is not recorded: %s", error)
+
+    async def _verified(self) -> Mapping[str, str | None]:
+        """What the canaries say. Raises TimeoutError where one is never answered: they go first, but wait for running
+        answers to make room.
+        """
+        try:
+            async with asyncio.timeout(VERIFY_SECONDS):
+                return await self._engine.verify()
+        except TimeoutError as error:
+            raise TimeoutError(f"the canaries were not answered within {VERIFY_SECONDS:g} seconds") from error
 
     async def bring_up(self) -> None:
         """Start, then verify. Never raises: what goes wrong becomes the phase FAILED, and the log says why."""
@@ -132,7 +146,7 @@ class Readiness:
             self.phase = Phase.VERIFYING
             keys = None if self._keys is None else self._keys.in_force
             await self._audit.started(info, self._running.policy, self._running.policy_version, version(), keys)
-            reasons = unverified(await self._engine.verify(), info)
+            reasons = unverified(await self._verified(), info)
             await self._audit.canaries(reasons, info.guards, "start")
         except SkillguardError as error:
             self._fail(str(error))
@@ -165,7 +179,7 @@ class Readiness:
         try:
             await self._engine.exchange()
             exchanged = True
-            reasons = unverified(await self._engine.verify(), info := self._engine.info)
+            reasons = unverified(await self._verified(), info := self._engine.info)
             await self._audit.canaries(reasons, info.guards, "reload")
             if reasons:
                 raise ChangeRefusedError(_sentence(reasons))
@@ -183,7 +197,7 @@ class Readiness:
         try:
             if exchanged:
                 await self._engine.exchange()
-            reasons = unverified(await self._engine.verify(), info := self._engine.info)
+            reasons = unverified(await self._verified(), info := self._engine.info)
             with suppress(AuditError):  # which is counted, and may be why they are put back
                 await self._audit.canaries(reasons, info.guards, "reload")
         except Exception as error:

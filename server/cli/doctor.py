@@ -40,11 +40,18 @@ def run(args: argparse.Namespace) -> int:
     from server.doctor.examination import examine
 
     disable_progress_bar()
-    report = uvloop.run(examine(_options(args), create_engine))
-    print(report.text())
-    args.report.write_text(json.dumps(report.told(), indent=1) + "\n", encoding="utf-8")
-    print(f"written to {args.report}")
-    return 0 if report.sound else 1
+
+    async def examined() -> int:
+        """Tells before the event loop ends, which waits for an engine that hangs."""
+        report = await examine(_options(args), create_engine)
+        print(report.text())
+        args.report.write_text(json.dumps(report.told(), indent=1) + "\n", encoding="utf-8")
+        print(f"written to {args.report}", flush=True)
+        if report.hangs:
+            os._exit(1)
+        return 0 if report.sound else 1
+
+    return uvloop.run(examined())
 
 
 def _options(args: argparse.Namespace) -> EmbeddedOptions | VllmOptions:

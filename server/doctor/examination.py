@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from guards.core.verdict import GuardMode
 from guards.methods.loaded import LoadedGuard, read_guards
 from server.doctor import machine, properties
-from server.doctor.findings import Finding, Outcome, Report, reason
+from server.doctor.findings import HANGS, Finding, Outcome, Report, reason
 from server.doctor.plain import Plain, compared, read_plainly
 from server.doctor.properties import Known, in_time
 from server.engines.base import Engine, EngineRequest, Finish, Sampling
@@ -17,6 +17,7 @@ from server.engines.options import EmbeddedOptions, VllmOptions
 Options = EmbeddedOptions | VllmOptions
 Create = Callable[[Options], Engine]
 _DRAWN, _ROUNDS, _AT_ONCE = 32, 3, 8
+STOP_SECONDS = 60.0
 
 
 async def examine(options: Options, create: Create) -> Report:
@@ -37,10 +38,12 @@ async def _examine(
     of = properties.known(guards)
     plain = await read_plainly(options)
     guarded = await _guarded(_made(create, options), of, plain, tell)
-    tell(await _compared(guarded, _made(create, options.model_copy(update={"artifacts": ()})), of))
+    tell(await _compared(guarded, _made(create, options.model_copy(update={"artifacts": ()})), of, tell))
 
 
-async def _compared(guarded: float, bare: GuardedEngine, of: Sequence[Known]) -> Finding:
+async def _compared(
+    guarded: float, bare: GuardedEngine, of: Sequence[Known], tell: Callable[[Finding], object]
+) -> Finding:
     """The speed with guards over that without. What ails an engine without guards says nothing about them."""
     try:
         await bare.start()
@@ -48,7 +51,7 @@ async def _compared(guarded: float, bare: GuardedEngine, of: Sequence[Known]) ->
     except Exception as error:
         return Finding("speed", Outcome.SKIPPED, f"not compared, without guards: {reason(error)}")
     finally:
-        await bare.stop()
+        await _stop(bare, tell)
     ratio = f"{guarded / unguarded:.2f} of the speed without guards ({guarded:.0f} and {unguarded:.0f} tokens a second)"
     return Finding("speed", Outcome.TOLD, ratio)
 
@@ -67,7 +70,7 @@ async def _guarded(
         )
         for name, fact in engine.how().items():
             tell(Finding(name, Outcome.TOLD, fact))
-        for finding in await properties.canaries(engine):
+        for finding in await properties.canaries(engine, of):
             tell(finding)
         finding, before = await properties.alone(engine, of)
         tell(finding)
@@ -80,7 +83,15 @@ async def _guarded(
             tell(await properties.host_synchronisations(engine, quiet[0]))
         return await _speed(engine, of)
     finally:
-        await engine.stop()
+        await _stop(engine, tell)
+
+
+async def _stop(engine: GuardedEngine, tell: Callable[[Finding], object]) -> None:
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await engine.stop()
+    except TimeoutError:
+        tell(Finding(HANGS, Outcome.REFUTED, f"the engine did not stop within {STOP_SECONDS:g} seconds"))
 
 
 def _made(create: Create, options: Options) -> GuardedEngine:

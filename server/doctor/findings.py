@@ -9,6 +9,9 @@ from traceback import extract_tb
 from guards.core.version import version
 from guards.errors import SkillguardError
 
+HANGS = "the engine's end"
+"""The finding about an engine that does not stop."""
+
 
 class Outcome(StrEnum):
     """What an examination gave."""
@@ -45,6 +48,11 @@ class Report:
     findings: Sequence[Finding]
 
     @property
+    def hangs(self) -> bool:
+        """Whether the engine did not stop, so that the process that ran it does not end by itself."""
+        return any(finding.name == HANGS for finding in self.findings)
+
+    @property
     def sound(self) -> bool:
         """Whether something was proved and nothing refuted."""
         outcomes = [finding.outcome for finding in self.findings]
@@ -60,5 +68,5 @@ class Report:
         width = max(len(finding.name) for finding in self.findings)
         lines = [f"{of.outcome.value:8} {of.name:{width}}  {of.detail}" for of in self.findings]
         refuted = sum(of.outcome is Outcome.REFUTED for of in self.findings)
-        verdict = "sound: guards do here what the tests prove" if self.sound else f"NOT SOUND: {refuted} refuted"
+        verdict = "sound: nothing that was examined is refuted" if self.sound else f"NOT SOUND: {refuted} refuted"
         return "\n".join([*lines, verdict])

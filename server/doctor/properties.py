@@ -19,7 +19,8 @@ from server.engines.guarded import GuardedEngine
 T = TypeVar("T")
 
 ANSWER_SECONDS = 300.0
-"""For what takes a second or two: of an engine that hangs, that is the finding."""
+"""For an answer, which takes some seconds where a large model runs on a CPU: of an engine that hangs, that is the
+finding."""
 _AT_A_TIME = 32
 _COPIES = 3
 """Of each canary at once: so batches are mixed, prompts are cut into chunks, and prefixes are found in the cache."""
@@ -71,18 +72,19 @@ def finding(name: str, wrong: Sequence[str], proved: str) -> Finding:
     return Finding(name, Outcome.PROVED, proved)
 
 
-async def in_time(work: Awaitable[T]) -> T:
+async def in_time(work: Awaitable[T], seconds: float | None = None) -> T:
     """What comes of it. Raises TimeoutError where nothing does."""
+    seconds = ANSWER_SECONDS if seconds is None else seconds
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(seconds):
             return await work
     except TimeoutError as error:
-        raise TimeoutError(f"the engine gave no answer within {ANSWER_SECONDS:g} seconds: it hangs") from error
+        raise TimeoutError(f"the engine gave no answer within {seconds:g} seconds: it hangs") from error
 
 
-async def canaries(engine: GuardedEngine) -> Iterator[Finding]:
-    """As at every start: each guard's own scores, out of the live engine."""
-    found = await in_time(engine.verify())
+async def canaries(engine: GuardedEngine, of: Sequence[Known]) -> Iterator[Finding]:
+    """As at every start: each guard's own scores, out of the live engine, one after another."""
+    found = await in_time(engine.verify(), ANSWER_SECONDS * max(1, len(of)))
     return iter(
         Finding(f"canaries of {name}", Outcome.PROVED, "the scores are the calibrated ones")
         if reason is None

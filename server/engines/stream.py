@@ -102,6 +102,7 @@ class AnswerStream(EventStream):
             answer.fail("the engine stopped")
             self._finish(FinishReason.ERROR, answer.generated, ended=False)
             return
+        finished = drawn.ended is not None
         if drawn.error is not None:
             answer.fail(drawn.error)
         if drawn.tokens and not answer.judged:
@@ -123,9 +124,9 @@ class AnswerStream(EventStream):
                 return
         if not allowed and (ended or not answer.judged):
             abstained = answer.outcome is Verdict.ABSTAIN
-            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, answer.generated, ended=ended)
+            self._finish(FinishReason.ABSTAIN if abstained else FinishReason.ERROR, answer.generated, ended=finished)
         elif drawn.ended is not None:
-            self._finish(drawn.ended, self._seen, ended=True)
+            self._finish(drawn.ended, self._seen, ended=finished)
 
     def _lacks(self, drawn: Drawn) -> str | None:
         """What is wrong with what is told of the prompt."""

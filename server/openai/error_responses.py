@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from guards.errors import SkillguardError
 from server.context import RequestContext, context_of
 from server.errors import (
     InvalidRequestError,
@@ -55,7 +56,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             response.headers.update(error.headers or {})  # Allow
             return response
         case 400:  # FastAPI's for a body that cannot be read other than by JSON's syntax
-            ours = error.__cause__ if isinstance(error.__cause__, InvalidRequestError) else None
+            ours = error.__cause__ if isinstance(error.__cause__, SkillguardError) else None
             return _respond(request, ours or InvalidRequestError("The body is not valid JSON in UTF-8."))
         case _:
             raise error

@@ -14,8 +14,7 @@ from fastapi.routing import APIRoute
 
 from server.context import Services, context_of
 from server.errors import InvalidRequestError
-from server.generation import while_connected
-from server.large_bodies import LARGE
+from server.generation import disconnected
 
 MOST_OBJECTS = 10_000
 """In one body. It takes a tenth of a millisecond to check one, such as a part of a message."""
@@ -32,8 +31,8 @@ def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 class _Posted(Request):
     async def json(self) -> Any:
-        """Raises InvalidRequestError for a key that is there twice, or for more than MOST_OBJECTS objects, what
-        `LargeBodies.read` does, and ClientGoneError where the caller hangs up while a large body waits its turn.
+        """Raises InvalidRequestError for a key that is there twice, or for more than MOST_OBJECTS objects, and what
+        `LargeBodies.read` does.
         """
         count, body = 0, await self.body()
 
@@ -47,10 +46,12 @@ class _Posted(Request):
         services: Services = self.app.state.services
         caller = context_of(self.scope).caller
         assert caller is not None, "the key is checked before"
-        reading = services.large_bodies.read(
-            caller.tenant, len(body), lambda: json.loads(body, object_pairs_hook=counted)
+        return await services.large_bodies.read(
+            caller.tenant,
+            len(body),
+            lambda: json.loads(body, object_pairs_hook=counted),
+            lambda: disconnected(self.receive),
         )
-        return await (while_connected(self.receive, reading) if len(body) >= LARGE else reading)
 
 
 class PostedRoute(APIRoute):

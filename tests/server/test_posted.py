@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import fastapi.routing
 import pytest
 
 from server.context import RequestContext
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.errors import InvalidRequestError
-from server.large_bodies import LARGE, MOST_WAITING, LargeBodies
+from server.large_bodies import LARGE, MOST_WAITING, REST, LargeBodies
 from server.routes.posted import each_once
 from tests.server.harness import (
     ATTRIBUTIONS,
@@ -41,6 +42,11 @@ TWICE = {
     "/tokenize": '{"prompt": "first", "prompt": "last"}',
     "/detokenize": '{"tokens": [97], "tokens": [98]}',
 }
+
+
+async def stays() -> None:
+    """A caller who does not hang up."""
+    await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("path", TWICE)
@@ -137,11 +143,11 @@ async def test_large_bodies_take_turns_and_leave_the_event_loop_to_others(monkey
 
     async def fails() -> None:
         with pytest.raises(InvalidRequestError):
-            await bodies.read("a", LARGE, broken)
+            await bodies.read("a", LARGE, broken, stays)
 
-    first = bodies.read("a", LARGE, lambda: read("first", 2.0))
-    small = bodies.read("a", LARGE - 1, lambda: read("small", 1.0))
-    last = bodies.read("a", LARGE, lambda: read("last", 1.0))
+    first = bodies.read("a", LARGE, lambda: read("first", 2.0), stays)
+    small = bodies.read("a", LARGE - 1, lambda: read("small", 1.0), stays)
+    last = bodies.read("a", LARGE, lambda: read("last", 1.0), stays)
     await asyncio.gather(first, fails(), small, last)
     await asyncio.sleep(0)
     assert [name for name in order if name != "rest"] == ["first", "small", "broken", "last"]
@@ -176,10 +182,10 @@ async def test_a_large_body_whose_sender_hung_up_is_not_read(monkeypatch: pytest
 
 async def test_too_many_large_bodies_are_told_to_come_later() -> None:
     bodies = LargeBodies()
-    waiting = [asyncio.ensure_future(bodies.read("a", LARGE, lambda: None)) for _ in range(MOST_WAITING + 1)]
+    waiting = [asyncio.ensure_future(bodies.read("a", LARGE, lambda: None, stays)) for _ in range(MOST_WAITING + 1)]
     await asyncio.sleep(0)
     with pytest.raises(EngineBusyError):
-        await bodies.read("a", LARGE, lambda: None)
+        await bodies.read("a", LARGE, lambda: None, stays)
     for each in waiting:
         each.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -190,18 +196,62 @@ async def test_tenants_have_turns_one_after_another_whoever_sends_more(monkeypat
     monkeypatch.setattr(loop, "call_later", lambda _, callback: loop.call_soon(callback))
     bodies, order = LargeBodies(), list[str]()
     waiting = [
-        asyncio.ensure_future(bodies.read(tenant, LARGE, lambda tenant=tenant: order.append(tenant)))  # type: ignore[misc]
+        asyncio.ensure_future(bodies.read(tenant, LARGE, lambda tenant=tenant: order.append(tenant), stays))  # type: ignore[misc]
         for tenant in ("a",) * (MOST_WAITING + 1) + ("b",) * 2
     ]
     await asyncio.sleep(0)
     with pytest.raises(EngineBusyError):
-        await bodies.read("a", LARGE, lambda: None)
+        await bodies.read("a", LARGE, lambda: None, stays)
     await asyncio.gather(*waiting)
     first, second = (at for at, tenant in enumerate(order) if tenant == "b")
     assert first <= 2
     assert second <= 4
     assert len(order) == MOST_WAITING + 3
     assert not bodies._lines
+
+
+async def test_too_many_are_a_429_over_http_too() -> None:
+    """FastAPI takes what is raised while a body is read for a body that cannot be read."""
+    body = completion("a" * LARGE)
+    async with serving() as served:
+        large = served.app.state.services.large_bodies
+        await large._turn.acquire()
+        waiting = [asyncio.create_task(served.post(COMPLETIONS, body)) for _ in range(MOST_WAITING)]
+        while not large._lines or next(iter(large._lines.values())).waiting < MOST_WAITING:
+            await asyncio.sleep(0)
+        refused = await served.post(COMPLETIONS, body)
+        assert refused.status_code == 429, refused.text
+        assert "try again" in refused.json()["error"]["message"]
+        large._turn.release()
+        waiting[0].cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_is_checked_behind_a_large_body_counts_towards_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI checks a body in the step in which it was read, or others would not have their time after it."""
+    clock, rests = 0.0, list[float]()
+    check, loop = fastapi.routing.solve_dependencies, asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    async def slow_check(**given: Any) -> Any:
+        nonlocal clock
+        clock += 2.0
+        return await check(**given)
+
+    async with serving() as served:
+        release = served.app.state.services.large_bodies._turn.release
+
+        def resting(delay: float, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
+            if callback != release:
+                return call_later(delay, callback, *args)
+            rests.append(delay)
+            return loop.call_soon(callback)
+
+        monkeypatch.setattr("server.large_bodies.time.perf_counter", lambda: clock)
+        monkeypatch.setattr(loop, "call_later", resting)
+        monkeypatch.setattr("fastapi.routing.solve_dependencies", slow_check)
+        await served.post(COMPLETIONS, completion("a" * LARGE))
+    assert rests == [REST * 2.0]
 
 
 async def test_a_refused_body_is_gone_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:

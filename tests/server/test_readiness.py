@@ -89,6 +89,32 @@ async def test_failed_verification_is_final_and_names_the_guard() -> None:
         assert (await served.client.get("/health")).status_code == 200
 
 
+@pytest.mark.parametrize("started", [False, True])
+async def test_canaries_that_are_never_answered_close_the_server(
+    started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would hold reloads up for ever, and end the schedule without a word."""
+
+    class Hangs(ScriptedEngine):
+        hanging = not started
+
+        async def verify(self) -> dict[str, str | None]:
+            if self.hanging:
+                await asyncio.Event().wait()
+            return await super().verify()
+
+    monkeypatch.setattr("server.readiness.VERIFY_SECONDS", 0.05)
+    engine = Hangs()
+    async with serving(engine, anonymous_role="operator") as served:
+        if started:
+            assert served.readiness.ready, "positive control"
+            engine.hanging = True
+            await served.readiness.check_again()
+        assert served.readiness.phase is Phase.FAILED
+        assert served.readiness.failure is not None
+        assert "the canaries were not answered within 0.05 seconds" in served.readiness.failure
+
+
 async def test_silence_about_a_guard_is_no_proof() -> None:
     engine = ScriptedEngine(guards=(guard("a"), guard("b")))
     engine.verification = {"a": None}

@@ -1,4 +1,4 @@
-"""vLLM's schedulers, with answers that end where the worker withheld a token.
+"""vLLM's schedulers, with answers that end where the worker withheld a token, in processes that end with the server's.
 
 The worker has replaced the token before this sees it. Here the replacement is dropped, so that no grammar, stop rule or
 minimum length ever judges it, the answer ends at once, and what the guards said goes with the output to the front.
@@ -38,12 +38,22 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="skillguard-parent", daemon=True).start()
 
 
-class _Withholding:
-    _report = StepReport(frozenset(), {}, {})
-
+class _Ending:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _end_with_parent()
+
+
+class EndingScheduler(_Ending, Scheduler):  # type: ignore[misc]
+    """For calibration: vLLM's own, in a process that ends with the one that started it."""
+
+
+class EndingAsyncScheduler(_Ending, AsyncScheduler):  # type: ignore[misc]
+    """The same with asynchronous scheduling."""
+
+
+class _Withholding(_Ending):
+    _report = StepReport(frozenset(), {}, {})
 
     def _enqueue_waiting_request(self, request: Any) -> None:
         super()._enqueue_waiting_request(request)  # type: ignore[misc]

@@ -158,6 +158,8 @@ class EmbeddedEngine(GuardedEngine):
         self._max_tokens = min(limit, options.max_model_tokens or limit, longest_request(manager))
         manager.start()
         self._manager = manager
+        if self._stopped:  # before there was one to be ended: `stop` says so first, and looks for one then
+            self._end_batching()
 
     async def stop(self) -> None:
         if self._stopped:

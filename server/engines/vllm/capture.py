@@ -9,11 +9,11 @@ activations; a group waits until vLLM has all of it, so that batches do not depe
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from vllm import SamplingParams
@@ -39,10 +39,13 @@ from guards.model.weights import WeightFiles
 from server.engines.options import VllmOptions
 from server.engines.vllm.config import guard_settings, parse_flags
 from server.engines.vllm.engine import VllmEngine, stop_ids
-from server.engines.vllm.launch import launch, live_identity, live_widths, make_config
+from server.engines.vllm.launch import launch, live_identity, live_widths, make_config, while_alive
 from server.engines.vllm.slices import assemble, plan_groups
 
+T = TypeVar("T")
 _WORKER = "guards.inside.vllm.capture_worker.CapturingWorker"
+_SCHEDULER = "guards.inside.vllm.scheduler.EndingScheduler"
+_ASYNC_SCHEDULER = "guards.inside.vllm.scheduler.EndingAsyncScheduler"
 GROUP_BYTES = 1 << 30
 """Activations of one group of examples, over all layers and ranks. Each layer of a group is fetched by itself."""
 _PROVISIONAL = "provisional"
@@ -68,6 +71,8 @@ class VllmActivations:
             arguments.enable_prefix_caching = False
             check_files(self._folder)
             self._config = make_config(arguments, self._folder, _WORKER)
+            scheduling = self._config.scheduler_config
+            scheduling.scheduler_cls = _ASYNC_SCHEDULER if scheduling.async_scheduling else _SCHEDULER
             text_config = self._config.model_config.hf_text_config
             self.codec = open_codec(self._folder, text_config, options.chat_template_kwargs)
             self._act([])
@@ -134,7 +139,15 @@ class VllmActivations:
 
     def _rpc(self, method: str, *args: Any) -> list[Any]:
         """What every worker returns."""
-        return self._runner.run(self._started().collective_rpc(method, args=args))
+        llm = self._started()
+        return self._run(while_alive(llm, llm.collective_rpc(method, args=args)))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Raises AttachError where vLLM's processes end before it."""
+        try:
+            return self._runner.run(work)
+        except EngineDeadError as error:
+            raise AttachError("vLLM died while it ran the examples; its own messages above say why") from error
 
     def width(self, site: Site) -> int:
         """See `guards.calibration.activations.Activations.width`."""
@@ -170,7 +183,7 @@ class VllmActivations:
             rows = [(index, position) for index in group for position in spans[index].positions]
             if rows:
                 self._rpc("capture", site.value, layers)
-                self._runner.run(self._pass(llm, [(index, examples[index], spans[index]) for index in group]))
+                self._run(self._pass(llm, [(index, examples[index], spans[index]) for index in group]))
             rows_R2 = torch.tensor(rows, dtype=torch.int64)
             for layer in layers if rows else ():
                 slices = self._rpc("take_captured", site.value, layer)
@@ -179,7 +192,7 @@ class VllmActivations:
 
     async def _pass(self, llm: AsyncLLM, group: Sequence[tuple[int, TokenIds, Span]]) -> None:
         """Runs one group's prompts."""
-        await llm.pause_generation(mode="keep", clear_cache=False)
+        await while_alive(llm, llm.pause_generation(mode="keep", clear_cache=False))
         answers = []
         for index, ids, span in group:
             self._requests += 1
@@ -191,13 +204,10 @@ class VllmActivations:
                 extra_args={CAPTURE: [index, *span]},
             )
             answers.append(await llm.add_request(f"capture-{self._requests}", tokens_input(list(ids)), params))
-        await llm.resume_generation()
-        try:
-            for answer in answers:
-                while not (await answer.get()).finished:
-                    pass
-        except EngineDeadError as error:
-            raise AttachError("vLLM died while it ran the examples; its own messages above say why") from error
+        await while_alive(llm, llm.resume_generation())
+        for answer in answers:
+            while not (await answer.get()).finished:
+                pass
 
     def write(
         self, prompts: Sequence[TokenIds], tokens: int, advance: Callable[[int], object] = lambda _: None
@@ -222,7 +232,7 @@ class VllmActivations:
             return list(await asyncio.gather(*named))
 
         self._requests += len(prompts)
-        return self._runner.run(answers())
+        return self._run(answers())
 
     @contextmanager
     def guarded(self, method: Method, guard: Guard) -> Iterator[None]:

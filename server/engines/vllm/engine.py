@@ -52,7 +52,7 @@ from server.engines.options import VllmOptions
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags
-from server.engines.vllm.launch import launch, live_identity, make_config
+from server.engines.vllm.launch import launch, live_identity, make_config, while_alive
 from server.engines.vllm.sampling import Grammars, cache_salt, refused, sampling_params, take_prepared
 from server.engines.vllm.tools import VllmTools
 
@@ -120,7 +120,7 @@ class VllmEngine(GuardedEngine):
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, identity)
         self._bind(self._guards)
-        self._tasks = await llm.get_supported_tasks()
+        self._tasks = await while_alive(llm, llm.get_supported_tasks())
         self._hear(llm)
         self._info = EngineInfo(
             engine="vllm",
@@ -154,8 +154,9 @@ class VllmEngine(GuardedEngine):
 
     async def _install(self, guards: Mapping[str, LoadedGuard]) -> None:
         """Into the buffers that the compiled graph reads, on every worker. What was kept of texts is forgotten."""
+        llm = self._running_llm()
         for _ in range(_RESETS):
-            if await self._running_llm().reset_prefix_cache():
+            if await while_alive(llm, llm.reset_prefix_cache()):
                 break
             await asyncio.sleep(_BETWEEN_RESETS_SECONDS)  # a request that was given up is still on its way out
         else:
@@ -165,8 +166,9 @@ class VllmEngine(GuardedEngine):
 
     async def _workers(self, method: str, *arguments: str) -> list[Any]:
         """What every worker answers. Raises EngineError where one cannot."""
+        llm = self._running_llm()
         try:
-            return list(await self._running_llm().collective_rpc(method, args=arguments))
+            return list(await while_alive(llm, llm.collective_rpc(method, args=arguments)))
         except Exception as error:
             raise EngineError(f"vLLM's workers could not {method}: {error!r}") from error
 
@@ -294,10 +296,12 @@ class VllmEngine(GuardedEngine):
                 prompt = await asyncio.to_thread(self._prompt, stream.answer, found) if found else ()
                 stream.outputs.put_nowait(self._drawn(stream.answer, output.outputs[0], prompt))
         except EngineDeadError:
-            stream.outputs.put_nowait(None)
+            pass  # and that is said below
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's wrapper says nothing itself
             stream.outputs.put_nowait(Drawn(ended=FinishReason.ERROR, error=f"vLLM failed: {cause!r}"))
+        finally:
+            stream.outputs.put_nowait(None)  # however it ended; nobody reads on behind an answer's end
 
     def _prompt(self, answer: AnswerState, found: Any) -> tuple[PromptToken, ...]:
         """vLLM's list of a prompt, which comes once: nothing of the first token, then by token id. NaN is withheld."""

@@ -4,11 +4,12 @@ import asyncio
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from guards.artifact.identity import tokenizer_sha256
 from guards.artifact.manifest import ModelIdentity
@@ -22,6 +23,8 @@ from server.engines.vllm.config import (
     take_one_compiler,
 )
 
+T = TypeVar("T")
+_LOOK_SECONDS = 1.0
 _KILLED = re.compile(r"Failed core proc.*: -9\b")
 _ROOM = "lower --gpu-memory-utilization (on CPUs the part of their memory), --max-model-len or --max-num-seqs"
 
@@ -78,12 +81,26 @@ def live_widths(ranks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return widths
 
 
+async def while_alive(llm: AsyncLLM, call: Awaitable[T]) -> T:
+    """What a call to vLLM's processes gives. Raises EngineDeadError where these end before it: vLLM tells requests so,
+    and nobody else.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+            if llm.errored:
+                raise EngineDeadError
+        return task.result()
+    finally:
+        task.cancel()
+
+
 async def live_identity(llm: AsyncLLM, config: Any, folder: Path, files: WeightFiles) -> ModelIdentity:
     """The identity of the model that runs, whose files have been held since before it was loaded.
 
     Raises AttachError when the ranks do not hold all of it, UnsupportedModelError when a file changed.
     """
-    ranks = await llm.collective_rpc("describe")
+    ranks = await while_alive(llm, llm.collective_rpc("describe"))
     covered = sorted({layer for rank in ranks for layer in rank["here"]})
     if covered != list(range(ranks[0]["layers"])):
         raise AttachError(f"vLLM's ranks hold blocks {covered}, the model has {ranks[0]['layers']}")

@@ -18,7 +18,7 @@ from server.create import create_engine
 from server.demo import DEMO
 from server.doctor import examination, properties
 from server.doctor.examination import examine
-from server.doctor.findings import Finding, Outcome, Report
+from server.doctor.findings import HANGS, Finding, Outcome, Report
 from server.doctor.plain import Unread, _readings, compared
 from server.doctor.properties import OPTIONS
 from server.engines import answer_state
@@ -146,11 +146,37 @@ def test_an_engine_that_hangs_is_refuted(monkeypatch: pytest.MonkeyPatch) -> Non
             pass
 
     monkeypatch.setattr(examination, "read_plainly", unread)
-    monkeypatch.setattr(properties, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(properties, "ANSWER_SECONDS", 0.01)
     report = asyncio.run(examine(options(), given(Silent(options()))))
     assert refuted(report) == ["the engine"]
     (found,) = [each.detail for each in report.findings if each.name == "the engine"]
-    assert "the engine gave no answer within 0.1 seconds" in found
+    assert "seconds: it hangs" in found
+
+
+@pytest.mark.real
+def test_an_engine_that_does_not_stop_is_refuted_and_does_not_hold_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Stuck(EmbeddedEngine):
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.Event().wait()
+
+    class ExitedError(Exception):
+        pass
+
+    def exit_now(status: int) -> None:
+        raise ExitedError(status)
+
+    monkeypatch.setattr(examination, "read_plainly", unread)
+    monkeypatch.setattr(examination, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr("server.create.create_engine", lambda _: Stuck(options()))
+    monkeypatch.setattr("server.cli.doctor.os._exit", exit_now)
+    file = tmp_path / "report.json"
+    with pytest.raises(ExitedError):
+        main(["doctor", "--report", str(file), "--model", str(DEMO / "model"), "--artifacts", str(GUARD)])
+    assert HANGS in [each["name"] for each in json.loads(file.read_text())["findings"]]
+    assert f"written to {file}" in capfd.readouterr().out
 
 
 def test_a_checkpoint_that_transformers_cannot_load_is_not_compared(tmp_path: Path) -> None:
