@@ -87,7 +87,8 @@ def router(servers: Sequence[Server]) -> Iterator[Server]:
             f"http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};\n"
             f"upstream replicas {{ {upstream} keepalive 256; }}\n"
             f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://replicas; proxy_http_version 1.1;\n"
-            'proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 600s; } } }\n',
+            'proxy_set_header Connection ""; proxy_set_header Host $http_host; proxy_buffering off; '
+            "proxy_read_timeout 600s; } } }\n",
             encoding="utf-8",
         )
         with started(
