@@ -6,9 +6,10 @@ recorded once and skipped afterwards.
 
 import asyncio
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import transformers
@@ -42,8 +43,25 @@ from server.engines.guarded import GuardedEngine, Offer
 from server.engines.options import EmbeddedOptions
 from server.engines.stream import AnswerStream, Drawn
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SENTINEL = "<|abstain|>"
 """A reserved token of this name ends suppressed answers where the tokenizer has one; else the end-of-text token."""
+
+
+async def _aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What it gives, of a thread that ends with it.
+
+    Each thread in which torch has computed keeps threads of OpenMP's of its own. Where there are more of these in all
+    than processors, they sleep between operations instead of waiting awake: on two cores a small model then takes twice
+    as long for a token, in the batcher's thread as well.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="skillguard-aside")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args, **kwargs))
+    finally:
+        pool.shutdown(wait=False)
 
 
 class EmbeddedEngine(GuardedEngine):
@@ -64,7 +82,7 @@ class EmbeddedEngine(GuardedEngine):
 
     async def start(self) -> None:
         options, self._loop = self._options, asyncio.get_running_loop()
-        self._held = await asyncio.to_thread(
+        self._held = await _aside(
             load_model, options.model, options.device, options.dtype, options.chat_template_kwargs, self._digests
         )
         self._codec, self._identity = self._loaded.codec, self._loaded.identity
@@ -72,8 +90,8 @@ class EmbeddedEngine(GuardedEngine):
         self._vocabulary = int(self._loaded.model.config.vocab_size)
         for entry in self._guards.values():
             refuse_mismatch(entry.artifact, self._identity)
-        await asyncio.to_thread(self._attach, self._guards)
-        self._info = await asyncio.to_thread(self._describe)
+        await _aside(self._attach, self._guards)
+        self._info = await _aside(self._describe)
 
     @property
     def _loaded(self) -> LoadedModel:
@@ -102,7 +120,7 @@ class EmbeddedEngine(GuardedEngine):
         async with self._attaching:
             if not self.healthy():
                 raise EngineStoppedError("the engine has stopped")
-            await asyncio.to_thread(self._reattach, guards)
+            await _aside(self._reattach, guards)
 
     def _reattach(self, guards: Mapping[str, LoadedGuard]) -> None:
         self._end_batching()
