@@ -2,17 +2,41 @@
 
 import asyncio
 import queue
+import threading
 from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
 from guards.core.verdict import Reading
-from server.engines.base import EngineRequest, FinishReason, Load, Sampling
+from server.engines.base import EngineInfo, EngineRequest, FinishReason, Load, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import EngineBusyError, PromptError, PromptTooLongError
 from tests.served import forget_prompt, retain_prompt
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run
+
+
+def test_no_thread_in_which_torch_computed_outlives_the_start(served: Served) -> None:
+    """But for the batcher's: each keeps threads of OpenMP's, and too many of these sleep between operations."""
+    seen: list[str] = []
+
+    class Telling(EmbeddedEngine):
+        def _describe(self) -> EngineInfo:
+            seen.append(threading.current_thread().name)
+            return super()._describe()
+
+    async def work() -> None:
+        engine = Telling(guarded(served))
+        await engine.start()
+        for thread in threading.enumerate():
+            if thread.name in seen:
+                thread.join(30)
+                assert not thread.is_alive()
+        await engine.stop()
+
+    asyncio.run(work())
+    assert seen
+    assert threading.main_thread().name not in seen, "positive control: it is a thread of its own"
 
 
 def test_giving_up_frees_the_place_and_disturbs_nobody(served: Served) -> None:
