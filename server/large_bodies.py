@@ -18,8 +18,27 @@ second, in which nobody else is served.
 """
 REST = 3.0
 """For how many times as long the next one waits."""
+BYTES_PER_SECOND = 1 << 25
+"""Of large bodies together, beyond what a small one has. To receive a gigabyte takes a second of the event loop's."""
 MOST_WAITING = 64
 """Of one tenant."""
+
+
+class Pace:
+    """Lets so many bytes a second through, of all who ask for it together, in the order in which they ask."""
+
+    def __init__(self, bytes_per_second: float = BYTES_PER_SECOND) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._free = 0.0
+        """When the bytes before are through, by the event loop's clock."""
+
+    async def take(self, count: int) -> None:
+        """Waits until the bytes before these are through."""
+        now = asyncio.get_running_loop().time()
+        begin = max(now, self._free)
+        self._free = begin + count / self._bytes_per_second
+        if begin > now:
+            await asyncio.sleep(begin - now)
 
 
 class _Line:

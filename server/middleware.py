@@ -18,6 +18,7 @@ from server.context import RequestContext, attach_context, context_of
 from server.errors import BodyTooLargeError, ClientGoneError, EncodedBodyError, InvalidRequestError, reply_of
 from server.key_changes import KeyChanges
 from server.keyring import KEY_HEADERS, KeyRing, is_admin_path, is_open
+from server.large_bodies import LARGE, Pace
 from server.limits import Limiter
 from server.metrics import METHODS, Metrics
 from server.openai.body import known_path
@@ -140,13 +141,15 @@ class LimitMiddleware:
 class BodyMiddleware:
     """Reads the body up to the limit and hands it on whole, so that a larger one never fills the memory.
 
-    It also means that a route sees either the complete body or, through `receive`, the disconnect. A body that nobody
-    asks for, such as a probe's, is not read at all: it would be held for whoever has no key.
+    Large bodies come in at a pace, since who sends them as fast as a network takes them would have the event loop for
+    themselves. It also means that a route sees either the complete body or, through `receive`, the disconnect. A body
+    that nobody asks for, such as a probe's, is not read at all: it would be held for whoever has no key.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _is_asked(scope):
@@ -180,6 +183,8 @@ class BodyMiddleware:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._check(size)
+            if size >= LARGE:
+                await self._pace.take(len(parts[-1]))
             if not message.get("more_body", False):
                 return b"".join(parts)
 

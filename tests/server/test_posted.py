@@ -14,7 +14,7 @@ from server.context import RequestContext
 from server.engines.errors import EngineBusyError
 from server.engines.scripted.engine import ScriptedEngine
 from server.errors import InvalidRequestError
-from server.large_bodies import LARGE, MOST_WAITING, REST, LargeBodies
+from server.large_bodies import LARGE, MOST_WAITING, REST, LargeBodies, Pace
 from server.routes.posted import each_once
 from tests.server.harness import (
     ATTRIBUTIONS,
@@ -208,6 +208,44 @@ async def test_tenants_have_turns_one_after_another_whoever_sends_more(monkeypat
     assert second <= 4
     assert len(order) == MOST_WAITING + 3
     assert not bodies._lines
+
+
+async def test_large_bodies_come_in_at_a_pace_and_small_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    async def take(_: Pace, count: int) -> None:
+        taken.append(count)
+
+    monkeypatch.setattr(Pace, "take", take)
+    async with serving() as served:
+        for body in (completion("a"), completion("a" * LARGE)):
+            sent = json.dumps(body).encode()
+            half = len(sent) // 2
+            exchange = Exchange(served.app, COMPLETIONS, [sent[:half], sent[half:]])
+            running = asyncio.create_task(exchange.run())
+            while (await exchange.sent.get())["type"] != "http.response.start":
+                pass
+            exchange.hang_up.set()
+            await running
+    assert taken == [len(sent) - half], "of the large one, from where it is large"
+
+
+async def test_a_pace_is_of_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    pace, loop = Pace(1000.0), asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    monkeypatch.setattr("server.large_bodies.asyncio.sleep", sleep)
+    for count in (500, 1000, 1):
+        await pace.take(count)
+    assert slept == pytest.approx([0.5, 1.5]), "the first does not wait"
+    now += 10
+    await pace.take(1)
+    assert len(slept) == 2, "nor does who comes later"
 
 
 async def test_too_many_are_a_429_over_http_too() -> None:

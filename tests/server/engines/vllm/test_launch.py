@@ -5,9 +5,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from vllm.v1.engine.exceptions import EngineDeadError
-
-from server.engines.vllm import launch
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +15,10 @@ async def _never() -> None:
 
 async def test_a_call_ends_where_the_processes_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM leaves whoever waits for it waiting."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from server.engines.vllm import launch
+
     monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.01)
     llm = cast(Any, SimpleNamespace(errored=False))
     assert await launch.while_alive(llm, asyncio.sleep(0.05, "told")) == "told", "looked at several times"
@@ -29,6 +30,8 @@ async def test_a_call_ends_where_the_processes_do(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_an_error_is_the_calls_own() -> None:
+    from server.engines.vllm import launch
+
     async def fails() -> None:
         raise ValueError("no such method")
 
