@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fastapi.routing
 import pytest
+from fastapi.dependencies.utils import solve_dependencies
 
 from server.context import RequestContext
 from server.engines.errors import EngineBusyError
@@ -268,7 +268,7 @@ async def test_too_many_are_a_429_over_http_too() -> None:
 async def test_what_is_checked_behind_a_large_body_counts_towards_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """FastAPI checks a body in the step in which it was read, or others would not have their time after it."""
     clock, rests = 0.0, list[float]()
-    check, loop = fastapi.routing.solve_dependencies, asyncio.get_running_loop()
+    check, loop = solve_dependencies, asyncio.get_running_loop()
     call_later = loop.call_later
 
     async def slow_check(**given: Any) -> Any:

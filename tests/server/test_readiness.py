@@ -1,6 +1,7 @@
 """Nothing is generated before every guard has proved itself, and the reason is said."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
@@ -98,7 +99,7 @@ async def test_canaries_that_are_never_answered_close_the_server(
     class Hangs(ScriptedEngine):
         hanging = not started
 
-        async def verify(self) -> dict[str, str | None]:
+        async def verify(self) -> Mapping[str, str | None]:
             if self.hanging:
                 await asyncio.Event().wait()
             return await super().verify()
