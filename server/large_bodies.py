@@ -31,14 +31,21 @@ class Pace:
         self._bytes_per_second = bytes_per_second
         self._free = 0.0
         """When the bytes before are through, by the event loop's clock."""
+        self._waiting = 0
 
     async def take(self, count: int) -> None:
-        """Waits until the bytes before these are through."""
+        """Waits until the bytes before these are through. Raises EngineBusyError where too many wait."""
+        if self._waiting >= MOST_WAITING:
+            raise EngineBusyError("too many requests with large bodies come in: try again")
         now = asyncio.get_running_loop().time()
         begin = max(now, self._free)
         self._free = begin + count / self._bytes_per_second
         if begin > now:
-            await asyncio.sleep(begin - now)
+            self._waiting += 1
+            try:
+                await asyncio.sleep(begin - now)
+            finally:
+                self._waiting -= 1
 
 
 class _Line:

@@ -248,6 +248,19 @@ async def test_a_pace_is_of_all_together(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(slept) == 2, "nor does who comes later"
 
 
+async def test_of_too_many_that_come_in_the_last_is_told_to_come_later() -> None:
+    """Each that waits holds what has come of it."""
+    pace = Pace(1.0)
+    waiting = [asyncio.ensure_future(pace.take(1000)) for _ in range(MOST_WAITING + 1)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError):
+        await pace.take(1)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert pace._waiting == 0
+
+
 async def test_too_many_are_a_429_over_http_too() -> None:
     """FastAPI takes what is raised while a body is read for a body that cannot be read."""
     body = completion("a" * LARGE)
