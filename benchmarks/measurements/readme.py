@@ -124,6 +124,6 @@ def _vllm(results: Results) -> str:
     differ = sum(found["disagree"] + sum(row.get("flipped", 0) for row in found["rows"]) for found in files)
     slowest = min(row["ratio"] for row in results.read("overhead")["rows"])
     return (
-        f"vLLM on CPUs: of {asked:,} verdicts on {' and '.join(results.models('parity'))} {differ} differ from the "
-        f"embedded engine's; at least {share(slowest, 2)} of the speed is left."
+        f"vLLM on CPUs: of {asked:,} verdicts ({', '.join(results.models('parity'))}) {differ} differ from the embedded "
+        f"engine's; {share(slowest, 2)} of the speed is left, or more."
     )

@@ -68,15 +68,14 @@ def parity_section(results: Results) -> str:
 def _parity(found: Mapping[str, Any]) -> list[str]:
     rows: list[Row] = found["rows"]
     guards = ", ".join(f"`{name}`" for name in dict.fromkeys(row["guard"] for row in rows))
-    other = sum(row["other_text"] for row in _with(rows, "other_text"))
-    said = f"{found['disagree']} disagree in all; {other} of the whole answers have another text."
+    whole = _with(rows, "answers")
+    said, sample = f"{found['disagree']} disagree in all.", f"{found['prompts']:,} real prompts a variant"
+    if whole:
+        said = f"{said[:-1]}; {sum(row['other_text'] for row in whole)} of the whole answers have another text."
+        sample += f", and {sizes(whole, 'answers')} whole answers with preemptions"
     return [
         f"### {found['model']}: {guards}",
-        measured(
-            found,
-            f"{found['prompts']:,} real prompts a variant, and {sizes(_with(rows, 'answers'), 'answers')} whole "
-            "answers with preemptions",
-        ),
+        measured(found, sample),
         table(
             ("vLLM runs", "compared", "disagree", "within the margin", "largest score difference", "vLLM's statistics"),
             [
