@@ -123,7 +123,8 @@ def _vllm(results: Results) -> str:
     asked = sum(found["prompts"] for found in files)
     differ = sum(found["disagree"] + sum(row.get("flipped", 0) for row in found["rows"]) for found in files)
     slowest = min(row["ratio"] for row in results.read("overhead")["rows"])
+    models = ", ".join(results.models("parity"))
     return (
-        f"vLLM on CPUs: of {asked:,} verdicts ({', '.join(results.models('parity'))}) {differ} differ from the embedded "
-        f"engine's; {share(slowest, 2)} of the speed is left, or more."
+        f"vLLM on CPUs: of {asked:,} verdicts ({models}) {differ} differ from the embedded engine's; "
+        f"{share(slowest, 2)} of the speed is left, or more."
     )
