@@ -59,7 +59,10 @@ def test_the_table_has_the_models_own_accuracy_and_every_guards_share_of_it(tmp_
         ],
     }
     table = unlearning.table(results)
-    _write(tmp_path / "benchmarks" / "results" / "unlearning.tiny.json", table, {"model": "tiny"})
+    told = {"name": "na-1.5-mathematics", "digest": "ab" * 32}
+    more = {"model": "tiny", "settings": {"guards": {"none": [], "na-1.5-mathematics": [told]}}}
+    _write(tmp_path / "benchmarks" / "results" / "unlearning.tiny.json", table, more)
     shown = unlearning_section(Results(tmp_path), "tiny")
+    assert "na-1.5-mathematics `abababababab`" in shown
     assert "| no guard, accuracy | 0.50 of 4 | 0.00 of 4 |" in shown
     assert "| `na-1.5-mathematics` | 0.50 [0.25, 0.75], 2 refused | - |" in shown
