@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from server.engines.errors import EngineBusyError
@@ -25,27 +26,28 @@ MOST_WAITING = 64
 
 
 class Pace:
-    """Lets so many bytes a second through, of all who ask for it together, in the order in which they ask."""
+    """Lets so many bytes a second through, of all tenants together, in the order in which they ask."""
 
     def __init__(self, bytes_per_second: float = BYTES_PER_SECOND) -> None:
         self._bytes_per_second = bytes_per_second
         self._free = 0.0
         """When the bytes before are through, by the event loop's clock."""
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
-    async def take(self, count: int) -> None:
-        """Waits until the bytes before these are through. Raises EngineBusyError where too many wait."""
-        if self._waiting >= MOST_WAITING:
+    async def take(self, tenant: str, count: int) -> None:
+        """Waits until the bytes before these are through. Raises EngineBusyError where too many of a tenant's wait."""
+        if self._waiting[tenant] >= MOST_WAITING:
             raise EngineBusyError("too many requests with large bodies come in: try again")
         now = asyncio.get_running_loop().time()
         begin = max(now, self._free)
         self._free = begin + count / self._bytes_per_second
         if begin > now:
-            self._waiting += 1
+            self._waiting[tenant] += 1
             try:
                 await asyncio.sleep(begin - now)
             finally:
-                self._waiting -= 1
+                self._waiting[tenant] -= 1
+                self._waiting = +self._waiting  # without those of whom nothing waits
 
 
 class _Line:
@@ -100,8 +102,11 @@ async def _unless(gone: Gone) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(None) as limit:
 
-            def end(_: object) -> None:
-                limit.reschedule(loop.time())
+            def end(watcher: "asyncio.Future[object]") -> None:
+                if not watcher.cancelled():
+                    watcher.exception()  # retrieved: whatever ended it, nobody is there any more
+                with suppress(RuntimeError):  # its turn came in the very step before
+                    limit.reschedule(loop.time())
 
             watcher.add_done_callback(end)
             try:

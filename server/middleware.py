@@ -157,7 +157,9 @@ class BodyMiddleware:
             return
         if Headers(scope=scope).get("content-encoding", "").strip().lower() not in ("", "identity"):
             raise EncodedBodyError("The body is compressed (Content-Encoding); send it as it is.")
-        body = await self._read(Headers(scope=scope).get("content-length"), receive)
+        caller = context_of(scope).caller
+        assert caller is not None, "the key is checked before"
+        body = await self._read(Headers(scope=scope).get("content-length"), receive, caller.tenant)
         handed_on = False
 
         async def receive_whole() -> Message:
@@ -169,7 +171,7 @@ class BodyMiddleware:
 
         await self._app(scope, receive_whole, send)
 
-    async def _read(self, content_length: str | None, receive: Receive) -> bytes:
+    async def _read(self, content_length: str | None, receive: Receive, tenant: str) -> bytes:
         if content_length is not None:
             if not content_length.isdecimal():
                 raise InvalidRequestError("The header Content-Length is not a number.")
@@ -184,7 +186,7 @@ class BodyMiddleware:
             size += len(parts[-1])
             self._check(size)
             if size >= LARGE:
-                await self._pace.take(len(parts[-1]))
+                await self._pace.take(tenant, len(parts[-1]))
             if not message.get("more_body", False):
                 return b"".join(parts)
 

@@ -99,7 +99,8 @@ def soak_section(results: Results) -> str:
         bullets(
             [
                 f"Requests ended by: {_ended(requests)}. The audit log has {found['audit_mb']:g} MB.",
-                f"Exit status at the SIGTERM behind it: {found['exit_status']}.",
+                f"Exit status at the SIGTERM behind it: {found['exit_status']}."
+                + (" A fault of that commit's: `stop`, above, is a later one's." if found["exit_status"] else ""),
             ]
         ),
     )

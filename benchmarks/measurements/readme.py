@@ -125,6 +125,6 @@ def _vllm(results: Results) -> str:
     slowest = min(row["ratio"] for row in results.read("overhead")["rows"])
     models = ", ".join(results.models("parity"))
     return (
-        f"vLLM on CPUs: of {asked:,} verdicts ({models}) {differ} differ from the embedded engine's; "
-        f"{share(slowest, 2)} of the speed is left, or more."
+        f"vLLM on CPUs: on {asked:,} prompts ({models}) {differ} verdicts differ from the embedded engine's; "
+        f"{share(slowest, 2)} of the speed is left."
     )

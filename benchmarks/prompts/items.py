@@ -35,8 +35,8 @@ class Item:
 class Material:
     """Texts of one kind. `read` gives one side of them; no text is on both sides.
 
-    `skills`: those that every text needs. `arguable`: those that some texts may need. `splits`: the sides it has;
-    what was written for this benchmark is test only.
+    `skills`: those that every text needs. `arguable`: those that some texts may need. `splits`: the sides it has; of
+    what was written to be measured alone, the test side.
     """
 
     name: str

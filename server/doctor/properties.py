@@ -82,9 +82,9 @@ async def in_time(work: Awaitable[T], seconds: float | None = None) -> T:
         raise TimeoutError(f"the engine gave no answer within {seconds:g} seconds: it hangs") from error
 
 
-async def canaries(engine: GuardedEngine, of: Sequence[Known]) -> Iterator[Finding]:
-    """As at every start: each guard's own scores, out of the live engine, one after another."""
-    found = await in_time(engine.verify(), ANSWER_SECONDS * max(1, len(of)))
+async def canaries(engine: GuardedEngine, count: int) -> Iterator[Finding]:
+    """As at every start: each guard's own scores, out of the live engine, one after another, so many in all."""
+    found = await in_time(engine.verify(), ANSWER_SECONDS * max(1, count))
     return iter(
         Finding(f"canaries of {name}", Outcome.PROVED, "the scores are the calibrated ones")
         if reason is None
@@ -130,12 +130,17 @@ async def refusals(engine: GuardedEngine, of: Sequence[Known]) -> Iterator[Findi
     """No option lets a token of a refused question out."""
     rules = {guard.name: guard.rule for guard in engine.info.guards}
     asked = [each for each in of if each.canary.fires and Stage.PROMPT.within(rules[each.guard].scope)]
-    found = []
+    found, gate = [], asyncio.Semaphore(_AT_A_TIME)
+
+    async def one(each: Known, name: str, options: Mapping[str, Any]) -> str | None:
+        async with gate:
+            return await _refused(engine, each, name, options)
+
     for name, options in OPTIONS.items():
         if lacking := options.keys() - engine.info.options - {"temperature"}:
             found.append(Finding(f"refused under {name}", Outcome.SKIPPED, f"no {', '.join(sorted(lacking))} here"))
             continue
-        told = await asyncio.gather(*(_refused(engine, each, name, options) for each in asked))
+        told = await asyncio.gather(*(one(each, name, options) for each in asked))
         wrong = [each for each in told if each is not None]
         found.append(finding(f"refused under {name}", wrong, f"{len(asked)} questions, no token"))
     return iter(found)

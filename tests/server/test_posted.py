@@ -213,7 +213,7 @@ async def test_tenants_have_turns_one_after_another_whoever_sends_more(monkeypat
 async def test_large_bodies_come_in_at_a_pace_and_small_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
-    async def take(_: Pace, count: int) -> None:
+    async def take(_: Pace, __: str, count: int) -> None:
         taken.append(count)
 
     monkeypatch.setattr(Pace, "take", take)
@@ -241,24 +241,27 @@ async def test_a_pace_is_of_all_together(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(loop, "time", lambda: now)
     monkeypatch.setattr("server.large_bodies.asyncio.sleep", sleep)
     for count in (500, 1000, 1):
-        await pace.take(count)
+        await pace.take("a", count)
     assert slept == pytest.approx([0.5, 1.5]), "the first does not wait"
     now += 10
-    await pace.take(1)
+    await pace.take("b", 1)
     assert len(slept) == 2, "nor does who comes later"
 
 
 async def test_of_too_many_that_come_in_the_last_is_told_to_come_later() -> None:
     """Each that waits holds what has come of it."""
     pace = Pace(1.0)
-    waiting = [asyncio.ensure_future(pace.take(1000)) for _ in range(MOST_WAITING + 1)]
+    waiting = [asyncio.ensure_future(pace.take("a", 1000)) for _ in range(MOST_WAITING + 1)]
     await asyncio.sleep(0)
     with pytest.raises(EngineBusyError):
-        await pace.take(1)
+        await pace.take("a", 1)
+    waiting.append(asyncio.ensure_future(pace.take("b", 1)))
+    await asyncio.sleep(0)
+    assert pace._waiting == {"a": MOST_WAITING, "b": 1}, "another tenant's is not refused for it"
     for each in waiting:
         each.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert pace._waiting == 0
+    assert not pace._waiting
 
 
 async def test_too_many_are_a_429_over_http_too() -> None:

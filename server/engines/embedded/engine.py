@@ -178,6 +178,7 @@ class EmbeddedEngine(GuardedEngine):
         self._manager = manager
         if self._stopped:  # before there was one to be ended: `stop` says so first, and looks for one then
             self._end_batching()
+            self._let_go()
 
     async def stop(self) -> None:
         if self._stopped:

@@ -77,7 +77,7 @@ class VllmActivations:
             self.codec = open_codec(self._folder, text_config, options.chat_template_kwargs)
             self._act([])
             self._files = WeightFiles(self._folder)
-            self.identity: ModelIdentity = self._runner.run(
+            self.identity: ModelIdentity = self._run(
                 live_identity(self._started(), self._config, self._folder, self._files)
             )
             ranks = self._rpc("describe")
@@ -261,7 +261,7 @@ class VllmActivations:
             self._write_provisional(folder, method, guard)
             options = self._options.model_copy(update={"artifacts": (ArtifactPath(folder),)})
             engine = VllmEngine(options, verifiable=False)
-            self._runner.run(engine.start())
+            self._run(engine.start())
             try:
                 yield lambda ids: self._read(engine, ids)
             finally:

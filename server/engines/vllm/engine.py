@@ -156,8 +156,11 @@ class VllmEngine(GuardedEngine):
         """Into the buffers that the compiled graph reads, on every worker. What was kept of texts is forgotten."""
         llm = self._running_llm()
         for _ in range(_RESETS):
-            if await while_alive(llm, llm.reset_prefix_cache()):
-                break
+            try:
+                if await while_alive(llm, llm.reset_prefix_cache()):
+                    break
+            except EngineDeadError as error:
+                raise EngineStoppedError("the engine has stopped") from error
             await asyncio.sleep(_BETWEEN_RESETS_SECONDS)  # a request that was given up is still on its way out
         else:
             raise EngineError("vLLM still holds a request's cache, so guards are not exchanged: try again")
