@@ -125,6 +125,6 @@ def _vllm(results: Results) -> str:
     slowest = min(row["ratio"] for row in results.read("overhead")["rows"])
     models = ", ".join(results.models("parity"))
     return (
-        f"vLLM on CPUs: on {asked:,} prompts ({models}) {differ} verdicts differ from the embedded engine's; "
+        f"vLLM on CPUs: {differ} of {asked:,} prompts ({models}) are judged otherwise than embedded; at least "
         f"{share(slowest, 2)} of the speed is left."
     )
