@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guards.artifact.manifest import ModelIdentity
+from guards.artifact.manifest import ModelIdentity, in_float32
 from guards.core.verdict import Scope
 from guards.errors import ArtifactError
 from guards.esu.unpickle import MAX_BYTES, unpickle_arrays
@@ -181,6 +181,11 @@ def cubes(file: EsuFile, alpha: float, regime: Regime, frame: str, identity: Mod
         if scale.ndim != 0 or scale.dtype.kind != "f" or not (np.isfinite(scale) and scale > 0):
             raise ArtifactError(f"{file.name}: layer {layer}: k: got {str(scale)[:40]}, wanted one number above 0")
         k = float(scale)
+        for name, number in (("k", k), ("alpha * k", alpha * k)):
+            try:
+                in_float32(number)
+            except ValueError as error:
+                raise ArtifactError(f"{file.name}: layer {layer}: {name}: got {number:g}, which {error}") from error
         found.append(Cube(layer, frame, mean_F.float(), std_F.float(), k=k, tau=alpha * k))
     return CubeGuard(tuple(found), Scope.BOTH, regime)
 
