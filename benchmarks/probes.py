@@ -35,7 +35,7 @@ from guards.methods.probe.fit import Probe, dispersed_layers, fit_probe, third
 from guards.methods.probe.shown import cosines, draw_cosines, draw_weights
 from guards.methods.spans.guard import LayerWeights
 from guards.methods.spans.passes import WindowsOf, last_token, windows_of
-from guards.model.encoding import CHAT_FRAME
+from guards.model.frames import CHAT_FRAME
 from guards.model.sites import Place, Site
 
 FORGET = "mathematics/gsm8k"

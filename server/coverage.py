@@ -1,7 +1,7 @@
 """Which prompts a guard was not calibrated for: said at start, because nothing else would tell."""
 
 from guards.core.verdict import GuardKind
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME
+from guards.model.frames import BARE_FRAME, CHAT_FRAME
 from server.engines.base import EngineInfo, TemplateState
 
 

@@ -140,7 +140,7 @@ def _rows(measured: Mapping[Key, Sequence[Measured]]) -> list[Row]:
 def run(name: str, args: argparse.Namespace, make_sets: Callable[[Sequence[str]], Sequence[Wanted]]) -> None:
     """Fits, measures, prints the tables, and writes the result file `<name>.<model's folder>.json`."""
     model = load_model(args.model)
-    if not model.codec.has_chat_template:
+    if not model.codec.chat.serves:
         sys.exit(f"{args.model}: got a model without a chat template, wanted one that is asked as users ask it")
     work = Work(args.work, model)
     asked = [

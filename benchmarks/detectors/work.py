@@ -57,7 +57,7 @@ class Work:
     """The folder of one model."""
 
     def __init__(self, folder: Path, model: LoadedModel) -> None:
-        key = _digest(model.identity.model_dump_json(), model.codec.template_sha256 or "", _code())
+        key = _digest(model.identity.model_dump_json(), model.codec.chat.sha256 or "", _code())
         self.folder = folder / key
 
     def place(self, detector: str, skill: str, fitting: Fitting) -> Path:

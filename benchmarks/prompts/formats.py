@@ -1,7 +1,7 @@
 """The formats of the transfer benchmark: frames, turns, worked examples, and instructions in seven languages."""
 
 from benchmarks.prompts.items import Around, Format, Item, framed, worded
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME
+from guards.model.frames import BARE_FRAME, CHAT_FRAME
 
 ENGLISH = frozenset({"language-en"})
 

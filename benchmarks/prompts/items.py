@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.prompts.splits import Split
 from guards.calibration.activations import TokenIds
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, frame_text
+from guards.model.encoding import TextCodec
+from guards.model.frames import BARE_FRAME, CHAT_FRAME, frame_text
 
 NONE: frozenset[str] = frozenset()
 

@@ -7,7 +7,8 @@ from guards.artifact.manifest import Canary, CanaryMessage, CanarySource, Manife
 from guards.core.drift import Drift
 from guards.core.verdict import GuardKind, Reading
 from guards.errors import PromptRefusedError
-from guards.model.encoding import CHAT_FRAME, TextCodec, frame_text
+from guards.model.encoding import TextCodec
+from guards.model.frames import CHAT_FRAME, frame_text
 
 CLEAR_INSIDE = 0.9
 CLEAR_OUTSIDE = 1.1
@@ -56,10 +57,10 @@ def text_difference(manifest: Manifest, codec: TextCodec) -> str | None:
             return f"canary {index}: its {kind} gave {_first_difference(got, canary.token_ids)}"
     record = manifest.calibration
     messages = any(canary.messages is not None for canary in manifest.canaries)
-    if CHAT_FRAME in record.frames and not messages and codec.variables:
+    if CHAT_FRAME in record.frames and not messages and codec.chat.variables:
         return "got variables of the chat template, wanted none: no canary has messages, which would show what they do"
-    if CHAT_FRAME in record.frames and not messages and codec.template_sha256 != record.template_sha256:
-        return f"got chat template {_short(codec.template_sha256)}, wanted {_short(record.template_sha256)} (SHA-256)"
+    if CHAT_FRAME in record.frames and not messages and codec.chat.sha256 != record.template_sha256:
+        return f"got chat template {_short(codec.chat.sha256)}, wanted {_short(record.template_sha256)} (SHA-256)"
     return None
 
 

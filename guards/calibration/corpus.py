@@ -11,7 +11,8 @@ from guards.calibration.activations import Activations, TokenIds
 from guards.calibration.options import CommonOptions
 from guards.calibration.sources import Source, compared, refuse_overlap, seeded_rank
 from guards.errors import CalibrationError
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
+from guards.model.encoding import TextCodec
+from guards.model.frames import BARE_FRAME, CHAT_FRAME, check_frame
 
 Side = Literal["forget", "retain"]
 SIDES: tuple[Side, ...] = ("forget", "retain")
@@ -85,7 +86,7 @@ def resolve_frames(options: CommonOptions, codec: TextCodec) -> tuple[str, ...]:
 
     Raises DataError on a frame the model cannot have.
     """
-    natural = CHAT_FRAME if codec.has_chat_template else BARE_FRAME
+    natural = CHAT_FRAME if codec.chat.serves else BARE_FRAME
     wanted = options.frames or tuple(dict.fromkeys((natural, *options.further_frames)))
     for frame in wanted:
         codec.encode_frame(check_frame(frame), "text")

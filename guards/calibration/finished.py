@@ -29,7 +29,7 @@ from guards.contract.method import Method
 from guards.core.quantiles import quantile_table
 from guards.core.version import tool_name
 from guards.errors import ArtifactError, CalibrationError
-from guards.model.encoding import CHAT_FRAME
+from guards.model.frames import CHAT_FRAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def make_record(
     return CalibrationRecord(
         tool=tool_name(),
         frames=tuple(frames),
-        template_sha256=model.codec.template_sha256 if CHAT_FRAME in frames else None,
+        template_sha256=model.codec.chat.sha256 if CHAT_FRAME in frames else None,
         sources=tuple(record for corpus in corpora for record in corpus.records()),
         recall=recall,
         false_abstention=false_abstention,

@@ -13,7 +13,8 @@ from guards.artifact.canaries import CANARY_DATE
 from guards.calibration.activations import TokenIds
 from guards.calibration.material import Material
 from guards.errors import PromptRefusedError
-from guards.model.encoding import CHAT_FRAME, TextCodec
+from guards.model.encoding import TextCodec
+from guards.model.frames import CHAT_FRAME
 
 
 class Kind(StrEnum):
@@ -112,7 +113,7 @@ class Surroundings:
                 yield Surrounded(Kind.SYSTEM, ids)
         except PromptRefusedError:  # not every template takes a system's message
             pass
-        if self._codec.renders_tools:
+        if self._codec.chat.shows_tools:
             for tools, messages in self._material.tools[:MOST]:
                 yield Surrounded(Kind.TOOLS, self._codec.encode_chat(messages, tools))
 

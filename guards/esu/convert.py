@@ -19,7 +19,7 @@ from guards.esu.files import LLAMA_3_8B, PUBLISHED, EsuFile, cubes, gaussians
 from guards.methods.cube.guard import CubeGuard, Regime
 from guards.methods.neuron_adjust.guard import Draw, NeuronAdjustGuard
 from guards.methods.registry import CUBE, NEURON_ADJUST
-from guards.model.encoding import BARE_FRAME, check_frame
+from guards.model.frames import BARE_FRAME, check_frame
 
 SEED = 0
 

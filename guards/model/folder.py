@@ -187,7 +187,7 @@ def _refuse_beyond(folder: Path, codec: TextCodec, rows: int) -> None:
     for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: int(item[1])):
         if index < rows:
             continue
-        if index in named or index not in added or not added[index].special or codec.writes(token):
+        if index in named or index not in added or not added[index].special or codec.chat.writes(token):
             raise UnsupportedModelError(
                 f"{folder}: the tokenizer has token {token!r} with id {index}, and the embedding {rows} rows "
                 "(vocab_size): resize the model (model.resize_token_embeddings(len(tokenizer))) and save both, or take "

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     remote = refuse_mixture(args)
     engine = None if remote else engine_options(args)
 
-    from guards.model.encoding import check_frame
+    from guards.model.frames import check_frame
     from server.evaluation.arms import engine_arms, remote_arms
     from server.evaluation.evaluate import Evaluation, evaluate
     from server.evaluation.scorers import open_scorer

@@ -319,7 +319,7 @@ class GuardedEngine(ABC):
         said, shown = [*map(template_message, messages)], [*map(template_tool, tools)]
         encode = partial(self._codec.encode_chat, said, shown, answered=answered)
         try:
-            self._codec.require_free(variables)
+            self._codec.chat.require_free(variables)
             ids = encode(variables)
             usual = encode() if variables and self._guards and not self._accept_template else ids
         except PromptRefusedError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guards.calibration.sources import parse_source, read_table, seeded_rank
 from guards.errors import DataError
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME
+from guards.model.frames import BARE_FRAME, CHAT_FRAME
 from server.evaluation.choices import MMLU, Choices, MMLUText
 from server.evaluation.gsm8k import GSM8K
 from server.evaluation.kinds import Kind, Question

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from guards.model.encoding import RENDER_SECONDS
+from guards.model.rendering import RENDER_SECONDS
 from server.encoding import AT_A_TIME, LIKELY_CHARACTERS, MOST_WAITING, Encoder
 from server.engines.base import Message
 from server.engines.errors import EngineBusyError, PromptTooLongError

@@ -46,7 +46,7 @@ from guards.methods.spans.held import Held
 from guards.methods.spans.options import SpanOptions
 from guards.methods.spans.passes import read_values, read_windows
 from guards.methods.spans.recipe import Direction, Directions, Fitted, Recipe
-from guards.model.encoding import CHAT_FRAME
+from guards.model.frames import CHAT_FRAME
 from guards.model.sites import Site
 
 HOLD_BACKS = (0, 8, 16, 32)

@@ -131,12 +131,12 @@ class VllmEngine(GuardedEngine):
             dtype=identity.dtype,
             max_model_tokens=self._max_tokens,
             longest_token=self._codec.longest_token,
-            template_sha256=self._codec.template_sha256,
-            template_names=self._codec.template_names,
+            template_sha256=self._codec.chat.sha256,
+            template_names=self._codec.chat.names,
             guards=await asyncio.to_thread(self._describe_guards),
             options=HONOURED["vllm"],
             defaults=self._defaults,
-            tool_choices=self._tools.choices if self._codec.renders_tools else frozenset(),
+            tool_choices=self._tools.choices if self._codec.chat.shows_tools else frozenset(),
         )
 
     def _bind(self, guards: Mapping[str, LoadedGuard]) -> None:

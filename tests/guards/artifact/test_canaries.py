@@ -187,7 +187,7 @@ class TestText:
             )
             for source in (canary_source(frame, "12+34=") for frame in frames)
         )
-        update = {"frames": frames, "template_sha256": codec.template_sha256, **changes}
+        update = {"frames": frames, "template_sha256": codec.chat.sha256, **changes}
         record = CALIBRATION.model_copy(update=update)
         return manifest("ksd", {}, canaries=canaries, calibration=record)
 

@@ -11,7 +11,7 @@ from guards.artifact.manifest import ModelIdentity
 from guards.artifact.store import read_artifact
 from guards.errors import ArtifactMismatchError, UnsupportedModelError
 from guards.inside.transformers.sites import find_sites
-from guards.model.encoding import template_sha256
+from guards.model.rendering import template_sha256
 from guards.model.weights import weights_sha256
 from tests.guards.samples import IDENTITY, write
 from tests.models import tiny_model

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from guards.errors import TemplateTimeError, UnsupportedModelError
-from guards.model import encoding
+from guards.model import rendering
 from guards.model.deadline import TimeUpError, ended_after
 from guards.model.encoding import TextCodec
 from tests.guards.tiny import TEMPLATE, tiny_tokenizer
@@ -79,7 +79,7 @@ def test_an_error_of_the_work_is_its_own() -> None:
 
 @pytest.fixture
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "RENDER_SECONDS", BRIEF)
+    monkeypatch.setattr(rendering, "RENDER_SECONDS", BRIEF)
 
 
 @pytest.mark.usefixtures("_brief")

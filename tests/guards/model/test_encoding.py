@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from guards.errors import DataError, PromptRefusedError
-from guards.model.encoding import BARE_FRAME, CHAT_FRAME, TextCodec, check_frame
+from guards.model.encoding import TextCodec
+from guards.model.frames import BARE_FRAME, CHAT_FRAME, check_frame
 
 TURNS = (
     "{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -264,8 +265,8 @@ def test_other_frames_are_refused(frame: str) -> None:
 
 def test_a_model_without_a_template() -> None:
     codec = TextCodec(tokenizer(None))
-    assert not codec.has_chat_template
-    assert codec.template_sha256 is None
+    assert not codec.chat.serves
+    assert codec.chat.sha256 is None
     with pytest.raises(PromptRefusedError, match="no chat template"):
         codec.encode_frame(CHAT_FRAME, "text")
 
@@ -331,7 +332,7 @@ def test_a_variable_spells_no_special_token(text: str) -> None:
     assert specials(core, ids) == specials(core, codec.encode_chat(messages))
     wanted = core.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, note=text)
     assert core.decode(ids, clean_up_tokenization_spaces=False) == wanted
-    assert codec.template_names == {"note", "messages", "bos_token", "add_generation_prompt"}
+    assert codec.chat.names == {"note", "messages", "bos_token", "add_generation_prompt"}
 
 
 def test_variables_of_every_conversation() -> None:

@@ -160,4 +160,4 @@ def test_a_text_that_the_template_does_not_copy_is_refused() -> None:
     ],
 )
 def test_whether_a_template_shows_tools(template: str | None, renders: bool) -> None:
-    assert TextCodec(tokenizer(template)).renders_tools is renders
+    assert TextCodec(tokenizer(template)).chat.shows_tools is renders

@@ -209,7 +209,7 @@ def test_fields_have_more_than_one_legal_type(folder: Path, change: dict[str, An
     edit(folder / "tokenizer_config.json", **change)
     loaded = load_model(folder, "cpu")
     assert loaded.codec.encode_frame("chat", "abc") == load_model(folder, "cpu").codec.encode_frame("chat", "abc")
-    assert loaded.codec.has_chat_template
+    assert loaded.codec.chat.serves
 
 
 def test_templates_in_files_of_their_own(folder: Path) -> None:

@@ -10,7 +10,8 @@ from tokenizers import AddedToken
 from guards.calibration.corpus import resolve_frames
 from guards.calibration.options import CommonOptions
 from guards.errors import PromptRefusedError, UnsupportedModelError
-from guards.model.encoding import TextCodec, template_sha256
+from guards.model.encoding import TextCodec
+from guards.model.rendering import template_sha256
 from guards.model.templates import Form, read_templates
 from tests.guards.model.test_encoding import HOSTILE, TEXTS, TURNS, chat, reference, special_ids, specials, tokenizer
 
@@ -34,9 +35,9 @@ def test_named_templates() -> None:
     core = named(default=TURNS, tool_use=TOOLS)
     codec, plain, tools = TextCodec(core), TextCodec(tokenizer(TURNS)), TextCodec(tokenizer(TOOLS))
     messages = chat("be kind", "hi <|end|>")
-    assert codec.has_chat_template
-    assert codec.template_sha256 == template_sha256(TURNS)
-    assert codec.template_names == plain.template_names | tools.template_names
+    assert codec.chat.serves
+    assert codec.chat.sha256 == template_sha256(TURNS)
+    assert codec.chat.names == plain.chat.names | tools.chat.names
     assert codec.encode_chat(messages) == plain.encode_chat(messages)
     assert codec.encode_chat(messages, [TOOL]) == tools.encode_chat(messages, [TOOL]) != codec.encode_chat(messages)
     assert set(codec.openings) >= set(plain.openings)
@@ -72,7 +73,7 @@ def test_parts_where_parts_are_wanted(text: str) -> None:
     for messages in (chat("be kind", text), chat(text, "hi", "hello", text)):
         assert codec.encode_chat(messages) == plain.encode_chat(messages)
     assert codec.openings == plain.openings
-    assert codec.has_chat_template
+    assert codec.chat.serves
 
 
 def test_positive_control_a_text_is_lost_in_a_template_of_parts() -> None:
@@ -105,9 +106,9 @@ LOSING: Mapping[str, str] = {
 def test_chat_is_refused_where_text_of_users_is_lost(name: str, caplog: pytest.LogCaptureFixture) -> None:
     codec = TextCodec(tokenizer(LOSING[name]))
     with caplog.at_level(logging.WARNING):
-        assert not codec.has_chat_template
+        assert not codec.chat.serves
     assert "leaves out the text of user" in caplog.text
-    assert codec.template_sha256 is None
+    assert codec.chat.sha256 is None
     assert codec.openings == ()
     for call in (
         lambda: codec.encode_chat(chat("x", "hi")),
@@ -133,7 +134,7 @@ def test_a_message_whose_text_would_be_lost_is_refused_by_its_place(role: str) -
 def test_a_template_that_shows_the_last_message_only() -> None:
     """Nothing of a role is lost in itself: which message is, shows in the conversation."""
     codec = TextCodec(tokenizer("{{ bos_token }}<|turn|>{{ messages[-1]['content'] }}<|end|>"))
-    assert codec.has_chat_template
+    assert codec.chat.serves
     assert codec.encode_chat([{"role": "user", "content": "hi"}])
     with pytest.raises(PromptRefusedError, match=r"messages\[0\] \(user\)"):
         codec.encode_chat(chat("", "hi", "hello", "again")[1:])
@@ -150,8 +151,8 @@ def test_what_is_said_beside_calls_may_be_dropped() -> None:
 
 def test_a_template_may_change_case_and_trim() -> None:
     codec = TextCodec(tokenizer(TURNS.replace("m['content']", "m['content'] | upper | trim")))
-    assert codec.has_chat_template
-    assert TextCodec(tokenizer("{{ raise_exception('never') }}"))._forms["user"] is Form.TEXT
+    assert codec.chat.serves
+    assert TextCodec(tokenizer("{{ raise_exception('never') }}")).chat.forms["user"] is Form.TEXT
 
 
 IM = TURNS.replace("<|turn|>", "<|im_start|>").replace("<|end|>", "<|im_end|>")

@@ -43,7 +43,7 @@ def test_loads_a_folder(folder: Path) -> None:
         "weights_sha256": weights_sha256(folder),
         "quantization": None,
     }
-    assert loaded.codec.has_chat_template
+    assert loaded.codec.chat.serves
     assert (loaded.device.type, loaded.max_tokens) == ("cpu", 64)
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())

@@ -14,7 +14,7 @@ from guards.artifact.store import read_artifact, write_artifact
 from guards.inside.transformers.loading import load_model
 from guards.methods.spans.calibrate import calibrate
 from guards.methods.spans.options import SpanOptions
-from guards.model import encoding
+from guards.model import rendering
 from server.cli.serve import banner
 from server.config import ServerConfig
 from server.engines.embedded.engine import EmbeddedEngine
@@ -273,7 +273,7 @@ async def test_a_template_that_does_not_end_is_a_400_and_others_go_on(
     trap = 3 * "{% for number in range(99999) %}" + 3 * "{% endfor %}"
     trapped = TEMPLATE + "{% if 'trap' in messages[-1].content %}" + trap + "{% endif %}"
     (folder / "model" / "chat_template.jinja").write_text(trapped)
-    monkeypatch.setattr(encoding, "RENDER_SECONDS", 0.05)
+    monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.05)
     engine = EmbeddedEngine(EmbeddedOptions(model=str(folder / "model"), artifacts=(), device="cpu"))
     async with serving(engine) as served:  # type: ignore[arg-type]
         response = await served.post(CHAT, {"messages": [{"role": "user", "content": "a trap"}]})
