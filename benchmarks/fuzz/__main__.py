@@ -127,9 +127,10 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="NUMBER", help="tries this one alone, and publishes nothing")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="tries this finding of --guided's alone, likewise")
-    parser.add_argument("--guided", action="store_true", help="by the branches that are taken; needs atheris")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--only", type=int, metavar="NUMBER", help="tries this one alone, and publishes nothing")
+    way.add_argument("--input", type=Path, metavar="FILE", help="tries this finding of --guided's alone, likewise")
+    way.add_argument("--guided", action="store_true", help="by the branches that are taken; needs atheris")
     args = parser.parse_args()
     if args.only is not None or args.input is not None:
         with opened(args.target) as (inputs, _):
