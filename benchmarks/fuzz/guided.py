@@ -1,6 +1,7 @@
 """Mutations that are guided by what of guards/ and server/ they reach: libFuzzer's, by atheris."""
 
 import json
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -56,6 +57,7 @@ def guide(inputs: Inputs, attempt: Callable[[bytes], object], count: int, seed: 
     atheris.Setup(arguments, attempt, custom_mutator=mutator)
     with suppress(SystemExit):  # so its runs end
         atheris.Fuzz()
+    signal.setitimer(signal.ITIMER_REAL, 0)  # or libFuzzer would end what comes next as an input that takes too long
     return len([*corpus.iterdir()]) - len(inputs.good)
 
 

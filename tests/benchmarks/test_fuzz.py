@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -169,6 +170,7 @@ class PlayedAtheris(ModuleType):
             self.tried.append(data)
             self.attempt(data)
         (self.corpus / "new").write_bytes(b"")
+        signal.setitimer(signal.ITIMER_REAL, 1000)
         raise SystemExit(0)
 
 
@@ -179,6 +181,7 @@ def test_a_guided_run_keeps_findings_as_files(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files, "unpickle_arrays", lambda *_: pickle.loads(b"cos\nsystem\n(S'true'\ntR."))
     tally, kept = run_guided("importer", 40, seed=0)
     assert (tally.count, kept) == (40, 1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0), "the fuzzer's clock is stopped"
     found = sorted(map(int, (path.name for path in (tmp_path / "fuzz.importer").iterdir())))
     assert len(found) == tally.outcomes["finding"] > 0
     data = (tmp_path / "fuzz.importer" / str(found[0])).read_bytes()
