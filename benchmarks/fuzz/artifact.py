@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.fuzz.mutations import mutated, mutated_json
-from benchmarks.fuzz.target import FindingError, Try
+from benchmarks.fuzz.target import FindingError, Inputs
 from benchmarks.serving import ROOT
 from guards.artifact.manifest import UNSEALED
 from guards.artifact.signatures import SIGNATURES_NAME, public_name
@@ -27,6 +28,20 @@ _GUARDS = ROOT / "artifacts" / "demo" / "guards"
 _KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _SIGNER = public_name(_KEY.public_key())
 _NAMES = (MANIFEST_NAME, TENSORS_NAME, SIGNATURES_NAME)
+
+
+class _Kind(NamedTuple):
+    """The file that is another, whether the manifest is sealed anew, and whether the signatures are left in."""
+
+    name: str
+    sealed: bool
+    signed: bool
+
+
+_KINDS = (
+    *(_Kind(name, False, True) for name in _NAMES),
+    *(_Kind(name, True, signed) for name in (MANIFEST_NAME, TENSORS_NAME) for signed in (False, True)),
+)
 
 
 @dataclass(frozen=True)
@@ -45,16 +60,22 @@ def _good(of: Path, folder: Path) -> _Good:
 
 
 @contextmanager
-def artifacts(scratch: Path) -> Iterator[Try]:
+def artifacts(scratch: Path) -> Iterator[Inputs]:
     """A detector and an intervention of the demo, signed, are what mutations start from."""
     goods = [_good(of, scratch / of.name) for of in (_GUARDS / "ksd-mathematics", _GUARDS / "na-mathematics")]
     folder = scratch / "guard"
     folder.mkdir()
     there: dict[str, bytes] = {}
 
-    def attempt(dice: Random) -> str:
-        good = dice.choice(goods)
-        files, sealed = _mutate(good, dice)
+    def mutation(dice: Random) -> bytes:
+        number = dice.randrange(len(goods))
+        kind, content = _mutate(goods[number], dice)
+        return _encoded(number, kind, content)
+
+    def tried(data: bytes) -> str:
+        number, kind = divmod(int.from_bytes(data[:1]) % (len(goods) * len(_KINDS)), len(_KINDS))
+        good = goods[number]
+        files, sealed = _with(good, _KINDS[kind], data[1:])
         for name in _NAMES:
             if name not in files:
                 (folder / name).unlink(missing_ok=True)
@@ -64,26 +85,40 @@ def artifacts(scratch: Path) -> Iterator[Try]:
         there.update(files)
         return _tried(folder, good, sealed, changed=files != good.files)
 
-    yield attempt
+    good = [_encoded(n, kind, each.files[kind.name]) for n, each in enumerate(goods) for kind in _KINDS]
+    yield Inputs(good, mutation, tried)
 
 
-def _mutate(good: _Good, dice: Random) -> tuple[dict[str, bytes], bool]:
-    """The files, and whether they have a seal of their own."""
-    files = dict(good.files)
+def _encoded(number: int, kind: _Kind, content: bytes) -> bytes:
+    return bytes([number * len(_KINDS) + _KINDS.index(kind)]) + content
+
+
+def _mutate(good: _Good, dice: Random) -> tuple[_Kind, bytes]:
     if dice.random() < 0.6:
         name = dice.choice(_NAMES)
-        files[name] = mutated(files[name], dice)
-        return files, False
-    record = json.loads(files[MANIFEST_NAME])
+        return _Kind(name, False, True), mutated(good.files[name], dice)
     if dice.random() < 0.3:
-        files[TENSORS_NAME] = _other_tensors(files[TENSORS_NAME], dice)
+        name, content = TENSORS_NAME, _other_tensors(good.files[TENSORS_NAME], dice)
     else:
-        record = mutated_json(record, dice)
+        name = MANIFEST_NAME
+        content = json.dumps(mutated_json(json.loads(good.files[MANIFEST_NAME]), dice)).encode()
+    return _Kind(name, True, dice.random() >= 0.8), content
+
+
+def _with(good: _Good, kind: _Kind, content: bytes) -> tuple[dict[str, bytes], bool]:
+    """The files, and whether they have a seal of their own: what is no JSON has none."""
+    files = {**good.files, kind.name: content}
+    if not kind.sealed:
+        return files, False
+    try:
+        record = json.loads(files[MANIFEST_NAME])
+    except (ValueError, RecursionError):
+        return files, False
     if not isinstance(record, dict):
         record = {"": record}
     record["tensors_sha256"] = hashlib.sha256(files[TENSORS_NAME]).hexdigest()
     files[MANIFEST_NAME] = _sealed(record)
-    if dice.random() < 0.8:
+    if not kind.signed:
         del files[SIGNATURES_NAME]
     return files, True
 

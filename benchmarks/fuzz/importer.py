@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fuzz.mutations import mutated
-from benchmarks.fuzz.target import FindingError, Try
+from benchmarks.fuzz.target import FindingError, Inputs
 from guards.artifact.manifest import ModelIdentity
 from guards.errors import ArtifactError
 from guards.esu.convert import ImportOptions, import_esu
@@ -29,6 +29,7 @@ _TINY = ModelIdentity(
     tokenizer_sha256=None,
     weights_sha256=None,
 )
+_SUFFIXES = (".pkl", ".npz")
 _OPTIONS = ImportOptions(alpha=2.0, regime=Regime.LAST_TOKEN.value, frame="bare")
 _CALLS = (
     b"cos\nsystem\n(S'true'\ntR.",
@@ -88,7 +89,7 @@ def _archive(modules: dict[str, dict[str, Any]]) -> bytes:
 
 
 @contextmanager
-def importer(scratch: Path) -> Iterator[Try]:
+def importer(scratch: Path) -> Iterator[Inputs]:
     """Both kinds of file, in both formats. A file that is read must make a guard, or be refused with a reason."""
     goods = [(".pkl", pickle.dumps(modules, protocol=4)) for modules in _modules()]
     goods += [(".npz", _archive(modules)) for modules in _modules()]
@@ -99,9 +100,12 @@ def importer(scratch: Path) -> Iterator[Try]:
         _tried(scratch / f"GSM8K{suffix}", data)
         _tried(scratch / f"GSM8K{suffix}", data[:-40])
 
-    def attempt(dice: Random) -> str:
+    def mutation(dice: Random) -> bytes:
         suffix, data = dice.choice(goods)
-        changed = mutated(data, dice, _CALLS if suffix == ".pkl" else ())
+        return _encoded(suffix, mutated(data, dice, _CALLS if suffix == ".pkl" else ()))
+
+    def tried(data: bytes) -> str:
+        suffix, changed = _SUFFIXES[int.from_bytes(data[:1]) % len(_SUFFIXES)], data[1:]
         path = scratch / f"GSM8K{suffix}"
         watch.seen, watch.open = [], True
         try:
@@ -110,9 +114,13 @@ def importer(scratch: Path) -> Iterator[Try]:
             watch.open = False
         if watch.seen:
             raise FindingError(f"something ran: {watch.seen[:3]}")
-        return "unchanged" if changed == data else f"{suffix[1:]}, {outcome}"
+        return "unchanged" if (suffix, changed) in goods else f"{suffix[1:]}, {outcome}"
 
-    yield attempt
+    yield Inputs([_encoded(*good) for good in goods], mutation, tried, _CALLS)
+
+
+def _encoded(suffix: str, data: bytes) -> bytes:
+    return bytes([_SUFFIXES.index(suffix)]) + data
 
 
 def _tried(path: Path, data: bytes) -> str:

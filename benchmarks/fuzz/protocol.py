@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from benchmarks.fuzz.mutations import mutated, mutated_json
-from benchmarks.fuzz.target import FindingError, Try
+from benchmarks.fuzz.target import FindingError, Inputs
 from server.app import create_app
 from server.config import ServerConfig
 from server.engines.base import Finish
@@ -78,7 +78,7 @@ _LONGEST_MESSAGE = 2_000
 
 
 @contextmanager
-def protocol(_: Path) -> Iterator[Try]:
+def protocol(_: Path) -> Iterator[Inputs]:
     """Bodies of every route that takes one, to an engine that plays a script."""
     loop = asyncio.new_event_loop()
     *said, end = answer("Hello", " there", ".")
@@ -93,18 +93,23 @@ def protocol(_: Path) -> Iterator[Try]:
         for path, body in GOOD:
             _require_taken(loop.run_until_complete(client.post(path, json=body)), path)
 
-        def attempt(dice: Random) -> str:
-            path, body = dice.choice(GOOD)
-            content = json.dumps(mutated_json(body, dice)).encode()
+        def mutation(dice: Random) -> bytes:
+            number = dice.randrange(len(GOOD))
+            content = json.dumps(mutated_json(GOOD[number][1], dice)).encode()
             if dice.random() < 0.2:
                 content = mutated(content, dice)
+            return bytes([number]) + content
+
+        def tried(data: bytes) -> str:
+            path, content = GOOD[int.from_bytes(data[:1]) % len(GOOD)][0], data[1:]
             reply = loop.run_until_complete(
                 client.post(path, content=content, headers={"content-type": "application/json"})
             )
             engine.submitted.clear()
             return _outcome(reply, path)
 
-        yield attempt
+        good = [bytes([number]) + json.dumps(body).encode() for number, (_, body) in enumerate(GOOD)]
+        yield Inputs(good, mutation, tried)
     finally:
         loop.run_until_complete(client.aclose())
         loop.run_until_complete(lifespan.__aexit__(None, None, None))
