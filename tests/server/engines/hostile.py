@@ -24,6 +24,7 @@ INVALID: dict[str, dict[str, Any]] = {
     ),
     "deep regex": _grammar(GrammarKind.REGEX, DEEP),
     "long regex": _grammar(GrammarKind.REGEX, "a" * 100_000),
+    "regex of much that may be left out": _grammar(GrammarKind.REGEX, "a*" * 30_000),
     "deep grammar": _grammar(GrammarKind.EBNF, "root ::= " + DEEP),
     "broken regex": _grammar(GrammarKind.REGEX, "((("),
     "broken grammar": _grammar(GrammarKind.EBNF, "root := nonsense (("),
