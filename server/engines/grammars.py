@@ -87,7 +87,7 @@ def _patterns(grammar: Grammar) -> Iterator[str]:
     if grammar.kind not in (GrammarKind.JSON_SCHEMA, GrammarKind.STRUCTURAL_TAG):
         return
     try:
-        within: list[object] = [json.loads(grammar.text)]
+        within: list[object] = [json.loads(grammar.text, parse_int=float)]  # no limit on digits
     except (ValueError, RecursionError):  # what comes next says so
         return
     while within:

@@ -24,6 +24,7 @@ TOO_MUCH = [
     schema({"$ref": "#/default", "default": {"type": "string", "pattern": MANY}}),
     schema({"x-guidance": {"whitespace_pattern": MANY}, "type": "object"}),
     schema({"x-guidance": {"item_separator": MANY}, "type": "array"}),
+    Grammar(GrammarKind.JSON_SCHEMA, f'{{"type": "string", "pattern": "{MANY}", "x": {"1" * 5000}}}'),
     schema([{"type": "string", "pattern": "a*" * 100 + str(index)} for index in range(30)]),
     Grammar(GrammarKind.STRUCTURAL_TAG, json.dumps({"format": {"type": "regex", "pattern": MANY}})),
 ]
