@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from guards.model.encoding import TextCodec
-from server.engines.base import Grammar
+from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded.dialects import to_llguidance
+from server.engines.embedded.trial import Trial, plain_tokenizer
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import Compiled
 
 MOST_ITEMS = 10_000
 """Steps of the parser for one token, a fifth of what llguidance takes by itself: the batch of everybody waits for them.
 Schemas need some hundred; a grammar of many ways to read one text takes a third of a second where nothing ends it.
+"""
+MOST_OF_TERMINALS = 35_000
+"""Steps to put an EBNF grammar's terminals together; llguidance takes 1,000,000 by itself. Terminals name one another,
+so that 200 characters make one of 500,000 parts. 1,000 keywords take 2,000, a class of all scripts' letters 16,000.
 """
 _NOTHING = "NoExtension"
 """llguidance's word for a beginning that nothing can follow."""
@@ -68,7 +73,7 @@ class Grammars:
     def __init__(self, codec: TextCodec, vocabulary: int, stop_ids: frozenset[int]) -> None:
         self._codec, self._vocabulary, self._stop_ids = codec, vocabulary, stop_ids
         self._lock = threading.Lock()
-        self._tokens: Any = None
+        self._tokens: tuple[Any, Trial] | None = None
         self._compiled = Compiled(self._compile)
 
     def check(self, grammar: Grammar) -> None:
@@ -83,34 +88,46 @@ class Grammars:
         """An LLMatcher at its beginning."""
         import llguidance
 
-        tokens = self._tokenizer()
+        tokens, trial = self._tokenizer()
         try:
-            limits = llguidance.LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
-            matcher = llguidance.LLMatcher(tokens, to_llguidance(grammar), log_level=0, limits=limits)
-            matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
-            said = matcher.get_error()
+            text = to_llguidance(grammar)
         except Exception as error:  # the converters raise what they like
-            said = str(error)
-        if said.startswith(_NOTHING):
-            raise InvalidOptionError(f"the {grammar.kind} matches no text", "grammar")
-        if said:
-            short = " ".join(said.split())[:300]
-            raise InvalidOptionError(f"the {grammar.kind} cannot be compiled: {short}", "grammar")
+            raise _refused(grammar, str(error)) from error
+        limits = _limits(grammar.kind)
+        if said := trial.refusal(text, limits):
+            raise _refused(grammar, said)
+        matcher = llguidance.LLMatcher(tokens, text, log_level=0, limits=llguidance.LLParserLimits(**limits))
+        matcher.compute_bitmask()  # the first token's, as in the trial
+        if said := matcher.get_error():
+            raise _refused(grammar, said)
         return matcher
 
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self) -> tuple[Any, Trial]:
         """llguidance's view of the tokenizer, made when a request first asks for it: it may take a second."""
         with self._lock:
             if self._tokens is None:
                 from llguidance.hf import from_tokenizer
 
-                tokenizer = self._codec.tokenizer
+                tokenizer, stops = self._codec.tokenizer, sorted(self._stop_ids)
                 size = max(self._vocabulary, len(tokenizer))
                 try:
-                    self._tokens = from_tokenizer(tokenizer, n_vocab=size, eos_token=sorted(self._stop_ids))
+                    tokens = from_tokenizer(tokenizer, n_vocab=size, eos_token=stops)
                 except ValueError as error:
                     raise InvalidOptionError(
                         f"llguidance cannot read this model's tokenizer ({str(error)[:100]}); leave the option out",
                         "grammar",
                     ) from error
+                self._tokens = tokens, Trial(plain_tokenizer(tokenizer), size, stops)
             return self._tokens
+
+
+def _limits(kind: GrammarKind) -> dict[str, Any]:
+    """Where llguidance's own are not kept."""
+    limits = {"verbose_errors": False, "step_max_items": MOST_ITEMS}
+    return {**limits, "initial_lexer_fuel": MOST_OF_TERMINALS} if kind is GrammarKind.EBNF else limits
+
+
+def _refused(grammar: Grammar, said: str) -> InvalidOptionError:
+    if said.startswith(_NOTHING):
+        return InvalidOptionError(f"the {grammar.kind} matches no text", "grammar")
+    return InvalidOptionError(f"the {grammar.kind} cannot be compiled: {' '.join(said.split())[:300]}", "grammar")

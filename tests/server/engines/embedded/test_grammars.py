@@ -1,6 +1,8 @@
 """Grammars on the embedded engine: which texts each allows, and what is refused because it could not be kept."""
 
+import gc
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from guards.model.encoding import TextCodec
 from guards.model.folder import load_tokenizer
 from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded import grammars as compiler
+from server.engines.embedded import trial
 from server.engines.embedded.dialects import closed
 from server.engines.embedded.grammars import Grammars, Match
-from server.engines.errors import InvalidOptionError
+from server.engines.errors import EngineError, InvalidOptionError
 from tests.served import save_tiny_model
 from tests.server.engines.vllm.live import MODEL
 
@@ -223,3 +226,69 @@ def test_a_grammar_of_many_readings_ends_its_own_answer(codec: TextCodec, monkey
         go_on()
     monkeypatch.setattr(compiler, "MOST_ITEMS", 50_000)
     go_on()  # the control: by llguidance's own limit it goes on
+
+
+def counting(minimum: int) -> Grammar:
+    return schema({"type": "array", "items": {"type": "string"}, "minItems": minimum})
+
+
+@pytest.mark.parametrize(
+    ("minimum", "limit", "value", "said"),
+    [(100_000_000, "SECONDS", 60.0, "64 MiB of memory"), (300_000, "MEGABYTES", 4096, "0.001 seconds of a processor")],
+)
+def test_what_takes_too_much_to_compile_ends_no_more_than_its_trial(
+    codec: TextCodec, monkeypatch: pytest.MonkeyPatch, minimum: int, limit: str, value: float, said: str
+) -> None:
+    """No limit of llguidance's ends it: in the server's process it would take all memory, or a thread for good."""
+    monkeypatch.setattr(trial, "SECONDS", 0.001)
+    monkeypatch.setattr(trial, limit, value)
+    grammars = Grammars(codec, V, frozenset({END}))
+    with pytest.raises(InvalidOptionError, match=f"takes more to compile than the {said}") as refused:
+        grammars.check(counting(minimum))
+    assert refused.value.param == "grammar"
+
+
+def test_a_grammar_after_one_that_took_too_much(grammars: Grammars, codec: TextCodec) -> None:
+    with pytest.raises(InvalidOptionError, match="takes more to compile than"):
+        grammars.check(counting(100_000_000))
+    assert matches(grammars, codec, counting(2), '["a", "b"]')
+
+
+def test_a_trial_ends_with_whoever_wants_it(codec: TextCodec) -> None:
+    grammars = Grammars(codec, V, frozenset({END}))
+    grammars.check(Grammar(GrammarKind.REGEX, "7"))
+    assert grammars._tokens is not None
+    (process,) = grammars._tokens[1]._running
+    assert process.poll() is None
+    del grammars
+    gc.collect()
+    assert process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("executable", "said"),
+    [
+        (shutil.which("false"), "the process that tries grammars ended with status 1 before it was ready"),
+        ("/no/such/file", "no process to try grammars in can be started: .*No such file"),
+    ],
+)
+def test_where_no_trial_can_be_had_nothing_is_compiled(
+    codec: TextCodec, monkeypatch: pytest.MonkeyPatch, executable: str, said: str
+) -> None:
+    monkeypatch.setattr("sys.executable", executable)
+    with pytest.raises(EngineError, match=said):
+        Grammars(codec, V, frozenset({END})).check(Grammar(GrammarKind.REGEX, "7"))
+
+
+@pytest.mark.parametrize("parts", ["A " * 20_000, "B " * 8])
+def test_terminals_of_too_many_parts_are_refused(grammars: Grammars, parts: str) -> None:
+    """Each could be left out, and one character would cost the square of their number, whenever it is drawn."""
+    doubled = "".join(f"\n{after}: " + f"{before} " * 8 for before, after in zip("GFEDC", "FEDCB", strict=True))
+    with pytest.raises(InvalidOptionError, match=r"the ebnf cannot be compiled: .*\(grammar\) too big"):
+        grammars.check(Grammar(GrammarKind.EBNF, f'start: X\nX: "{40 * "x"}" {parts}\nA: /a?/\nG: /a?/ /b?/{doubled}'))
+
+
+def test_words_of_any_script_are_no_such_parts(grammars: Grammars, codec: TextCodec) -> None:
+    words = " | ".join(f'"keyword {index}"' for index in range(1000))
+    grammar = Grammar(GrammarKind.EBNF, f"start: NAME | {words}\nNAME: /[\\p{{L}}_][\\p{{L}}\\p{{N}}_]*/")
+    assert matches(grammars, codec, grammar, "keyword 999")
