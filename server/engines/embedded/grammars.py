@@ -124,7 +124,9 @@ class Grammars:
 def _limits(kind: GrammarKind) -> dict[str, Any]:
     """Where llguidance's own are not kept."""
     limits = {"verbose_errors": False, "step_max_items": MOST_ITEMS}
-    return {**limits, "initial_lexer_fuel": MOST_OF_TERMINALS} if kind is GrammarKind.EBNF else limits
+    if kind is GrammarKind.EBNF:  # large terminals are followed when they come: a large vocabulary's all take more
+        limits |= {"initial_lexer_fuel": MOST_OF_TERMINALS, "precompute_large_lexemes": False}
+    return limits
 
 
 def _refused(grammar: Grammar, said: str) -> InvalidOptionError:

@@ -292,3 +292,5 @@ def test_words_of_any_script_are_no_such_parts(grammars: Grammars, codec: TextCo
     words = " | ".join(f'"keyword {index}"' for index in range(1000))
     grammar = Grammar(GrammarKind.EBNF, f"start: NAME | {words}\nNAME: /[\\p{{L}}_][\\p{{L}}\\p{{N}}_]*/")
     assert matches(grammars, codec, grammar, "keyword 999")
+    followed = Grammar(GrammarKind.EBNF, f"start: /{'(a|b)*' * 250}/")
+    assert matches(grammars, codec, followed, "abab"), "no vocabulary is followed through it within these steps"
