@@ -43,6 +43,14 @@ BODIES: Mapping[str, Make] = {
     "100,000 bad words": lambda: (_COMPLETION, _with("bad_words", [f"w{index}" for index in range(100_000)])),
     "one long bad word": lambda: (_COMPLETION, _with("bad_words", ["7" * _ROOM])),
     "a long pattern": lambda: (_COMPLETION, _with("structured_outputs", {"regex": "(a|b)*" * 10_000})),
+    "an array of many items": lambda: (
+        _COMPLETION,
+        _with("structured_outputs", {"json": {"type": "array", "items": {"type": "string"}, "minItems": 100_000_000}}),
+    ),
+    "patterns that all must match": lambda: (
+        _COMPLETION,
+        _with("structured_outputs", {"json": {"allOf": [{"pattern": f".*{i}.*x{i}"} for i in range(50)]}}),
+    ),
     "500,000 tokens to be read": lambda: ("/detokenize", {"tokens": [1] * 500_000}),
 }
 """Bodies that fit --max-body-bytes, each to the route that has most to do with it."""

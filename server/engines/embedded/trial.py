@@ -15,14 +15,14 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from typing import Any
+from typing import Any, NoReturn
 
 from server.engines.errors import EngineError, InvalidOptionError
 
 SECONDS = 1.0
 """Of a processor. Schemas of clients take some hundredths; 64 KiB of ranges of numbers took 0.4."""
-MEGABYTES = 64
-"""Beyond what the process has. Schemas of clients take 10 at most, 64 KiB of what is dearest 30."""
+MEGABYTES = 32
+"""Beyond what the process has. Schemas of clients take 10 at most; what is let through here keeps half of it."""
 _READY = "ready\n"
 
 
@@ -43,12 +43,18 @@ class Trial:
         Raises InvalidOptionError where it takes too much to find out, EngineError where no process can be had.
         """
         with self._lock:
+            if self._running and self._running[0].poll() is not None:  # ended from outside, as where memory is short
+                _end(self._running.pop())
             if not self._running:
                 self._running.append(self._started())
-            if said := _ask(self._running[0], json.dumps([text, dict(limits)])):
-                return str(json.loads(said))
-            status = _end(self._running.pop())
-        spent = f"{SECONDS:g} seconds of a processor" if status == -signal.SIGPROF else f"{MEGABYTES} MiB of memory"
+            answer = _ask(self._running[0], json.dumps([text, dict(limits)]))
+            if not answer:
+                status = _end(self._running.pop())
+                raise EngineError(f"the process that tries grammars ended with status {status}; ask again")
+        said = json.loads(answer)
+        if isinstance(said, str):
+            return said
+        spent = f"{SECONDS:g} seconds of a processor" if said == -signal.SIGPROF else f"{MEGABYTES} MiB of memory"
         raise InvalidOptionError(
             f"the grammar takes more to compile than the {spent} that it may; let it repeat, count and combine less",
             "grammar",
@@ -114,22 +120,39 @@ def _end_all(processes: "list[subprocess.Popen[str]]") -> None:
 
 
 def serve() -> None:
-    """The other process: takes grammars line by line until nobody is there to give one."""
+    """The other process: a child of its own tries each grammar, line by line until nobody is there to give one.
+
+    What a child spends is gone with it, and the tokenizer, which takes seconds to read, is there for the next.
+    """
     import llguidance
 
     tokenizer, vocabulary, stop_ids, seconds, megabytes = json.loads(sys.stdin.readline())
     tokens = llguidance.LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop_ids)
-    _bound_memory(megabytes)
     print(_READY, end="", flush=True)
     for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            _try_one(tokens, line, seconds, megabytes)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            print(json.dumps(status), flush=True)
+
+
+def _try_one(tokens: Any, line: str, seconds: float, megabytes: int) -> NoReturn:
+    """Ends this process, with 0 if it printed what llguidance says."""
+    import llguidance
+
+    status = 1
+    try:
+        _bound_memory(megabytes)
         signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, whatever that computes
         text, limits = json.loads(line)
         matcher = llguidance.LLMatcher(tokens, text, log_level=0, limits=llguidance.LLParserLimits(**limits))
         matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
-        said = matcher.get_error()
-        del matcher
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(said), flush=True)
+        print(json.dumps(matcher.get_error()), flush=True)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def _bound_memory(megabytes: int) -> None:

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -232,9 +233,15 @@ def counting(minimum: int) -> Grammar:
     return schema({"type": "array", "items": {"type": "string"}, "minItems": minimum})
 
 
+def trial_of(grammars: Grammars) -> "subprocess.Popen[str]":
+    assert grammars._tokens is not None
+    (process,) = grammars._tokens[1]._running
+    return process
+
+
 @pytest.mark.parametrize(
     ("minimum", "limit", "value", "said"),
-    [(100_000_000, "SECONDS", 60.0, "64 MiB of memory"), (300_000, "MEGABYTES", 4096, "0.001 seconds of a processor")],
+    [(100_000_000, "SECONDS", 60.0, "32 MiB of memory"), (300_000, "MEGABYTES", 4096, "0.001 seconds of a processor")],
 )
 def test_what_takes_too_much_to_compile_ends_no_more_than_its_trial(
     codec: TextCodec, monkeypatch: pytest.MonkeyPatch, minimum: int, limit: str, value: float, said: str
@@ -249,16 +256,42 @@ def test_what_takes_too_much_to_compile_ends_no_more_than_its_trial(
 
 
 def test_a_grammar_after_one_that_took_too_much(grammars: Grammars, codec: TextCodec) -> None:
+    """What was refused takes nothing of the trial's process with it, which takes seconds to start."""
+    assert matches(grammars, codec, counting(2), '["a", "b"]')
+    before = trial_of(grammars)
     with pytest.raises(InvalidOptionError, match="takes more to compile than"):
         grammars.check(counting(100_000_000))
-    assert matches(grammars, codec, counting(2), '["a", "b"]')
+    assert matches(grammars, codec, counting(3), '["a", "b", "c"]')
+    assert trial_of(grammars) is before
+    assert before.poll() is None
+
+
+def test_a_trial_that_was_killed_is_started_again(grammars: Grammars, codec: TextCodec) -> None:
+    grammars.check(counting(4))
+    trial_of(grammars).kill()
+    trial_of(grammars).wait()
+    assert matches(grammars, codec, counting(1), '["a"]')
+
+
+def test_a_trial_that_is_killed_meanwhile_is_an_error(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars.check(counting(5))
+
+    def killed(process: "subprocess.Popen[str]", line: str) -> str:
+        process.kill()
+        return ask(process, line)
+
+    ask = trial._ask
+    monkeypatch.setattr(trial, "_ask", killed)
+    with pytest.raises(EngineError, match="the process that tries grammars ended with status -9; ask again"):
+        grammars.check(counting(6))
+    monkeypatch.undo()
+    grammars.check(counting(6))
 
 
 def test_a_trial_ends_with_whoever_wants_it(codec: TextCodec) -> None:
     grammars = Grammars(codec, V, frozenset({END}))
     grammars.check(Grammar(GrammarKind.REGEX, "7"))
-    assert grammars._tokens is not None
-    (process,) = grammars._tokens[1]._running
+    process = trial_of(grammars)
     assert process.poll() is None
     del grammars
     gc.collect()
