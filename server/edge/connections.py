@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +21,10 @@ _SHARE_REPLACED = 16
 _IPV6_PREFIX = 64
 """One subscriber has all addresses of such a network."""
 _LOGGED_EACH_SECONDS = 60.0
+MAX_ABANDONED = 64
+"""Requests of one address that hang up before their answer begins, in a second. Each costs what the most that a body
+may hold costs to read, and a sender who waits for no answer can send hundreds a second.
+"""
 
 
 class Phase(StrEnum):
@@ -44,6 +49,7 @@ class Ended(StrEnum):
     REPLACED = "replaced"
     ADDRESS_FULL = "address_full"
     FULL = "full"
+    HANG_UPS = "hang_ups"
     MALFORMED = "malformed"
     HEADERS_TOO_LARGE = "headers_too_large"
     PIPELINE = "pipeline"
@@ -104,6 +110,8 @@ class Connections:
         self.clock = clock
         self._sources: dict[Connection, str | None] = {}
         self._of_source: dict[str, set[Connection]] = {}
+        self._abandoned: Counter[str] = Counter()
+        self._abandoned_since = -math.inf
         self._ended: Counter[Ended] = Counter()
         self._logged: Counter[Ended] = Counter()
         self._logged_at = -_LOGGED_EACH_SECONDS
@@ -124,6 +132,8 @@ class Connections:
         if source is not None:
             siblings = self._of_source.setdefault(source, set())
             siblings.add(connection)
+            if self._abandoned[source] >= MAX_ABANDONED and self.clock() - self._abandoned_since < 1:
+                return Ended.HANG_UPS
             if len(siblings) > self.bounds.most_of_an_address and not self._replaced(siblings, connection):
                 return Ended.ADDRESS_FULL
         if len(self._sources) > self.bounds.most and not self._replaced(self._sources.keys(), connection):
@@ -140,6 +150,14 @@ class Connections:
             siblings.discard(connection)
             if not siblings:
                 del self._of_source[source]
+
+    def abandoned(self, connection: Connection) -> None:
+        """Its other end is about to be gone, and had an answer coming that had not begun."""
+        if self.clock() - self._abandoned_since >= 1:
+            self._abandoned.clear()
+            self._abandoned_since = self.clock()
+        if (source := self._sources.get(connection)) is not None:
+            self._abandoned[source] += 1
 
     def count(self, why: Ended) -> None:
         """One was ended."""

@@ -49,6 +49,9 @@ _TOLD: dict[Ended, Callable[[], RequestError]] = {
     Ended.HEADER_TIMEOUT: lambda: RequestTimeoutError("The request's headers took too long; send it at once."),
     Ended.BODY_TIMEOUT: lambda: RequestTimeoutError("The request's body took too long; send it at once."),
     Ended.FULL: lambda: TooManyConnectionsError("The server has as many connections as it takes; try again."),
+    Ended.HANG_UPS: lambda: TooManyConnectionsError(
+        "Your address left too many requests before their answers began; wait for answers, and try again in a second."
+    ),
     Ended.ADDRESS_FULL: lambda: TooManyConnectionsError(
         "Your address has as many connections as it may have; use those, or wait for one to end."
     ),
@@ -103,6 +106,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.end(refused)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        waiting = self._answering
+        if waiting is not None and not waiting.response_started and not waiting.disconnected:  # as by ourselves
+            self._table.abandoned(self)
         self._table.remove(self)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # which uvicorn leaves where there was an error

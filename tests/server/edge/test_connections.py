@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from server.config import ServerConfig
-from server.edge.connections import Bounds, Connections, Ended, Phase
+from server.edge.connections import MAX_ABANDONED, Bounds, Connections, Ended, Phase
 from tests.server.edge.serving import GET, POST, TIMEOUT_SECONDS, Edge, edge, post, rest_of, status_of
 
 
@@ -183,6 +183,43 @@ def test_what_a_caller_says_of_its_address_counts_for_nothing(served: Edge) -> N
         connected.sendall(post("held"))
     served.settled()
     assert status_of(served.connect()) == 429
+
+
+def test_who_leaves_request_after_request_has_to_wait(served: Edge) -> None:
+    for _ in range(MAX_ABANDONED):
+        leaving = served.connect()
+        leaving.sendall(post("held"))
+        served.until(lambda: served.engine.submitted)
+        served.engine.submitted.clear()
+        leaving.close()
+        served.until(lambda: not len(served.table))
+    refused = served.connect()
+    assert status_of(refused) == 429
+    assert b"left too many requests before their answers began" in rest_of(refused)
+    other = served.connect("127.0.0.2")
+    other.sendall(GET)
+    assert status_of(other) == 200
+    served.later(1)
+    again = served.connect()
+    again.sendall(GET)
+    assert status_of(again) == 200
+    assert served.ended(Ended.HANG_UPS) == 1
+
+
+def test_who_leaves_what_has_begun_or_what_the_server_ends_need_not(served: Edge) -> None:
+    for index in range(MAX_ABANDONED + 1):
+        leaving = served.connect()
+        if index % 2:
+            leaving.sendall(GET)
+            assert status_of(leaving) == 200
+        leaving.close()
+        ended = served.connect("127.0.0.2")
+        ended.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+        served.settled()
+        served.call(served.table.end_all)
+        rest_of(ended)
+        served.until(lambda: not len(served.table))
+    assert served.ended(Ended.HANG_UPS) == 0
 
 
 def test_a_thousand_that_say_nothing_disturb_nobody(served: Edge) -> None:
