@@ -6,12 +6,18 @@ Suffixes: T tokens of a forward pass, C columns, K numbers of a column's state, 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from guards.contract.turns import Stretches, Turns
+
+LEAST_OF_A_PIECE = 1 << 13
+"""Numbers that `running_max` must have for each of its pieces: with fewer, as in a step of decode, to go through them
+one by one costs more than it saves.
+"""
 
 
 class OverTokens(Protocol):
@@ -66,8 +72,36 @@ def together(strategies: Sequence[OverTokens], device: torch.device) -> OverToke
 def running_max(x_CT: Tensor, begin_CT: Tensor) -> Tensor:
     """The largest x since `begin_CT`, a row that never descends along T, up to and with each row: exact, [C, T].
 
-    Ranks stand for values, so that a row's beginning and its value fit into one whole number, whose largest so far is
-    one operation. `x_CT` may be infinite and must not be NaN.
+    `x_CT` may be infinite and must not be NaN.
+    """
+    pieces = _pieces(begin_CT)
+    return _by_ranks(x_CT, begin_CT) if pieces is None else _by_pieces(x_CT, begin_CT, pieces)
+
+
+def _pieces(begin_CT: Tensor) -> list[int] | None:
+    """The rows before which a beginning changes, where they can be read without waiting for a device and are few."""
+    most = begin_CT.numel() // LEAST_OF_A_PIECE
+    if not most or begin_CT.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    rows = ((begin_CT[:, 1:] != begin_CT[:, :-1]).any(dim=0).nonzero().flatten() + 1).tolist()
+    return rows if len(rows) < most else None
+
+
+def _by_pieces(x_CT: Tensor, begin_CT: Tensor, rows: Sequence[int]) -> Tensor:
+    """Piece by piece, each going on from the last one's end where its beginning is the same."""
+    most: list[Tensor] = []
+    for start, end in pairwise([0, *rows, x_CT.shape[-1]]):
+        piece_CT = x_CT[:, start:end].cummax(dim=-1).values
+        if most:
+            same_C1 = begin_CT[:, start, None] == begin_CT[:, start - 1, None]
+            piece_CT = torch.where(same_C1, torch.maximum(piece_CT, most[-1][:, -1:]), piece_CT)
+        most.append(piece_CT)
+    return torch.cat(most, dim=-1)
+
+
+def _by_ranks(x_CT: Tensor, begin_CT: Tensor) -> Tensor:
+    """Ranks stand for values, so that a row's beginning and its value fit into one whole number, whose largest so far
+    is one operation. For any number of pieces, at several times the cost of a few.
     """
     tokens = x_CT.shape[-1]
     order_CT = x_CT.argsort(dim=-1)

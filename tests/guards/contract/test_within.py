@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import OverTokens, running_max, scan, together
+from guards.contract.accumulate import LEAST_OF_A_PIECE, OverTokens, _by_ranks, running_max, scan, together
 from guards.contract.running import RunningStates
 from guards.contract.slots import Sequences, link
 from guards.contract.spans import MessageMean, Rise
@@ -79,6 +79,26 @@ def test_a_largest_value_since_a_row() -> None:
     begin_CT = torch.tensor([[0, 0, 2, 2, 2, 2], [0, 1, 1, 3, 3, 5]])
     wanted = [[3, 3, -torch.inf, 2, 2, 5], [-1, -2, -2, 0, 7, 1]]
     assert running_max(x_CT, begin_CT).tolist() == wanted
+
+
+PIECES = 8
+
+
+@pytest.mark.parametrize("changes", [0, 1, PIECES - 1, PIECES, 100])
+def test_a_largest_value_of_a_large_pass_is_the_same_by_pieces(changes: int) -> None:
+    """Which go on over each other's ends in columns whose beginning does not change there."""
+    generator = torch.Generator().manual_seed(changes)
+    columns, tokens = 4, PIECES * LEAST_OF_A_PIECE // 4
+    at_N = torch.randperm(tokens - 1, generator=generator)[:changes] + 1
+    anew_CT = torch.zeros(columns, tokens, dtype=torch.bool)
+    anew_CT[:, at_N] = torch.rand(columns, changes, generator=generator) < 0.7
+    begin_CT = torch.where(anew_CT, torch.arange(tokens), 0).cummax(dim=-1).values
+    x_CT = torch.randn(columns, tokens, generator=generator).double().cumsum(dim=-1)
+    x_CT[torch.rand(columns, tokens, generator=generator) < 0.1] = -torch.inf
+    got_CT = running_max(x_CT, begin_CT)
+    assert torch.equal(got_CT, _by_ranks(x_CT, begin_CT))
+    for column, row in [(0, tokens - 1), (1, tokens // 2), (3, int(at_N.min()) if changes else 1)]:
+        assert got_CT[column, row] == x_CT[column, begin_CT[column, row] : row + 1].max()
 
 
 @pytest.mark.parametrize(
