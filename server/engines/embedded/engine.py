@@ -192,6 +192,7 @@ class EmbeddedEngine(GuardedEngine):
     def _let_go(self) -> None:
         """Of the model and of the batcher's cache, whoever still holds this engine: another one may need the memory."""
         self._held = self._attachment = self._prompts = None
+        self._grammars.close()
         gc.collect()  # the batcher and its cache refer to one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

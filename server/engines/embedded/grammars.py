@@ -12,7 +12,6 @@ from torch import Tensor
 
 from guards.model.encoding import TextCodec
 from server.engines.base import Grammar, GrammarKind
-from server.engines.embedded.dialects import to_llguidance
 from server.engines.embedded.trial import Trial, plain_tokenizer
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import Compiled
@@ -84,18 +83,21 @@ class Grammars:
         """The beginning of an answer. Raises like `check`."""
         return Match(self._compiled(grammar).deep_copy(), stops, self._codec.special_ids)
 
+    def close(self) -> None:
+        """Ends the process that tries grammars; another one starts where it is needed again."""
+        if self._tokens is not None:
+            self._tokens[1].close()
+
     def _compile(self, grammar: Grammar) -> Any:
         """An LLMatcher at its beginning."""
         import llguidance
 
         tokens, trial = self._tokenizer()
-        try:
-            text = to_llguidance(grammar)
-        except Exception as error:  # the converters raise what they like
-            raise _refused(grammar, str(error)) from error
         limits = _limits(grammar.kind)
-        if said := trial.refusal(text, limits):
-            raise _refused(grammar, said)
+        try:
+            text = trial.text(grammar, limits)
+        except ValueError as error:
+            raise _refused(grammar, str(error)) from error
         matcher = llguidance.LLMatcher(tokens, text, log_level=0, limits=llguidance.LLParserLimits(**limits))
         matcher.compute_bitmask()  # the first token's, as in the trial
         if said := matcher.get_error():

@@ -2,86 +2,105 @@
 
 llguidance counts its work where it follows a pattern, but not everywhere: an array of 100,000,000 items takes all
 memory there is, an `allOf` of 50 patterns does not come to an end, and nothing stops a compilation that has begun.
+
+The server starts one process, which reads the tokenizer and takes sockets. For each it forks a keeper, and that a
+worker: the worker reads the grammar, compiles it and answers; where it cannot, the keeper says how it ended. So what
+one grammar does is gone with its worker, and no answer can be taken for another's.
 """
 
 import json
+import logging
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from functools import partial
 from typing import Any, NoReturn
 
+from server.engines.base import Grammar, GrammarKind
+from server.engines.embedded.dialects import to_llguidance
 from server.engines.errors import EngineError, InvalidOptionError
+
+logger = logging.getLogger("skillguard.server")
 
 SECONDS = 1.0
 """Of a processor. Schemas of clients take some hundredths; 64 KiB of ranges of numbers took 0.4."""
 MEGABYTES = 32
 """Beyond what the process has. Schemas of clients take 10 at most; what is let through here keeps half of it."""
-_READY = "ready\n"
+MAX_WAIT_SECONDS = 30.0
+"""For an answer, on the clock: on a machine that does other things, a second of a processor takes longer."""
+MAX_START_SECONDS = 300.0
+_READY = b"."
+_NO_MEMORY = 3
+"""The worker's exit status where Python had none left. Rust ends the process then, as a stack does that overflows."""
+_MEMORY = (_NO_MEMORY, -signal.SIGABRT, -signal.SIGSEGV)
+_Running = tuple[subprocess.Popen[bytes], socket.socket]
 
 
 class Trial:
-    """Compiles for one tokenizer, one grammar at a time. Safe to call from several threads."""
+    """Compiles for one tokenizer. Safe to call from several threads, none of which waits for another's grammar."""
 
     def __init__(self, tokenizer: str, vocabulary: int, stop_ids: Sequence[int]) -> None:
         """`tokenizer`: what `plain_tokenizer` gives."""
-        self._given = json.dumps([tokenizer, vocabulary, list(stop_ids), SECONDS, MEGABYTES])
+        self._given = json.dumps([tokenizer, vocabulary, list(stop_ids)]).encode() + b"\n"
         self._lock = threading.Lock()
-        self._running: list[subprocess.Popen[str]] = []
+        self._running: list[_Running] = []
         """One, or none."""
         weakref.finalize(self, _end_all, self._running)
 
-    def refusal(self, text: str, limits: Mapping[str, object]) -> str:
-        """What llguidance has against its own form of a grammar under limits of its parser, if anything.
-
-        Raises InvalidOptionError where it takes too much to find out, EngineError where no process can be had.
-        """
+    def close(self) -> None:
+        """Ends the process, if there is one. Another call starts one again."""
         with self._lock:
-            if self._running and self._running[0].poll() is not None:  # ended from outside, as where memory is short
-                _end(self._running.pop())
-            if not self._running:
-                self._running.append(self._started())
-            answer = _ask(self._running[0], json.dumps([text, dict(limits)]))
-            if not answer:
-                status = _end(self._running.pop())
-                raise EngineError(f"the process that tries grammars ended with status {status}; ask again")
-        said = json.loads(answer)
-        if isinstance(said, str):
-            return said
-        spent = f"{SECONDS:g} seconds of a processor" if said == -signal.SIGPROF else f"{MEGABYTES} MiB of memory"
+            _end_all(self._running)
+
+    def text(self, grammar: Grammar, limits: Mapping[str, object]) -> str:
+        """llguidance's own form of a grammar that compiles within the bounds, and under these limits of its parser.
+
+        Raises ValueError with what llguidance has against it, InvalidOptionError where it takes too much to find out,
+        and EngineError where no process can be had or nothing is said.
+        """
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._hand(theirs)
+            ours.settimeout(MAX_WAIT_SECONDS)
+            try:
+                found = _answer(ours, [grammar.kind.value, grammar.text, dict(limits), SECONDS, MEGABYTES])
+            except TimeoutError:  # it does not even work
+                self.close()
+                found = {}
+        if "text" in found:
+            return str(found["text"])
+        if "said" in found:
+            raise ValueError(found["said"])
+        status = found.get("status")
+        if status != -signal.SIGPROF and status not in _MEMORY:
+            logger.error("a process that tried a grammar gave no answer; it ended with status %s", status)
+            raise EngineError("the process that tries grammars gave no answer; ask again")
+        spent = f"{MEGABYTES} MiB of memory" if status in _MEMORY else f"{SECONDS:g} seconds of a processor"
         raise InvalidOptionError(
             f"the grammar takes more to compile than the {spent} that it may; let it repeat, count and combine less",
             "grammar",
         )
 
-    def _started(self) -> "subprocess.Popen[str]":
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", f"from {__name__} import serve; serve()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise EngineError(
-                f"no process to try grammars in can be started: {error}; let the server start {sys.executable}"
-            ) from error
-        if _ask(process, self._given) != _READY:
-            raise EngineError(
-                f"the process that tries grammars ended with status {_end(process)} before it was ready; wanted "
-                f"{sys.executable} with llguidance, and memory for the tokenizer"
-            )
-        return process
+    def _hand(self, theirs: socket.socket) -> None:
+        with self._lock:
+            if self._running and self._running[0][0].poll() is not None:  # as where memory is short
+                _end_all(self._running)
+            if not self._running:
+                self._running.append(_started(self._given))
+            try:
+                socket.send_fds(self._running[0][1], [_READY], [theirs.fileno()])
+            except OSError as error:
+                _end_all(self._running)
+                raise EngineError(f"the process that tries grammars takes none: {error}; ask again") from error
 
 
 def plain_tokenizer(tokenizer: Any) -> str:
@@ -92,76 +111,137 @@ def plain_tokenizer(tokenizer: Any) -> str:
     return str(backend.to_str())
 
 
-def _ask(process: "subprocess.Popen[str]", line: str) -> str:
-    """Its answer, nothing if it ended."""
-    assert process.stdin is not None
-    assert process.stdout is not None
+def _answer(ours: socket.socket, asked: Sequence[object]) -> dict[str, Any]:
+    """Empty where there is none, or no whole one. Raises TimeoutError."""
     try:
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        return ""
-    return process.stdout.readline()
+        ours.sendall(json.dumps(asked).encode())
+        ours.shutdown(socket.SHUT_WR)
+        return dict(json.loads(_all_of(ours)))
+    except (ConnectionError, ValueError):
+        return {}
 
 
-def _end(process: "subprocess.Popen[str]") -> int:
-    """The status with which it ended, by itself or now."""
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        with suppress(BrokenPipeError):  # of what was not read
-            pipe.close()
-    return process.wait()
+def _all_of(connected: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connected.recv(1 << 16), b""))
 
 
-def _end_all(processes: "list[subprocess.Popen[str]]") -> None:
-    while processes:
-        _end(processes.pop())
+def _started(given: bytes) -> _Running:
+    """A process that has read the tokenizer. Raises EngineError where there is none to be had."""
+    control, theirs = socket.socketpair()
+    where = os.pathsep.join(each or os.getcwd() for each in sys.path)
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                # -P: no module of the working directory, where anybody may have put one
+                [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": where},
+                start_new_session=True,
+            )
+        except OSError as error:
+            control.close()
+            raise EngineError(
+                f"no process to try grammars in can be started: {error}; let the server start {sys.executable}"
+            ) from error
+    control.settimeout(MAX_START_SECONDS)
+    try:
+        control.sendall(given)
+        ready = control.recv(1)
+    except OSError:
+        ready = b""
+    if ready != _READY:
+        running = [(process, control)]
+        _end_all(running)
+        raise EngineError(
+            f"the process that tries grammars ended with status {process.returncode} before it was ready; wanted "
+            f"{sys.executable} with llguidance, and memory for the tokenizer"
+        )
+    return process, control
 
 
-def serve() -> None:
-    """The other process: a child of its own tries each grammar, line by line until nobody is there to give one.
+def _end_all(running: list[_Running]) -> None:
+    while running:
+        process, control = running.pop()
+        control.close()
+        if process.returncode is None:  # its number is still its own
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)  # with whatever it forked
+            process.wait()
 
-    What a child spends is gone with it, and the tokenizer, which takes seconds to read, is there for the next.
-    """
+
+def serve(descriptor: int) -> None:
+    """The process: forks for each socket that it is handed, until nobody is there to hand one."""
     import llguidance
 
-    tokenizer, vocabulary, stop_ids, seconds, megabytes = json.loads(sys.stdin.readline())
+    control = socket.socket(fileno=descriptor)
+    tokenizer, vocabulary, stop_ids = json.loads(control.makefile("rb").readline())
     tokens = llguidance.LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop_ids)
-    print(_READY, end="", flush=True)
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _try_one(tokens, line, seconds, megabytes)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status:
-            print(json.dumps(status), flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    control.sendall(_READY)
+    while (handed := socket.recv_fds(control, 1, 1))[0]:
+        asking = socket.socket(fileno=handed[1][0])
+        if os.fork() == 0:
+            control.close()
+            _in_child(partial(_keep, asking, tokens))
+        asking.close()
 
 
-def _try_one(tokens: Any, line: str, seconds: float, megabytes: int) -> NoReturn:
-    """Ends this process, with 0 if it printed what llguidance says."""
-    import llguidance
-
+def _in_child(do: Callable[[], None]) -> NoReturn:
+    """Ends this process with it, whatever it does."""
     status = 1
     try:
-        _bound_memory(megabytes)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, whatever that computes
-        text, limits = json.loads(line)
-        matcher = llguidance.LLMatcher(tokens, text, log_level=0, limits=llguidance.LLParserLimits(**limits))
-        matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
-        print(json.dumps(matcher.get_error()), flush=True)
+        do()
         status = 0
+    except MemoryError:
+        status = _NO_MEMORY
     finally:
         os._exit(status)
 
 
+def _keep(asking: socket.socket, tokens: Any) -> None:
+    """Has a worker of its own answer, and says how that ended where it did not."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    worker = os.fork()
+    if not worker:
+        _in_child(partial(_work, asking, tokens))
+    if status := os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]):
+        asking.sendall(json.dumps({"status": status}).encode())
+
+
+def _work(asking: socket.socket, tokens: Any) -> None:
+    import llguidance
+
+    kind, text, limits, seconds, megabytes = json.loads(_all_of(asking))
+    _bound_memory(megabytes)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which the server may have ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, whatever that computes
+    answer: dict[str, str]
+    try:
+        written = to_llguidance(Grammar(GrammarKind(kind), text))
+    except MemoryError:
+        raise
+    except BaseException as error:  # the converters raise what they like, Rust's panics too
+        answer = {"said": str(error)}
+    else:
+        matcher = llguidance.LLMatcher(tokens, written, log_level=0, limits=llguidance.LLParserLimits(**limits))
+        matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
+        said = matcher.get_error()
+        answer = {"said": said} if said else {"text": written}
+    signal.setitimer(signal.ITIMER_PROF, 0)  # so that nothing ends it in the middle of its answer
+    asking.sendall(json.dumps(answer).encode())
+
+
 def _bound_memory(megabytes: int) -> None:
     """Beyond what is taken, where the kernel says how much that is (Linux)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             taken = int(file.read().split()[5]) * resource.getpagesize()
     except FileNotFoundError:
         return
-    most = taken + (megabytes << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most, hard = taken + (megabytes << 20), resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard),) * 2)

@@ -2,8 +2,14 @@
 
 import gc
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,9 +239,9 @@ def counting(minimum: int) -> Grammar:
     return schema({"type": "array", "items": {"type": "string"}, "minItems": minimum})
 
 
-def trial_of(grammars: Grammars) -> "subprocess.Popen[str]":
+def process_of(grammars: Grammars) -> "subprocess.Popen[bytes]":
     assert grammars._tokens is not None
-    (process,) = grammars._tokens[1]._running
+    ((process, _),) = grammars._tokens[1]._running
     return process
 
 
@@ -255,53 +261,101 @@ def test_what_takes_too_much_to_compile_ends_no_more_than_its_trial(
     assert refused.value.param == "grammar"
 
 
+@pytest.mark.parametrize("text", ["root ::= " + "\n" * 12_000 + "x", '"a\\' * 20_000])
+def test_what_takes_too_much_to_be_read_ends_no_more_either(grammars: Grammars, text: str) -> None:
+    """Regular expressions find out which notation a grammar is in. In the server's process nothing would end them."""
+    with pytest.raises(InvalidOptionError, match="takes more to compile than the 1 seconds of a processor"):
+        grammars.check(Grammar(GrammarKind.EBNF, text))
+
+
 def test_a_grammar_after_one_that_took_too_much(grammars: Grammars, codec: TextCodec) -> None:
-    """What was refused takes nothing of the trial's process with it, which takes seconds to start."""
+    """What was refused takes nothing of the process with it, which takes seconds to start."""
     assert matches(grammars, codec, counting(2), '["a", "b"]')
-    before = trial_of(grammars)
+    before = process_of(grammars)
     with pytest.raises(InvalidOptionError, match="takes more to compile than"):
         grammars.check(counting(100_000_000))
     assert matches(grammars, codec, counting(3), '["a", "b", "c"]')
-    assert trial_of(grammars) is before
+    assert process_of(grammars) is before
     assert before.poll() is None
+
+
+def test_a_grammar_does_not_wait_for_anothers_trial(grammars: Grammars, codec: TextCodec) -> None:
+    grammars.check(counting(7))
+    assert grammars._tokens is not None
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        grammars._tokens[1]._hand(theirs)  # whose grammar does not come
+        assert matches(grammars, codec, counting(0), "[]")
 
 
 def test_a_trial_that_was_killed_is_started_again(grammars: Grammars, codec: TextCodec) -> None:
     grammars.check(counting(4))
-    trial_of(grammars).kill()
-    trial_of(grammars).wait()
+    process_of(grammars).kill()
+    process_of(grammars).wait()
     assert matches(grammars, codec, counting(1), '["a"]')
 
 
 def test_a_trial_that_is_killed_meanwhile_is_an_error(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
     grammars.check(counting(5))
 
-    def killed(process: "subprocess.Popen[str]", line: str) -> str:
-        process.kill()
-        return ask(process, line)
+    def killed(ours: socket.socket, asked: Sequence[object]) -> dict[str, Any]:
+        os.killpg(process_of(grammars).pid, signal.SIGKILL)
+        return answer(ours, asked)
 
-    ask = trial._ask
-    monkeypatch.setattr(trial, "_ask", killed)
-    with pytest.raises(EngineError, match="the process that tries grammars ended with status -9; ask again"):
+    answer = trial._answer
+    monkeypatch.setattr(trial, "_answer", killed)
+    with pytest.raises(EngineError, match="the process that tries grammars gave no answer; ask again"):
         grammars.check(counting(6))
     monkeypatch.undo()
     grammars.check(counting(6))
 
 
+def test_a_trial_that_does_not_answer_is_ended(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars.check(counting(8))
+    stopped = process_of(grammars)
+    stopped.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(trial, "MAX_WAIT_SECONDS", 0.1)
+    with pytest.raises(EngineError, match="the process that tries grammars gave no answer; ask again"):
+        grammars.check(counting(9))
+    assert stopped.returncode == -signal.SIGKILL
+    monkeypatch.undo()
+    grammars.check(counting(9))
+
+
+@pytest.mark.parametrize("said", ['{"text": "start: A"}{"status": -27}', '{"text": "sta', ""])
+def test_what_is_no_whole_answer_is_none(said: str) -> None:
+    """As of a worker that is ended while it writes."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            theirs.sendall(said.encode())
+        assert trial._answer(ours, []) == {}
+
+
 def test_a_trial_ends_with_whoever_wants_it(codec: TextCodec) -> None:
     grammars = Grammars(codec, V, frozenset({END}))
     grammars.check(Grammar(GrammarKind.REGEX, "7"))
-    process = trial_of(grammars)
+    process = process_of(grammars)
     assert process.poll() is None
     del grammars
     gc.collect()
     assert process.returncode is not None
 
 
+def test_a_trial_runs_nothing_of_the_working_directory(
+    codec: TextCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "resource.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    Grammars(codec, V, frozenset({END})).check(Grammar(GrammarKind.REGEX, "7"))
+    unsafe = subprocess.run([sys.executable, "-c", "import resource"], check=False)
+    assert unsafe.returncode == 3, "positive control"
+
+
 @pytest.mark.parametrize(
     ("executable", "said"),
     [
-        (shutil.which("false"), "the process that tries grammars ended with status 1 before it was ready"),
+        (shutil.which("false") or "false", "the process that tries grammars ended with status 1 before it was ready"),
         ("/no/such/file", "no process to try grammars in can be started: .*No such file"),
     ],
 )
