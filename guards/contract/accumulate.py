@@ -80,8 +80,10 @@ def running_max(x_CT: Tensor, begin_CT: Tensor) -> Tensor:
 
 def _pieces(begin_CT: Tensor) -> list[int] | None:
     """The rows before which a beginning changes, where they can be read without waiting for a device and are few."""
+    if torch.compiler.is_compiling() or begin_CT.device.type != "cpu":
+        return None
     most = begin_CT.numel() // LEAST_OF_A_PIECE
-    if not most or begin_CT.device.type != "cpu" or torch.compiler.is_compiling():
+    if not most:
         return None
     rows = ((begin_CT[:, 1:] != begin_CT[:, :-1]).any(dim=0).nonzero().flatten() + 1).tolist()
     return rows if len(rows) < most else None

@@ -22,8 +22,8 @@ _IPV6_PREFIX = 64
 """One subscriber has all addresses of such a network."""
 _LOGGED_EACH_SECONDS = 60.0
 MAX_ABANDONED = 64
-"""Requests of one address that hang up before their answer begins, in a second. Each costs what the most that a body
-may hold costs to read, and a sender who waits for no answer can send hundreds a second.
+"""Requests with a body, of one address and in a second, that are left before their answers begin. Each costs what it
+costs to read the most that a body may hold, and a sender who waits for no answer sends hundreds a second.
 """
 
 
@@ -132,8 +132,6 @@ class Connections:
         if source is not None:
             siblings = self._of_source.setdefault(source, set())
             siblings.add(connection)
-            if self._abandoned[source] >= MAX_ABANDONED and self.clock() - self._abandoned_since < 1:
-                return Ended.HANG_UPS
             if len(siblings) > self.bounds.most_of_an_address and not self._replaced(siblings, connection):
                 return Ended.ADDRESS_FULL
         if len(self._sources) > self.bounds.most and not self._replaced(self._sources.keys(), connection):
@@ -152,12 +150,18 @@ class Connections:
                 del self._of_source[source]
 
     def abandoned(self, connection: Connection) -> None:
-        """Its other end is about to be gone, and had an answer coming that had not begun."""
+        """Its other end gave up a request whose answer had not begun."""
         if self.clock() - self._abandoned_since >= 1:
             self._abandoned.clear()
             self._abandoned_since = self.clock()
         if (source := self._sources.get(connection)) is not None:
             self._abandoned[source] += 1
+
+    def must_wait(self, connection: Connection) -> bool:
+        """Whether its address has given up too many of late."""
+        source = self._sources.get(connection)
+        recently = self.clock() - self._abandoned_since < 1
+        return recently and source is not None and self._abandoned[source] >= MAX_ABANDONED
 
     def count(self, why: Ended) -> None:
         """One was ended."""

@@ -44,14 +44,12 @@ _WHY: dict[type[RequestError], Ended] = {
     MalformedRequestError: Ended.MALFORMED,
     HeadersTooLargeError: Ended.HEADERS_TOO_LARGE,
     PipelineError: Ended.PIPELINE,
+    TooManyConnectionsError: Ended.HANG_UPS,
 }
 _TOLD: dict[Ended, Callable[[], RequestError]] = {
     Ended.HEADER_TIMEOUT: lambda: RequestTimeoutError("The request's headers took too long; send it at once."),
     Ended.BODY_TIMEOUT: lambda: RequestTimeoutError("The request's body took too long; send it at once."),
     Ended.FULL: lambda: TooManyConnectionsError("The server has as many connections as it takes; try again."),
-    Ended.HANG_UPS: lambda: TooManyConnectionsError(
-        "Your address left too many requests before their answers began; wait for answers, and try again in a second."
-    ),
     Ended.ADDRESS_FULL: lambda: TooManyConnectionsError(
         "Your address has as many connections as it may have; use those, or wait for one to end."
     ),
@@ -106,9 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.end(refused)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        waiting = self._answering
-        if waiting is not None and not waiting.response_started and not waiting.disconnected:  # as by ourselves
-            self._table.abandoned(self)
+        self._given_up()
         self._table.remove(self)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # which uvicorn leaves where there was an error
@@ -170,6 +166,11 @@ class BoundedProtocol(HttpToolsProtocol):
                 "A request with a body asks for another protocol (Upgrade), which there is none of; leave the header "
                 "out. Java's HttpClient does with version(HTTP_1_1)."
             )
+        if self.parser.get_method() == b"POST" and self._table.must_wait(self):
+            raise TooManyConnectionsError(
+                "Your address left too many requests before their answers began; wait for answers, and try again in a "
+                "second."
+            )
         super().on_headers_complete()
         if self._answering is self.cycle:
             self._enter(Phase.BODY)
@@ -230,6 +231,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: RequestError) -> None:
         self._table.count(_WHY[type(error)])
+        self._given_up()
         if self._can_answer:
             self._tell(error)
         else:
@@ -262,6 +264,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Ends it at once: to close would wait for the other end to read what was written."""
         self._hang_up()
         self.transport.abort()
+
+    def _given_up(self) -> None:
+        """Counts the request that is being answered where the other end leaves, or spoils, what has not begun."""
+        of = self._answering
+        if of is not None and of.scope["method"] == "POST" and not of.response_started and not of.disconnected:
+            self._table.abandoned(self)
 
     def _hang_up(self) -> None:
         """Tells the request that is being answered, which need not be the newest."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import LEAST_OF_A_PIECE, OverTokens, _by_ranks, running_max, scan, together
+from guards.contract.accumulate import LEAST_OF_A_PIECE, OverTokens, _by_ranks, _pieces, running_max, scan, together
 from guards.contract.running import RunningStates
 from guards.contract.slots import Sequences, link
 from guards.contract.spans import MessageMean, Rise
@@ -95,6 +95,7 @@ def test_a_largest_value_of_a_large_pass_is_the_same_by_pieces(changes: int) -> 
     begin_CT = torch.where(anew_CT, torch.arange(tokens), 0).cummax(dim=-1).values
     x_CT = torch.randn(columns, tokens, generator=generator).double().cumsum(dim=-1)
     x_CT[torch.rand(columns, tokens, generator=generator) < 0.1] = -torch.inf
+    assert (_pieces(begin_CT) is None) == (changes >= PIECES)
     got_CT = running_max(x_CT, begin_CT)
     assert torch.equal(got_CT, _by_ranks(x_CT, begin_CT))
     for column, row in [(0, tokens - 1), (1, tokens // 2), (3, int(at_N.min()) if changes else 1)]:

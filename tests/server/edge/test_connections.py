@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -185,41 +186,70 @@ def test_what_a_caller_says_of_its_address_counts_for_nothing(served: Edge) -> N
     assert status_of(served.connect()) == 429
 
 
-def test_who_leaves_request_after_request_has_to_wait(served: Edge) -> None:
-    for _ in range(MAX_ABANDONED):
-        leaving = served.connect()
-        leaving.sendall(post("held"))
-        served.until(lambda: served.engine.submitted)
-        served.engine.submitted.clear()
-        leaving.close()
-        served.until(lambda: not len(served.table))
+def leave(served: Edge, leaving: Sequence[socket.socket], last: bytes = b"") -> None:
+    """Each sends a request, and hangs up once that waits for its answer."""
+    for count, connected in enumerate(leaving, start=1):
+        connected.sendall(post("held"))
+        served.until(lambda: len(served.engine.submitted) >= count)  # noqa: B023
+    for connected in leaving:
+        connected.sendall(last)
+        connected.close()
+    served.until(lambda: not len(served.table))
+
+
+@pytest.mark.parametrize("last", [b"", b"\0"], ids=["", "after a byte that is not HTTP"])
+def test_who_leaves_request_after_request_has_to_wait(served: Edge, last: bytes) -> None:
+    leave(served, [served.connect() for _ in range(MAX_ABANDONED)], last)
     refused = served.connect()
+    refused.sendall(post("hi"))
     assert status_of(refused) == 429
     assert b"left too many requests before their answers began" in rest_of(refused)
+    probe = served.connect()
+    probe.sendall(GET)
+    assert status_of(probe) == 200
     other = served.connect("127.0.0.2")
-    other.sendall(GET)
+    other.sendall(post("hi"))
     assert status_of(other) == 200
     served.later(1)
     again = served.connect()
-    again.sendall(GET)
+    again.sendall(post("hi"))
     assert status_of(again) == 200
     assert served.ended(Ended.HANG_UPS) == 1
 
 
-def test_who_leaves_what_has_begun_or_what_the_server_ends_need_not(served: Edge) -> None:
-    for index in range(MAX_ABANDONED + 1):
-        leaving = served.connect()
-        if index % 2:
-            leaving.sendall(GET)
-            assert status_of(leaving) == 200
-        leaving.close()
-        ended = served.connect("127.0.0.2")
-        ended.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+def test_who_connected_before_has_to_wait_too(served: Edge) -> None:
+    before = served.connect()
+    for _ in range(MAX_ABANDONED):
+        served.call(lambda: served.table.abandoned(next(iter(served.table._sources))))
+    before.sendall(post("hi"))
+    assert status_of(before) == 429
+
+
+def test_whom_the_server_ends_need_not_wait(served: Edge) -> None:
+    for _ in range(2):
+        held = [served.connect() for _ in range(MAX_ABANDONED)]
+        for connected in held:
+            connected.sendall(post("held"))
         served.settled()
         served.call(served.table.end_all)
-        rest_of(ended)
+        for connected in held:
+            rest_of(connected)
         served.until(lambda: not len(served.table))
-    assert served.ended(Ended.HANG_UPS) == 0
+    after = served.connect()
+    after.sendall(post("hi"))
+    assert status_of(after) == 200
+
+
+def test_who_leaves_what_has_begun_need_not_wait(served: Edge) -> None:
+    for _ in range(MAX_ABANDONED):
+        leaving = served.connect()
+        leaving.sendall(post("held", stream=True))
+        assert status_of(leaving) == 200
+        leaving.close()
+        served.until(lambda: not len(served.table))
+    after = served.connect()
+    after.sendall(post("hi"))
+    assert status_of(after) == 200
 
 
 def test_a_thousand_that_say_nothing_disturb_nobody(served: Edge) -> None:
