@@ -21,7 +21,7 @@ _SHARE_REPLACED = 16
 _IPV6_PREFIX = 64
 """One subscriber has all addresses of such a network."""
 _LOGGED_EACH_SECONDS = 60.0
-MAX_ABANDONED = 64
+MAX_ABANDONED = 16
 """Requests with a body, of one address and in a second, that are left before their answers begin. Each costs what it
 costs to read the most that a body may hold, and a sender who waits for no answer sends hundreds a second.
 """

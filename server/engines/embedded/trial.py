@@ -37,6 +37,8 @@ MEGABYTES = 32
 MAX_WAIT_SECONDS = 30.0
 """For an answer, on the clock: on a machine that does other things, a second of a processor takes longer."""
 MAX_START_SECONDS = 300.0
+LEAST_PRIORITY = 19
+"""Of the process once it is ready: who sends what takes its whole second again and again slows down no forward pass."""
 _READY = b"."
 _NO_MEMORY = 3
 """The worker's exit status where Python had none left. Rust ends the process then, as a stack does that overflows."""
@@ -180,6 +182,7 @@ def serve(descriptor: int) -> None:
     tokenizer, vocabulary, stop_ids = json.loads(control.makefile("rb").readline())
     tokens = llguidance.LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop_ids)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    os.nice(LEAST_PRIORITY)
     control.sendall(_READY)
     while (handed := socket.recv_fds(control, 1, 1))[0]:
         asking = socket.socket(fileno=handed[1][0])
