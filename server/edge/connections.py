@@ -3,7 +3,6 @@
 import asyncio
 import ipaddress
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -22,9 +21,11 @@ _IPV6_PREFIX = 64
 """One subscriber has all addresses of such a network."""
 _LOGGED_EACH_SECONDS = 60.0
 MAX_ABANDONED = 16
-"""Requests with a body, of one address and in a second, that are left before their answers begin. Each costs what it
-costs to read the most that a body may hold, and a sender who waits for no answer sends hundreds a second.
+"""Requests with a body, of one address, that are left before their answers begin; so many are forgiven each second.
+Each costs what it costs to read the most that a body may hold, and a sender who waits for no answer sends hundreds a
+second.
 """
+_MANY_SOURCES = 10_000
 
 
 class Phase(StrEnum):
@@ -110,8 +111,8 @@ class Connections:
         self.clock = clock
         self._sources: dict[Connection, str | None] = {}
         self._of_source: dict[str, set[Connection]] = {}
-        self._abandoned: Counter[str] = Counter()
-        self._abandoned_since = -math.inf
+        self._abandoned: dict[str, tuple[float, float]] = {}
+        """By source: how many are not forgiven yet, and as of when."""
         self._ended: Counter[Ended] = Counter()
         self._logged: Counter[Ended] = Counter()
         self._logged_at = -_LOGGED_EACH_SECONDS
@@ -151,17 +152,19 @@ class Connections:
 
     def abandoned(self, connection: Connection) -> None:
         """Its other end gave up a request whose answer had not begun."""
-        if self.clock() - self._abandoned_since >= 1:
-            self._abandoned.clear()
-            self._abandoned_since = self.clock()
         if (source := self._sources.get(connection)) is not None:
-            self._abandoned[source] += 1
+            self._abandoned[source] = (self._unforgiven(source) + 1, self.clock())
+        if len(self._abandoned) > _MANY_SOURCES:
+            self._abandoned = {each: held for each, held in self._abandoned.items() if self._unforgiven(each)}
 
     def must_wait(self, connection: Connection) -> bool:
         """Whether its address has given up too many of late."""
         source = self._sources.get(connection)
-        recently = self.clock() - self._abandoned_since < 1
-        return recently and source is not None and self._abandoned[source] >= MAX_ABANDONED
+        return source is not None and self._unforgiven(source) >= MAX_ABANDONED
+
+    def _unforgiven(self, source: str) -> float:
+        held, since = self._abandoned.get(source, (0.0, 0.0))
+        return max(0.0, held - MAX_ABANDONED * (self.clock() - since))
 
     def count(self, why: Ended) -> None:
         """One was ended."""

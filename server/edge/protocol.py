@@ -40,6 +40,9 @@ MAX_HEADERS = 100
 MAX_PIPELINED = 8
 """Requests that wait on one connection while another is answered."""
 
+_BODILESS = (b"GET", b"HEAD", b"OPTIONS")
+"""Methods whose bodies nobody reads, as of probes."""
+
 _WHY: dict[type[RequestError], Ended] = {
     MalformedRequestError: Ended.MALFORMED,
     HeadersTooLargeError: Ended.HEADERS_TOO_LARGE,
@@ -92,6 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = self._headers_seen = 0
         self._unheard = 0
         """Bytes since the parser last had something to say."""
+        self._counted = False
+        """Whether it was ended by us, for a reason that the table has."""
 
     # asyncio's side
 
@@ -166,7 +171,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 "A request with a body asks for another protocol (Upgrade), which there is none of; leave the header "
                 "out. Java's HttpClient does with version(HTTP_1_1)."
             )
-        if self.parser.get_method() == b"POST" and self._table.must_wait(self):
+        waits = self._answering is not None and not self._answering.response_complete  # that one is let be
+        if not waits and self.parser.get_method() not in _BODILESS and self._table.must_wait(self):
             raise TooManyConnectionsError(
                 "Your address left too many requests before their answers began; wait for answers, and try again in a "
                 "second."
@@ -214,12 +220,18 @@ class BoundedProtocol(HttpToolsProtocol):
         return int(self.transport.get_write_buffer_size()) + int.from_bytes(held, sys.byteorder)
 
     def end(self, why: Ended) -> None:
-        self._table.count(why)
+        self._count(why)
         silent = self.phase is Phase.HEAD and not self._in_head and why is Ended.HEADER_TIMEOUT
         if why in _TOLD and not silent and self._can_answer:
             self._tell(_TOLD[why]())
         else:
             self._abort()
+
+    def _count(self, why: Ended) -> None:
+        """Once: one that is closing may be found overdue again, and is then ended at once."""
+        if not self._counted:
+            self._table.count(why)
+        self._counted = True
 
     def _enter(self, phase: Phase) -> None:
         self.phase, self.since = phase, self._table.clock()
@@ -230,8 +242,9 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _too_large()
 
     def _refuse(self, error: RequestError) -> None:
-        self._table.count(_WHY[type(error)])
-        self._given_up()
+        self._count(_WHY[type(error)])
+        if not isinstance(error, TooManyConnectionsError):
+            self._given_up()
         if self._can_answer:
             self._tell(error)
         else:
@@ -268,7 +281,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _given_up(self) -> None:
         """Counts the request that is being answered where the other end leaves, or spoils, what has not begun."""
         of = self._answering
-        if of is not None and of.scope["method"] == "POST" and not of.response_started and not of.disconnected:
+        if of is None or of.response_started or of.disconnected:
+            return
+        if of.scope["method"].encode() not in _BODILESS:
             self._table.abandoned(self)
 
     def _hang_up(self) -> None:

@@ -79,6 +79,7 @@ class EmbeddedEngine(GuardedEngine):
         self._prompts: PromptRows | None = None
         self._answers: dict[str, EmbeddedAnswerState] = {}
         self._manager: Any = None
+        self._grammars: Grammars | None = None
 
     async def start(self) -> None:
         options, self._loop = self._options, asyncio.get_running_loop()
@@ -157,7 +158,8 @@ class EmbeddedEngine(GuardedEngine):
         assert self._attachment is not None
         limit = int(model.config.max_position_embeddings)
         self._stop_ids = stop_ids(model, tokenizer)
-        self._grammars = Grammars(self._codec, self._vocabulary, self._stop_ids)
+        if self._grammars is None:  # guards that are exchanged change nothing of it
+            self._grammars = Grammars(self._codec, self._vocabulary, self._stop_ids)
         sentinel = tokenizer.get_vocab().get(SENTINEL)
         self._sentinel = min(self._stop_ids) if sentinel is None else int(sentinel)
         self._take_guards(guards, self._attachment.bound)
@@ -192,10 +194,11 @@ class EmbeddedEngine(GuardedEngine):
     def _let_go(self) -> None:
         """Of the model and of the batcher's cache, whoever still holds this engine: another one may need the memory."""
         self._held = self._attachment = self._prompts = None
-        self._grammars.close()
         gc.collect()  # the batcher and its cache refer to one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _over(self) -> None:
         """Nothing comes any more: whoever waits is told. Those whose end was dispatched before have it first."""
@@ -250,11 +253,13 @@ class EmbeddedEngine(GuardedEngine):
         if not steers(sampling):
             return None
         stops = self._stop_ids.union(sampling.stop_token_ids)  # also where they are ignored, as in vLLM
+        assert self._grammars is not None
         match = None if sampling.grammar is None else self._grammars.match(sampling.grammar, stops)
         return Steering(request, self._bad_word_ids(sampling), stops, match, self._loaded.device)
 
     def _require_grammar(self, sampling: Sampling) -> None:
         assert sampling.grammar is not None
+        assert self._grammars is not None
         self._grammars.check(sampling.grammar)
 
     def _queue(self, answer: EmbeddedAnswerState) -> None:

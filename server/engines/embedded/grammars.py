@@ -13,7 +13,7 @@ from torch import Tensor
 from guards.model.encoding import TextCodec
 from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded.trial import Trial, plain_tokenizer
-from server.engines.errors import InvalidOptionError
+from server.engines.errors import EngineStoppedError, InvalidOptionError
 from server.engines.grammars import Compiled
 
 MOST_ITEMS = 10_000
@@ -73,6 +73,7 @@ class Grammars:
         self._codec, self._vocabulary, self._stop_ids = codec, vocabulary, stop_ids
         self._lock = threading.Lock()
         self._tokens: tuple[Any, Trial] | None = None
+        self._closed = False
         self._compiled = Compiled(self._compile)
 
     def check(self, grammar: Grammar) -> None:
@@ -84,9 +85,11 @@ class Grammars:
         return Match(self._compiled(grammar).deep_copy(), stops, self._codec.special_ids)
 
     def close(self) -> None:
-        """Ends the process that tries grammars; another one starts where it is needed again."""
-        if self._tokens is not None:
-            self._tokens[1].close()
+        """Ends the process that tries grammars: none is compiled any more."""
+        with self._lock:
+            self._closed = True
+            if self._tokens is not None:
+                self._tokens[1].close()
 
     def _compile(self, grammar: Grammar) -> Any:
         """An LLMatcher at its beginning."""
@@ -107,6 +110,8 @@ class Grammars:
     def _tokenizer(self) -> tuple[Any, Trial]:
         """llguidance's view of the tokenizer, made when a request first asks for it: it may take a second."""
         with self._lock:
+            if self._closed:
+                raise EngineStoppedError("the engine has stopped")
             if self._tokens is None:
                 from llguidance.hf import from_tokenizer
 

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded.dialects import to_llguidance
-from server.engines.errors import EngineError, InvalidOptionError
+from server.engines.errors import EngineBusyError, EngineError, EngineStoppedError, InvalidOptionError
 
 logger = logging.getLogger("skillguard.server")
 
@@ -34,11 +34,15 @@ SECONDS = 1.0
 """Of a processor. Schemas of clients take some hundredths; 64 KiB of ranges of numbers took 0.4."""
 MEGABYTES = 32
 """Beyond what the process has. Schemas of clients take 10 at most; what is let through here keeps half of it."""
+MAX_WORK_SECONDS = 20
+"""On the clock: on a machine that does other things, a second of a processor takes longer."""
 MAX_WAIT_SECONDS = 30.0
-"""For an answer, on the clock: on a machine that does other things, a second of a processor takes longer."""
+"""For an answer, after which the process is not waited for, but ended."""
 MAX_START_SECONDS = 300.0
-LEAST_PRIORITY = 19
-"""Of the process once it is ready: who sends what takes its whole second again and again slows down no forward pass."""
+NICE = 10
+"""Of the process once it is ready: who sends what takes its whole second again and again hardly slows down forward
+passes, beside which a tenth of a processor is left to it.
+"""
 _READY = b"."
 _NO_MEMORY = 3
 """The worker's exit status where Python had none left. Rust ends the process then, as a stack does that overflows."""
@@ -55,18 +59,20 @@ class Trial:
         self._lock = threading.Lock()
         self._running: list[_Running] = []
         """One, or none."""
+        self._closed = False
         weakref.finalize(self, _end_all, self._running)
 
     def close(self) -> None:
-        """Ends the process, if there is one. Another call starts one again."""
-        with self._lock:
-            _end_all(self._running)
+        """Ends the process, now or once it has started: nothing is tried any more."""
+        self._closed = True
+        _end_all(self._running)
 
     def text(self, grammar: Grammar, limits: Mapping[str, object]) -> str:
         """llguidance's own form of a grammar that compiles within the bounds, and under these limits of its parser.
 
         Raises ValueError with what llguidance has against it, InvalidOptionError where it takes too much to find out,
-        and EngineError where no process can be had or nothing is said.
+        EngineBusyError where a second of a processor takes too long, EngineStoppedError once it is closed, and
+        EngineError where no process can be had or nothing is said.
         """
         ours, theirs = socket.socketpair()
         with ours:
@@ -75,14 +81,18 @@ class Trial:
             ours.settimeout(MAX_WAIT_SECONDS)
             try:
                 found = _answer(ours, [grammar.kind.value, grammar.text, dict(limits), SECONDS, MEGABYTES])
-            except TimeoutError:  # it does not even work
-                self.close()
+            except TimeoutError:  # not even a worker's own clock ended it
+                _end_all(self._running)
                 found = {}
         if "text" in found:
             return str(found["text"])
         if "said" in found:
             raise ValueError(found["said"])
+        if self._closed:
+            raise EngineStoppedError("the engine has stopped")
         status = found.get("status")
+        if status == -signal.SIGALRM:
+            raise EngineBusyError(f"the grammar did not get {SECONDS:g} seconds of a processor soon enough: try again")
         if status != -signal.SIGPROF and status not in _MEMORY:
             logger.error("a process that tried a grammar gave no answer; it ended with status %s", status)
             raise EngineError("the process that tries grammars gave no answer; ask again")
@@ -94,12 +104,18 @@ class Trial:
 
     def _hand(self, theirs: socket.socket) -> None:
         with self._lock:
-            if self._running and self._running[0][0].poll() is not None:  # as where memory is short
+            running = self._running[0] if self._running else None
+            if running is not None and running[0].poll() is not None:  # as where memory is short
                 _end_all(self._running)
-            if not self._running:
-                self._running.append(_started(self._given))
+                running = None
+            if running is None and not self._closed:
+                running = _started(self._given)
+                self._running.append(running)
+            if running is None or self._closed:
+                _end_all(self._running)
+                raise EngineStoppedError("the engine has stopped")
             try:
-                socket.send_fds(self._running[0][1], [_READY], [theirs.fileno()])
+                socket.send_fds(running[1], [_READY], [theirs.fileno()])
             except OSError as error:
                 _end_all(self._running)
                 raise EngineError(f"the process that tries grammars takes none: {error}; ask again") from error
@@ -114,12 +130,14 @@ def plain_tokenizer(tokenizer: Any) -> str:
 
 
 def _answer(ours: socket.socket, asked: Sequence[object]) -> dict[str, Any]:
-    """Empty where there is none, or no whole one. Raises TimeoutError."""
+    """Empty where there is none, or no whole one. Raises TimeoutError where a part of it does not come."""
     try:
         ours.sendall(json.dumps(asked).encode())
         ours.shutdown(socket.SHUT_WR)
         return dict(json.loads(_all_of(ours)))
-    except (ConnectionError, ValueError):
+    except TimeoutError:
+        raise
+    except (OSError, ValueError):
         return {}
 
 
@@ -134,7 +152,7 @@ def _started(given: bytes) -> _Running:
     with theirs:
         try:
             process = subprocess.Popen(
-                # -P: no module of the working directory, where anybody may have put one
+                # -P: python -c would look in the working directory first, where anybody may have put a module
                 [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -161,17 +179,25 @@ def _started(given: bytes) -> _Running:
             f"the process that tries grammars ended with status {process.returncode} before it was ready; wanted "
             f"{sys.executable} with llguidance, and memory for the tokenizer"
         )
+    control.settimeout(MAX_WAIT_SECONDS)
     return process, control
 
 
 def _end_all(running: list[_Running]) -> None:
-    while running:
-        process, control = running.pop()
+    """Safe to call from several threads: each process is ended by one of them."""
+    while True:
+        try:
+            process, control = running.pop()
+        except IndexError:
+            return
         control.close()
         if process.returncode is None:  # its number is still its own
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)  # with whatever it forked
             process.wait()
+            with suppress(ChildProcessError):
+                while True:  # where this is process 1, what that forked is ours now
+                    os.waitpid(-process.pid, 0)
 
 
 def serve(descriptor: int) -> None:
@@ -182,14 +208,15 @@ def serve(descriptor: int) -> None:
     tokenizer, vocabulary, stop_ids = json.loads(control.makefile("rb").readline())
     tokens = llguidance.LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=stop_ids)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
-    os.nice(LEAST_PRIORITY)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a service at once; the server says when it is over
+    os.nice(NICE)
     control.sendall(_READY)
     while (handed := socket.recv_fds(control, 1, 1))[0]:
-        asking = socket.socket(fileno=handed[1][0])
-        if os.fork() == 0:
-            control.close()
-            _in_child(partial(_keep, asking, tokens))
-        asking.close()
+        for descriptor in handed[1]:
+            with socket.socket(fileno=descriptor) as asking, suppress(OSError):  # where no process is to be had
+                if os.fork() == 0:
+                    control.close()
+                    _in_child(partial(_keep, asking, tokens))
 
 
 def _in_child(do: Callable[[], None]) -> NoReturn:
@@ -217,11 +244,13 @@ def _keep(asking: socket.socket, tokens: Any) -> None:
 def _work(asking: socket.socket, tokens: Any) -> None:
     import llguidance
 
+    for timer in (signal.SIGALRM, signal.SIGPROF):  # which end the process, whatever it computes
+        signal.signal(timer, signal.SIG_DFL)  # the server may have ignored them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [timer])
+    signal.setitimer(signal.ITIMER_REAL, MAX_WORK_SECONDS)
     kind, text, limits, seconds, megabytes = json.loads(_all_of(asking))
     _bound_memory(megabytes)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which the server may have ignored
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, whatever that computes
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     answer: dict[str, str]
     try:
         written = to_llguidance(Grammar(GrammarKind(kind), text))
@@ -234,7 +263,8 @@ def _work(asking: socket.socket, tokens: Any) -> None:
         matcher.compute_bitmask()  # finds out here, and not in the batch of everybody, what is too much to follow
         said = matcher.get_error()
         answer = {"said": said} if said else {"text": written}
-    signal.setitimer(signal.ITIMER_PROF, 0)  # so that nothing ends it in the middle of its answer
+    for each in (signal.ITIMER_PROF, signal.ITIMER_REAL):  # so that nothing ends it in the middle of its answer
+        signal.setitimer(each, 0)
     asking.sendall(json.dumps(answer).encode())
 
 

@@ -103,7 +103,7 @@ class Edge:
             pass
         self.call(self.held.clear)
         self.table.bounds = self.usual
-        self.now[0] += 1  # nothing counts that was abandoned
+        self.now[0] += 10  # nothing counts that was abandoned
         self._ended_before = self.call(lambda: self.table.ended)
         self.engine.cancelled.clear()
         self.engine.submitted.clear()

@@ -188,9 +188,10 @@ def test_what_a_caller_says_of_its_address_counts_for_nothing(served: Edge) -> N
 
 def leave(served: Edge, leaving: Sequence[socket.socket], last: bytes = b"") -> None:
     """Each sends a request, and hangs up once that waits for its answer."""
+    before = len(served.engine.submitted)
     for count, connected in enumerate(leaving, start=1):
         connected.sendall(post("held"))
-        served.until(lambda: len(served.engine.submitted) >= count)  # noqa: B023
+        served.until(lambda: len(served.engine.submitted) >= before + count)  # noqa: B023
     for connected in leaving:
         connected.sendall(last)
         connected.close()
@@ -199,7 +200,13 @@ def leave(served: Edge, leaving: Sequence[socket.socket], last: bytes = b"") -> 
 
 @pytest.mark.parametrize("last", [b"", b"\0"], ids=["", "after a byte that is not HTTP"])
 def test_who_leaves_request_after_request_has_to_wait(served: Edge, last: bytes) -> None:
-    leave(served, [served.connect() for _ in range(MAX_ABANDONED)], last)
+    leave(served, [served.connect() for _ in range(MAX_ABANDONED - 1)], last)
+    one_more = served.connect()
+    one_more.sendall(post("hi"))
+    assert status_of(one_more) == 200
+    one_more.close()
+    served.until(lambda: not len(served.table))
+    leave(served, [served.connect()], last)
     refused = served.connect()
     refused.sendall(post("hi"))
     assert status_of(refused) == 429
@@ -223,6 +230,27 @@ def test_who_connected_before_has_to_wait_too(served: Edge) -> None:
         served.call(lambda: served.table.abandoned(next(iter(served.table._sources))))
     before.sendall(post("hi"))
     assert status_of(before) == 429
+
+
+def test_a_body_counts_under_any_method(served: Edge) -> None:
+    for _ in range(MAX_ABANDONED):
+        leaving = served.connect()
+        leaving.sendall(POST.replace(b"POST", b"PUT") + b"Content-Length: 1000\r\n\r\n{")
+        served.settled()
+        leaving.close()
+        served.until(lambda: not len(served.table))
+    refused = served.connect()
+    refused.sendall(post("hi"))
+    assert status_of(refused) == 429
+
+
+def test_many_that_are_left_at_once_are_forgiven_as_slowly(served: Edge) -> None:
+    leave(served, [served.connect() for _ in range(3 * MAX_ABANDONED)])
+    for seconds, status in [(1, 429), (0.9, 429), (0.2, 200)]:
+        served.later(seconds)
+        asked = served.connect()
+        asked.sendall(post("hi"))
+        assert status_of(asked) == status
 
 
 def test_whom_the_server_ends_need_not_wait(served: Edge) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from guards.artifact.store import read_artifact, write_artifact
 from guards.core.verdict import GuardMode, Reading, Scope, Stage
+from guards.errors import SkillguardError
 from guards.inside.transformers.loading import load_model
 from guards.methods.registry import CUBE
 from server.engines.base import EngineRequest, FinishReason, Message, Sampling
@@ -148,6 +149,19 @@ def test_chat_prompts_pass_through_the_template(served: Served) -> None:
             engine.encode_chat([Message("tool", "w10")])
 
     run(guarded(served), work)
+
+
+def test_an_engine_that_did_not_start_stops(tmp_path: Path) -> None:
+    """Else the error of its stop would take the place of why it did not start."""
+
+    async def stops() -> None:
+        engine = EmbeddedEngine(EmbeddedOptions(model=str(tmp_path), artifacts=()))
+        with pytest.raises(SkillguardError, match="config.json"):
+            await engine.start()
+        await engine.stop()
+        await EmbeddedEngine(EmbeddedOptions(model=str(tmp_path), artifacts=())).stop()
+
+    asyncio.run(stops())
 
 
 def test_a_stopped_engine_holds_no_model(served: Served) -> None:

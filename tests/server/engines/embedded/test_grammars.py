@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from server.engines.embedded import grammars as compiler
 from server.engines.embedded import trial
 from server.engines.embedded.dialects import closed
 from server.engines.embedded.grammars import Grammars, Match
-from server.engines.errors import EngineError, InvalidOptionError
+from server.engines.errors import EngineBusyError, EngineError, EngineStoppedError, InvalidOptionError
 from tests.served import save_tiny_model
 from tests.server.engines.vllm.live import MODEL
 
@@ -279,13 +280,50 @@ def test_a_grammar_after_one_that_took_too_much(grammars: Grammars, codec: TextC
     assert before.poll() is None
 
 
-def test_a_grammar_does_not_wait_for_anothers_trial(grammars: Grammars, codec: TextCodec) -> None:
-    grammars.check(counting(7))
+def test_a_grammar_does_not_wait_for_anothers_trial(
+    grammars: Grammars, codec: TextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def late(ours: socket.socket, what: Sequence[object]) -> dict[str, Any]:
+        if not asked.is_set():
+            asked.set()
+            assert go_on.wait(60)
+        return answer(ours, what)
+
+    answer = trial._answer
+    monkeypatch.setattr(trial, "_answer", late)
+    first = threading.Thread(target=grammars.check, args=[counting(7)])
+    first.start()
+    assert asked.wait(60)
+    assert matches(grammars, codec, counting(0), "[]")
+    go_on.set()
+    first.join()
+
+
+def test_once_closed_nothing_is_compiled(codec: TextCodec) -> None:
+    grammars = Grammars(codec, V, frozenset({END}))
+    grammars.check(counting(1))
+    process = process_of(grammars)
+    grammars.close()
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(EngineStoppedError, match="has stopped"):
+        grammars.check(counting(2))
+    grammars = Grammars(codec, V, frozenset({END}))
+    grammars.check(counting(1))
     assert grammars._tokens is not None
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        grammars._tokens[1]._hand(theirs)  # whose grammar does not come
-        assert matches(grammars, codec, counting(0), "[]")
+    grammars._tokens[1].close()  # as while a thread is about to hand one over
+    with pytest.raises(EngineStoppedError, match="has stopped"):
+        grammars.check(counting(2))
+    assert not grammars._tokens[1]._running
+
+
+def test_a_grammar_that_gets_no_processor_is_asked_for_again(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_answer", lambda *_: {"status": -signal.SIGALRM})
+    with pytest.raises(EngineBusyError, match="did not get 1 seconds of a processor soon enough: try again"):
+        grammars.check(counting(11))
 
 
 def test_a_trial_that_was_killed_is_started_again(grammars: Grammars, codec: TextCodec) -> None:
