@@ -156,7 +156,7 @@ def test_an_engine_that_did_not_start_stops(tmp_path: Path) -> None:
 
     async def stops() -> None:
         engine = EmbeddedEngine(EmbeddedOptions(model=str(tmp_path), artifacts=()))
-        with pytest.raises(SkillguardError, match="config.json"):
+        with pytest.raises(SkillguardError, match=r"config\.json"):
             await engine.start()
         await engine.stop()
         await EmbeddedEngine(EmbeddedOptions(model=str(tmp_path), artifacts=())).stop()
