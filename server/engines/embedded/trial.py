@@ -104,21 +104,29 @@ class Trial:
 
     def _hand(self, theirs: socket.socket) -> None:
         with self._lock:
-            running = self._running[0] if self._running else None
-            if running is not None and running[0].poll() is not None:  # as where memory is short
-                _end_all(self._running)
-                running = None
-            if running is None and not self._closed:
-                running = _started(self._given)
-                self._running.append(running)
-            if running is None or self._closed:
-                _end_all(self._running)
-                raise EngineStoppedError("the engine has stopped")
             try:
-                socket.send_fds(running[1], [_READY], [theirs.fileno()])
-            except OSError as error:
+                self._send(theirs)
+            except OSError:  # it ends, as where memory is short, and the kernel does not yet say so
                 _end_all(self._running)
-                raise EngineError(f"the process that tries grammars takes none: {error}; ask again") from error
+                try:
+                    self._send(theirs)
+                except OSError as error:
+                    _end_all(self._running)
+                    raise EngineError(f"the process that tries grammars takes none: {error}; ask again") from error
+
+    def _send(self, theirs: socket.socket) -> None:
+        """To the process that runs, or to one that is started for it."""
+        running = self._running[0] if self._running else None
+        if running is not None and running[0].poll() is not None:
+            _end_all(self._running)
+            running = None
+        if running is None and not self._closed:
+            running = _started(self._given)
+            self._running.append(running)
+        if running is None or self._closed:
+            _end_all(self._running)
+            raise EngineStoppedError("the engine has stopped")
+        socket.send_fds(running[1], [_READY], [theirs.fileno()])
 
 
 def plain_tokenizer(tokenizer: Any) -> str:

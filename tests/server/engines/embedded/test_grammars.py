@@ -333,6 +333,16 @@ def test_a_trial_that_was_killed_is_started_again(grammars: Grammars, codec: Tex
     assert matches(grammars, codec, counting(1), '["a"]')
 
 
+def test_a_trial_that_takes_nothing_any_more_is_started_again(grammars: Grammars) -> None:
+    grammars.check(counting(4))
+    ends = process_of(grammars)
+    assert grammars._tokens is not None
+    grammars._tokens[1]._running[0][1].shutdown(socket.SHUT_RDWR)  # as where it ends, before it can be waited for
+    grammars.check(counting(5))
+    assert process_of(grammars) is not ends
+    assert process_of(grammars).poll() is None
+
+
 def test_a_trial_that_is_killed_meanwhile_is_an_error(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
     grammars.check(counting(5))
 
@@ -345,6 +355,7 @@ def test_a_trial_that_is_killed_meanwhile_is_an_error(grammars: Grammars, monkey
     with pytest.raises(EngineError, match="the process that tries grammars gave no answer; ask again"):
         grammars.check(counting(6))
     monkeypatch.undo()
+    process_of(grammars).wait()
     grammars.check(counting(6))
 
 
