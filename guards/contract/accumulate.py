@@ -69,6 +69,11 @@ def together(strategies: Sequence[OverTokens], device: torch.device) -> OverToke
     return cast(OverTokens, kind(**{each.name: of_all(each.name) for each in fields(kind)}))
 
 
+def of_numbers(*numbers_NC: Tensor) -> Tensor:
+    """States [N, C, K] of their K numbers. One number of all columns lies together, as it is joined, kept and read."""
+    return torch.stack(numbers_NC).movedim(0, -1)
+
+
 def running_max(x_CT: Tensor, begin_CT: Tensor) -> Tensor:
     """The largest x since `begin_CT`, a row that never descends along T, up to and with each row: exact, [C, T].
 

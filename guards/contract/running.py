@@ -53,7 +53,7 @@ class _Group:
     def keep(self, slots_T: Tensor, state_TCK: Tensor, broken_TC: Tensor) -> None:
         """Writes states to rows; of those that are broken a NaN, in the first number."""
         if self.strategy.width:
-            self.kept[slots_T] = state_TCK
+            self.kept.movedim(-1, 0).index_copy_(1, slots_T, state_TCK.movedim(-1, 0))  # whole rows at once
             self.kept[..., 0][slots_T] = state_TCK[..., 0].masked_fill(self.of(broken_TC), torch.nan)
 
     def before(self, previous_S: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guards.contract.accumulate import OverTokens, running_max
+from guards.contract.accumulate import OverTokens, of_numbers, running_max
 from guards.contract.turns import Stretches, Turns
 
 
@@ -52,7 +52,7 @@ class Rise(OverTokens):
             torch.where(counted_TC | begins_TC, counts_TC, 0.0),
             anew_TC,
         )
-        return torch.stack(own, dim=-1)
+        return of_numbers(*own)
 
     def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
         """Of sums S of evidence less kappa, c is S less the least S since the turn began, and m the largest c.
@@ -75,7 +75,7 @@ class Rise(OverTokens):
             first_CT,
             c_of_0_CT,
         )
-        return torch.stack(own).permute(2, 1, 0)
+        return of_numbers(*(each.T.contiguous() for each in own))
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
         most, most_of_c, most_of_0, c, c_of_0 = before_NCK.unbind(-1)
@@ -87,7 +87,7 @@ class Rise(OverTokens):
             c + d,
             torch.maximum(c_of_0 + d, d_of_0),
         )
-        return torch.stack(joined, dim=-1)
+        return of_numbers(*joined)
 
     def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         most_TC, most_of_c_TC, most_of_0_TC, *_ = state_TCK.unbind(-1)
@@ -115,7 +115,7 @@ class MessageMean(OverTokens):
         begins_T2 = torch.stack([turns.opens, turns.changes], dim=-1)
         begins_TC = begins_T2.index_select(1, torch.as_tensor(self.written, device=own_TC.device).reshape(-1).long())
         opens_TC = (own_TC & begins_TC).double()
-        return torch.stack([1 - opens_TC, counted_TC * (1 - values_TC.double()), counted_TC], dim=-1)
+        return of_numbers(1 - opens_TC, counted_TC * (1 - values_TC.double()), counted_TC)
 
     def within(self, values_TC: Tensor, stretches: Stretches) -> Tensor:
         """Sums less what they were when the message began."""
@@ -124,11 +124,12 @@ class MessageMean(OverTokens):
         of_CT = torch.stack([counted_CT * (1 - values_TC.double().T), counted_CT])
         sum_CT = of_CT.cumsum(dim=-1)
         evidence_CT, tokens_CT = sum_CT - (sum_CT - of_CT).gather(-1, begin_CT.expand_as(of_CT))
-        return torch.stack([(~opened_CT).double(), evidence_CT, tokens_CT]).permute(2, 1, 0)
+        return of_numbers(*(each.T.contiguous() for each in ((~opened_CT).double(), evidence_CT, tokens_CT)))
 
     def join(self, before_NCK: Tensor, after_NCK: Tensor) -> Tensor:
-        kept_NC1 = after_NCK[..., :1]
-        return torch.cat([before_NCK[..., :1] * kept_NC1, before_NCK[..., 1:] * kept_NC1 + after_NCK[..., 1:]], dim=-1)
+        kept, evidence, tokens = before_NCK.unbind(-1)
+        stays, more_evidence, more_tokens = after_NCK.unbind(-1)
+        return of_numbers(kept * stays, evidence * stays + more_evidence, tokens * stays + more_tokens)
 
     def read(self, values_TC: Tensor, state_TCK: Tensor) -> Tensor:
         return (1 - state_TCK[..., 1] / (state_TCK[..., 2] + self.weight)).float()
