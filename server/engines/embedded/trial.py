@@ -39,6 +39,8 @@ MAX_WORK_SECONDS = 20
 MAX_WAIT_SECONDS = 30.0
 """For an answer, after which the process is not waited for, but ended."""
 MAX_START_SECONDS = 300.0
+_MAX_END_SECONDS = 0.2
+"""For the kernel to say that a process has ended which answers nothing."""
 NICE = 10
 """Of the process once it is ready: who sends what takes its whole second again and again hardly slows down forward
 passes, beside which a tenth of a processor is left to it.
@@ -74,16 +76,10 @@ class Trial:
         EngineBusyError where a second of a processor takes too long, EngineStoppedError once it is closed, and
         EngineError where no process can be had or nothing is said.
         """
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                self._hand(theirs)
-            ours.settimeout(MAX_WAIT_SECONDS)
-            try:
-                found = _answer(ours, [grammar.kind.value, grammar.text, dict(limits), SECONDS, MEGABYTES])
-            except TimeoutError:  # not even a worker's own clock ended it
-                _end_all(self._running)
-                found = {}
+        asked = [grammar.kind.value, grammar.text, dict(limits), SECONDS, MEGABYTES]
+        found, by = self._try(asked)
+        if not found and _ends(by):  # as where memory is short: what it was handed last, it never took up
+            found, _ = self._try(asked)
         if "text" in found:
             return str(found["text"])
         if "said" in found:
@@ -102,19 +98,34 @@ class Trial:
             "grammar",
         )
 
-    def _hand(self, theirs: socket.socket) -> None:
+    def _try(self, asked: Sequence[object]) -> tuple[dict[str, Any], "subprocess.Popen[bytes]"]:
+        """What is said, nothing where no answer came; and the process that was handed the socket."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                by = self._hand(theirs)
+            ours.settimeout(MAX_WAIT_SECONDS)
+            try:
+                return _answer(ours, asked), by
+            except TimeoutError:  # not even a worker's own clock ended it
+                _end_all(self._running)
+                return {"status": None}, by
+
+    def _hand(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
         with self._lock:
             try:
-                self._send(theirs)
-            except OSError:  # it ends, as where memory is short, and the kernel does not yet say so
+                return self._send(theirs)
+            except OSError:  # it ends, and the kernel does not yet say so
                 _end_all(self._running)
                 try:
-                    self._send(theirs)
+                    return self._send(theirs)
                 except OSError as error:
                     _end_all(self._running)
+                    if self._closed:
+                        raise EngineStoppedError("the engine has stopped") from error
                     raise EngineError(f"the process that tries grammars takes none: {error}; ask again") from error
 
-    def _send(self, theirs: socket.socket) -> None:
+    def _send(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
         """To the process that runs, or to one that is started for it."""
         running = self._running[0] if self._running else None
         if running is not None and running[0].poll() is not None:
@@ -127,6 +138,7 @@ class Trial:
             _end_all(self._running)
             raise EngineStoppedError("the engine has stopped")
         socket.send_fds(running[1], [_READY], [theirs.fileno()])
+        return running[0]
 
 
 def plain_tokenizer(tokenizer: Any) -> str:
@@ -189,6 +201,13 @@ def _started(given: bytes) -> _Running:
         )
     control.settimeout(MAX_WAIT_SECONDS)
     return process, control
+
+
+def _ends(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether it has ended, or does so now."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_MAX_END_SECONDS)
+    return process.returncode is not None
 
 
 def _end_all(running: list[_Running]) -> None:

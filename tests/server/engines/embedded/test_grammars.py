@@ -338,12 +338,27 @@ def test_a_trial_that_takes_nothing_any_more_is_started_again(grammars: Grammars
     ends = process_of(grammars)
     assert grammars._tokens is not None
     grammars._tokens[1]._running[0][1].shutdown(socket.SHUT_RDWR)  # as where it ends, before it can be waited for
-    grammars.check(counting(5))
+    grammars.check(counting(12))
     assert process_of(grammars) is not ends
     assert process_of(grammars).poll() is None
 
 
-def test_a_trial_that_is_killed_meanwhile_is_an_error(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_is_killed_meanwhile_is_done_again(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars.check(counting(4))
+
+    def killed(ours: socket.socket, asked: Sequence[object]) -> dict[str, Any]:
+        monkeypatch.undo()
+        os.killpg(process_of(grammars).pid, signal.SIGKILL)
+        return answer(ours, asked)
+
+    answer = trial._answer
+    monkeypatch.setattr(trial, "_answer", killed)
+    ends = process_of(grammars)
+    grammars.check(counting(13))
+    assert process_of(grammars) is not ends
+
+
+def test_a_trial_that_is_killed_again_is_an_error(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
     grammars.check(counting(5))
 
     def killed(ours: socket.socket, asked: Sequence[object]) -> dict[str, Any]:
@@ -355,7 +370,6 @@ def test_a_trial_that_is_killed_meanwhile_is_an_error(grammars: Grammars, monkey
     with pytest.raises(EngineError, match="the process that tries grammars gave no answer; ask again"):
         grammars.check(counting(6))
     monkeypatch.undo()
-    process_of(grammars).wait()
     grammars.check(counting(6))
 
 
