@@ -77,9 +77,9 @@ class Trial:
         EngineError where no process can be had or nothing is said.
         """
         asked = [grammar.kind.value, grammar.text, dict(limits), SECONDS, MEGABYTES]
-        found, by = self._try(asked)
-        if not found and _ends(by):  # as where memory is short: what it was handed last, it never took up
-            found, _ = self._try(asked)
+        found = self._try(asked)
+        if found is None:
+            found = self._try(asked) or {}
         if "text" in found:
             return str(found["text"])
         if "said" in found:
@@ -98,47 +98,44 @@ class Trial:
             "grammar",
         )
 
-    def _try(self, asked: Sequence[object]) -> tuple[dict[str, Any], "subprocess.Popen[bytes]"]:
-        """What is said, nothing where no answer came; and the process that was handed the socket."""
+    def _try(self, asked: Sequence[object]) -> dict[str, Any] | None:
+        """What is said, nothing where no answer came. None where the process ended, as where memory is short: what it
+        was handed last, it never took up.
+        """
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                by = self._hand(theirs)
+                try:
+                    by = self._hand(theirs)
+                except OSError:  # its own end is closed, and the kernel does not yet say that it has ended
+                    return None
             ours.settimeout(MAX_WAIT_SECONDS)
             try:
-                return _answer(ours, asked), by
+                found = _answer(ours, asked)
             except TimeoutError:  # not even a worker's own clock ended it
                 _end_all(self._running)
-                return {"status": None}, by
+                return {}
+        return found if found or not _ends(by) else None
 
     def _hand(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
+        """To the process that runs, or to one that is started for it. Raises OSError where it takes nothing."""
         with self._lock:
-            try:
-                return self._send(theirs)
-            except OSError:  # it ends, and the kernel does not yet say so
+            running = self._running[0] if self._running else None
+            if running is not None and running[0].poll() is not None:
                 _end_all(self._running)
-                try:
-                    return self._send(theirs)
-                except OSError as error:
-                    _end_all(self._running)
-                    if self._closed:
-                        raise EngineStoppedError("the engine has stopped") from error
-                    raise EngineError(f"the process that tries grammars takes none: {error}; ask again") from error
-
-    def _send(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
-        """To the process that runs, or to one that is started for it."""
-        running = self._running[0] if self._running else None
-        if running is not None and running[0].poll() is not None:
-            _end_all(self._running)
-            running = None
-        if running is None and not self._closed:
-            running = _started(self._given)
-            self._running.append(running)
-        if running is None or self._closed:
-            _end_all(self._running)
-            raise EngineStoppedError("the engine has stopped")
-        socket.send_fds(running[1], [_READY], [theirs.fileno()])
-        return running[0]
+                running = None
+            if running is None and not self._closed:
+                running = _started(self._given)
+                self._running.append(running)
+            if running is None or self._closed:
+                _end_all(self._running)
+                raise EngineStoppedError("the engine has stopped")
+            try:
+                socket.send_fds(running[1], [_READY], [theirs.fileno()])
+            except OSError:
+                _end_all(self._running)
+                raise
+            return running[0]
 
 
 def plain_tokenizer(tokenizer: Any) -> str:
