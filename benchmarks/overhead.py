@@ -59,8 +59,10 @@ from guards.artifact.manifest import ModelIdentity
 from guards.contract.guard import Guard
 from guards.core.policy import Policy
 from guards.inside.transformers.loading import DTYPES
-from server.engines.base import NO_RULES, Chunk, EngineRequest, Finish, FinishReason, Sampling
+from server.engines.base import NO_RULES
+from server.engines.events import Chunk, Finish, FinishReason
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.engines.request import EngineRequest, Sampling
 
 SETTLE_SECONDS = 1.3
 """vLLM's idle workers keep polling for a second after their last step, which would slow the other engine's round."""

@@ -38,8 +38,10 @@ from guards.core.verdict import GuardKind, GuardMode, Reading
 from guards.inside.transformers.loading import load_model
 from guards.methods.loaded import read_guards
 from guards.model.encoding import TextCodec
-from server.engines.base import Engine, EngineRequest, Finish, FinishReason, GuardScore, Sampling
+from server.engines.base import Engine
+from server.engines.events import Finish, FinishReason, GuardScore
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.engines.request import EngineRequest, Sampling
 from server.policies import default_policy
 
 MARGIN = 1e-3

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
-from server.engines.base import NO_VARIABLES, Engine, Message
+from server.engines.base import NO_VARIABLES, Engine
 from server.engines.errors import PromptTooLongError
+from server.engines.request import Message
 from server.engines.tools import Tool
 from server.workers import SharedWorkers
 

@@ -40,7 +40,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from guards.errors import GuardReadingError, SkillguardError
-from server.engines.base import GuardFault
 from server.engines.errors import (
     EngineBusyError,
     EngineError,
@@ -50,6 +49,7 @@ from server.engines.errors import (
     PromptTooLongError,
     UnsupportedOptionError,
 )
+from server.engines.events import GuardFault
 
 
 class ServerError(SkillguardError):

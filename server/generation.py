@@ -8,17 +8,9 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from server.engines.base import (
-    Chunk,
-    Engine,
-    EngineRequest,
-    Event,
-    EventStream,
-    Finish,
-    FinishReason,
-    PromptToken,
-    TokenLogprob,
-)
+from server.engines.base import Engine
+from server.engines.events import Chunk, Event, EventStream, Finish, FinishReason, PromptToken, TokenLogprob
+from server.engines.request import EngineRequest
 from server.errors import ClientGoneError, GenerationError, UnverifiedError
 
 T = TypeVar("T")

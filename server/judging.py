@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage, Verdict, decide
 from server.encoding import Encoder
-from server.engines.base import Engine, EngineRequest, GuardInfo, GuardScore, Hit, Message, Sampling
+from server.engines.base import Engine, GuardInfo
+from server.engines.events import GuardScore, Hit
+from server.engines.request import EngineRequest, Message, Sampling
 from server.errors import UnverifiedError
 from server.generation import Observer, collect
 from server.limits import Spend

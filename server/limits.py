@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.auth import Caller, TenantPolicy
-from server.engines.base import Event, Finish
+from server.engines.events import Event, Finish
 from server.errors import LimitError
 
 Spend = Callable[[int], None]

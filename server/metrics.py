@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage, Verdict
-from server.engines.base import Event, Finish, FinishReason, GuardInfo, GuardScore
+from server.engines.base import GuardInfo
+from server.engines.events import Event, Finish, FinishReason, GuardScore
 
 _RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 """Dense around 1, where a detector's decision lies: at or below 1 it fires."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from guards.core.verdict import GuardKind, GuardMode, Stage, Verdict
 from server.audit.auditor import Asked
 from server.auth import Caller
-from server.engines.base import EngineRequest, Finish, FinishReason, GuardInfo, GuardScore
+from server.engines.base import GuardInfo
+from server.engines.events import Finish, FinishReason, GuardScore
+from server.engines.request import EngineRequest
 
 MOST = 1000
 """Answers that are kept; older ones are dropped."""

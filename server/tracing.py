@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
-from server.engines.base import Finish, Hit
+from server.engines.events import Finish, Hit
 from server.errors import ConfigError
 
 if TYPE_CHECKING:

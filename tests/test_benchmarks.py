@@ -18,7 +18,7 @@ from benchmarks.overhead import DECODE, FIRES, ROWS, interval, prompts, summaris
 from benchmarks.parity import MARGIN, Answer, compare, compare_answers
 from guards.core.drift import FEW_NEURONS, Drift
 from guards.core.verdict import Reading, Stage
-from server.engines.base import FinishReason, GuardScore
+from server.engines.events import FinishReason, GuardScore
 
 INSIDE = GuardScore("ksd", "m", "ksd", Reading.INSIDE, 4.0, 5.0, (1,), 7, Stage.PROMPT, "0" * 64)
 OUTSIDE = replace(INSIDE, reading=Reading.OUTSIDE, score=6.0)

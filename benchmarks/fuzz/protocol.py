@@ -15,7 +15,7 @@ from benchmarks.fuzz.mutations import mutated, mutated_json
 from benchmarks.fuzz.target import FindingError, Inputs
 from server.app import create_app
 from server.config import ServerConfig
-from server.engines.base import Finish
+from server.engines.events import Finish
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, answer, guard, score
 

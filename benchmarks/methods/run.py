@@ -33,7 +33,7 @@ from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode
 from guards.inside.transformers.loading import LoadedModel
 from guards.methods.loaded import LoadedGuard, read_guards
-from server.engines.base import FinishReason
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
 from server.evaluation.folder import RunFolder, key_of
 

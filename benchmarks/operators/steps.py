@@ -12,8 +12,8 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.overhead import DECODE, PREFILL, _started, ours
-from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
 
 

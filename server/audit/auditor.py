@@ -18,7 +18,9 @@ from server.audit.records import (
 )
 from server.audit.redaction import Redaction
 from server.auth import Caller
-from server.engines.base import EngineInfo, EngineRequest, Finish, GuardInfo, Hit
+from server.engines.base import EngineInfo, GuardInfo
+from server.engines.events import Finish, Hit
+from server.engines.request import EngineRequest
 from server.errors import AuditError, GenerationError, NotReadyError, reply_of
 
 logger = logging.getLogger("skillguard.audit")

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from guards.core.policy import Rule
 from guards.core.verdict import GuardMode
-from server.engines.base import EngineInfo, Finish, GuardInfo, GuardScore, Hit
+from server.engines.base import EngineInfo, GuardInfo
+from server.engines.events import Finish, GuardScore, Hit
 
 Fields = dict[str, object]
 

@@ -10,9 +10,11 @@ from server.doctor import machine, properties
 from server.doctor.findings import HANGS, Finding, Outcome, Report, reason
 from server.doctor.plain import Plain, compared, read_plainly
 from server.doctor.properties import Known, in_time
-from server.engines.base import Engine, EngineRequest, Finish, Sampling
+from server.engines.base import Engine
+from server.engines.events import Finish
 from server.engines.guarded import GuardedEngine
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.engines.request import EngineRequest, Sampling
 
 Options = EmbeddedOptions | VllmOptions
 Create = Callable[[Options], Engine]

@@ -12,9 +12,10 @@ from guards.artifact.manifest import Canary
 from guards.core.verdict import GuardKind, Reading, Stage
 from guards.methods.loaded import LoadedGuard
 from server.doctor.findings import Finding, Outcome
-from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, Grammar, GrammarKind, Sampling
 from server.engines.errors import EngineError
+from server.engines.events import Chunk, Finish, FinishReason
 from server.engines.guarded import GuardedEngine
+from server.engines.request import EngineRequest, Grammar, GrammarKind, Sampling
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from guards.contract.columns import GuardReading
 from guards.contract.guard import Health, Part
 from guards.core.verdict import Reading, Stage, Verdict, decide
-from server.engines.base import Acted, EngineRequest, GuardFault, GuardScore, Hit
+from server.engines.events import Acted, GuardFault, GuardScore, Hit
+from server.engines.request import EngineRequest
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,24 @@
 """The contract between the server and an engine.
 
-An engine owns the model, its tokenizer and the attached guards. It takes token ids and gives back a stream of
-events. It never raises for a verdict: an abstention is an outcome (`Finish`), not an exception.
+An engine owns the model, its tokenizer and the attached guards. It takes token ids (`server.engines.request`) and gives
+back a stream of events (`server.engines.events`).
 """
 
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from guards.artifact.manifest import ScoreQuantiles
 from guards.artifact.pins import ArtifactPath
 from guards.core.beside import ALONE, Beside
 from guards.core.policy import Policy, Rule
 from guards.core.quantiles import place
-from guards.core.trace import PartTrace
-from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
-from server.engines.errors import UnsupportedOptionError
-from server.engines.tools import Tool, ToolCall, ToolCallParser, ToolChoice, ToolUse
+from guards.core.verdict import GuardKind
+from server.engines.events import EventStream, GuardScore, GuardTrace
+from server.engines.request import COMMON_OPTIONS, EngineRequest, Message, Sampling, SamplingDefaults, ToolPlan
+from server.engines.tools import Tool, ToolChoice, ToolUse
 
 NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 NO_RULES = Policy()
@@ -27,331 +26,6 @@ NO_RULES = Policy()
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
-
-
-class GrammarKind(StrEnum):
-    """How a `Grammar` is written."""
-
-    JSON_SCHEMA = "json_schema"
-    JSON_OBJECT = "json_object"
-    REGEX = "regex"
-    CHOICE = "choice"
-    EBNF = "ebnf"
-    STRUCTURAL_TAG = "structural_tag"
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What an answer's text must match.
-
-    `text` is a JSON schema, a pattern, a grammar, a JSON list of choices, or xgrammar's structural tag as JSON.
-    """
-
-    kind: GrammarKind
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """How answers are drawn where a request does not say. Every default here asks for nothing."""
-
-    max_tokens: int | None = None
-    """Length of an answer; None for all that the context leaves."""
-    most_tokens: int | None = None
-    """Longest answer, whatever a request asks for."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw tokens. Temperature 0 is greedy. Every default asks for nothing.
-
-    An engine honours the fields up to `logprobs`; of the rest those that its `EngineInfo.options` names.
-
-    A log-probability in a prompt tells what the model would have drawn there. So guards judge the place as if the
-    prompt ended there, and it is told where a token would have been: nothing that other requests would not be told.
-    """
-
-    max_tokens: int
-    temperature: float = SamplingDefaults.temperature
-    top_p: float = SamplingDefaults.top_p
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    """None: none. 0: of the drawn token. n: of the n most likely tokens as well."""
-    prompt_logprobs: int | None = None
-    """The same of every token of the prompt but the first, where a guard does not withhold it."""
-    top_k: int = SamplingDefaults.top_k
-    min_p: float = SamplingDefaults.min_p
-    frequency_penalty: float = SamplingDefaults.frequency_penalty
-    presence_penalty: float = SamplingDefaults.presence_penalty
-    repetition_penalty: float = SamplingDefaults.repetition_penalty
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    allowed_token_ids: tuple[int, ...] = ()
-    bad_words: tuple[str, ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()
-    include_stop: bool = False
-    """Whether the stop string that was met is part of the text."""
-    grammar: Grammar | None = None
-
-
-COMMON_OPTIONS = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"})
-ALL_OPTIONS = frozenset(field.name for field in fields(Sampling))
-HONOURED: Mapping[str, frozenset[str]] = {"transformers": ALL_OPTIONS, "vllm": ALL_OPTIONS}
-"""Engines that serve models, and the fields of `Sampling` that each honours."""
-CALLS_TOOLS = frozenset({"vllm"})
-"""Those of them that honour tools, where the model's chat template shows them."""
-
-
-def require_honoured(
-    sampling: Sampling, engine: str, options: frozenset[str], named: Callable[[str], str] = str
-) -> None:
-    """Raises UnsupportedOptionError naming the first option that asks for something outside `options`.
-
-    `named` gives the name that the caller knows an option by.
-    """
-    neutral = Sampling(sampling.max_tokens)
-    for each in fields(Sampling):
-        if each.name not in options and getattr(sampling, each.name) != getattr(neutral, each.name):
-            name = named(each.name)
-            raise UnsupportedOptionError(f"The {engine} engine does not honour '{name}'; leave it out.", name)
-
-
-@dataclass(frozen=True)
-class ToolPlan:
-    """How one request's calls are drawn and read."""
-
-    parser: Callable[[], ToolCallParser]
-    """Makes one for each answer."""
-    grammar: Grammar | None = None
-    """What keeps an answer to the form of calls, where the request asks for that."""
-    special_tokens: bool = False
-    """As `EngineRequest.special_tokens` has it."""
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """One answer to draw for one prompt (`n` answers are `n` requests).
-
-    `request_id` was no other's before, ended ones included: what is given up is cancelled by its id, a little later.
-    `policy` says how every guard judges it; a guard that is missing there is under its default rule.
-    `special_tokens`: whether special tokens that the model writes are part of the text, for a ToolCallParser to read.
-    `keeps_places`: whether what guards read inside the prompt is kept, for `Engine.trace`.
-    `proof`: it is a canary's. No load puts it off: it is let in though the queue is full, and before all that waits.
-    And it is computed anew, since what a guard once read is no proof of what it reads now.
-    `tenant`: whose it is. Prefixes are cached for each tenant apart, since how soon a prompt is read would tell one
-    tenant what another has sent. Empty of what no caller asks for.
-    """
-
-    request_id: str
-    prompt_token_ids: tuple[int, ...]
-    sampling: Sampling
-    policy: Policy = field(default_factory=Policy)
-    special_tokens: bool = False
-    keeps_places: bool = False
-    proof: bool = False
-    tenant: str = ""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A drawn token's natural-log probability, with the most likely alternatives at its position."""
-
-    token: str
-    token_bytes: bytes
-    logprob: float
-    top: tuple[tuple[str, bytes, float], ...] = ()
-
-
-class RankedToken(NamedTuple):
-    """A token that could have come at a position, and how likely it was; rank 1 is the likeliest."""
-
-    token_id: int
-    token: str
-    token_bytes: bytes
-    logprob: float
-    rank: int
-
-
-@dataclass(frozen=True)
-class PromptToken:
-    """One token of a prompt as the model, given those before it, saw it come.
-
-    `itself` is None for the first token, and where a guard withholds it; `top` are the likeliest, in order.
-    """
-
-    itself: RankedToken | None = None
-    top: tuple[RankedToken, ...] = ()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of answer: `tokens` newly drawn tokens and the text they complete (may be empty).
-
-    `token_ids` are those tokens, where the engine tells; some tool-call parsers look at them. `prompt` has an entry for
-    each token of the prompt, in an answer's first chunk, where `Sampling.prompt_logprobs` asks for it.
-    """
-
-    text: str
-    tokens: int
-    logprobs: tuple[TokenLogprob, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    prompt: tuple[PromptToken, ...] = ()
-
-
-class FinishReason(StrEnum):
-    """Why an answer ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    ABSTAIN = "abstain"
-    ERROR = "error"
-    GIVEN_UP = "given_up"
-    """Nothing ended it yet when it was cancelled, mostly since its caller left. Nobody gets this one."""
-
-
-@dataclass(frozen=True)
-class GuardScore:
-    """One guard's reading at one position.
-
-    `score` and `tau` belong to the part (cube) with the smallest score/tau; a detector fires where
-    score <= tau. For an intervention `score` is what it did there, in a unit of its own, and `tau` is None.
-    """
-
-    guard: str
-    skill: str
-    method: str
-    reading: Reading
-    score: float
-    tau: float | None
-    layers: tuple[int, ...]
-    position: int
-    stage: Stage
-    digest: str
-    """Of the artifact that read it; another may have taken its place since."""
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class GuardTrace:
-    """What one detector's parts that judge prompts read along a prompt."""
-
-    guard: str
-    parts: tuple[PartTrace, ...]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A detector fired at a position that its scope covers. `mode` says whether that was enforced."""
-
-    score: GuardScore
-    mode: GuardMode
-
-
-@dataclass(frozen=True)
-class PromptHits:
-    """A detector fired inside a prompt whose log-probabilities were asked for: `first`, and at how many positions.
-
-    Where its mode is enforced, nothing is told of the tokens after these.
-    """
-
-    first: Hit
-    positions: int
-
-
-@dataclass(frozen=True)
-class GuardFault:
-    """A guard without a valid reading at a position that it had to read: MISSING or INVALID."""
-
-    guard: str
-    reading: Reading
-    position: int
-    stage: Stage
-    digest: str
-
-
-@dataclass(frozen=True)
-class Acted:
-    """What an intervention did to an answer: how much of its unit, over all positions."""
-
-    guard: str
-    unit: str
-    amount: float
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The last event of every request.
-
-    `hits`: the first hit of each guard, enforced or shadowed. `prompt_scores`: every guard at the last prompt
-    token. `verified`: every position at which a token was drawn had a finite reading of every guard; `faults`: each
-    guard's first that was not. `error` is set, for the operator's log only, when `reason` is ERROR.
-    """
-
-    reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    verified: bool
-    hits: tuple[Hit, ...] = ()
-    prompt_scores: tuple[GuardScore, ...] = ()
-    acted: tuple[Acted, ...] = ()
-    prompt_hits: tuple[PromptHits, ...] = ()
-    faults: tuple[GuardFault, ...] = ()
-    error: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.reason is FinishReason.ABSTAIN:
-            assert any(hit.mode is GuardMode.ENFORCE for hit in self.hits), (
-                "an abstention names the hit that enforced it"
-            )
-
-    @property
-    def abstained_on(self) -> Hit | None:
-        """The enforced hit that ended this answer, if one did."""
-        if self.reason is not FinishReason.ABSTAIN:
-            return None
-        return next(hit for hit in self.hits if hit.mode is GuardMode.ENFORCE)
-
-    @property
-    def withheld_in_prompt(self) -> PromptHits | None:
-        """The first guard that withholds log-probabilities of this prompt, if one does."""
-        return next((hits for hits in self.prompt_hits if hits.first.mode is GuardMode.ENFORCE), None)
-
-    def drawn_before(self, hit: Hit) -> int:
-        """Tokens of the answer that were drawn before one of its hits."""
-        return max(0, hit.score.position - (self.prompt_tokens - 1))
-
-    def sent_before(self, hit: Hit, hold_back_tokens: int | None) -> int:
-        """How many of them a caller may have, where the hit withheld the rest.
-
-        `hold_back_tokens`: by how many the caller's stream lags; None where an answer goes out whole.
-        """
-        if self.reason is not FinishReason.ABSTAIN or hold_back_tokens is None:
-            return 0
-        return max(0, self.drawn_before(hit) - hold_back_tokens)
-
-
-Event = Chunk | Finish
-
-
-class EventStream(AsyncIterator[Event]):
-    """One answer's events: Chunks, then exactly one Finish."""
-
-    @abstractmethod
-    async def aclose(self) -> Finish | None:
-        """Gives the answer up and cancels it, also when nothing was iterated yet. Safe to call twice.
-
-        Returns what is known of an answer whose Finish was not handed on: a hit that was found ended it, GIVEN_UP where
-        nothing did. None of one that was over.
-        """
 
 
 class TemplateState(StrEnum):
@@ -432,7 +106,7 @@ class EngineInfo:
     """What the chat template reads of its surroundings."""
     options: frozenset[str] = COMMON_OPTIONS
     """Fields of `Sampling` that this engine honours."""
-    defaults: SamplingDefaults = SamplingDefaults()
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     """What the model itself asks for where a request does not say."""
     tool_choices: frozenset[ToolChoice] = frozenset()
     """How tools may be asked for; empty where neither they nor their results can be shown to the model."""
@@ -449,19 +123,6 @@ class Load:
 
     running: int
     waiting: int
-
-
-@dataclass(frozen=True)
-class Message:
-    """One chat message as the chat template takes it.
-
-    An assistant's may hold calls, whose arguments are JSON objects; one of the role `tool` answers one of them.
-    """
-
-    role: str
-    content: str
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guards.errors import UnsupportedModelError
-from server.engines.base import SamplingDefaults
+from server.engines.request import SamplingDefaults
 
 _MAX = 2**31 - 1
 NEUTRAL_FILE = "vllm"

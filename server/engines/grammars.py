@@ -11,8 +11,8 @@ from functools import lru_cache
 from math import isqrt
 from typing import Generic, TypeVar
 
-from server.engines.base import Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
+from server.engines.request import Grammar, GrammarKind
 
 T = TypeVar("T")
 

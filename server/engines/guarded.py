@@ -27,21 +27,7 @@ from guards.methods.loaded import LoadedGuard, read_guards
 from guards.model.digests import DigestCache
 from guards.model.encoding import TextCodec
 from server.engines.answer_state import AnswerState, GuardFacts
-from server.engines.base import (
-    NO_RULES,
-    NO_VARIABLES,
-    EngineInfo,
-    EngineRequest,
-    Finish,
-    FinishReason,
-    GuardInfo,
-    GuardScore,
-    GuardTrace,
-    Message,
-    Sampling,
-    TemplateState,
-    ToolPlan,
-)
+from server.engines.base import NO_RULES, NO_VARIABLES, EngineInfo, GuardInfo, TemplateState
 from server.engines.description import describe
 from server.engines.errors import (
     EngineBusyError,
@@ -52,8 +38,10 @@ from server.engines.errors import (
     PromptTooLongError,
     UnsupportedOptionError,
 )
+from server.engines.events import Finish, FinishReason, GuardScore, GuardTrace
 from server.engines.grammars import KEPT, require_bounded
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.engines.request import EngineRequest, Message, Sampling, ToolPlan
 from server.engines.stream import AnswerStream
 from server.engines.template import template_message, template_tool
 from server.engines.text import OthersOpenings, TokenTexts

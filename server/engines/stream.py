@@ -8,7 +8,7 @@ from typing import Any
 from guards.core.verdict import Verdict
 from guards.model.openings import LONGEST
 from server.engines.answer_state import AnswerState
-from server.engines.base import (
+from server.engines.events import (
     Acted,
     Chunk,
     Event,

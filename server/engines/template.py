@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from server.engines.base import Message
+from server.engines.request import Message
 from server.engines.tools import Tool
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from server.engines.base import SamplingDefaults
+from server.engines.request import SamplingDefaults
 from server.errors import EvaluationError
 from server.evaluation.arms import Arm
 from server.evaluation.client import TOO_LONG, Client, Prompt, Reply

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from server.auth import Caller
 from server.config import AbstainStyle, ServerConfig
-from server.engines.base import FinishReason, Hit, PromptHits
+from server.engines.events import FinishReason, Hit, PromptHits
 from server.errors import AbstainedError
 
 _FINISH_REASONS = {

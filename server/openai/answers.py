@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.engines.base import EngineRequest, Finish, FinishReason, PromptToken
+from server.engines.events import Finish, FinishReason, PromptToken
+from server.engines.request import EngineRequest
 from server.engines.tools import Parsed, PlainText, ToolCallParser
 from server.generation import Answer
 from server.openai.abstention import Abstention

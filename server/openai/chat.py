@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from server.engines.base import EngineInfo, Message
+from server.engines.base import EngineInfo
+from server.engines.request import Message
 from server.engines.tools import ToolChoice, ToolUse
 from server.openai.body import MAX_INT
 from server.openai.calling import Calling

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.base import EngineInfo, Grammar, Sampling, SamplingDefaults, require_honoured
+from server.engines.base import EngineInfo
 from server.engines.defaults import MinP, Penalty, RepetitionPenalty, Temperature, TokenLimit, TopK, TopP
+from server.engines.request import Grammar, Sampling, SamplingDefaults, require_honoured
 from server.openai.body import MAX_INT, Body, Listed, Text, TokenId, encodable
 from server.openai.invalid import conflict
 from server.openai.structure import ResponseFormat, StructuredOutputs

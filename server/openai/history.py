@@ -16,8 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.base import EngineInfo, Message
+from server.engines.base import EngineInfo
 from server.engines.errors import UnsupportedOptionError
+from server.engines.request import Message
 from server.engines.tools import ToolCall
 from server.openai.body import Body, Listed, NonEmptyText, Text, encodable
 from server.openai.invalid import conflict

@@ -22,7 +22,8 @@ from pydantic_core import PydanticCustomError
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardKind, GuardMode, Stage, Verdict
-from server.engines.base import Finish, GuardInfo, GuardScore
+from server.engines.base import GuardInfo
+from server.engines.events import Finish, GuardScore
 from server.judging import Judged, judged
 from server.openai.body import Body, NonEmptyText, Text, encodable
 from server.openai.invalid import refused_option

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from server.engines.base import CALLS_TOOLS, HONOURED, Sampling, SamplingDefaults
+from server.engines.request import CALLS_TOOLS, HONOURED, Sampling, SamplingDefaults
 from server.openai import ChatRequest, CompletionRequest
 from server.openai.body import MAX_INT, Body
 from server.openai.responses.request import ResponsesRequest

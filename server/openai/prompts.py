@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from server.engines.base import PromptToken, RankedToken
+from server.engines.events import PromptToken, RankedToken
 
 LEAST_LOGPROB = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON cannot hold."""

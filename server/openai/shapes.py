@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from server.engines.base import TokenLogprob
+from server.engines.events import TokenLogprob
 from server.engines.tools import Parsed, ParsedPiece, ToolCallPiece
 from server.openai.prompts import TokenRow, finite
 

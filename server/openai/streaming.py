@@ -23,7 +23,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.context import context_of
-from server.engines.base import Chunk, Engine, EngineRequest, Event, Finish, PromptToken
+from server.engines.base import Engine
+from server.engines.events import Chunk, Event, Finish, PromptToken
+from server.engines.request import EngineRequest
 from server.errors import ClientGoneError
 from server.generation import Observer, require_sound, run_all, while_connected
 from server.openai.answers import AnswerJob

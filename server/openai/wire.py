@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from server.engines.base import Finish
+from server.engines.events import Finish
 from server.errors import error_body
 from server.openai.answers import AnswerJob
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from guards.core.verdict import Verdict
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import GuardScore
+from server.engines.events import GuardScore
 from server.generation import while_connected
 from server.judging import Judged, hits_of, judged
 from server.openai import CheckRequest

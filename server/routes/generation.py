@@ -11,8 +11,10 @@ from fastapi.responses import JSONResponse
 
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import Engine, EngineRequest, Event, Finish, ToolPlan
+from server.engines.base import Engine
 from server.engines.errors import InvalidOptionError
+from server.engines.events import Event, Finish
+from server.engines.request import EngineRequest, ToolPlan
 from server.engines.tools import PlainText
 from server.errors import InvalidRequestError, ModelNotFoundError
 from server.generation import Answer, Observer, collect, while_connected

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from guards.core.verdict import GuardMode
 from server.auth import Caller
 from server.context import CallerDep, ContextDep, RequestContext, Services, ServicesDep
-from server.engines.base import EngineRequest, Event, Hit
+from server.engines.events import Event, Hit
+from server.engines.request import EngineRequest
 from server.generation import Observer, while_connected
 from server.judging import Judge, Judged, hits_of
 from server.openai.abstention import abstention_for

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.parity import MARGIN, compare
 from guards.core.verdict import Reading, Stage
-from server.engines.base import GuardScore
+from server.engines.events import GuardScore
 
 
 def score(value: float, tau: float, part: str, reading: Reading = Reading.OUTSIDE) -> GuardScore:

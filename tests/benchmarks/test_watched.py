@@ -19,7 +19,7 @@ from benchmarks.watched.queries import asked
 from benchmarks.watched.run import GONE, SPIKE, usual_then_spike, watching
 from server.audit.folder import AuditFolder
 from server.auth import Role, new_key
-from server.engines.base import Finish, FinishReason
+from server.engines.events import Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.programs import needed

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from guards.core.verdict import GuardMode, Reading
-from server.engines.base import Event, Finish, FinishReason, GuardInfo
+from server.engines.base import GuardInfo
+from server.engines.events import Event, Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit, score
 

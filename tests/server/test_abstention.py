@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletion
 
 from guards.core.verdict import GuardMode, Stage
 from server.auth import Role, new_key
-from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
+from server.engines.events import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, Served, chat, completion, keys_file, serving

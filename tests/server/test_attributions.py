@@ -7,8 +7,8 @@ import pytest
 from guards.core.trace import PartTrace
 from guards.core.verdict import Reading
 from server.auth import Role, new_key
-from server.engines.base import GuardTrace
 from server.engines.errors import EngineBusyError
+from server.engines.events import GuardTrace
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard, score
 from server.routes.attributions import MOST_TOKENS

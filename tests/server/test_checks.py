@@ -7,7 +7,8 @@ import pytest
 
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage, Verdict
-from server.engines.base import GuardScore, Message
+from server.engines.events import GuardScore
+from server.engines.request import Message
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard, score
 from server.errors import UnverifiedError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import Chunk, Finish, FinishReason
 from server.engines.errors import EngineBusyError
+from server.engines.events import Chunk, Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, guard, hit
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, RESPONSES, Exchange, chat, completion, responses, serving

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.auth import Role, new_key
-from server.engines.base import COMMON_OPTIONS
 from server.engines.errors import EngineBusyError
+from server.engines.request import COMMON_OPTIONS
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, guard, hit
 from tests.server.harness import (

@@ -7,8 +7,9 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from guards.core.verdict import Stage
-from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Sampling, TokenLogprob
 from server.engines.errors import EngineBusyError
+from server.engines.events import Chunk, Event, Finish, FinishReason, TokenLogprob
+from server.engines.request import EngineRequest, Sampling
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.generation import collect

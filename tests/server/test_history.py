@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import COMMON_OPTIONS, Message
+from server.engines.request import COMMON_OPTIONS, Message
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.tools import ToolCall
 from server.openai import tables

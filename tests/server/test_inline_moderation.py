@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 
 from guards.core.verdict import GuardMode, Reading, Stage
-from server.engines.base import Finish
+from server.engines.events import Finish
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from tests.server.harness import CHAT, COMPLETIONS, RESPONSES, chat, completion, responses, serving

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.auth import Caller, Role, TenantPolicy, new_key
-from server.engines.base import Chunk
+from server.engines.events import Chunk
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.errors import LimitError

@@ -18,7 +18,8 @@ from guards.errors import ArtifactError
 from server.audit.verify import verify
 from server.auth import Role, new_key
 from server.config import AuditFailure
-from server.engines.base import Chunk, TemplateState
+from server.engines.base import TemplateState
+from server.engines.events import Chunk
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.readiness import Phase

@@ -14,17 +14,8 @@ from guards.core.policy import Policy
 from guards.core.quantiles import LEVELS
 from guards.core.verdict import GuardKind, GuardMode, Reading, Scope, Stage
 from server.auth import Role, new_key
-from server.engines.base import (
-    Acted,
-    Chunk,
-    Finish,
-    FinishReason,
-    GuardFault,
-    GuardInfo,
-    Hit,
-    Load,
-    TemplateState,
-)
+from server.engines.base import GuardInfo, Load, TemplateState
+from server.engines.events import Acted, Chunk, Finish, FinishReason, GuardFault, Hit
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from server.metrics import MOST_TENANTS, Metrics

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import COMMON_OPTIONS, EngineRequest, Sampling
+from server.engines.request import COMMON_OPTIONS, EngineRequest, Sampling
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.tools import ToolChoice
 from server.openai import ChatRequest, CheckRequest, CompletionRequest

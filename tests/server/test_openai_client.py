@@ -13,8 +13,9 @@ import pytest
 
 from guards.core.verdict import Stage
 from server.auth import Role, new_key
-from server.engines.base import COMMON_OPTIONS, Chunk, Finish, FinishReason, Grammar, GrammarKind
 from server.engines.errors import EngineBusyError
+from server.engines.events import Chunk, Finish, FinishReason
+from server.engines.request import COMMON_OPTIONS, Grammar, GrammarKind
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.harness import keys_file, listening

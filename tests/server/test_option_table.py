@@ -1,6 +1,6 @@
 """The table of request options in the documentation is the code's."""
 
-from server.engines.base import CALLS_TOOLS, HONOURED
+from server.engines.request import CALLS_TOOLS, HONOURED
 from server.openai import ChatRequest, CompletionRequest
 from server.openai.option_table import PAGE, rows, written
 from server.openai.responses.request import ResponsesRequest

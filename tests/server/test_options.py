@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import ALL_OPTIONS, COMMON_OPTIONS, Grammar, GrammarKind, Sampling
+from server.engines.request import ALL_OPTIONS, COMMON_OPTIONS, Grammar, GrammarKind, Sampling
 from server.engines.scripted.engine import ScriptedEngine
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving
 

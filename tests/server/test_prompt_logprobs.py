@@ -7,16 +7,8 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import (
-    COMMON_OPTIONS,
-    Chunk,
-    Finish,
-    FinishReason,
-    PromptHits,
-    PromptToken,
-    RankedToken,
-    TokenLogprob,
-)
+from server.engines.events import Chunk, Finish, FinishReason, PromptHits, PromptToken, RankedToken, TokenLogprob
+from server.engines.request import COMMON_OPTIONS
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving

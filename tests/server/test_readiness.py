@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from guards.errors import ArtifactMismatchError
-from server.engines.base import Chunk, Finish, FinishReason
+from server.engines.events import Chunk, Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, guard, score
 from server.readiness import Phase, unverified

@@ -9,7 +9,7 @@ import pytest
 
 from guards.core.verdict import GuardMode, Reading
 from server.auth import ADMINS, KeyEntry, Role, new_key
-from server.engines.base import Finish
+from server.engines.events import Finish
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, answer, score
 from server.recent import MOST

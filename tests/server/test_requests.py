@@ -7,8 +7,8 @@ import pytest
 
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardKind, GuardMode, Scope
-from server.engines.base import Message, Sampling, SamplingDefaults
 from server.engines.errors import InvalidOptionError
+from server.engines.request import Message, Sampling, SamplingDefaults
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import guard
 from tests.server.harness import CHAT, CHECKS, COMPLETIONS, chat, completion, serving

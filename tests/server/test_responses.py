@@ -8,19 +8,10 @@ import pytest
 from openai.types.responses import Response
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import (
-    COMMON_OPTIONS,
-    Finish,
-    FinishReason,
-    Grammar,
-    GrammarKind,
-    Message,
-    Sampling,
-    SamplingDefaults,
-    TokenLogprob,
-)
-from server.engines.base import Chunk as Piece
 from server.engines.errors import InvalidOptionError
+from server.engines.events import Chunk as Piece
+from server.engines.events import Finish, FinishReason, TokenLogprob
+from server.engines.request import COMMON_OPTIONS, Grammar, GrammarKind, Message, Sampling, SamplingDefaults
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.engines.tools import Tool, ToolCall, ToolChoice, ToolUse

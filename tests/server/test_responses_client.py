@@ -8,7 +8,8 @@ import pydantic
 import pytest
 
 from guards.core.verdict import Stage
-from server.engines.base import FinishReason, GrammarKind
+from server.engines.events import FinishReason
+from server.engines.request import GrammarKind
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server.test_openai_client import TEXT, Dish, client_of, engine

@@ -7,7 +7,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from guards.core.verdict import Stage
-from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
+from server.engines.events import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit
 from tests.server.harness import RESPONSES, Served, responses, serving

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from guards.core.verdict import Stage
-from server.engines.base import Message
+from server.engines.request import Message
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from tests.server import talkers

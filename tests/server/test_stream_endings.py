@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.core.verdict import Stage
-from server.engines.base import Chunk, Finish, FinishReason
+from server.engines.events import Chunk, Finish, FinishReason
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit
 from tests.server.harness import CHAT, COMPLETIONS, Exchange, chat, completion, serving

@@ -4,7 +4,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
-from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
+from server.engines.events import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, answer
 from tests.server.harness import CHAT, COMPLETIONS, chat, completion, serving

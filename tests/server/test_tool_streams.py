@@ -6,7 +6,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from guards.core.verdict import Stage
-from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
+from server.engines.events import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, Step, abstention, answer, guard, hit
 from server.engines.scripted.tools import ScriptedToolParser

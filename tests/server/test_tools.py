@@ -6,18 +6,9 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from guards.core.verdict import Stage
-from server.engines.base import (
-    COMMON_OPTIONS,
-    Finish,
-    FinishReason,
-    Grammar,
-    GrammarKind,
-    Message,
-    Sampling,
-    TokenLogprob,
-    ToolPlan,
-)
-from server.engines.base import Chunk as Piece
+from server.engines.events import Chunk as Piece
+from server.engines.events import Finish, FinishReason, TokenLogprob
+from server.engines.request import COMMON_OPTIONS, Grammar, GrammarKind, Message, Sampling, ToolPlan
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.engines.scripted.tools import ScriptedToolParser

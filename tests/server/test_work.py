@@ -13,9 +13,9 @@ import pytest
 
 from guards.model.rendering import RENDER_SECONDS
 from server.encoding import AT_A_TIME, LIKELY_CHARACTERS, MOST_WAITING, Encoder
-from server.engines.base import Message
 from server.engines.errors import EngineBusyError, PromptTooLongError
 from server.engines.guarded import MAX_BAD_WORDS
+from server.engines.request import Message
 from server.engines.scripted.engine import ScriptedEngine
 from server.workers import SharedWorkers, Workers
 from tests.server.harness import (

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from server.engines.answer_state import AnswerState
-from server.engines.base import PromptToken, TokenLogprob
 from server.engines.embedded.processors import Steering
+from server.engines.events import PromptToken, TokenLogprob
 
 
 @dataclass

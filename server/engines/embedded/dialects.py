@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from server.engines.base import Grammar, GrammarKind
+from server.engines.request import Grammar, GrammarKind
 
 _LARK_RULE = re.compile(r"^\s*[?!]*[a-zA-Z_]\w*\s*:(?!:)", re.MULTILINE)
 _EBNF_PART = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*|\s*\n\s*(?=\|)', re.DOTALL)

@@ -21,16 +21,7 @@ from guards.inside.transformers.attach import Attachment
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.inside.transformers.writing import stop_ids
 from guards.methods.loaded import LoadedGuard
-from server.engines.base import (
-    HONOURED,
-    EngineInfo,
-    EngineRequest,
-    FinishReason,
-    Load,
-    PromptToken,
-    Sampling,
-    SamplingDefaults,
-)
+from server.engines.base import EngineInfo, Load
 from server.engines.defaults import NEUTRAL_FILE, read_defaults
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.batching import longest_request, make_manager
@@ -39,8 +30,10 @@ from server.engines.embedded.processors import Steering, steers
 from server.engines.embedded.prompt_rows import PromptRows
 from server.engines.embedded.sampler import JudgingSampler
 from server.engines.errors import EngineStoppedError, InvalidOptionError
+from server.engines.events import FinishReason, PromptToken
 from server.engines.guarded import GuardedEngine, Offer
 from server.engines.options import EmbeddedOptions
+from server.engines.request import HONOURED, EngineRequest, Sampling, SamplingDefaults
 from server.engines.stream import AnswerStream, Drawn
 
 P = ParamSpec("P")

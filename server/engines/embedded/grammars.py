@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from guards.model.encoding import TextCodec
-from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded.trial import Trial, plain_tokenizer
 from server.engines.errors import EngineStoppedError, InvalidOptionError
 from server.engines.grammars import Compiled
+from server.engines.request import Grammar, GrammarKind
 
 MOST_ITEMS = 10_000
 """Steps of the parser for one token, a fifth of what llguidance takes by itself: the batch of everybody waits for them.

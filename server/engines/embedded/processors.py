@@ -16,8 +16,8 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.grammars import Match
+from server.engines.request import EngineRequest, Sampling
 
 
 class OccurrencePenalties(LogitsProcessor):  # type: ignore[misc]

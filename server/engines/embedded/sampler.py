@@ -20,10 +20,10 @@ from guards.contract.columns import Columns, Said
 from guards.core.verdict import Verdict
 from guards.inside.transformers.attach import Rows
 from server.engines.answer_state import GuardFacts
-from server.engines.base import PromptToken, RankedToken, TokenLogprob
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.processors import draw_token
 from server.engines.embedded.prompt_rows import PromptPart, PromptRows
+from server.engines.events import PromptToken, RankedToken, TokenLogprob
 
 TokenText = Callable[[int], tuple[str, bytes]]
 

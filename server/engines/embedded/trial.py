@@ -24,9 +24,9 @@ from copy import copy
 from functools import partial
 from typing import Any, NoReturn
 
-from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded.dialects import to_llguidance
 from server.engines.errors import EngineBusyError, EngineError, EngineStoppedError, InvalidOptionError
+from server.engines.request import Grammar, GrammarKind
 
 logger = logging.getLogger("skillguard.server")
 

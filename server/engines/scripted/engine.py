@@ -13,27 +13,18 @@ from prometheus_client import Metric
 from guards.artifact.pins import ArtifactPath
 from guards.core.policy import Policy
 from guards.errors import SkillguardError
-from server.engines.base import (
+from server.engines.base import NO_RULES, NO_VARIABLES, EngineInfo, GuardInfo, Load
+from server.engines.errors import EngineError, EngineStoppedError, InvalidOptionError, PromptError, PromptTooLongError
+from server.engines.events import Event, EventStream, Finish, FinishReason, GuardScore, GuardTrace
+from server.engines.request import (
     ALL_OPTIONS,
-    NO_RULES,
-    NO_VARIABLES,
-    EngineInfo,
     EngineRequest,
-    Event,
-    EventStream,
-    Finish,
-    FinishReason,
-    GuardInfo,
-    GuardScore,
-    GuardTrace,
-    Load,
     Message,
     Sampling,
     SamplingDefaults,
     ToolPlan,
     require_honoured,
 )
-from server.engines.errors import EngineError, EngineStoppedError, InvalidOptionError, PromptError, PromptTooLongError
 from server.engines.scripted.scripts import Script, answer, guard, score
 from server.engines.scripted.tools import ScriptedToolParser
 from server.engines.tools import Tool, ToolChoice, ToolUse

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from guards.core.policy import Rule
 from guards.core.verdict import GuardKind, GuardMode, Reading, Stage
-from server.engines.base import Chunk, Event, Finish, FinishReason, GuardInfo, GuardScore, Hit, TemplateState
+from server.engines.base import GuardInfo, TemplateState
+from server.engines.events import Chunk, Event, Finish, FinishReason, GuardScore, Hit
 
 Step = Event | asyncio.Event
 TAU = 0.5

@@ -32,23 +32,13 @@ from guards.methods.loaded import LoadedGuard
 from guards.model.folder import check_files, open_codec, resolve_folder
 from guards.model.weights import WeightFiles
 from server.engines.answer_state import AnswerState
-from server.engines.base import (
-    HONOURED,
-    EngineInfo,
-    EngineRequest,
-    FinishReason,
-    Load,
-    PromptToken,
-    RankedToken,
-    Sampling,
-    SamplingDefaults,
-    TokenLogprob,
-    ToolPlan,
-)
+from server.engines.base import EngineInfo, Load
 from server.engines.defaults import read_defaults
 from server.engines.errors import EngineError, EngineStoppedError
+from server.engines.events import FinishReason, PromptToken, RankedToken, TokenLogprob
 from server.engines.guarded import GuardedEngine, Offer
 from server.engines.options import VllmOptions
+from server.engines.request import HONOURED, EngineRequest, Sampling, SamplingDefaults, ToolPlan
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.tools import ToolUse
 from server.engines.vllm.config import guard_settings, parse_flags

@@ -13,9 +13,9 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from guards.core.policy import Policy
 from guards.inside.vllm.events import POLICY, PROOF
-from server.engines.base import ALL_OPTIONS, Grammar, GrammarKind, Sampling
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import Compiled
+from server.engines.request import ALL_OPTIONS, Grammar, GrammarKind, Sampling
 
 
 class Grammars:

@@ -20,8 +20,8 @@ from vllm.tokenizers.hf import get_cached_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 from vllm.tool_parsers.utils import get_json_schema_from_tools
 
-from server.engines.base import Grammar, GrammarKind, ToolPlan
 from server.engines.errors import EngineFlagError, UnsupportedOptionError
+from server.engines.request import Grammar, GrammarKind, ToolPlan
 from server.engines.template import template_tool
 from server.engines.tools import Parsed, ParsedPiece, ToolCall, ToolCallPiece, ToolChoice, ToolUse
 

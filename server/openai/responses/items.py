@@ -9,8 +9,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
-from server.engines.base import EngineInfo, Message
+from server.engines.base import EngineInfo
 from server.engines.errors import UnsupportedOptionError
+from server.engines.request import Message
 from server.openai.body import Listed, NonEmptyText, Text, encodable
 from server.openai.history import MAX_MESSAGES, CalledFunction, ChatMessage, HistoryBody, Part, as_parts
 from server.openai.invalid import conflict

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.base import Grammar, GrammarKind
+from server.engines.request import Grammar, GrammarKind
 from server.engines.tools import Tool, ToolChoice
 from server.openai.body import Body, Listed, NonEmptyText, Text
 from server.openai.invalid import conflict

@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.engines.base import EngineInfo, Grammar, Message
+from server.engines.base import EngineInfo
 from server.engines.defaults import TokenLimit
+from server.engines.request import Grammar, Message
 from server.engines.tools import ToolChoice, ToolUse
 from server.openai.body import Listed, Text
 from server.openai.calling import Calling

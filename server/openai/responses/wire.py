@@ -15,7 +15,7 @@ withheld answer under the style `error`.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.engines.base import Finish
+from server.engines.events import Finish
 from server.errors import AbstainedError, error_body
 from server.openai.answers import AnswerJob
 from server.openai.responses.output import Event, Output

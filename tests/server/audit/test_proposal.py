@@ -23,7 +23,7 @@ from server.audit.chain import Link, sealed
 from server.audit.prometheus import read_counts
 from server.audit.proposal import propose, propose_by_quantiles, read_readings
 from server.cli import main
-from server.engines.base import Chunk
+from server.engines.events import Chunk
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, answer, guard, score
 from server.errors import AuditFilesError

@@ -14,7 +14,7 @@ from guards.core.verdict import GuardMode, Reading, Stage
 from server.audit.verify import verify
 from server.auth import Role, new_key
 from server.config import AuditFailure
-from server.engines.base import Chunk, Event, Finish, FinishReason, GuardFault, PromptHits
+from server.engines.events import Chunk, Event, Finish, FinishReason, GuardFault, PromptHits
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit, score
 from tests.server.harness import (

@@ -22,9 +22,10 @@ from server.doctor.findings import HANGS, Finding, Outcome, Report
 from server.doctor.plain import Unread, _readings, compared
 from server.doctor.properties import OPTIONS
 from server.engines import answer_state
-from server.engines.base import Engine, EngineRequest, Sampling
+from server.engines.base import Engine
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
+from server.engines.request import EngineRequest, Sampling
 from server.engines.stream import AnswerStream
 
 GUARD = DEMO / "guards" / "ksd-mathematics"

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from server.cli import main
 from server.cli import serve as cli_serve
-from server.engines.base import Chunk
+from server.engines.events import Chunk
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, answer
 

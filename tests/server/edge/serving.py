@@ -16,7 +16,7 @@ from server.app import create_app
 from server.config import ServerConfig
 from server.edge.connections import Bounds, Connections, Ended
 from server.edge.serving import EdgeServer, make_server
-from server.engines.base import Chunk
+from server.engines.events import Chunk
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, answer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import EngineRequest, Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
+from server.engines.request import EngineRequest, Grammar, GrammarKind
 from tests.server.engines.vllm.live import OTHERS, Live, greedy
 
 DEEP = "(" * 30_000 + "a" + ")" * 30_000

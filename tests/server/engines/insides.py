@@ -3,7 +3,7 @@
 import math
 
 from guards.core.verdict import GuardMode
-from server.engines.base import FinishReason, PromptToken
+from server.engines.events import FinishReason, PromptToken
 from tests.server.engines.vllm.live import OTHERS, SUMS, Answer, Live, greedy
 
 ASKS = greedy(max_tokens=1, logprobs=3, prompt_logprobs=3)

@@ -8,7 +8,8 @@ from guards.contract.guard import Part
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading, Scope, Stage, Verdict
 from server.engines.answer_state import AnswerState, GuardFacts
-from server.engines.base import Acted, EngineRequest, Sampling
+from server.engines.events import Acted
+from server.engines.request import EngineRequest, Sampling
 
 FACTS = {
     "a": GuardFacts("maths", "ksd", (Part("chat", (3,)), Part("bare", (2, 4))), None, "a" * 64),

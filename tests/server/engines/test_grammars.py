@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from server.engines.base import Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import MAX_SIGNS, require_bounded
+from server.engines.request import Grammar, GrammarKind
 
 MANY = "a*" * (MAX_SIGNS + 1)
 

@@ -14,7 +14,8 @@ from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading
 from guards.model.openings import Opening
 from server.engines.answer_state import AnswerState, GuardFacts
-from server.engines.base import Chunk, EngineRequest, Event, Finish, FinishReason, Hit, Sampling
+from server.engines.events import Chunk, Event, Finish, FinishReason, Hit
+from server.engines.request import EngineRequest, Sampling
 from server.engines.stream import AnswerStream, Drawn
 from server.engines.text import OthersOpenings
 from server.errors import UnverifiedError

@@ -2,7 +2,7 @@
 
 import json
 
-from server.engines.base import Grammar, GrammarKind, Sampling
+from server.engines.request import Grammar, GrammarKind, Sampling
 from tests.server.engines.vllm.live import greedy
 
 END = 2

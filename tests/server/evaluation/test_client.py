@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.errors import EngineBusyError
+from server.engines.events import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.errors import EvaluationError

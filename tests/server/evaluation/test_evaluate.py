@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guards.errors import DataError
-from server.engines.base import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.errors import EngineError
+from server.engines.events import Chunk, Finish, FinishReason, TokenLogprob
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script
 from server.errors import EvaluationError

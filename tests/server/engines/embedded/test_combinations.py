@@ -24,8 +24,8 @@ from guards.methods.lunar.guard import LunarGuard, RidgeSums, redirection
 from guards.methods.registry import LUNAR_ABSTAIN
 from guards.methods.rmu.guard import RmuGuard
 from guards.methods.spans.guard import Judgement, LayerWeights, SpanGuard
-from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
 from tests.served import forget_prompt, ksd_guard, last_keys, retain_prompt, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, run

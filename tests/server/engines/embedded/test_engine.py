@@ -12,10 +12,11 @@ from guards.core.verdict import GuardMode, Reading, Scope, Stage
 from guards.errors import SkillguardError
 from guards.inside.transformers.loading import load_model
 from guards.methods.registry import CUBE
-from server.engines.base import EngineRequest, FinishReason, Message, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import EngineStoppedError, PromptError
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
+from server.engines.request import EngineRequest, Message, Sampling
 from tests.served import forget_prompt, ksd_guard, retain_prompt, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run, unguarded, watching
 

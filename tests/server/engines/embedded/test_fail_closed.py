@@ -13,10 +13,11 @@ from guards.artifact.store import read_artifact, write_artifact
 from guards.errors import ArtifactError, ArtifactMismatchError
 from guards.inside.transformers.loading import load_model
 from guards.model.sites import Place, Site
-from server.engines.base import EngineRequest, FinishReason, Sampling
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import EngineStoppedError
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
+from server.engines.request import EngineRequest, Sampling
 from tests.served import ksd_guard, retain_prompt, save_tiny_model, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run
 from tests.server.harness import CHECKS, serving

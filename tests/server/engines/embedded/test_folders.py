@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from guards.errors import UnsupportedModelError
-from server.engines.base import Message
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import PromptError
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.engines.request import Message
 from tests.guards.model.test_folder import BROKEN, adapter_beside, no_default_template, tokens_beyond
 from tests.guards.tiny import TEMPLATE, save_tiny
 from tests.server.engines.embedded.tiny_engine import run

@@ -18,12 +18,12 @@ import torch
 
 from guards.model.encoding import TextCodec
 from guards.model.folder import load_tokenizer
-from server.engines.base import Grammar, GrammarKind
 from server.engines.embedded import grammars as compiler
 from server.engines.embedded import trial
 from server.engines.embedded.dialects import closed
 from server.engines.embedded.grammars import Grammars, Match
 from server.engines.errors import EngineBusyError, EngineError, EngineStoppedError, InvalidOptionError
+from server.engines.request import Grammar, GrammarKind
 from tests.served import save_tiny_model
 from tests.server.engines.vllm.live import MODEL
 

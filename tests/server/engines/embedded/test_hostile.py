@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from guards.model.encoding import TextCodec
-from server.engines.base import EngineRequest, FinishReason, Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
+from server.engines.events import FinishReason
+from server.engines.request import EngineRequest, Grammar, GrammarKind
 from tests.server.engines.hostile import INVALID, refused
 from tests.server.engines.vllm.live import OTHERS, Live, embedded, greedy, live
 

@@ -8,8 +8,8 @@ import torch
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.selective_pruning.guard import Importance, PruningGuard
 from guards.model.sites import Site
-from server.engines.base import FinishReason
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
 from tests.served import forget_prompt, retain_prompt, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, run, unguarded

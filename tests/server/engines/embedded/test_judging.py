@@ -7,9 +7,10 @@ import pytest
 
 from guards.core.verdict import Verdict
 from server.encoding import Encoder
-from server.engines.base import EngineRequest, Event, Finish
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import PromptTooLongError
+from server.engines.events import Event, Finish
+from server.engines.request import EngineRequest
 from server.generation import Observer
 from server.judging import Judge, Judged
 from server.policies import default_policy

@@ -10,9 +10,10 @@ import pytest
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardMode, Scope, Stage
-from server.engines.base import EngineRequest, FinishReason, Message, Sampling
 from server.engines.embedded import engine as module
 from server.engines.errors import InvalidOptionError, PromptError, UnsupportedOptionError
+from server.engines.events import FinishReason
+from server.engines.request import EngineRequest, Message, Sampling
 from tests.server.engines.vllm.live import OTHERS, SUMS, Answer, Live, embedded, greedy, live
 from tests.server.engines.ways import END, VARIABLES, ways
 

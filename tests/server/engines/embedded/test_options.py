@@ -11,10 +11,11 @@ import pytest
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_model
 from guards.inside.transformers.writing import stop_ids
-from server.engines.base import FinishReason, Grammar, GrammarKind, SamplingDefaults
 from server.engines.defaults import read_defaults
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
+from server.engines.request import Grammar, GrammarKind, SamplingDefaults
 from tests.served import retain_prompt, save_tiny_model
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run
 from tests.server.engines.vllm.live import OTHERS, Live, embedded, greedy, live

@@ -8,9 +8,11 @@ import pytest
 from guards.core.policy import Policy, Rule
 from guards.core.verdict import GuardMode, Reading, Scope, Stage
 from guards.errors import PolicyError
-from server.engines.base import EngineRequest, FinishReason, Load, Sampling
+from server.engines.base import Load
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
+from server.engines.request import EngineRequest, Sampling
 from tests.served import forget_prompt, retain_prompt
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run, unguarded
 

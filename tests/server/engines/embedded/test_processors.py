@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import NoBadWordsLogitsProcessor
 
-from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.processors import BadWords, Steering, draw_token, steers
+from server.engines.request import EngineRequest, Sampling
 
 V, NONE = 8, -torch.inf
 LOGITS = torch.tensor([2.0, -2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 4.0])

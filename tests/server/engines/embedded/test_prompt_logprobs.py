@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from guards.core.verdict import Reading
-from server.engines.base import Chunk, EngineRequest, Finish, FinishReason, PromptToken, Sampling
 from server.engines.embedded import sampler as module
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import Chunk, Finish, FinishReason, PromptToken
+from server.engines.request import EngineRequest, Sampling
 from tests.server.engines import insides
 from tests.server.engines.embedded.tiny_engine import Served, guarded, run, unguarded, watching
 from tests.server.engines.vllm.live import Live, embedded, live

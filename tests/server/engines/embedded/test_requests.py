@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from guards.core.verdict import Reading
-from server.engines.base import EngineInfo, EngineRequest, FinishReason, Load, Sampling
+from server.engines.base import EngineInfo, Load
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.errors import EngineBusyError, PromptError, PromptTooLongError
+from server.engines.events import FinishReason
+from server.engines.request import EngineRequest, Sampling
 from tests.served import forget_prompt, retain_prompt
 from tests.server.engines.embedded.tiny_engine import Answer, Served, ask, guarded, run
 

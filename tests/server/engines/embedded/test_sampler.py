@@ -14,11 +14,11 @@ from guards.inside.transformers.attach import Rows
 from guards.methods.registry import CUBE
 from guards.model.shard import WHOLE
 from server.engines.answer_state import GuardFacts
-from server.engines.base import EngineRequest, Sampling
 from server.engines.embedded.answer_state import EmbeddedAnswerState
 from server.engines.embedded.processors import draw_token
 from server.engines.embedded.prompt_rows import PromptRows
 from server.engines.embedded.sampler import JudgingSampler
+from server.engines.request import EngineRequest, Sampling
 from tests.guards.samples import cube, cubes
 
 SENTINEL, VOCABULARY = 3, 16

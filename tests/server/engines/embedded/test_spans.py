@@ -17,9 +17,10 @@ from guards.core.verdict import Reading, Scope, Stage
 from guards.inside.transformers.loading import LoadedModel, load_model
 from guards.methods.spans.guard import DirectionFitter, Judgement, SpanGuard, Windows
 from guards.model.sites import Place, Site
-from server.engines.base import FinishReason, Message
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import FinishReason
 from server.engines.options import EmbeddedOptions
+from server.engines.request import Message
 from tests.served import forget_prompt, retain_prompt, save_tiny_model, write_guard
 from tests.server.engines.embedded.tiny_engine import Answer, ask, run, watching
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from server.engines.base import Message
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
+from server.engines.request import Message
 from tests.server.engines.embedded.tiny_engine import run, unguarded
 from tests.server.engines.vllm.live import GUARDS, MODEL
 

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardMode
-from server.engines.base import Chunk, EngineRequest, Finish, Sampling, TokenLogprob
 from server.engines.embedded.engine import EmbeddedEngine
+from server.engines.events import Chunk, Finish, TokenLogprob
 from server.engines.options import EmbeddedOptions
+from server.engines.request import EngineRequest, Sampling
 from server.policies import default_policy
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import COMMON_OPTIONS, Chunk, Engine, EngineRequest, Event, Finish, Message, Sampling
+from server.engines.base import Engine
 from server.engines.errors import (
     EngineBusyError,
     EngineStoppedError,
@@ -13,6 +13,8 @@ from server.engines.errors import (
     PromptTooLongError,
     UnsupportedOptionError,
 )
+from server.engines.events import Chunk, Event, Finish
+from server.engines.request import COMMON_OPTIONS, EngineRequest, Message, Sampling
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from guards.core.policy import Policy
 from guards.core.verdict import GuardMode
-from server.engines.base import Chunk, Engine, EngineRequest, Finish, GuardScore, Message, Sampling
+from server.engines.base import Engine
+from server.engines.events import Chunk, Finish, GuardScore
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.engines.request import EngineRequest, Message, Sampling
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import FinishReason
 from server.engines.errors import EngineStoppedError
+from server.engines.events import FinishReason
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy, live, on_vllm
 
 

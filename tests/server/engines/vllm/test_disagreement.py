@@ -15,8 +15,9 @@ from guards.model.encoding import TextCodec
 from guards.model.folder import load_tokenizer
 from guards.model.shard import WHOLE
 from server.engines.answer_state import AnswerState, GuardFacts
-from server.engines.base import EngineRequest, Finish, FinishReason, Sampling
+from server.engines.events import Finish, FinishReason
 from server.engines.options import VllmOptions
+from server.engines.request import EngineRequest, Sampling
 from server.engines.stream import AnswerStream
 from server.engines.text import OthersOpenings
 from server.errors import UnverifiedError, reply_of

@@ -11,8 +11,8 @@ import pytest
 from guards.errors import UnsupportedModelError
 from guards.inside.transformers.loading import load_model
 from guards.model.sites import Site
-from server.engines.base import Message
 from server.engines.options import VllmOptions
+from server.engines.request import Message
 from tests.guards.model.test_folder import (
     BROKEN,
     adapter_beside,

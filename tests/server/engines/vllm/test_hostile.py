@@ -3,8 +3,9 @@
 import pytest
 
 from guards.core.verdict import GuardMode
-from server.engines.base import FinishReason, Grammar, GrammarKind, Sampling
 from server.engines.errors import InvalidOptionError
+from server.engines.events import FinishReason
+from server.engines.request import Grammar, GrammarKind, Sampling
 from tests.server.engines.hostile import INVALID, refused
 from tests.server.engines.vllm.live import OTHERS, Live, greedy
 

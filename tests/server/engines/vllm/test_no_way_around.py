@@ -3,8 +3,9 @@
 import pytest
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import FinishReason, Message
 from server.engines.errors import PromptError, UnsupportedOptionError
+from server.engines.events import FinishReason
+from server.engines.request import Message
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
 from tests.server.engines.ways import VARIABLES, ways
 

@@ -3,7 +3,7 @@
 import pytest
 
 from guards.core.verdict import GuardMode
-from server.engines.base import GrammarKind
+from server.engines.request import GrammarKind
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live
 from tests.server.engines.ways import END, ways
 

@@ -1,7 +1,7 @@
 """Which guards are enforced may differ between the requests of one batch."""
 
 from guards.core.verdict import GuardMode
-from server.engines.base import FinishReason
+from server.engines.events import FinishReason
 from tests.server.engines.vllm.live import SUMS, Live, greedy
 
 SHADOW, ENFORCE = GuardMode.SHADOW, GuardMode.ENFORCE
@@ -45,7 +45,7 @@ def test_shadowed_answers_are_those_of_an_unguarded_model(engine: Live, referenc
 
 def test_cancelling_one_answer_leaves_the_others(engine: Live) -> None:
     async def first_event_then_leave() -> None:
-        from server.engines.base import EngineRequest
+        from server.engines.request import EngineRequest
 
         stream = engine.engine.submit(
             EngineRequest("leaves", engine.chat(CODE), greedy(ignore_eos=True, max_tokens=400), engine.policy(modes()))

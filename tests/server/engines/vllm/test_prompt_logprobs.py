@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from guards.inside.vllm.events import PromptReport, StepReport, load_prompt, load_report
-from server.engines.base import FinishReason
+from server.engines.events import FinishReason
 from tests.server.engines import insides
 from tests.server.engines.vllm.live import OTHERS, SUMS, Live, greedy
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from guards.core.policy import Policy
-from server.engines.base import EngineRequest, Grammar, GrammarKind
 from server.engines.errors import InvalidOptionError
 from server.engines.grammars import KEPT
 from server.engines.options import VllmOptions
+from server.engines.request import EngineRequest, Grammar, GrammarKind
 from tests.server.engines.vllm.live import MODEL, SMALL, greedy
 
 WORDS = ("red", "blue sky")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from guards.core.verdict import GuardMode, Reading
-from server.engines.base import FinishReason
+from server.engines.events import FinishReason
 from tests.server.engines.vllm.live import DEMO, Live, embedded, greedy, live, on_vllm
 
 SHIPPED = ("ksd-mathematics", "ksd-code", "ksd-zh")

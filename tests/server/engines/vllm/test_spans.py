@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from guards.core.verdict import GuardMode, Reading
-from server.engines.base import EngineRequest, FinishReason, Sampling
+from server.engines.events import FinishReason
+from server.engines.request import EngineRequest, Sampling
 from tests.server.engines.vllm.live import Live, embedded, greedy, live, on_vllm
 from tests.server.engines.vllm.test_sharding import cache_hits, long_prompts, preemptions, same, verdicts
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import GrammarKind, ToolPlan
 from server.engines.errors import UnsupportedOptionError
+from server.engines.request import GrammarKind, ToolPlan
 from server.engines.tools import Parsed, ParsedPiece, Tool, ToolCall, ToolChoice, ToolUse
 from tests.guards.model.test_encoding import tokenizer
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from guards.core.verdict import GuardMode, Stage
-from server.engines.base import Chunk, EngineRequest, FinishReason, Message, Sampling, ToolPlan
 from server.engines.errors import InvalidOptionError
+from server.engines.events import Chunk, FinishReason
 from server.engines.options import VllmOptions
+from server.engines.request import EngineRequest, Message, Sampling, ToolPlan
 from server.engines.tools import Tool, ToolChoice, ToolUse
 from tests.server.engines.vllm.live import MODEL, OTHERS, SUMS, Live, live, on_vllm
 
