@@ -83,6 +83,8 @@ class ChatTemplate:
 
     def require_free(self, variables: Mapping[str, Any]) -> None:
         """Raises PromptRefusedError for a variable by whose name something else goes to the template, or no text."""
+        if not variables:
+            return
         if not is_encodable(variables):
             raise PromptRefusedError("a variable of the chat template holds half a character: write whole ones")
         taken = {*signature(self._tokenizer.apply_chat_template).parameters, *self._tokenizer.special_tokens_map}

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import shlex
@@ -108,6 +109,8 @@ async def _announce(server: "EdgeServer", readiness: "Readiness", settings: Effe
     A guard that fails its canaries keeps the process up and not ready, so that /ready can say which it is.
     """
     await readiness.settled.wait()
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look for garbage in it would hold up every answer for a third of a second
     if readiness.failure is not None and not readiness.reasons:
         print(f"skillguard serve: error: {readiness.failure}", file=sys.stderr)
         server.should_exit = True

@@ -1,9 +1,11 @@
 """`skillguard serve` as it is, but with a scripted engine: python -m tests.server.edge.process FLAGS.
 
-A prompt that holds "held" is answered up to its first piece, and on from SIGUSR1 on.
+A prompt that holds "held" is answered up to its first piece, and on from SIGUSR1 on. SIGUSR2 logs how many objects the
+garbage collector does not look at, and how many it does.
 """
 
 import asyncio
+import gc
 import signal
 import sys
 from unittest.mock import patch
@@ -19,6 +21,9 @@ def engine(_: object) -> ScriptedEngine:
     """In the place of the engine that the settings ask for."""
     held = asyncio.Event()
     signal.signal(signal.SIGUSR1, lambda *_: held.set())
+    signal.signal(
+        signal.SIGUSR2, lambda *_: print(f"frozen {gc.get_freeze_count()} of {len(gc.get_objects())}", file=sys.stderr)
+    )
     return ScriptedEngine(
         [
             Script((Chunk("Well", tokens=1), held, *answer(", then.")), when=lambda prompt: "held" in prompt),

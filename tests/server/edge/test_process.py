@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -73,6 +74,8 @@ def test_the_process_stands_its_limits_and_ends_when_told(tmp_path: Path) -> Non
         behaved.sendall(post("hi"))
         assert status_of(behaved) == 200
 
+        process.send_signal(signal.SIGUSR2)  # looked at below, in its log
+
         # Of what runs when it is told to end, the answers that are read end by themselves.
         running, unread, trickling = opened("127.0.0.2"), opened("127.0.0.4", 2048), opened("127.0.0.5")
         unread.sendall(post("long"))
@@ -91,6 +94,10 @@ def test_the_process_stands_its_limits_and_ends_when_told(tmp_path: Path) -> Non
     assert "Traceback" not in log
     assert f"the process may have {DESCRIPTORS} descriptors, so there are at most 150 connections" in log
     assert len(log) < 20_000, "an attack fills the disk"
+    looked_at = re.search(r"frozen (\d+) of (\d+)", log)
+    assert looked_at is not None
+    frozen, others = map(int, looked_at.groups())
+    assert frozen > 10 * others, "what was there at the start is looked through for garbage, and everybody waits"
 
 
 def _until_refused(address: tuple[str, int]) -> None:
