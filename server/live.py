@@ -19,6 +19,7 @@ from server.audit.auditor import Asked, Auditor
 from server.auth import LEAST_FACTOR, MOST_FACTOR
 from server.engines.base import Engine, GuardInfo, TemplateState
 from server.errors import AuditError, ChangeRefusedError, ConfigError, GuardNotFoundError, InvalidRequestError
+from server.heap import thawed
 from server.keyring import KeysFile
 from server.metrics import Metrics
 from server.policies import require_shadowable, require_tenants
@@ -97,7 +98,8 @@ class LiveChanges:
                         )
 
                     async with self._readiness.admission.shut(self._patience_seconds):
-                        return new, await self._readiness.exchange(policy, accept)
+                        with thawed():
+                            return new, await self._readiness.exchange(policy, accept)
                 except AuditError:
                     raise
                 except SkillguardError as error:

@@ -142,8 +142,8 @@ class Columns:
 
         Every policy names every guard.
         """
-        if not self._parts:  # as in `readings`
-            return torch.empty(len(policies), 0)
+        if not self.guards:  # as in `readings`
+            return torch.empty(len(policies), 0, dtype=torch.float32)
         taus = [[tau for name in self.guards for tau in self._rule_taus(policy, name)] for policy in policies]
         return torch.tensor(taus, dtype=torch.float32).reshape(len(policies), len(self._parts))
 

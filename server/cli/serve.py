@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ from server.cli.fields import add_fields
 from server.config import AuditFailure, ServerConfig
 from server.create import create_engine
 from server.engines.options import EmbeddedOptions, VllmOptions
+from server.heap import settle
 from server.refused_names import CONFIG_VARIABLE
 from server.settings import Effective, environment_name
 
@@ -109,12 +109,11 @@ async def _announce(server: "EdgeServer", readiness: "Readiness", settings: Effe
     A guard that fails its canaries keeps the process up and not ready, so that /ready can say which it is.
     """
     await readiness.settled.wait()
-    gc.collect()
-    gc.freeze()  # what is there now stays: to look for garbage in it would hold up every answer for a third of a second
     if readiness.failure is not None and not readiness.reasons:
         print(f"skillguard serve: error: {readiness.failure}", file=sys.stderr)
         server.should_exit = True
         return
+    settle()
     await server.listening.wait()  # an engine may be ready before the socket is
     port = server.servers[0].sockets[0].getsockname()[1]
     host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host

@@ -1,6 +1,6 @@
 """What an engine tells of an answer: pieces of text, then how it ended and what guards read and did.
 
-It never raises for a verdict: an abstention is an outcome (`Finish`), not an exception.
+An engine never raises for a verdict: an abstention is an outcome (`Finish`), not an exception.
 """
 
 from abc import abstractmethod

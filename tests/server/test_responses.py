@@ -10,7 +10,7 @@ from guards.core.verdict import GuardMode, Stage
 from server.engines.errors import InvalidOptionError
 from server.engines.events import Chunk as Piece
 from server.engines.events import Finish, FinishReason, TokenLogprob
-from server.engines.request import COMMON_OPTIONS, Message, Sampling, SamplingDefaults
+from server.engines.request import COMMON_OPTIONS, Grammar, GrammarKind, Message, Sampling, SamplingDefaults
 from server.engines.scripted.engine import ScriptedEngine
 from server.engines.scripted.scripts import Script, abstention, answer, guard, hit
 from server.engines.tools import Tool, ToolCall, ToolChoice, ToolUse
@@ -393,3 +393,9 @@ async def test_abstained_answer_shows_no_logprobs() -> None:
         response = await served.post(RESPONSES, responses(include=[LOGPROBS]))
         assert response.json()["output"][0]["content"][0]["logprobs"] == []
         assert "eggs" not in response.text
+
+
+async def test_grammar_of_a_text_format() -> None:
+    async with serving() as served:
+        await served.post(RESPONSES, responses(text={"format": {"type": "text"}}, structured_outputs={"regex": "a"}))
+        assert served.engine.submitted[0].sampling.grammar == Grammar(GrammarKind.REGEX, "a")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from server.engines.request import Grammar, GrammarKind
 from tests.server.harness import MODEL, RESPONSES, responses, serving
 from tests.server.test_responses import CALLED, CLOCK, LOGPROBS, OUT, USER
 
@@ -149,9 +148,3 @@ async def test_half_a_character_is_refused_wherever_it_would_be_shown() -> None:
             headers = {"content-type": "application/json"}
             response = await served.client.post(RESPONSES, content=content, headers=headers)
             assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_value"), fields
-
-
-async def test_grammar_of_a_text_format() -> None:
-    async with serving() as served:
-        await served.post(RESPONSES, {**formatted(type="text"), "structured_outputs": {"regex": "a"}})
-        assert served.engine.submitted[0].sampling.grammar == Grammar(GrammarKind.REGEX, "a")

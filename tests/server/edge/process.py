@@ -1,7 +1,7 @@
 """`skillguard serve` as it is, but with a scripted engine: python -m tests.server.edge.process FLAGS.
 
-A prompt that holds "held" is answered up to its first piece, and on from SIGUSR1 on. SIGUSR2 logs how many objects the
-garbage collector does not look at, and how many it does.
+A prompt that holds "held" is answered up to its first piece, and on from SIGUSR1 on. SIGUSR2 logs how many objects are
+not looked through for garbage, and how many are.
 """
 
 import asyncio
@@ -21,9 +21,7 @@ def engine(_: object) -> ScriptedEngine:
     """In the place of the engine that the settings ask for."""
     held = asyncio.Event()
     signal.signal(signal.SIGUSR1, lambda *_: held.set())
-    signal.signal(
-        signal.SIGUSR2, lambda *_: print(f"frozen {gc.get_freeze_count()} of {len(gc.get_objects())}", file=sys.stderr)
-    )
+    signal.signal(signal.SIGUSR2, lambda *_: _log_heap())
     return ScriptedEngine(
         [
             Script((Chunk("Well", tokens=1), held, *answer(", then.")), when=lambda prompt: "held" in prompt),
@@ -31,6 +29,10 @@ def engine(_: object) -> ScriptedEngine:
             Script(answer("Hello", " there.")),
         ]
     )
+
+
+def _log_heap() -> None:
+    print(f"settled {gc.get_freeze_count()}, others {len(gc.get_objects())}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

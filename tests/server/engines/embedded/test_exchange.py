@@ -1,7 +1,10 @@
 """Another artifact takes a guard's place on the embedded engine, while 64 callers ask."""
 
+import gc
 import shutil
+import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from guards.inside.transformers.attach import _Site
 from guards.inside.vllm.exchange import pairs, swap
 from guards.methods.loaded import LoadedGuard
 from guards.model.shard import WHOLE
+from server import live
 from server.engines.embedded.engine import EmbeddedEngine
 from server.engines.options import EmbeddedOptions
+from server.heap import settle
 from tests.server.engines import exchanged
 from tests.server.engines.exchanged import (
     CALLERS,
@@ -138,6 +143,25 @@ async def test_an_artifact_that_does_not_verify_is_put_out_again(served: Served,
     (change,) = running.told("admin")
     assert "canary 0" in change["refused"]
     assert change["after"] is None
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["found", "the control"])
+async def test_the_cache_of_before_is_found_though_it_had_settled(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    """It refers to itself, and where memory is short there is no room for the new one beside it."""
+    if not found:
+        monkeypatch.setattr(live, "thawed", nullcontext)
+    engine = engine_of(served, served.old)
+    async with serving(engine, tmp_path) as running:
+        cache = weakref.ref(engine._manager.batch_processor.cache)
+        settle()
+        try:
+            assert (await running.reload(served.new)).status_code == 200
+            assert (cache() is None) == found
+            assert gc.get_freeze_count() > 0
+        finally:
+            gc.unfreeze()
 
 
 async def test_a_pinned_guard_stays_pinned(served: Served, tmp_path: Path) -> None:
