@@ -3,16 +3,12 @@
 from collections.abc import Iterable, Sequence
 
 from benchmarks.asked.cells import LONG_TOKENS, SHORT_TOKENS
-from benchmarks.detectors.rows import FITTED, HELD_OUT, POOL
 from benchmarks.measurements.demo import guards, lowest, own_skill
 from benchmarks.measurements.results import Results, Row, matching, only
-from benchmarks.measurements.robustness import OWN, recall, treated
+from benchmarks.measurements.robustness import OWN
 from benchmarks.measurements.text import bullets, share, span, table
-from benchmarks.prompts.treatments import LONG_WORDS
 
 README = "README.md"
-DETECTOR = "spans"
-"""The default variant, whose figures are shown."""
 BEGIN = "<!-- figures: written by `python -m benchmarks.measurements` -->"
 END = "<!-- end of figures -->"
 WRITTEN = "written/"
@@ -28,9 +24,7 @@ _ASKED = (
 
 def figures(results: Results) -> str:
     """The list of figures."""
-    reached = [line for model in results.models("transfer") if (line := _reach(results, model))]
-    evading = [line for model in results.models("robustness") if (line := _evading(results, model))]
-    said = bullets([_demo(results), *reached, *evading, _vllm(results)])
+    said = bullets([_demo(results), _vllm(results)])
     asked = [line for model in results.models("asked") for line in _asked(results, model)]
     return "\n\n".join([said, *([table(_ASKED, asked)] if asked else [])])
 
@@ -86,36 +80,6 @@ def _refused(rows: Sequence[Row]) -> str:
 
 def _beside(shapes: Iterable[str], tokens: int) -> list[str]:
     return [name for name in shapes if name.endswith(f"-of-{tokens}")]
-
-
-def _pool(row: Row) -> str:
-    return f"{share(row['recall'], 2)}, {share(row['false_abstention'], 4)}, {share(row['log_auroc'])}"
-
-
-def _reach(results: Results, model: str) -> str:
-    rows = matching(results.read(f"transfer.{model}")["rows"], detector=DETECTOR, role=POOL)
-    said = [
-        f"{forget} {pool} {_pool(row)}"
-        for forget in OWN
-        for pool in (FITTED, HELD_OUT)
-        for row in matching(rows, forget=forget, test=pool)
-    ]
-    return f"`ksd` on {model} (recall, false abstention, log-AUROC): {'; '.join(said)}." if said else ""
-
-
-def _evading(results: Results, model: str) -> str:
-    rows = results.read(f"robustness.{model}")["rows"]
-    shown = (
-        ("typos", "typos"),
-        ("capitals", "upper-case"),
-        (f"at the end of {LONG_WORDS} words of other text", "longer-end"),
-    )
-    said = [
-        f"{forget}: {', '.join(f'{label} {recall(treated(rows, DETECTOR, forget, name))}' for label, name in shown)}"
-        for forget in OWN
-        if matching(rows, detector=DETECTOR, forget=forget)
-    ]
-    return f"`ksd` on {model}, recall of what callers change: {'; '.join(said)}." if said else ""
 
 
 def _vllm(results: Results) -> str:
