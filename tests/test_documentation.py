@@ -55,6 +55,14 @@ def source(folder: str) -> str:
 
 
 @cache
+def options_source(folder: str) -> str:
+    """The same, with the module whose `parse` it takes its options by, where it has none of its own."""
+    text = source(folder)
+    shared = re.search(r"^from (benchmarks[\w.]+) import .*\bparse\b", text, re.MULTILINE)
+    return text if shared is None else text + source(shared[1].replace(".", "/"))
+
+
+@cache
 def our_flags() -> dict[str, set[str]]:
     parser = build_parser()
     (commands,) = (each.choices for each in parser._actions if isinstance(each.choices, dict))
@@ -99,7 +107,7 @@ def wrong_modules(page: Path, text: str) -> Iterator[str]:
             yield module
         elif module.startswith("benchmarks"):
             given = set(re.findall(r"--[a-z][\w-]*", rest.partition("#")[0])) - our_flags()["serve"]
-            yield from (f"{module} {flag}" for flag in given if f'"{flag}"' not in source(name))
+            yield from (f"{module} {flag}" for flag in given if f'"{flag}"' not in options_source(name))
 
 
 def wrong_flags(page: Path, text: str) -> Iterator[str]:
