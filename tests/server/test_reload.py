@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from guards.core.policy import Rule
@@ -145,15 +146,21 @@ async def until_shut(served: Served) -> None:
         await asyncio.sleep(0)
 
 
+async def waiting_reload(served: Served) -> tuple["asyncio.Task[httpx.Response]", "asyncio.Task[httpx.Response]"]:
+    """A slow answer that runs, and a reload that waits for it."""
+    running = asyncio.create_task(served.post(CHAT, chat("slow"), **ANN))
+    while not served.engine.submitted:
+        await asyncio.sleep(0)
+    reloading = asyncio.create_task(reload(served))
+    await until_shut(served)
+    return running, reloading
+
+
 async def test_a_reload_waits_for_running_answers_and_new_requests_wait_for_it(tmp_path: Path) -> None:
     go_on = asyncio.Event()
     engine = held(go_on)
     async with administered(tmp_path, engine) as served:
-        running = asyncio.create_task(served.post(CHAT, chat("slow"), **ANN))
-        while not engine.submitted:
-            await asyncio.sleep(0)
-        reloading = asyncio.create_task(reload(served))
-        await until_shut(served)
+        running, reloading = await waiting_reload(served)
         waiting = [asyncio.create_task(served.post(CHAT, chat(), **ANN)) for _ in range(3)]
         for path in ("/ready", "/v1/health/ready", "/v2/health/ready", "/ping"):
             assert (await served.client.get(path)).status_code == 503
@@ -184,11 +191,7 @@ async def test_a_reload_that_waits_too_long_is_given_up(tmp_path: Path) -> None:
     go_on = asyncio.Event()
     engine = held(go_on)
     async with administered(tmp_path, engine, reload_patience_seconds=0.05) as served:
-        running = asyncio.create_task(served.post(CHAT, chat("slow"), **ANN))
-        while not engine.submitted:
-            await asyncio.sleep(0)
-        reloading = asyncio.create_task(reload(served))
-        await until_shut(served)
+        running, reloading = await waiting_reload(served)
         waiting = asyncio.create_task(served.post(CHAT, chat(), **ANN))
         refused = await reloading
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "change_refused")
@@ -221,11 +224,7 @@ async def test_an_admin_who_hangs_up_does_not_end_the_reload(tmp_path: Path) -> 
     go_on = asyncio.Event()
     engine = held(go_on)
     async with administered(tmp_path, engine) as served:
-        running = asyncio.create_task(served.post(CHAT, chat("slow"), **ANN))
-        while not engine.submitted:
-            await asyncio.sleep(0)
-        reloading = asyncio.create_task(reload(served))
-        await until_shut(served)
+        running, reloading = await waiting_reload(served)
         reloading.cancel()
         go_on.set()
         assert (await running).status_code == 200
